@@ -1,0 +1,228 @@
+"""What an exported graph promises: its metadata, written by the exporter and read by every other room.
+
+The same JSON stands in the ONNX file's `metadata_props` under the key `attlas` and beside it as `graph.json`
+(JavaScript runtimes cannot read metadata). This module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import AttlasError
+
+__all__ = [
+    "FORMAT", "METADATA_KEY", "ClassName", "GraphSpec", "Output", "Readout", "Recipe", "Weights",
+]  # fmt: skip
+
+FORMAT = 1
+METADATA_KEY = "attlas"
+
+Readout = Literal["class", "mean", "pool", "distilled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a picture becomes the graph's input: resize, crop, and the normalisation that the graph itself does.
+
+    The names are timm's. `resize` is (height, width); `crop_mode` says how it is read: `center` scales the shorter
+    edge to it, `squash` scales both edges, `border` scales the longer edge and pads. `crop` is (height, width).
+    `mean` and `std` apply to pixels in 0..1.
+    """
+
+    resize: tuple[int, int]
+    crop: tuple[int, int]
+    crop_mode: Literal["center", "squash", "border"]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __str__(self) -> str:
+        def numbers(values: tuple[float, ...]) -> str:
+            return " ".join(f"{v:g}" for v in values)
+
+        def size(edges: tuple[int, int]) -> str:
+            return f"{edges[0]}" if edges[0] == edges[1] else f"{edges[0]}x{edges[1]}"
+
+        return (
+            f"resize {size(self.resize)} ({self.crop_mode}, {self.interpolation}), crop {size(self.crop)}, "
+            f"mean {numbers(self.mean)}, std {numbers(self.std)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where the weights came from, and the SHA-256 over names, dtypes, shapes and bytes of the state dict."""
+
+    source: Literal["pretrained", "checkpoint", "random"]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassName:
+    """One class of the head: a stable id (a WordNet id for ImageNet, else the number) and its name in words."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output of the graph. `shape` has None for the batch."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """Everything a reader must know of a graph without opening the model.
+
+    Attributes:
+        model: timm's architecture name; `tag`: its pretrained tag, or "" where there is none.
+        dtype: in which the graph computes. Its outputs are float32 all the same.
+        image_size: (height, width) of the input `image`, NHWC uint8 RGB.
+        patch_size: (height, width) in input pixels of one token of the grid.
+        grid: (rows, columns) of patch tokens.
+        prefix: the kinds of the tokens before the patches, in order: class, distillation, register.
+        pooling: what the head reads: class, mean (of the patches), mean_all (of every token), max (of the patches),
+            pool (a learned query attends), distilled (class and distillation token), none.
+        layers: the blocks whose attention is an output, by index from 0; `depth` is how many the model has.
+        heads: heads per block.
+        attention_kind: probability, where rows sum to 1, or mixed.
+        position: how tokens know their place: absolute, rotary, relative or none.
+        classes: the head's classes by index; empty where there is no head or no names are known.
+        outputs: every output, in the graph's order.
+        versions: of the programs that wrote the graph.
+    """
+
+    model: str
+    tag: str
+    weights: Weights
+    dtype: Literal["float32", "float16"]
+    image_size: tuple[int, int]
+    recipe: Recipe
+    patch_size: tuple[int, int]
+    grid: tuple[int, int]
+    prefix: tuple[str, ...]
+    pooling: Literal["class", "mean", "mean_all", "max", "pool", "distilled", "none"]
+    layers: tuple[int, ...]
+    depth: int
+    heads: int
+    attention_kind: Literal["probability", "mixed"]
+    position: Literal["absolute", "rotary", "relative", "none"]
+    outputs: tuple[Output, ...]
+    classes: tuple[ClassName, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    attlas_format: int = FORMAT
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens: rows times columns."""
+        return math.prod(self.grid)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the sequence: prefix and patches."""
+        return len(self.prefix) + self.patches
+
+    @property
+    def readout(self) -> Readout:
+        """Which row of the attention the head reads: what `readout="auto"` means for this model."""
+        match self.pooling:
+            case "class" | "pool" | "distilled":
+                return self.pooling
+            case "none":
+                return "class" if "class" in self.prefix else "mean"
+            case _:
+                return "mean"
+
+    @property
+    def name(self) -> str:
+        """The model with its tag, as timm writes it."""
+        return f"{self.model}.{self.tag}" if self.tag else self.model
+
+    def output(self, name: str) -> Output | None:
+        """The output of that name, or None."""
+        return next((o for o in self.outputs if o.name == name), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the format's number first."""
+        data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {"attlas_format": data.pop("attlas_format"), **data}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """JSON text: equal specs give equal text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> GraphSpec:
+        """Read `to_dict`'s values.
+
+        Raises:
+            AttlasError: `data` is no spec of ours, or of a newer format. `where` names the place it was read from.
+        """
+        number = data.get("attlas_format")
+        if not isinstance(number, int):
+            raise AttlasError(f"{where}: its metadata has no attlas_format; export the model with `attlas export`")
+        if number > FORMAT:
+            raise AttlasError(
+                f"{where}: written in format {number}, this attlas reads up to {FORMAT}; install a newer attlas"
+            )
+        try:
+            return typing.cast(GraphSpec, _read(cls, data))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AttlasError(f"{where}: its attlas metadata is damaged ({error}); export the model again") from None
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> GraphSpec:
+        """Read `to_json`'s text; errors as in `from_dict`."""
+        try:
+            data = json.loads(text)
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            raise AttlasError(f"{where}: its attlas metadata is no JSON object; export the model again")
+        return cls.from_dict(data, where)
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """Rebuild a value of the annotated type from JSON; unknown keys, of a later minor change, are ignored."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = {f.name: f for f in dataclasses.fields(kind)}
+        missing = [
+            n for n, f in known.items()
+            if n not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]  # fmt: skip
+        if missing:
+            raise KeyError(f"no {', '.join(missing)}")
+        return typing.cast(Any, kind)(**{n: _read(hints[n], value[n]) for n in known if n in value})
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{value!r} is no list")
+        each = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(each) != len(value):
+            raise ValueError(f"{value!r} should have {len(each)} entries")
+        return tuple(_read(k, v) for k, v in zip(each, value, strict=True))
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{value!r} is none of {', '.join(map(str, arguments))}")
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _read(next(a for a in arguments if a is not types.NoneType), value)
+    if kind is float:
+        return float(value)
+    if kind in (int, str):
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+        return value
+    return dict(value)
