@@ -1,0 +1,232 @@
+"""What a run keeps: from the user's choices to the graph's wanted outputs and the store's arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..exporter.errors import UsageError
+from ..exporter.spec import GraphSpec
+from .graph import Wanted
+from .plan import Plan
+from .sources import Item
+from .store import ArraySpec, Template
+
+__all__ = ["KEEP", "STORE_DTYPES", "Keep", "Reducer", "templates"]
+
+KEEP = ("attention", "attention_mean", "tokens", "none")
+STORE_DTYPES = ("float16", "float32", "uint8")
+
+
+class Reducer(Protocol):
+    """Statistics of a batch, handed to the engine by whoever knows them.
+
+    Attributes:
+        templates: the arrays it gives, one row per image.
+    """
+
+    templates: tuple[Template, ...]
+
+    def __call__(
+        self, attention: Sequence[npt.NDArray[Any]], pool: npt.NDArray[np.float32] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Reduce a batch.
+
+        Args:
+            attention: one (image, head, query, key) array per exported layer, float16 or float32.
+            pool: the pool's own map (image, head, pool_query, key), float32, where the graph has one.
+
+        Returns:
+            The arrays of `templates` by name, and `_finite` (image, layer) bool: whether all attention was finite.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What of each image is kept.
+
+    Attributes:
+        arrays: a subset of `KEEP` without "none".
+        layers: the blocks whose attention is kept.
+        dtype: of the stored attention.
+    """
+
+    arrays: tuple[str, ...]
+    layers: tuple[int, ...]
+    dtype: Literal["float16", "float32", "uint8"]
+
+    @classmethod
+    def choose(
+        cls, spec: GraphSpec, keep: Sequence[str], layers: Sequence[int] | None, dtype: str
+    ) -> Keep:
+        """Check the choices against the graph.
+
+        Raises:
+            UsageError: a name, a layer or a dtype that is not there, or uint8 for attention that it cannot carry.
+        """
+        for name in keep:
+            if name in ("gradient", "gradient_mean", "gradient_positive"):
+                raise UsageError(f"--keep {name}: this graph gives no gradients")
+            if name not in KEEP:
+                raise UsageError(f"--keep {name}: choose from {', '.join(KEEP)}")
+        if "none" in keep and len(set(keep)) > 1:
+            raise UsageError("--keep none: goes with nothing else")
+        missing = sorted(set(layers or ()) - set(spec.layers))
+        if missing:
+            raise UsageError(
+                f"--layers {','.join(map(str, missing))}: the graph gives layers {_ranges(spec.layers)}, counted from 0"
+            )
+        if dtype not in STORE_DTYPES:
+            raise UsageError(f"--store-dtype {dtype}: choose from {', '.join(STORE_DTYPES)}")
+        if dtype == "uint8" and spec.attention_kind == "mixed":
+            raise UsageError(
+                "--store-dtype uint8: needs attention whose rows are distributions, and this model's is mixed after "
+                "the softmax; use float16"
+            )
+        arrays = tuple(name for name in KEEP if name in keep and name != "none")
+        return cls(arrays, tuple(sorted(set(layers if layers is not None else spec.layers))), dtype)  # type: ignore[arg-type]
+
+    @property
+    def reduced(self) -> Literal["float16", "float32"]:
+        """The form in which statistics see attention: the stored one, and float16 where codes or nothing is stored."""
+        return "float32" if self.dtype == "float32" else "float16"
+
+    def wanted(self, spec: GraphSpec) -> dict[str, Wanted]:
+        """The prepared graph's outputs by role: `result`, `pool_attention`, `tokens`, `attention.l`, `code.l`, `mean.l`."""
+        result = "logits" if spec.output("logits") else "features"
+        found = {"result": Wanted(result)}
+        if spec.output("pool_attention"):
+            found["pool_attention"] = Wanted("pool_attention")
+        if "tokens" in self.arrays:
+            found["tokens"] = Wanted("tokens", self.reduced)
+        for layer in spec.layers:
+            found[f"attention.{layer}"] = Wanted(f"attention.{layer}", self.reduced)
+        for layer in self.layers:
+            if "attention" in self.arrays and self.dtype == "uint8":
+                found[f"code.{layer}"] = Wanted(f"attention.{layer}", "uint8")
+            if "attention_mean" in self.arrays:
+                found[f"mean.{layer}"] = Wanted(f"attention.{layer}", self.reduced, head_mean=True)
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to resume."""
+        return {"keep": list(self.arrays), "layers": list(self.layers), "store_dtype": self.dtype}
+
+
+def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Template]:
+    """Every per-image array that a run writes, the large ones first."""
+    n, layers, nan = spec.tokens, len(spec.layers), math.nan
+    result = spec.output("logits") or spec.output("features")
+    assert result is not None
+    found = []
+    matrix = ("image", "layer", "head", "query", "key")
+    if "attention" in keep.arrays:
+        shape = (layers, spec.heads, n, n)
+        if keep.dtype == "uint8":
+            attrs = {"long_name": "attention as codes", "formula": "round(255 * sqrt(attention))", "units": "1"}
+            found.append(Template("attention_code", matrix, shape, "uint8", 0, attrs))
+        else:
+            found.append(Template("attention", matrix, shape, keep.dtype, nan, {"long_name": "attention", "units": "1"}))
+    if "attention_mean" in keep.arrays:
+        attrs = {"long_name": "attention, mean over heads", "units": "1"}
+        found.append(
+            Template("attention_mean", ("image", "layer", "query", "key"), (layers, n, n), keep.reduced, nan, attrs)
+        )
+    if "tokens" in keep.arrays:
+        tokens = spec.output("tokens")
+        assert tokens is not None
+        size = tokens.shape[-1]
+        assert size is not None
+        found.append(
+            Template("tokens", ("image", "token", "channel"), (n, size), keep.reduced, nan,
+                     {"long_name": "tokens after the final norm"})
+        )  # fmt: skip
+    width = result.shape[-1]
+    assert width is not None
+    found.append(Template(result.name, ("image", result.dims[-1]), (width,), "float32", nan, {"long_name": result.name}))
+    if spec.prefix:
+        found.append(
+            Template("prefix_attention", ("image", "layer", "head", "prefix", "key"),
+                     (layers, spec.heads, len(spec.prefix), n), keep.reduced, nan,
+                     {"long_name": "attention of the prefix tokens", "units": "1"})
+        )  # fmt: skip
+    pool = spec.output("pool_attention")
+    if pool is not None:
+        shape = tuple(size for size in pool.shape if size is not None)
+        # The pool has heads of its own, and xarray wants one size for one name.
+        found.append(
+            Template("pool_attention", ("image", "pool_head", "pool_query", "key"), shape, "float32", nan,
+                     {"long_name": "attention of the pool's own queries", "units": "1"})
+        )  # fmt: skip
+    if reducer is not None:
+        found.extend(reducer.templates)
+    found.append(Template("valid", ("image",), (), "bool", False, {"long_name": "the image could be read"}))
+    found.append(Template("error", ("image",), (), "str", "", {"long_name": "why the image could not be read"}))
+    for edge in ("height", "width"):
+        attrs = {"long_name": f"{edge} of the original image", "units": "pixel"}
+        found.append(Template(edge, ("image",), (), "int32", 0, attrs))
+    return found
+
+
+def arrays(
+    spec: GraphSpec, plan: Plan, kept: Sequence[Template], items: Sequence[Item], label_class: npt.NDArray[np.int32]
+) -> tuple[list[ArraySpec], dict[str, Any]]:
+    """The whole layout of a store: every array, and the values of those that are known before the run."""
+    count, height, width = plan.images, *spec.recipe.crop
+    found = [ArraySpec.from_template(t, plan) for t in kept]
+    values: dict[str, Any] = {
+        "path": _text([i.key for i in items]),
+        "label": _text([i.label for i in items]),
+        "label_class": label_class,
+        "sample": np.array(plan.sample, np.int64),
+        "layer": np.array(spec.layers, np.int32),
+        "run/size": np.array([i.size for i in items], np.int64),
+        "run/mtime_ns": np.array([i.mtime_ns for i in items], np.int64),
+    }
+    if spec.prefix:
+        values["prefix"] = _text(spec.prefix)
+    if spec.classes:
+        values["class"] = _text([c.id for c in spec.classes])
+        values["class_name"] = _text([c.name for c in spec.classes])
+    dims: Mapping[str, tuple[str, ...]] = {
+        "layer": ("layer",), "prefix": ("prefix",), "class": ("class",), "class_name": ("class",),
+        "sample": ("sample",),
+    }  # fmt: skip
+    notes = {
+        "label_class": {"long_name": "index of the label's class, -1 where the label names none"},
+        "sample": {"long_name": "index of the image whose pixels are stored"},
+        "layer": {"long_name": "index of the block, from 0"},
+    }
+    for name, value in values.items():
+        own = dims.get(name, ("image",))
+        dtype = "str" if value.dtype.kind in "UTO" else str(value.dtype)
+        chunk = min(len(value), 1 << 16)
+        found.append(
+            ArraySpec(name, own, value.shape, (chunk,), dtype, "" if dtype == "str" else 0, notes.get(name, {}))
+        )
+    found.append(
+        ArraySpec("pixels", ("sample", "row", "column", "channel_rgb"), (len(plan.sample), height, width, 3),
+                  (1, height, width, 3), "uint8", 0, {"long_name": "the crop that the model saw"})
+    )  # fmt: skip
+    assert count == len(items)
+    return found, values
+
+
+def _text(values: Sequence[str]) -> npt.NDArray[Any]:
+    return np.array(values, dtype=np.dtypes.StringDType())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0-3, 7: a short way to write a list of layers."""
+    parts: list[str] = []
+    for n in numbers:
+        if parts and n == int(parts[-1].split("-")[-1]) + 1:
+            parts[-1] = f"{parts[-1].split('-')[0]}-{n}"
+        else:
+            parts.append(str(n))
+    return ", ".join(parts)

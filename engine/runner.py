@@ -1,0 +1,470 @@
+"""A run: plan or resume, then unit after unit on every core, and an account of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from ..exporter.errors import AttlasError, Interrupted, UsageError
+from ..exporter.spec import GraphSpec
+from .graph import graph_digest, read_spec
+from .labels import accuracy, map_labels
+from .layout import Keep, Reducer, arrays, templates
+from .plan import Plan, digest, make_plan, spread
+from .session import Session, cores, resolve_provider
+from .sources import Folder, Item, Source
+from .store import Store, Template, read_attrs
+from .unit import Tools, UnitResult, run_unit
+
+__all__ = ["Estimate", "Progress", "RunResult", "run"]
+
+# On real attention lz4 with bitshuffle keeps this part of float16; codes shrink no further.
+EXPECTED_RATIO = {"float16": 0.85, "float32": 0.9, "uint8": 0.55}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run is going to be, known before its first image.
+
+    Attributes:
+        images: in the plan; `total`: in the source, before `limit`.
+        others: what the source left out, counted by reason.
+        bytes_raw: of all arrays; `bytes_expected`: after compression, from what real attention gave.
+        bytes_free: on the disk of the store.
+        plan: the plan itself.
+        done: units that are done already, when a store is resumed.
+    """
+
+    images: int
+    total: int
+    others: dict[str, int]
+    bytes_raw: int
+    bytes_expected: int
+    bytes_free: int
+    plan: Plan
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: handed to `progress` at the start and after every unit.
+
+    Attributes:
+        done: images done, those of earlier runs included; `total`: of the plan.
+        rate: images per second of this run; `bytes_rate`: raw bytes per second.
+        left: seconds left at that rate.
+        limit: the stage that takes most of the workers' time.
+        estimate: the whole.
+    """
+
+    done: int
+    total: int
+    rate: float
+    bytes_rate: float
+    left: float | None
+    limit: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        path: of the store.
+        images: in the plan; `done`: by this run; `errors`: that could not be read, in the whole store.
+        seconds: of this run; `stages`: the workers' seconds by stage.
+        provider: onnxruntime's name of what ran the graph.
+        labelled: images whose label names a class; `top1`, `top5`: how many of them are right.
+        finished: whether every unit is done (with `shard` this run's part may be all it was asked for).
+        notes: what the user should know: a resume under other versions, statistics left out.
+    """
+
+    path: Path
+    images: int
+    done: int
+    errors: int
+    seconds: float
+    stages: dict[str, float]
+    provider: str
+    labelled: int
+    top1: int
+    top5: int
+    finished: bool
+    estimate: Estimate
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Job:
+    """A run made ready: everything but the session."""
+
+    graph: Path
+    spec: GraphSpec
+    keep: Keep
+    source: Source
+    items: list[Item]
+    kept: list[Template]
+    reducer: Reducer | None
+    plan: Plan
+    estimate: Estimate
+    notes: list[str] = field(default_factory=list)
+
+
+def run(
+    graph: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Source,
+    output: str | os.PathLike[str],
+    *,
+    keep: Sequence[str] = ("attention",),
+    layers: Sequence[int] | None = None,
+    store_dtype: str = "float16",
+    batch_size: int | None = None,
+    provider: str = "auto",
+    workers: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    limit: int | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    reducer: Callable[[GraphSpec], Reducer] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+) -> RunResult:
+    """Stream images through a graph into a store, or go on with one that was begun.
+
+    Args:
+        graph: an ONNX file from `attlas export`.
+        images: a folder, or any `Source`.
+        output: the store. One of the same plan is resumed; a finished one is left as it is.
+        keep: which large arrays: attention, attention_mean, tokens, or none.
+        layers: the blocks whose attention is kept, by index from 0; all by default.
+        store_dtype: of the attention: float16, float32, or uint8 codes (for averages only).
+        batch_size: images of a batch, which is one chunk of the store; chosen from the model by default.
+        provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+        workers: units worked on at once; by default the cores.
+        shard: (k, n): do every n-th unit from the k-th on, counted from 1, so that n processes share a store.
+        limit: take this many images, evenly spread over the sorted list.
+        seed: of the sample of pictures.
+        dry_run: plan only; nothing is written.
+        overwrite: put aside and delete a store that is at `output`.
+        reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
+        progress: called in this thread with a `Progress`.
+        stop: set it to end the run after the units in flight.
+
+    Raises:
+        UsageError: choices that do not fit the graph.
+        AttlasError: graph, images or store cannot be read or written, or the store is another run's.
+        Interrupted: `stop` was set; the same call resumes.
+    """
+    if not 1 <= shard[0] <= shard[1]:
+        raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
+    output = Path(output)
+    job = _make_job(
+        Path(graph), images, output, keep, layers, store_dtype, batch_size, provider, limit, seed, reducer, overwrite
+    )
+    if dry_run:
+        return _result(job, output, None, UnitResult(), 0.0, "")
+    store = _open(job, output, overwrite)
+    with _locked(store, shard):
+        mine = [k for k in range(shard[0] - 1, job.plan.units, shard[1]) if not store.done[k]]
+        if not mine:
+            return _result(job, output, store, UnitResult(), 0.0, _last_provider(store))
+        if shard == (1, 1):
+            store.sweep()
+        started = time.perf_counter()
+        count = min(workers or cores(), len(mine))
+        session = Session(
+            job.graph, provider=provider, wanted=list(job.keep.wanted(job.spec).values()), threads=_threads(count)
+        )
+        _compare_record(job, store, session.provider)
+        total = UnitResult()
+        try:
+            for result in _units(job, store, session, mine, count, stop or threading.Event()):
+                total += result
+                if progress is not None:
+                    progress(_progress(job, store, total, time.perf_counter() - started))
+        finally:
+            _write_record(store, session.provider, count, total, time.perf_counter() - started)
+    if stop is not None and stop.is_set() and total.images < sum(len(job.plan.unit_range(k)) for k in mine):
+        done = int(store.done_images.sum())
+        raise Interrupted(f"{output}: stopped with {done} of {job.plan.images} images done; the same command goes on")
+    return _result(job, output, store, total, time.perf_counter() - started, session.provider)
+
+
+def _make_job(
+    graph: Path, images: str | os.PathLike[str] | Source, output: Path, keep: Sequence[str],
+    layers: Sequence[int] | None, store_dtype: str, batch_size: int | None, provider: str, limit: int | None,
+    seed: int, reducer: Callable[[GraphSpec], Reducer] | None, overwrite: bool,
+) -> _Job:  # fmt: skip
+    """Read the graph, list the images, and make the plan or take the store's own."""
+    spec = read_spec(graph)
+    chosen = Keep.choose(spec, keep, layers, store_dtype)
+    gpu = resolve_provider(provider)[0] != "CPUExecutionProvider"
+    source: Source = Folder.scan(images) if isinstance(images, str | os.PathLike) else images
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: take at least one image")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: a batch has at least one image")
+    items = [source.items[i] for i in spread(len(source.items), limit)]
+    made = reducer(spec) if reducer is not None else None
+    kept = templates(spec, chosen, made)
+    image_bytes = _image_bytes(kept, chosen, spec)
+    identity = {
+        "graph": graph_digest(graph),
+        "images": len(items),
+        "items": digest([i.key, i.label] for i in items),
+        "recipe": str(spec.recipe),
+        **chosen.identity(),
+        "statistics": sorted(t.name for t in made.templates) if made is not None else [],
+        "seed": seed,
+    }
+    width = 4 if chosen.reduced == "float32" else 2
+    plan = make_plan(
+        len(items), layer_bytes=spec.heads * spec.tokens**2 * width, image_bytes=image_bytes, identity=identity,
+        batch=batch_size, gpu=gpu, seed=seed,
+    )  # fmt: skip
+    done = 0
+    if output.exists() and not overwrite:
+        existing = Plan.from_dict(read_attrs(output)["plan"])
+        _compare(output, existing, plan, batch_size)
+        plan = existing
+        done = int(Store(output).done.sum())
+    raw = image_bytes * plan.images
+    large = sum(_bytes(t, chosen, spec) for t in kept if t.name in ("attention", "attention_code", "attention_mean"))
+    expected = int(plan.images * (large * EXPECTED_RATIO[chosen.dtype] + (image_bytes - large)))
+    estimate = Estimate(
+        images=plan.images, total=len(source.items), others=dict(source.others), bytes_raw=raw,
+        bytes_expected=expected, bytes_free=_free(output), plan=plan, done=done,
+    )  # fmt: skip
+    return _Job(graph, spec, chosen, source, items, kept, made, plan, estimate)
+
+
+def _compare(output: Path, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
+    """Refuse to go on with a store that was planned from something else, and show the difference."""
+    old, new = dict(theirs.identity), dict(ours.identity)
+    if batch_size is not None:
+        old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
+    different = [
+        f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if different:
+        raise AttlasError(
+            f"{output}: holds another run ({'; '.join(different)}); choose another output, or --overwrite"
+        )
+
+
+def _open(job: _Job, output: Path, overwrite: bool) -> Store:
+    """The store to write to: the existing one of this plan, or a new one."""
+    if output.exists():
+        if not overwrite:
+            return Store(output, writable=True)
+        read_attrs(output)  # refuses what is not our store
+        aside = output.with_name(f".{output.name}.{os.getpid()}.deleted")
+        output.rename(aside)
+        shutil.rmtree(aside)
+    labels = map_labels([i.label for i in job.items], job.spec.classes)
+    layout, values = arrays(job.spec, job.plan, job.kept, job.items, labels)
+    attrs = {
+        "dataset": job.source.name,
+        "selection": _selection(job),
+        "versions": versions(),
+        "kept": job.keep.identity(),
+        "coordinates": "path label label_class valid error height width",
+    }
+    return Store.create(output, job.spec, job.plan, layout, values=values, attrs=attrs)
+
+
+def _units(
+    job: _Job, store: Store, session: Session, mine: Sequence[int], count: int, stop: threading.Event
+) -> Any:
+    """Do the units, `count` at once, and yield each result as it comes; on an error the units in flight still end."""
+    idle: SimpleQueue[Tools] = SimpleQueue()
+    for _ in range(count):
+        idle.put(Tools(session, store, job.source, job.items, job.keep, job.kept, job.reducer))
+
+    def work(k: int) -> UnitResult:
+        tools = idle.get()
+        try:
+            return run_unit(job.plan, k, tools)
+        finally:
+            idle.put(tools)
+
+    waiting = iter(mine)
+    flying: set[Future[UnitResult]] = set()
+    with ThreadPoolExecutor(count, thread_name_prefix="attlas") as pool:
+        try:
+            while True:
+                while len(flying) < count and not stop.is_set() and (k := next(waiting, None)) is not None:
+                    flying.add(pool.submit(work, k))
+                if not flying:
+                    return
+                ended, flying = wait(flying, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield future.result()
+        except KeyboardInterrupt:
+            stop.set()
+            wait(flying)
+            raise
+        finally:
+            wait(flying)
+
+
+def _threads(workers: int) -> int:
+    """onnxruntime's threads within one operation, so that all workers together use the cores once."""
+    return max(1, cores() // workers)
+
+
+def _progress(job: _Job, store: Store, total: UnitResult, seconds: float) -> Progress:
+    done = int(store.done_images.sum())
+    rate = total.images / seconds if seconds else 0.0
+    left = (job.plan.images - done) / rate if rate else None
+    return Progress(
+        done=done, total=job.plan.images, rate=rate, bytes_rate=rate * job.estimate.bytes_raw / job.plan.images,
+        left=left, limit=max(total.seconds, key=lambda s: total.seconds[s], default=""), estimate=job.estimate,
+    )  # fmt: skip
+
+
+def _result(
+    job: _Job, output: Path, store: Store | None, total: UnitResult, seconds: float, provider: str
+) -> RunResult:
+    labelled = top1 = top5 = errors = 0
+    finished = False
+    if store is not None:
+        finished = bool(store.done.all())
+        errors = int((store.done_images & ~store.read("valid")).sum())
+        if "logits" in store:
+            labelled, top1, top5 = _score(store)
+    return RunResult(
+        path=output, images=job.plan.images, done=total.images, errors=errors, seconds=seconds,
+        stages=dict(total.seconds), provider=provider, labelled=labelled, top1=top1, top5=top5, finished=finished,
+        estimate=job.estimate, notes=tuple(job.notes),
+    )  # fmt: skip
+
+
+def _score(store: Store) -> tuple[int, int, int]:
+    """(images with a class, top-1 right, top-5 right) over what is done, unit by unit."""
+    target = store.read("label_class")
+    usable = store.done_images & store.read("valid") & (target >= 0)
+    right = {1: 0, 5: 0}
+    for k in np.flatnonzero(store.done) if usable.any() else ():
+        images = store.plan.unit_range(int(k))
+        rows = usable[images.start : images.stop]
+        if rows.any():
+            logits = store.read("logits", slice(images.start, images.stop))[rows]
+            for n, hits in accuracy(logits, target[images.start : images.stop][rows]).items():
+                right[n] += hits
+    return int(usable.sum()), right[1], right[5]
+
+
+@contextmanager
+def _locked(store: Store, shard: tuple[int, int]) -> Any:
+    """Hold the slice of the store that this run writes; the lock of a dead process is free."""
+    path = store.path / "run" / f".lock-{shard[0]}-of-{shard[1]}"
+    try:
+        handle = path.open("w")
+    except OSError as error:
+        raise AttlasError(f"{store.path}: cannot be written ({error.strerror})") from None
+    with handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # no such locks on Windows
+        except OSError:
+            raise AttlasError(
+                f"{store.path}: another run is writing shard {shard[0]}/{shard[1]} of it; wait, or take another shard"
+            ) from None
+        yield
+        with suppress(OSError):
+            path.unlink()
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide the numbers."""
+    names = ("attlas", "numpy", "zarr", "pillow", "numba")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    import onnxruntime
+
+    return found | {"onnxruntime": onnxruntime.__version__}
+
+
+def _compare_record(job: _Job, store: Store, provider: str) -> None:
+    """Note when a store is resumed under another provider, processor or version: its numbers may differ there."""
+    last = (store.record.get("runs") or [{}])[-1]
+    now = {"provider": provider, "processor": platform.machine(), **versions()}
+    then = {"provider": last.get("provider"), "processor": last.get("processor"), **last.get("versions", {})}
+    different = [f"{n} {then[n]} before, {now[n]} now" for n in now if then.get(n) not in (None, now[n])]
+    if different:
+        job.notes.append(f"resumed under other conditions ({'; '.join(different)}): bits may differ from here on")
+
+
+def _write_record(store: Store, provider: str, workers: int, total: UnitResult, seconds: float) -> None:
+    entry = {
+        "images": total.images,
+        "errors": total.errors,
+        "seconds": round(seconds, 3),
+        "stages": {name: round(value, 3) for name, value in total.seconds.items()},
+        "workers": workers,
+        "provider": provider,
+        "processor": platform.machine(),
+        "versions": versions(),
+    }
+    with suppress(OSError):  # on a full disk the account is the least that is lost
+        store.write_record({"runs": [*store.record.get("runs", []), entry]})
+
+
+def _last_provider(store: Store) -> str:
+    runs = store.record.get("runs") or [{}]
+    return str(runs[-1].get("provider", ""))
+
+
+def _selection(job: _Job) -> str:
+    """In words, how the images were chosen."""
+    if job.estimate.total == job.plan.images:
+        return f"all {job.plan.images} images"
+    return f"{job.plan.images} of {job.estimate.total} images, evenly spread over the sorted list"
+
+
+def _bytes(template: Template, keep: Keep, spec: GraphSpec) -> int:
+    """Raw bytes per image; of the layers that are not kept, nothing is written."""
+    size = int(np.prod(template.shape)) * (32 if template.dtype == "str" else np.dtype(template.dtype).itemsize)
+    if template.name in ("attention", "attention_code", "attention_mean"):
+        size = size * len(keep.layers) // len(spec.layers)
+    return size
+
+
+def _image_bytes(kept: Sequence[Template], keep: Keep, spec: GraphSpec) -> int:
+    return sum(_bytes(t, keep, spec) for t in kept)
+
+
+def _free(output: Path) -> int:
+    """Free bytes where the store will lie."""
+    place = output.resolve()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

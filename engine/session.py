@@ -1,0 +1,265 @@
+"""One graph, ready to run: the one module that knows onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from ..exporter.errors import AttlasError, UsageError
+from .decode import DecodeError, decode, prepare
+from .graph import Wanted, read_spec
+from .graph import prepare as prepare_graph
+
+__all__ = ["Session", "cores", "providers", "resolve_provider"]
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+# On a CPU a batch is run in steps of this many images: the bits do not change, and activations stay in the caches
+# (deit_tiny on two cores: 134 images/s one at a time, 99 eight at a time).
+CPU_STEP = 1
+
+# Set once: onnxruntime reports by exceptions here, never by lines on somebody's terminal.
+ort.set_default_logger_severity(4)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def providers() -> list[str]:
+    """The names onnxruntime reports, whether or not they work on this machine."""
+    return list(ort.get_available_providers())
+
+
+def resolve_provider(provider: str) -> list[str]:
+    """The execution providers to try, best first, for `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+
+    Raises:
+        UsageError: onnxruntime has no such provider.
+    """
+    known = {p.removesuffix("ExecutionProvider").lower(): p for p in providers()}
+    wanted = provider.lower().removesuffix("executionprovider")
+    if wanted == "auto":
+        return [CUDA, CPU] if CUDA in known.values() and _has_driver() else [CPU]
+    if wanted not in known:
+        raise UsageError(f"--provider {provider}: this onnxruntime has {', '.join(sorted(known))}")
+    return [known[wanted]]
+
+
+class Session:
+    """A graph in onnxruntime: call it with pictures, or let a run fill buffers of its own.
+
+    Example:
+        >>> arrays = Session("deit_tiny.onnx")(["cat.jpg", "dog.jpg"])
+        >>> arrays["attention"].shape  # (image, layer, head, query, key)
+        (2, 12, 3, 197, 197)
+
+    Attributes:
+        spec: the graph's `GraphSpec`.
+        provider: the execution provider in use.
+        wanted: what it computes; every float32 output of the graph unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        graph: str | os.PathLike[str],
+        *,
+        provider: str = "auto",
+        wanted: Sequence[Wanted] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Load a graph.
+
+        Args:
+            graph: an ONNX file from `attlas export`.
+            provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+            wanted: the outputs, and in what form.
+            threads: onnxruntime's own threads within one operator; all cores by default.
+
+        Raises:
+            AttlasError: the file is no graph of ours, or the provider does not work here.
+            UsageError: onnxruntime has no such provider.
+        """
+        self.path = Path(graph)
+        self.spec = read_spec(graph)
+        self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
+        candidates = resolve_provider(provider)
+        model = prepare_graph(self.path, self.wanted)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads or cores()
+        options.inter_op_num_threads = 1
+        # Prepared graphs are bytes, so that the folder of their external weights has to be named.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self.path.parent.resolve())
+        )
+        self._session = _create(model, options, candidates, self.path, strict=provider.lower() != "auto")
+        self.provider: str = self._session.get_providers()[0]
+        self.on_cpu = self.provider == CPU
+        self._input = self._session.get_inputs()[0].name
+        self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """For every wanted output its shape without the batch, and its dtype."""
+        found = {}
+        for want in self.wanted:
+            output = self.spec.output(want.source)
+            assert output is not None
+            batched = output.shape[0] is None
+            shape = tuple(n for n in output.shape if n is not None)
+            if want.head_mean:
+                shape = shape[1:]
+            found[want.name] = (shape if batched else (-1, *shape), want.form)
+        return found
+
+    def buffers(self, batch: int) -> dict[str, npt.NDArray[Any]]:
+        """Arrays for `run_into`, one per wanted output with a batch axis, `batch` images long."""
+        return {
+            name: np.zeros((batch, *shape), dtype)
+            for name, (shape, dtype) in self.shapes().items()
+            if shape[:1] != (-1,)
+        }
+
+    def run_into(self, pixels: npt.NDArray[np.uint8], buffers: Mapping[str, npt.NDArray[Any]], count: int) -> None:
+        """Run the first `count` images of `pixels` (image, row, column, channel) and fill the front of `buffers`.
+
+        Safe to call from several threads with buffers of their own. Beyond `count`, pixels and buffers hold nothing
+        of meaning: an accelerator runs the padded batch whole, since a new shape costs it more.
+        """
+        step = CPU_STEP if self.on_cpu else len(pixels)
+        with self._lock:
+            for start in range(0, count, step):
+                stop = min(start + step, count) if self.on_cpu else len(pixels)
+                binding = self._session.io_binding()
+                part = pixels[start:stop]
+                binding.bind_input(self._input, "cpu", 0, np.uint8, part.shape, part.ctypes.data)
+                for name, buffer in buffers.items():
+                    out = buffer[start:stop]
+                    binding.bind_output(name, "cpu", 0, buffer.dtype.type, out.shape, out.ctypes.data)
+                self._session.run_with_iobinding(binding)
+
+    def __call__(self, images: Any) -> dict[str, npt.NDArray[Any]]:
+        """Logits and attention of a few pictures.
+
+        Args:
+            images: one or a sequence of paths, encoded bytes, Pillow images, or uint8 arrays (row, column, channel)
+                that are the recipe's crop already.
+
+        Returns:
+            The graph's outputs by name, with `attention.0`, `attention.1` ... stacked as `attention`
+            (image, layer, head, query, key), and `gradient` likewise. float32.
+
+        Raises:
+            AttlasError: a picture cannot be read.
+        """
+        if isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable):
+            images = [images]
+        elif isinstance(images, np.ndarray) and images.ndim == 3:
+            images = [images]
+        height, width = self.spec.image_size
+        pixels = np.stack([self._pixels(image) for image in images] or [np.zeros((0, height, width, 3), np.uint8)])
+        pixels = np.ascontiguousarray(pixels.reshape(-1, height, width, 3))
+        buffers = self.buffers(len(pixels))
+        if len(pixels):
+            self.run_into(pixels, buffers, len(pixels))
+        constants = [w.name for w in self.wanted if w.name not in buffers]
+        found = dict(buffers)
+        if constants and len(pixels):
+            found |= zip(constants, self._session.run(constants, {self._input: pixels[:1]}), strict=True)
+        return stack_layers(found)
+
+    def constant(self, name: str) -> npt.NDArray[np.float32]:
+        """An output that no image changes (the position embedding), by running one black picture."""
+        height, width = self.spec.image_size
+        value: npt.NDArray[np.float32] = self._session.run(
+            [name], {self._input: np.zeros((1, height, width, 3), np.uint8)}
+        )[0]
+        return value
+
+    def _pixels(self, image: Any) -> npt.NDArray[np.uint8]:
+        """The recipe's crop of whatever a picture came as."""
+        if isinstance(image, np.ndarray):
+            if image.shape != (*self.spec.image_size, 3) or image.dtype != np.uint8:
+                raise UsageError(
+                    f"an array of shape {image.shape}, {image.dtype}: this graph takes uint8 pixels of shape "
+                    f"{(*self.spec.image_size, 3)}; pass a path or a Pillow image to have it resized"
+                )
+            return image
+        if hasattr(image, "convert"):
+            return np.asarray(prepare(image.convert("RGB"), self.spec.recipe))
+        try:
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            return decode(data, self.spec.recipe)[0]
+        except OSError as error:
+            raise AttlasError(f"{image}: cannot be read ({error.strerror})") from None
+        except DecodeError as error:
+            name = "a picture of bytes" if isinstance(image, bytes) else image
+            raise AttlasError(f"{name}: cannot be decoded ({error})") from None
+
+
+def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Stack `attention.0`, `attention.1` ... on a layer axis behind the image's; other arrays stay as they are."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for prefix in ("attention", "gradient"):
+        layers = sorted((int(n.split(".")[1]), n) for n in arrays if n.startswith(f"{prefix}."))
+        if layers:
+            found[prefix] = np.stack([arrays[name] for _, name in layers], axis=1)
+    return {n: a for n, a in arrays.items() if "." not in n} | found
+
+
+def _create(
+    model: bytes, options: Any, candidates: list[str], path: Path, *, strict: bool
+) -> Any:
+    """A session on the first candidate that works; `strict` makes anything but the first an error."""
+    if candidates[0] in (CUDA, TENSORRT) and hasattr(ort, "preload_dlls"):
+        # Finds the CUDA libraries that pip installed; what it cannot find is reported by the check below.
+        with contextlib.suppress(Exception):
+            ort.preload_dlls()
+    chosen = [(p, _provider_options(p)) for p in candidates]
+    if candidates[0] == TENSORRT:
+        chosen.append((CUDA, _provider_options(CUDA)))
+    if candidates[-1] != CPU:
+        chosen.append((CPU, {}))
+    try:
+        session = ort.InferenceSession(model, options, providers=chosen)
+    except Exception as error:  # onnxruntime's own exception types share no base but Exception
+        reason = " ".join(str(error).split())
+        raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None
+    if strict and session.get_providers()[0] != candidates[0]:
+        raise AttlasError(
+            f"{candidates[0]} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: "
+            "`attlas doctor` says what is missing (`pip install attlas[gpu]` brings the CUDA libraries)"
+        )
+    return session
+
+
+def _provider_options(provider: str) -> dict[str, str]:
+    if provider == CUDA:
+        # TF32 rounds the scores to 10 bits; the search for convolution algorithms costs seconds per shape.
+        return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+    return {}
+
+
+def _has_driver() -> bool:
+    """Whether an NVIDIA driver can be loaded: without one, trying CUDA only costs time."""
+    names = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
+    try:
+        ctypes.CDLL(names[sys.platform])
+    except (KeyError, OSError):
+        return False
+    return True
