@@ -8,6 +8,8 @@ written last, after the unit's chunks have reached the disk.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -30,7 +32,9 @@ from .plan import Plan
 __all__ = ["FLOAT16_ATTRS", "ArraySpec", "Store", "Template"]
 
 KIND = "attlas.store"
-LARGE = ("attention", "attention_code", "attention_mean", "gradient", "gradient_mean", "gradient_positive", "tokens")
+# Arrays with a chunk per batch and layer, and those with a chunk per batch; the others have a chunk per unit.
+LAYERED = ("attention", "attention_code", "attention_mean", "gradient", "gradient_mean", "gradient_positive")
+LARGE = (*LAYERED, "tokens")
 
 # numpy and xarray add float16 in float16, which makes a mean over 20,000 rows a third too small. With a CF scale
 # factor xarray decodes to float64 on reading, so that plain `xarray.open_zarr` does not mislead.
@@ -66,7 +70,8 @@ class ArraySpec:
         """A per-image result whose chunks are the plan's units (batches and single layers for the large arrays)."""
         shape = (plan.images, *template.shape)
         if template.name in LARGE:
-            chunks = (plan.batch, 1, *template.shape[1:]) if "layer" in template.dims else (plan.batch, *template.shape)
+            layered = template.name in LAYERED
+            chunks = (plan.batch, 1, *template.shape[1:]) if layered else (plan.batch, *template.shape)
         else:
             chunks = (plan.unit, *template.shape)
         attrs = dict(template.attrs)
@@ -229,21 +234,31 @@ class Store:
     def unit_files(self, k: int) -> Iterator[Path]:
         """The chunk files that unit k writes, in every array whose first dimension is image, and its pictures."""
         images = self.plan.unit_range(k)
-        for name in self.names:
-            dims = self.dims(name)
-            if not dims or dims[0] not in ("image", "sample") or name in FIXED or self._is_statistic(name):
-                continue
+        for name, dim in self.unit_arrays():
             array = self.array(name)
-            if dims[0] == "sample":
+            if dim == "sample":
                 first: Iterable[int] = (place for place, _ in self.plan.sampled(images))
             else:
                 first = range(images.start // array.chunks[0], -(-images.stop // array.chunks[0]))
-            rest = [range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)]
-            for index in _product([first, *rest]):
+            rest: list[Iterable[int]] = [range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)]
+            if name in LAYERED and "layer" in self.dims(name):
+                # Layers that are not kept have no chunks: they read as fill.
+                rest[0] = self.kept_layers
+            for index in itertools.product(first, *rest):
                 yield self.path / name / "c" / "/".join(map(str, index))
 
-    def _is_statistic(self, name: str) -> bool:
-        return name in self.attrs.get("analyzed", ())
+    @functools.cached_property
+    def kept_layers(self) -> list[int]:
+        """The places on the layer axis whose attention was kept."""
+        kept = self.attrs["kept"]["layers"]
+        return [place for place, layer in enumerate(self.spec.layers) if layer in kept]
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - the layout never changes while a run writes
+    def unit_arrays(self) -> list[tuple[str, str]]:
+        """(name, first dimension) of the arrays whose chunks belong to units."""
+        analyzed = self.attrs.get("analyzed", ())
+        found = [(name, (*self.dims(name), "")[0]) for name in self.names if name not in FIXED]
+        return [(name, dim) for name, dim in found if dim in ("image", "sample") and name not in analyzed]
 
     def add(self, arrays: Sequence[ArraySpec], values: Mapping[str, Any] = {}) -> None:  # noqa: B006 - never changed
         """Add arrays to a finished layout (analysis does), replacing those of the same name, and note them.
@@ -253,7 +268,7 @@ class Store:
         for array in arrays:
             self._arrays.pop(array.name, None)
             if array.name in self:
-                if not self._is_statistic(array.name):
+                if array.name not in self.attrs.get("analyzed", ()):
                     raise AttlasError(f"{self.path}: {array.name} was written by the run and is not replaced")
                 shutil.rmtree(self.path / array.name)
             _create_array(self._group, array, array.name)
@@ -355,12 +370,6 @@ def _fill(parent: zarr.Group, name: str, values: Any) -> None:
 
 def _is_array(metadata: Path) -> bool:
     return '"node_type": "array"' in metadata.read_text("utf-8")
-
-
-def _product(axes: Sequence[Iterable[int]]) -> Iterator[tuple[int, ...]]:
-    import itertools
-
-    return itertools.product(*axes)
 
 
 def _sync_file(path: Path) -> None:

@@ -18,7 +18,7 @@ from .layout import Keep, Reducer
 from .plan import Plan
 from .session import Session
 from .sources import ChangedError, Item, Source
-from .store import Store, Template
+from .store import LARGE, Store, Template
 
 __all__ = ["Tools", "UnitResult", "run_unit"]
 
@@ -60,14 +60,14 @@ class Tools:
         self.buffers = session.buffers(batch)
         self.pixels = np.zeros((batch, *session.spec.image_size, 3), np.uint8)
         # The small arrays are written once a unit, since their chunks are units.
-        self.small = {t.name: t for t in kept if t.name not in _LARGE}
+        self.small = {t.name: t for t in kept if t.name not in LARGE}
 
     def buffer(self, role: str, count: int) -> npt.NDArray[Any]:
         """The first `count` images of an output."""
         return self.buffers[self.roles[role]][:count]
 
 
-_LARGE = ("attention", "attention_code", "attention_mean", "tokens")
+
 
 
 def run_unit(plan: Plan, k: int, tools: Tools) -> UnitResult:

@@ -1,0 +1,1 @@
+"""Stores in, statistics and figures out; needs neither PyTorch nor onnxruntime."""

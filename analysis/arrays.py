@@ -1,0 +1,135 @@
+"""Plain arrays of any library: numpy, torch, cupy, or whatever follows the Python array API standard.
+
+The formulas are written against the standard's namespace. Where an array does not name one (torch, numpy before 2.0),
+a thin stand-in spells the few functions that differ the standard's way. No array library is imported here.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..exporter.errors import UsageError
+
+__all__ = ["Array", "constant", "floating", "namespace", "patch_part", "prefix_of"]
+
+Array = Any  # any array of the standard; the formulas never ask which
+
+
+class _Torch:
+    """torch's module under the standard's spellings, for the functions that the formulas use."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def max(self, x: Array, *, axis: int, keepdims: bool = False) -> Array:
+        return self._module.amax(x, dim=axis, keepdim=keepdims)
+
+    def min(self, x: Array, *, axis: int, keepdims: bool = False) -> Array:
+        return self._module.amin(x, dim=axis, keepdim=keepdims)
+
+    def sort(self, x: Array, *, axis: int = -1) -> Array:
+        return self._module.sort(x, dim=axis).values
+
+    def argsort(self, x: Array, *, axis: int = -1, stable: bool = True) -> Array:
+        return self._module.argsort(x, dim=axis, stable=stable)
+
+    def flip(self, x: Array, *, axis: int) -> Array:
+        return self._module.flip(x, dims=(axis,))
+
+    def cumulative_sum(self, x: Array, *, axis: int) -> Array:
+        return self._module.cumsum(x, dim=axis)
+
+
+class _OldNumpy:
+    """numpy before 2.0 under the standard's spellings."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def concat(self, arrays: Sequence[Array], *, axis: int) -> Array:
+        return self._module.concatenate(arrays, axis=axis)
+
+    def argsort(self, x: Array, *, axis: int = -1, stable: bool = True) -> Array:
+        return self._module.argsort(x, axis=axis, kind="stable" if stable else None)
+
+    def cumulative_sum(self, x: Array, *, axis: int) -> Array:
+        return self._module.cumsum(x, axis=axis)
+
+
+def namespace(x: Array) -> Any:
+    """The functions that go with `x`, as the array API standard spells them.
+
+    Raises:
+        UsageError: `x` belongs to no array library.
+    """
+    if hasattr(x, "__array_namespace__"):
+        return x.__array_namespace__()
+    name = type(x).__module__.split(".")[0]
+    if name == "torch":
+        return _Torch(sys.modules["torch"])
+    if name == "numpy":
+        return _OldNumpy(sys.modules["numpy"])
+    raise UsageError(f"{type(x).__name__} is no array; pass one of numpy, torch or cupy")
+
+
+def floating(x: Array, *, exact: bool = False) -> Array:
+    """`x` in float32 or better: float16 is widened, since sums of it lose a third of their value.
+
+    Raises:
+        UsageError: `x` holds integers; uint8 codes are decoded first (`decode_codes`). With `exact`, uint8 is told
+            that this statistic takes no codes at all.
+    """
+    xp = namespace(x)
+    if x.dtype in (xp.float32, xp.float64):
+        return x
+    if "float" in str(x.dtype):
+        return xp.asarray(x, dtype=xp.float32)
+    if exact:
+        raise UsageError(
+            f"attention is {x.dtype}: discarding the smallest entries or taking a mask from uint8 codes gives other "
+            "results than from the values (0.1 to 0.5 of the maximum); use a float16 or float32 store"
+        )
+    raise UsageError(f"attention is {x.dtype}; decode stored codes with `decode_codes` first")
+
+
+def constant(values: Any, like: Array) -> Array:
+    """`values` (nested lists of numbers) as an array of the dtype and on the device of `like`."""
+    xp = namespace(like)
+    device = getattr(like, "device", None)
+    return xp.asarray(values, dtype=like.dtype) if device is None else xp.asarray(
+        values, dtype=like.dtype, device=device
+    )  # fmt: skip
+
+
+def prefix_of(attention: Array, grid: tuple[int, int]) -> int:
+    """How many prefix tokens precede the patches: the keys that the grid does not account for.
+
+    Raises:
+        UsageError: the grid has more patches than there are keys.
+    """
+    keys, patches = attention.shape[-1], math.prod(grid)
+    if not 0 < patches <= keys:
+        raise UsageError(f"a grid of {grid[0]} x {grid[1]} patches does not fit attention over {keys} keys")
+    return int(keys - patches)
+
+
+def patch_part(attention: Array, prefix: int) -> Array:
+    """Attention from patches to patches: prefix rows and columns dropped.
+
+    Raises:
+        UsageError: the matrix is not square, or there is no patch.
+    """
+    if attention.ndim < 2 or attention.shape[-1] != attention.shape[-2]:
+        raise UsageError(f"attention of shape {tuple(attention.shape)} does not end in (query, key) of equal length")
+    if not 0 <= prefix < attention.shape[-1]:
+        raise UsageError(f"{prefix} prefix tokens leave no patch among {attention.shape[-1]} tokens")
+    return attention[..., prefix:, prefix:]

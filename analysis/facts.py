@@ -1,0 +1,213 @@
+"""What a store is: the facts that stand on a report's first page, read without touching any attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engine.labels import accuracy
+from ..engine.store import Store
+from ..exporter.spec import GraphSpec
+
+__all__ = ["Facts", "Share", "gather", "table", "warnings", "wilson"]
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many of how many, with Wilson's 95 % interval."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share itself."""
+        return self.hits / self.total
+
+    def __str__(self) -> str:
+        low, high = wilson(self.hits, self.total)
+        return f"{100 * self.value:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}; {self.hits} of {self.total})"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A store in numbers and words.
+
+    Attributes:
+        name: of the store's folder; `letter`: A, B, ... by its place on the page.
+        images: planned; `done`: run so far; `valid`: done and readable, the n of every statistic.
+        unreadable: (path, reason) of the first ones that could not be read.
+        top1, top5: where labels name classes.
+        attrs, record: the store's own attributes, and its runs' account of themselves.
+    """
+
+    name: str
+    letter: str
+    spec: GraphSpec
+    images: int
+    done: int
+    valid: int
+    unreadable: tuple[tuple[str, str], ...]
+    top1: Share | None
+    top5: Share | None
+    graph: str
+    attrs: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def errors(self) -> int:
+        """Images that were tried and could not be read."""
+        return self.done - self.valid
+
+    @property
+    def n(self) -> str:
+        """The sample size as captions state it."""
+        return f"n = {self.valid:,} image{'s' if self.valid != 1 else ''}"
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share. Wilson 1927, J. Am. Stat. Assoc. 22(158), 209-212."""
+    if total <= 0:
+        return 0.0, 1.0
+    p, z2 = hits / total, Z95 * Z95
+    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def gather(store: Store, letter: str = "A") -> Facts:
+    """Read a store's facts; the logits unit by unit, so that memory does not grow with the images."""
+    done, valid = store.done_images, store.read("valid").astype(bool)
+    top1, top5 = _accuracy(store, done & valid)
+    unread = np.flatnonzero(done & ~valid)[:10]
+    reasons = tuple((str(store.read("path", int(i))), str(store.read("error", int(i)))) for i in unread)
+    return Facts(
+        name=store.path.name, letter=letter, spec=store.spec, images=store.plan.images, done=int(done.sum()),
+        valid=int((done & valid).sum()), unreadable=reasons, top1=top1, top5=top5,
+        graph=str(store.plan.identity.get("graph", "")), attrs=store.attrs, record=store.record,
+    )  # fmt: skip
+
+
+def _accuracy(store: Store, usable: npt.NDArray[np.bool_]) -> tuple[Share | None, Share | None]:
+    target = store.read("label_class")
+    usable = usable & (target >= 0)
+    total = int(usable.sum())
+    if "logits" not in store or not total:
+        return None, None
+    right = {1: 0, 5: 0}
+    for k in np.flatnonzero(store.done):
+        images = store.plan.unit_range(int(k))
+        at = slice(images.start, images.stop)
+        if usable[at].any():
+            rows = usable[at]
+            for rank, hits in accuracy(store.read("logits", at)[rows], target[at][rows]).items():
+                right[rank] += hits
+    return Share(right[1], total), Share(right[5], total)
+
+
+def warnings(facts: Facts) -> list[str]:
+    """What a reader must know before looking at any figure, most important first."""
+    spec, found = facts.spec, []
+    if spec.weights.source == "random":
+        found.append("Weights are random: these maps show an untrained model.")
+    if facts.done < facts.images:
+        found.append(
+            f"Partial: {facts.done:,} of {facts.images:,} images are done. What is done is no random sample of them; "
+            "every number here describes these images alone."
+        )
+    if facts.errors:
+        found.append(f"{facts.errors:,} of {facts.done:,} images could not be read and are left out.")
+    if spec.attention_kind == "mixed":
+        found.append("This model mixes its heads after the softmax: rows are no distributions and have no entropy.")
+    if _dtype(facts) == "uint8":
+        found.append("Attention is stored as uint8 codes, good for averages: single maps are approximate (1 to 3 % of a row).")
+    return found
+
+
+def table(stores: Sequence[Facts]) -> list[tuple[str, list[str]]]:
+    """(label, one text a store) for every fact; rows that are empty for all stores are left out."""
+    rows = [(label, [text(facts) for facts in stores]) for label, text in _ROWS]
+    return [(label, texts) for label, texts in rows if any(texts)]
+
+
+def _images(facts: Facts) -> str:
+    return f"{facts.images:,} planned, {facts.done:,} done, {facts.valid:,} valid, {facts.errors:,} unreadable"
+
+
+def _weights(facts: Facts) -> str:
+    words = {"pretrained": "pretrained", "checkpoint": "from a checkpoint file", "random": "random (an untrained model)"}
+    return words[facts.spec.weights.source]
+
+
+def _input(facts: Facts) -> str:
+    spec = facts.spec
+    (rows, columns), (height, width) = spec.grid, spec.patch_size
+    prefix = ", ".join(spec.prefix) or "none"
+    return f"{rows} × {columns} patches of {height} × {width} px; prefix tokens: {prefix}; {spec.tokens} tokens"
+
+
+def _blocks(facts: Facts) -> str:
+    spec = facts.spec
+    part = "" if len(spec.layers) == spec.depth else f" (attention of {len(spec.layers)} of them)"
+    return f"{spec.depth} blocks{part}, {spec.heads} heads each"
+
+
+def _readout(facts: Facts) -> str:
+    words = {
+        "class": "class token", "mean": "mean of the patch rows", "pool": "the attention pool's own query",
+        "distilled": "mean of class and distillation token",
+    }  # fmt: skip
+    return words[facts.spec.readout]
+
+
+def _dtype(facts: Facts) -> str:
+    return str(facts.attrs.get("kept", {}).get("store_dtype", ""))
+
+
+def _kept(facts: Facts) -> str:
+    kept = facts.attrs.get("kept", {})
+    names = ", ".join(kept.get("keep", ())) or "no large array (prefix rows and statistics only)"
+    layers = kept.get("layers", list(facts.spec.layers))
+    part = "" if len(layers) == len(facts.spec.layers) else f"; layers {', '.join(map(str, layers))}"
+    return f"{names}; {_dtype(facts)}{part}"
+
+
+def _provider(facts: Facts) -> str:
+    used = [str(run.get("provider", "")).removesuffix("ExecutionProvider") for run in facts.record.get("runs", ())]
+    return ", ".join(dict.fromkeys(name for name in used if name))
+
+
+def _versions(facts: Facts) -> str:
+    found = {**facts.spec.versions, **facts.attrs.get("versions", {})}
+    return ", ".join(f"{name} {number}" for name, number in found.items())
+
+
+_ROWS = (
+    ("Store", lambda f: f.name),
+    ("Model", lambda f: f.spec.model),
+    ("Pretrained tag", lambda f: f.spec.tag),
+    ("Weights", _weights),
+    ("Weights SHA-256", lambda f: f.spec.weights.sha256),
+    ("Graph SHA-256", lambda f: f.graph),
+    ("Graph computes in", lambda f: f.spec.dtype),
+    ("Recipe", lambda f: str(f.spec.recipe)),
+    ("Tokens", _input),
+    ("Depth", _blocks),
+    ("Readout", _readout),
+    ("Positions", lambda f: f.spec.position),
+    ("Dataset", lambda f: str(f.attrs.get("dataset", ""))),
+    ("Selection", lambda f: str(f.attrs.get("selection", ""))),
+    ("Images", _images),
+    ("Top-1", lambda f: str(f.top1 or "")),
+    ("Top-5", lambda f: str(f.top5 or "")),
+    ("Kept", _kept),
+    ("Provider", _provider),
+    ("Versions", _versions),
+)

@@ -1,0 +1,372 @@
+"""The fused kernel: every default statistic of a batch in one pass over its attention; the one module that knows numba.
+
+For each query row the heads are decoded, summed, weighed by distance and by -a ln a in the same loop, so that every
+stored byte is read once. The rollout carries one row vector through the layers from last to first, which needs each
+row of the head mean exactly once, in the same pass. `formulas` holds the same statistics in their plain form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import binding, ir
+from numba import config, njit, types
+from numba.extending import intrinsic
+
+from ..engine.store import Template
+from ..exporter.errors import UsageError
+from ..exporter.spec import GraphSpec
+from .formulas import patch_distances, readout_rows
+
+__all__ = ["Reducer", "score_matrix"]
+
+# Sums may be reordered, which is what lets them run in vector registers; NaN and infinity keep their meaning.
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+DECODES = {"float16": "uint16", "float32": "float32", "uint8": "uint8"}  # stored dtype -> as the kernel sees it
+# Compilers call a routine that is not there where the processor (x86 before 2012, or numba's "generic") cannot convert.
+CONVERTS_HALF = not config.CPU_NAME and binding.get_host_cpu_features().get("f16c", True)
+
+
+@intrinsic  # type: ignore[misc]
+def _decode(typingctx: Any, code: Any) -> Any:
+    """A stored value as float32: float16 bits by the processor's own conversion, uint8 codes squared."""
+    single = ir.FloatType()
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if code == types.uint16:
+            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), single)
+        if code == types.uint8:
+            wide = builder.zext(args[0], ir.IntType(32))
+            return builder.uitofp(builder.mul(wide, wide), single)
+        return args[0]
+
+    return (types.float32(code), codegen) if code in (types.uint16, types.uint8, types.float32) else None
+
+
+@intrinsic  # type: ignore[misc]
+def _bits(typingctx: Any, value: Any) -> Any:
+    """The bits of a float32, as an int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic  # type: ignore[misc]
+def _from_bits(typingctx: Any, value: Any) -> Any:
+    """The float32 whose bits an int32 holds."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@njit(inline="always", fastmath=FAST)  # type: ignore[untyped-decorator]
+def _ln(a: Any) -> Any:
+    """Natural logarithm of a positive float32, within 1e-7 of the larger of it and 1; something finite at 0.
+
+    a = 2^e m with m around 1, and a polynomial in m - 1 (the coefficients of Cephes' logf). Plain arithmetic, so that
+    the loop around it runs in vector registers, which a call of the C library's would prevent.
+    """
+    bits = np.int32(_bits(a) - np.int32(0x3F3504F3))  # from sqrt(1/2) on
+    e = np.float32(bits >> np.int32(23))
+    x = _from_bits(np.int32((bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3))) - np.float32(1)
+    p = np.float32(7.0376836292e-2)
+    p = p * x + np.float32(-1.1514610310e-1)
+    p = p * x + np.float32(1.1676998740e-1)
+    p = p * x + np.float32(-1.2420140846e-1)
+    p = p * x + np.float32(1.4249322787e-1)
+    p = p * x + np.float32(-1.6668057665e-1)
+    p = p * x + np.float32(2.0000714765e-1)
+    p = p * x + np.float32(-2.4999993993e-1)
+    p = p * x + np.float32(3.3333331174e-1)
+    square = x * x
+    return e * np.float32(0.6931471805599453) + (x - square * np.float32(0.5) + square * x * p)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _row(codes: Any, distances: Any, fused: Any, first: bool, scale: Any, prefix: int, entropies: bool) -> Any:
+    """One row of one head: add it to `fused` and return its sums.
+
+    Returns (mass, mass x distance, sum of a ln a) over the patches, then the sum of a ln a over the prefix tokens.
+    """
+    n = codes.size
+    mass = np.float32(0)
+    far = np.float32(0)
+    spread = np.float32(0)
+    front_spread = np.float32(0)
+    for j in range(prefix):
+        a = _decode(codes[j]) * scale
+        if entropies:
+            front_spread += a * _ln(a)
+        fused[j] = a if first else fused[j] + a
+    patches = n - prefix
+    here = codes[prefix:]
+    there = fused[prefix:]
+    if entropies:
+        for j in range(patches):
+            a = _decode(here[j]) * scale
+            mass += a
+            far += a * distances[j]
+            spread += a * _ln(a)
+            there[j] = a if first else there[j] + a
+    else:
+        for j in range(patches):
+            a = _decode(here[j]) * scale
+            mass += a
+            far += a * distances[j]
+            there[j] = a if first else there[j] + a
+    return mass, far, spread, front_spread
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _row_scale(codes: Any, renormalize: bool) -> Any:
+    """1, or 1 over the row's sum for codes; NaN for a row that holds no data."""
+    if not renormalize:
+        return np.float32(1)
+    total = np.float32(0)
+    for j in range(codes.size):
+        total += _decode(codes[j])  # squares of bytes: exact in float32 up to 258 full ones, then within 1e-7
+    return np.float32(1) / total if total > 0 else np.float32(np.nan)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _layer(
+    attention: Any, distances: Any, prefix: int, residual: float, row: Any, following: Any, fused: Any,
+    entropies: bool, renormalize: bool, out: Any, masses: Any, empty: Any,
+) -> bool:  # fmt: skip
+    """One image's layer: (head, query, key) codes into `out` (statistic, head), `masses` (head, prefix), `empty`.
+
+    `row` (query) is the rollout's vector, which multiplies this layer's matrix into `following` (key). Returns whether
+    all of the attention is finite.
+    """
+    heads, n, _ = attention.shape
+    patches = n - prefix
+    out[:] = 0.0
+    masses[:] = 0.0
+    empty[:] = 0
+    following[:] = 0.0
+    finite = True
+    no_distances = distances[0]
+    for i in range(n):
+        of_patch = i >= prefix
+        nearby = distances[i - prefix] if of_patch else no_distances
+        for h in range(heads):
+            codes = attention[h, i]
+            scale = _row_scale(codes, renormalize)
+            mass, far, spread, front_spread = _row(codes, nearby, fused, h == 0, scale, prefix, entropies)
+            out[2, h] -= np.float64(spread) + np.float64(front_spread)
+            there = mass != 0
+            if there:
+                m = np.float64(mass)
+                if entropies:
+                    out[3, h] += math.log(m) - np.float64(spread) / m
+                if of_patch:
+                    out[0, h] += np.float64(far)
+                    out[1, h] += np.float64(far) / m
+            else:
+                empty[h, 0] += 1
+                empty[h, 1] += of_patch
+            if of_patch:
+                for j in range(prefix):
+                    masses[h, j] += np.float64(_decode(codes[j]) * scale)
+        total = np.float32(0)
+        for j in range(n):
+            total += fused[j]
+        # By the exponent's bits: the reordering that `FAST` allows folds x - x, which `math.isfinite` is made of.
+        finite = finite and (_bits(total) & np.int32(0x7F800000)) != np.int32(0x7F800000)
+        mean = np.float64(total) / heads
+        weight = row[i] / (residual * mean + (1.0 - residual))
+        share = weight * residual / heads
+        for j in range(n):
+            following[j] += share * np.float64(fused[j])
+        following[i] += weight * (1.0 - residual)
+    for h in range(heads):
+        out[0, h] /= patches
+        out[1, h] = out[1, h] / (patches - empty[h, 1]) if patches > empty[h, 1] else np.nan
+        out[2, h] /= n
+        out[3, h] = out[3, h] / (n - empty[h, 0]) if n > empty[h, 0] else np.nan
+        for j in range(prefix):
+            masses[h, j] /= patches
+    return finite
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _peaks(attention: Any, prefix: int, renormalize: bool, peaks: Any, out: Any) -> None:
+    """The largest over patch queries, mean over heads: (head, query, key) codes into `out` (patch)."""
+    heads, n, _ = attention.shape
+    out[:] = 0.0
+    for h in range(heads):
+        peaks[:] = 0.0
+        for i in range(prefix, n):
+            codes = attention[h, i]
+            scale = _row_scale(codes, renormalize)
+            here = codes[prefix:]
+            for j in range(n - prefix):
+                a = _decode(here[j]) * scale
+                peaks[j] = a if a > peaks[j] else peaks[j]
+        for j in range(n - prefix):
+            out[j] += peaks[j]
+    for j in range(n - prefix):
+        out[j] /= heads
+
+
+def score_matrix(attention: npt.NDArray[Any], grid: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """`formulas.score_matrix` in its default reading, from stored values.
+
+    Args:
+        attention: one layer, (image, head, query, key), float16, float32, or uint8 codes.
+        grid: (rows, columns) of patches.
+
+    Returns:
+        (image, y, x), float32.
+    """
+    a, patches = _seen(attention), math.prod(grid)
+    out, peaks = np.empty((len(a), patches), np.float32), np.empty(patches, np.float32)
+    for image in range(len(a)):
+        _peaks(a[image], a.shape[-1] - patches, a.dtype == np.uint8, peaks, out[image])
+    return out.reshape(-1, *grid)
+
+
+class Reducer:
+    """Every default statistic of a batch, from its attention, layer by layer.
+
+    Safe to call from several threads at once, and never starts any: the work runs outside the interpreter's lock. An
+    image's numbers depend neither on its neighbours in the batch nor on threads.
+
+    Attributes:
+        spec: the graph's.
+        templates: what a call returns, `_finite` left out. A graph of some layers only has no `rollout`, which
+            follows all of them; mixed attention has no entropies; a model without prefix tokens no `prefix_mass`.
+    """
+
+    def __init__(self, spec: GraphSpec, *, layers: Sequence[int] | None = None) -> None:
+        """Prepare the constants of one graph; `layers` are those to come, all of the graph's by default."""
+        self.spec = spec
+        self.layers = tuple(spec.layers if layers is None else layers)
+        self._prefix = len(spec.prefix)
+        self._entropies = spec.attention_kind == "probability"
+        self._rollout = self.layers == tuple(range(spec.depth))
+        self._distances = np.asarray(patch_distances(spec.grid, spec.patch_size), np.float32)
+        self.templates = _templates(spec, len(self.layers), self._rollout)
+
+    def __call__(
+        self, attention: Sequence[npt.NDArray[Any]], pool: npt.NDArray[Any] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Reduce one batch.
+
+        Args:
+            attention: one array per layer, in order: (image, head, query, key), float16, float32, or uint8 codes.
+            pool: the pool's own map (image, head, query, key) of a model with attention pooling, float.
+
+        Returns:
+            What `templates` promise, each with the image axis first, and `_finite` (image, layer), bool.
+
+        Raises:
+            UsageError: the arrays are not of this graph's shapes, or of another dtype.
+        """
+        maps = [self._checked(a, layer) for a, layer in zip(attention, self.layers, strict=True)]
+        images, heads, layers = len(maps[0]), self.spec.heads, len(maps)
+        out = np.empty((images, layers, 4, heads))
+        masses = np.empty((images, layers, heads, self._prefix))
+        empty = np.empty((images, layers, heads, 2), np.int32)
+        finite = np.empty((images, layers), np.bool_)
+        row, following = self._start(images, pool), np.empty(self.spec.tokens)
+        fused = np.empty(self.spec.tokens, np.float32)
+        for image in range(images):
+            for layer in range(layers - 1, -1, -1):
+                a = maps[layer]
+                finite[image, layer] = _layer(
+                    a[image], self._distances, self._prefix, 0.5, row[image], following, fused, self._entropies,
+                    a.dtype == np.uint8, out[image, layer], masses[image, layer], empty[image, layer],
+                )  # fmt: skip
+                row[image] = following
+        return self._results(out, masses, empty, finite, row)
+
+    def _results(
+        self, out: npt.NDArray[Any], masses: npt.NDArray[Any], empty: npt.NDArray[Any], finite: npt.NDArray[Any],
+        row: npt.NDArray[Any],
+    ) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
+        found = {
+            "distance": out[:, :, 0],
+            "distance_renormalized": out[:, :, 1],
+            "entropy": out[:, :, 2],
+            "entropy_patch": out[:, :, 3],
+            "prefix_mass": masses,
+            "rollout": row[:, self._prefix :].reshape(-1, *self.spec.grid),
+            "rows_without_patch_mass": empty[..., 0],
+        }
+        results = {t.name: np.ascontiguousarray(found[t.name], dtype=t.dtype) for t in self.templates}
+        return results | {"_finite": finite}
+
+    def _checked(self, a: npt.NDArray[Any], layer: int) -> npt.NDArray[Any]:
+        wanted = (self.spec.heads, self.spec.tokens, self.spec.tokens)
+        if a.ndim != 4 or a.shape[1:] != wanted:
+            raise UsageError(f"attention of layer {layer} has shape {a.shape}, not (image, head, query, key) {wanted}")
+        if a.dtype.name not in DECODES:
+            raise UsageError(f"attention of layer {layer} is {a.dtype}, not one of {', '.join(DECODES)}")
+        return _seen(a)
+
+    def _start(self, images: int, pool: npt.NDArray[Any] | None) -> npt.NDArray[np.float64]:
+        """The readout as weights over the last layer's queries: (image, query)."""
+        row = np.zeros((images, self.spec.tokens))
+        if not self._rollout:
+            return row
+        if self.spec.readout != "pool":
+            rows = list(readout_rows(self.spec.prefix, self.spec.grid, self.spec.readout))
+            row[:, rows] = 1 / len(rows)
+            return row
+        if pool is None:
+            raise UsageError(f"{self.spec.name} reads its tokens by attention pooling: the pool's map is needed")
+        weights = np.asarray(pool, np.float64).mean(axis=(1, 2))
+        # Some pools attend to the patches alone.
+        row[:, self.spec.tokens - weights.shape[1] :] = weights
+        return row
+
+
+def _seen(a: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The stored values as the kernel takes them: contiguous, float16 as its bits."""
+    if a.dtype == np.float16 and not CONVERTS_HALF:
+        a = a.astype(np.float32)
+    return np.ascontiguousarray(a).view(DECODES[a.dtype.name])
+
+
+def _templates(spec: GraphSpec, layers: int, rollout: bool) -> tuple[Template, ...]:
+    heads = ("image", "layer", "head")
+    pixels = {"units": "pixels", "source": "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11"}
+    nats = {"units": "nats"}
+
+    def per_head(name: str, attrs: Mapping[str, Any], long_name: str) -> Template:
+        return Template(name, heads, (layers, spec.heads), "float32", math.nan, {**attrs, "long_name": long_name})
+
+    found = [
+        per_head("distance", pixels, "mean attention distance between patches, rows not renormalised"),
+        per_head(
+            "distance_renormalized", pixels | {"source": "Park et al. 2023 (arXiv 2305.00729), section 2"},
+            "mean attention distance between patches, rows renormalised over patches",
+        ),
+    ]  # fmt: skip
+    if spec.attention_kind == "probability":
+        found += [
+            per_head("entropy", nats, "mean entropy of the attention rows over all keys"),
+            per_head("entropy_patch", nats, "mean entropy of the attention rows over patches, renormalised"),
+        ]
+    if spec.prefix:
+        shape = (layers, spec.heads, len(spec.prefix))
+        attrs = {"units": "1", "long_name": "mean attention of the patch queries on each prefix token"}
+        found.append(Template("prefix_mass", (*heads, "prefix"), shape, "float32", math.nan, attrs))
+    if rollout:
+        attrs = {
+            "units": "1", "long_name": "attention rollout of the readout, patch columns, unscaled",
+            "readout": spec.readout, "source": "Abnar & Zuidema 2020 (arXiv 2005.00928), section 3",
+        }  # fmt: skip
+        found.append(Template("rollout", ("image", "y", "x"), spec.grid, "float32", math.nan, attrs))
+    attrs = {"units": "rows", "long_name": "query rows without patch mass, left out where rows are renormalised"}
+    found.append(Template("rows_without_patch_mass", heads, (layers, spec.heads), "int32", -1, attrs))
+    return tuple(found)

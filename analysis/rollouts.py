@@ -1,0 +1,256 @@
+"""Rollouts: attention followed through the layers, as its authors define it, with and without gradients.
+
+All of them take one array per layer, from input to output, and only ever need the readout row of the product of the
+layers' matrices. So the row is carried through the layers from last to first: O(layers x tokens^2) instead of the
+O(layers x tokens^3) of whole matrix products, and the same numbers.
+
+The readout is given as the index of a row, as several indices (the mean of those rows), or as an array (..., query) of
+weights: the pool's own map. `readout_rows` gives the indices for a model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ..exporter.errors import UsageError
+from .arrays import Array, constant, floating, namespace, prefix_of
+
+__all__ = [
+    "Fusion", "chefer", "discard_smallest", "fuse", "gradient_mean", "gradient_positive", "gradient_rollout",
+    "head_importance", "readout_rows", "rollout", "rollout_discard", "rollout_vit_explain",
+]  # fmt: skip
+
+Fusion = Literal["mean", "max", "min"]
+Readout = int | Sequence[int] | Array
+
+
+def readout_rows(prefix: Sequence[str], grid: tuple[int, int], readout: str) -> tuple[int, ...]:
+    """The query rows that the head reads.
+
+    Args:
+        prefix: the kinds of the prefix tokens, in order: class, distillation, register.
+        grid: (rows, columns) of patches.
+        readout: class, mean (of the patch rows) or distilled (class and distillation row). A model with attention
+            pooling has no such row: there the pool's own map is the readout.
+
+    Raises:
+        UsageError: the model has no such token, or `readout` is none of these.
+    """
+    match readout:
+        case "mean":
+            return tuple(range(len(prefix), len(prefix) + math.prod(grid)))
+        case "class" | "distilled":
+            kinds = ("class",) if readout == "class" else ("class", "distillation")
+            missing = [kind for kind in kinds if kind not in prefix]
+            if missing:
+                raise UsageError(f"readout {readout}: the model has no {missing[0]} token; use mean")
+            return tuple(prefix.index(kind) for kind in kinds)
+    raise UsageError(f"readout {readout!r} names no row; use class, mean or distilled, or pass the pool's map")
+
+
+def fuse(attention: Array, fusion: Fusion) -> Array:
+    """One matrix from the heads': (..., head, query, key) -> (..., query, key), float32 or better."""
+    xp, a = namespace(attention), floating(attention)
+    if fusion not in ("mean", "max", "min"):
+        raise UsageError(f"fusion {fusion!r} is none of mean, max, min")
+    return getattr(xp, fusion)(a, axis=-3)
+
+
+def discard_smallest(fused: Array, ratio: float, *, ties: bool = True) -> Array:
+    """Set the smallest int(N^2 x ratio) entries of each matrix (..., query, key) to 0.
+
+    With `ties` (the seed paper's text) only entries strictly below the k-th smallest go, so that equal entries stay
+    together. Without (vit_explain's code) exactly the k smallest go, in flat order where they are equal, and the
+    entry at flat index 0 always stays.
+    """
+    if not 0 <= ratio < 1:
+        raise UsageError(f"discard ratio {ratio} does not lie in [0, 1)")
+    xp = namespace(fused)
+    flat = xp.reshape(fused, (*fused.shape[:-2], -1))
+    k = int(flat.shape[-1] * ratio)
+    if k == 0:
+        return fused
+    if ties:
+        keep = flat >= xp.sort(flat, axis=-1)[..., k - 1 : k]
+    else:
+        rank = xp.argsort(xp.argsort(flat, axis=-1, stable=True), axis=-1, stable=True)
+        first = constant([1.0] + [0.0] * (flat.shape[-1] - 1), flat) > 0
+        keep = (rank >= k) | first
+    return xp.reshape(xp.where(keep, flat, flat * 0), fused.shape)
+
+
+def rollout(
+    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, residual: float = 0.5,
+    start_layer: int = 0,
+) -> Array:  # fmt: skip
+    """Attention rollout as published: R = M_L ... M_1, M = (a F + (1 - a) I) with rows divided by their sums.
+
+    F is the mean over heads and a = `residual` the weight of the attention, 0.5 in the paper; 1.0 leaves the residual
+    connection out. Unscaled; no unit. Abnar & Zuidema 2020 (arXiv 2005.00928), section 3, "attention rollout".
+
+    Args:
+        attention: per layer, from input to output, (..., head, query, key).
+        grid: (rows, columns) of patches.
+        readout: the row of R that is the result; see the module.
+        residual: a, in (0, 1].
+        start_layer: skip the layers before this one.
+
+    Returns:
+        (..., y, x), float32 or better: the readout row's patch columns.
+    """
+    if not 0 < residual <= 1:
+        raise UsageError(f"residual {residual} does not lie in (0, 1]")
+    return _map(_rolled((fuse(a, "mean") for a in _layers(attention, start_layer)), readout, residual), grid)
+
+
+def rollout_discard(
+    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, fusion: Fusion, discard: float,
+    start_layer: int = 0,
+) -> Array:  # fmt: skip
+    """Rollout with small entries discarded: M = (D + I) / 2 with rows divided by their sums.
+
+    D is the fused attention without its entries strictly below the k-th smallest, k = int(N^2 x `discard`); equal
+    entries stay. The text (the seed paper's eq. 3.4) fixes neither fusion nor ratio, so both are to be given. The
+    choice is discontinuous: results compare only on equal stored values. Arguments and result as in `rollout`.
+
+    Raises:
+        UsageError: the attention is uint8 codes.
+    """
+    layers = [floating(a, exact=True) for a in _layers(attention, start_layer)]
+    return _map(_rolled((discard_smallest(fuse(a, fusion), discard) for a in layers), readout, 0.5), grid)
+
+
+def rollout_vit_explain(
+    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, fusion: Fusion = "max",
+    discard: float = 0.9,
+) -> Array:  # fmt: skip
+    """The rollout of the repository jacobgil/vit-explain, scaled by its maximum.
+
+    Its code divides (D + I) / 2 by the row sums without keeping the axis, so column j is divided by the sum of row j.
+    That is kept here, because its published pictures come from it. Arguments as in `rollout`.
+
+    Raises:
+        UsageError: the attention is uint8 codes.
+    """
+    xp = namespace(attention[0])
+    layers = [floating(a, exact=True) for a in attention]
+    row: Array | None = None
+    for a in reversed(layers):
+        fused = discard_smallest(fuse(a, fusion), discard, ties=False)
+        row = _start(readout, fused) if row is None else row
+        row = (_times(row, fused) + row) / (xp.sum(fused, axis=-1) + 1)
+    result = _map(row, grid)
+    return result / xp.max(xp.max(result, axis=-1, keepdims=True), axis=-2, keepdims=True)
+
+
+def gradient_mean(attention: Array, gradient: Array) -> Array:
+    """mean_h(A x G): (..., head, query, key) twice -> (..., query, key), float32 or better. May be negative."""
+    return fuse(floating(attention) * floating(gradient), "mean")
+
+
+def gradient_positive(attention: Array, gradient: Array) -> Array:
+    """mean_h(max(A x G, 0)): (..., head, query, key) twice -> (..., query, key), float32 or better."""
+    return fuse(_positive(floating(attention) * floating(gradient)), "mean")
+
+
+def gradient_rollout(
+    weighted: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, discard: float = 0.0,
+    start_layer: int = 0,
+) -> Array:  # fmt: skip
+    """Gradient rollout: F = max(mean_h(A x G), 0), smallest entries discarded, (F + I) / 2, rows normalised, product.
+
+    G is the gradient of the target class's raw logit by the attention. Seed paper, eqs. 3.4a to 3.4e.
+
+    Args:
+        weighted: per layer `gradient_mean`, (..., query, key).
+        grid: (rows, columns) of patches.
+        readout: see the module.
+        discard: as in `rollout_discard`; 0 keeps all.
+        start_layer: skip the layers before this one.
+
+    Returns:
+        (..., y, x), float32 or better.
+    """
+    layers = (discard_smallest(_positive(floating(f, exact=True)), discard) for f in _layers(weighted, start_layer))
+    return _map(_rolled(layers, readout, 0.5), grid)
+
+
+def chefer(positive: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, start_layer: int = 0) -> Array:
+    """Relevance by generic attention: R = product of (I + F_l), F = mean_h(max(A x G, 0)), not normalised.
+
+    Chefer, Gur & Wolf 2021b (arXiv 2103.15679), section 3, eqs. 5 and 6 for self-attention. Their earlier method by
+    layer-wise relevance propagation is another one and is not offered.
+
+    Args:
+        positive: per layer `gradient_positive`, (..., query, key).
+        grid: (rows, columns) of patches.
+        readout: see the module.
+        start_layer: skip the layers before this one.
+
+    Returns:
+        (..., y, x), float32 or better.
+    """
+    row: Array | None = None
+    for f in reversed([floating(f, exact=True) for f in _layers(positive, start_layer)]):
+        row = _start(readout, f) if row is None else row
+        row = row + _times(row, f)
+    return _map(row, grid)
+
+
+def head_importance(attention: Array, gradient: Array) -> Array:
+    """|sum over queries and keys of A x G| per head: (..., head, query, key) twice -> (..., head).
+
+    In units of the logit. Michel, Levy & Neubig 2019 (arXiv 1905.10650), section 4.1, of which the dataset's mean is
+    the published score.
+    """
+    xp = namespace(attention)
+    return xp.abs(xp.sum(floating(attention) * floating(gradient), axis=(-2, -1)))
+
+
+def _layers(attention: Sequence[Array], start_layer: int) -> list[Array]:
+    if not 0 <= start_layer < len(attention):
+        raise UsageError(f"start_layer {start_layer} leaves none of {len(attention)} layers")
+    return [attention[index] for index in range(start_layer, len(attention))]
+
+
+def _positive(x: Array) -> Array:
+    return namespace(x).where(x > 0, x, x * 0)
+
+
+def _rolled(fused: Iterable[Array], readout: Readout, residual: float) -> Array:
+    """The readout row of the product of row-normalised (a F + (1 - a) I); (..., query, key) each -> (..., key)."""
+    row: Array | None = None
+    for f in reversed(list(fused)):
+        row = _start(readout, f) if row is None else row
+        # Dividing a row of M by its sum is dividing that entry of the vector which multiplies it.
+        row = row / (residual * namespace(f).sum(f, axis=-1) + (1 - residual))
+        row = residual * _times(row, f) + (1 - residual) * row
+    return row
+
+
+def _start(readout: Readout, fused: Array) -> Array:
+    """The readout as weights over queries: (..., query)."""
+    xp, tokens = namespace(fused), fused.shape[-1]
+    if isinstance(readout, int) or (isinstance(readout, Sequence) and len(readout)):
+        rows = (readout,) if isinstance(readout, int) else tuple(readout)
+        if not all(0 <= r < tokens for r in rows):
+            raise UsageError(f"readout rows {rows} do not all lie in 0..{tokens - 1}")
+        weights = [0.0] * tokens
+        for r in rows:
+            weights[r] += 1 / len(rows)
+        return constant(weights, fused) + xp.zeros_like(fused[..., 0])
+    if getattr(readout, "ndim", 0) < 1 or readout.shape[-1] != tokens:
+        raise UsageError(f"the readout must be row indices or weights over {tokens} queries")
+    return floating(xp.asarray(readout))
+
+
+def _times(row: Array, matrix: Array) -> Array:
+    """(..., query) times (..., query, key) -> (..., key)."""
+    return namespace(row).matmul(row[..., None, :], matrix)[..., 0, :]
+
+
+def _map(row: Array, grid: tuple[int, int]) -> Array:
+    """(..., key) -> (..., y, x): the patch columns on their grid."""
+    return namespace(row).reshape(row[..., prefix_of(row, grid) :], (*row.shape[:-1], *grid))

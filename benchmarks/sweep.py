@@ -1,0 +1,153 @@
+"""Export every timm model with global attention over patches, and say for each whether the graph is the model.
+
+Each name is built with at most `--depth` blocks and random weights. Random weights give uniform attention, which any
+wrong graph would reproduce, so queries are scaled until the mean entropy of each layer is about half of ln N. The graph
+is traced with two pictures and compared with PyTorch on batches of 1 and 3. Every name appends one JSON line to
+`--results`; names that stand there already are skipped, so the sweep can be stopped and run again. `--table` writes the
+lines as a Markdown table.
+
+    python benchmarks/sweep.py --results sweep.jsonl --table sweep.md [PATTERN...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import gc
+import json
+import math
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from attlas.exporter.errors import AttlasError
+from attlas.exporter.graph import Tapped, export_model
+from attlas.exporter.models import MODULES, Model, build, describe
+from attlas.exporter.parity import check, pictures
+from attlas.exporter.taps import Taps
+
+# A map of more tokens costs gigabytes and proves nothing more: such models are swept at a smaller picture.
+MOST_TOKENS = 1100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("patterns", nargs="*", default=["*"])
+    parser.add_argument("--results", type=Path, default=Path("sweep.jsonl"))
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--depth", type=int, default=2, help="blocks of each model; 0 for all")
+    parser.add_argument("--first", action="store_true", help="only the first matching name of each module")
+    parser.add_argument("--minutes", type=float, default=60, help="start no name after this many")
+    options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
+    done = {line["model"] for line in read(options.results)}
+    for module in sorted(MODULES, key=lambda m: len(timm.list_models(module=m))):  # small families first
+        names = [n for n in timm.list_models(module=module) if any(fnmatch.fnmatch(n, p) for p in options.patterns)]
+        for name in names[:1] if options.first else names:
+            if name in done:
+                continue
+            if time.monotonic() > deadline:
+                break
+            line = {"module": module, **sweep(name, options.depth)}
+            with options.results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{name}: {line.get('error') or line['row_max']}", flush=True)
+            gc.collect()
+    if options.table:
+        options.table.write_text(table(read(options.results)), encoding="utf-8")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def sweep(name: str, depth: int) -> dict[str, Any]:
+    """One line of results: the facts the spec states, the figures of both batches, or the error."""
+    started = time.perf_counter()
+    line: dict[str, Any] = {"model": name}
+    try:
+        built = small(name, depth)
+        taps = Taps(built.module, built.full_name)
+        line["entropy"] = round(sharpen(built, taps), 3)
+        tapped = Tapped(built, taps, describe(built, taps.trunk), tuple(range(taps.depth)))
+        with tempfile.TemporaryDirectory() as folder:
+            result = export_model(built, Path(folder) / "model.onnx")
+            alone = check(result.path, result.spec, tapped.run, images=1)
+        spec, parity = result.spec, result.parity
+        line |= {
+            "prefix": list(spec.prefix), "pooling": spec.pooling, "grid": list(spec.grid), "heads": spec.heads,
+            "kind": spec.attention_kind, "position": spec.position, "image_size": list(spec.image_size),
+            "outputs": [o.name for o in spec.outputs if not o.name.startswith("attention.")],
+            "row_mean": max(parity.row_mean, alone.row_mean), "row_max": max(parity.row_max, alone.row_max),
+            "head": parity.head / parity.head_scale, "top1": parity.top1,
+        }  # fmt: skip
+    except AttlasError as error:
+        line["error"] = str(error)
+    except Exception as error:  # a sweep goes on; the line says what happened
+        line["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+    line["seconds"] = round(time.perf_counter() - started, 1)
+    return line
+
+
+def small(name: str, depth: int) -> Model:
+    """Build the model with few blocks, at its own picture size or at one that keeps the maps small."""
+    kwargs: dict[str, Any] = {"depth": depth} if depth else {}
+    built = build(name, random_init=True, model_kwargs=kwargs)
+    facts = describe(built, Taps(built.module, name).trunk)
+    if facts.tokens <= MOST_TOKENS:
+        return built
+    # Twenty-four patches an edge: projectors that merge two or three of them divide it.
+    return build(name, random_init=True, img_size=24 * facts.patch_size[0], model_kwargs=kwargs)
+
+
+def sharpen(built: Model, taps: Taps, target: float = 0.5) -> float:
+    """Scale every layer's queries until its mean entropy is `target` times ln N; the mean that was reached."""
+    images = torch.from_numpy(pictures(1, built.image_size)).permute(0, 3, 1, 2) / 127.5 - 1
+    low, high = dict.fromkeys(taps.owners, -4.0), dict.fromkeys(taps.owners, 14.0)
+    factor = dict.fromkeys(taps.owners, 0.0)
+    reached: dict[int, float] = {}
+    for _ in range(9):
+        for layer, owners in taps.owners.items():
+            middle = (low[layer] + high[layer]) / 2
+            for owner in owners:
+                scale_queries(owner, 2 ** (middle - factor[layer]))
+            factor[layer] = middle
+        with torch.no_grad(), taps.recording() as seen:
+            built.module(images)
+        for layer in taps.owners:
+            a = seen.maps[layer][0].clamp_min(1e-30)
+            reached[layer] = float(-(a * a.log()).sum(-1).mean()) / math.log(a.shape[-1])
+            (low if reached[layer] > target else high)[layer] = factor[layer]
+    return sum(reached.values()) / len(reached)
+
+
+def scale_queries(owner: Any, factor: float) -> None:
+    if hasattr(owner, "scale"):
+        owner.scale = owner.scale * factor
+    else:  # its queries are normalised, and their gain is the scale
+        owner.q_norm.weight.data.mul_(factor)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        groups[line["module"]].append(line)
+    good = [line for line in lines if "error" not in line]
+    rows = [f"{len(good)} of {len(lines)} names tried export with parity; timm {timm.__version__}.", ""]
+    rows += ["| module | names tried | parity | worst mean row variation | worst row variation |"]
+    rows += ["|---|---|---|---|---|"]
+    for module, group in groups.items():
+        fine = [line for line in group if "error" not in line]
+        worst = [f"{max((line[k] for line in fine), default=math.nan):.1e}" for k in ("row_mean", "row_max")]
+        tried = f"{len(group)} of {len(timm.list_models(module=module))}"
+        rows.append(f"| {module} | {tried} | {len(fine)} | {' | '.join(worst)} |")
+    misses = [f"- `{line['model']}`: {line['error']}" for line in lines if "error" in line]
+    return "\n".join([*rows, "", *(["Misses:", "", *misses, ""] if misses else [])])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,480 @@
+"""The command line: each command is its options and one library call of the same name.
+
+Data goes to stdout, progress and notes to stderr. Exit codes: 0 fine; 1 failed; 2 wrong usage; 3 finished, but some
+images could not be read; 130 interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import attlas
+
+from .exporter.errors import AttlasError, Interrupted, UsageError
+
+READ_ERRORS = 3
+INTERRUPTED = 130
+
+path_argument = click.Path(path_type=Path)
+
+
+class _Commands(click.Group):
+    """Lists the commands in the order of the work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(attlas.__version__, prog_name="attlas")
+def cli() -> None:
+    """The atlas of attention: compute, store and analyse the attention of Vision Transformers over whole datasets.
+
+    \b
+    attlas export deit_tiny_patch16_224 -o deit.onnx    a timm model becomes an ONNX graph with attention outputs
+    attlas run deit.onnx IMAGES -o deit.zarr            the graph and a folder of images become an attention store
+    attlas analyze deit.zarr                            the store gets its statistics over the dataset
+    attlas report deit.zarr -o report.html              one self-contained page with the figures
+
+    Exit codes: 0 fine; 1 failed; 2 wrong usage; 3 finished, but some images could not be read; 130 interrupted (the
+    same command goes on).
+    """
+
+
+def note(line: str) -> None:
+    """One line for the person, never for a pipe."""
+    click.echo(line, err=True)
+
+
+def say_json(data: Any) -> None:
+    """Data for a program."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    """`0,3-5` as [0, 3, 4, 5]."""
+    if value is None:
+        return None
+    found: list[int] = []
+    try:
+        for part in value.split(","):
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: write layers as 0,3,5-7", param=param) from None
+    if not found:
+        raise click.BadParameter(f"{value!r}: names no layer", param=param)
+    return found
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@cli.command(short_help="A timm model becomes an ONNX graph with attention outputs.")
+@click.argument("model")
+@click.option("-o", "--output", required=True, type=path_argument, help="The graph, NAME.onnx.")
+@click.option("--checkpoint", type=path_argument, help="Weights from this file (safetensors, or a torch state dict).")
+@click.option("--pretrained", "pretrained", is_flag=True, help="The tag's own weights from the model hub (default).")
+@click.option("--random-init", is_flag=True, help="Random weights.")
+@click.option("--seed", default=0, show_default=True, help="Of --random-init.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+              help="In which the graph computes; its outputs are float32.")  # fmt: skip
+@click.option("--img-size", metavar="N or H,W", help="Input size, where the model's own is not wanted.")
+@click.option("--preprocess", metavar="KEY=VALUE,...",
+              help="Replace parts of the recipe: mean=0.5,std=0.5,resize=squash:256,crop=224,interpolation=bicubic.")  # fmt: skip
+@click.option("--layers", metavar="0,3-5", callback=numbers, help="Only these blocks' attention, counted from 0.")
+@click.option("--num-classes", type=int, help="Of the checkpoint's head.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
+def export(model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: Path | None, **options: Any) -> None:
+    """Export timm's MODEL (with or without its pretrained tag) and prove the file against PyTorch."""
+    if sum([pretrained, random_init, checkpoint is not None]) > 1:
+        raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
+    if options["img_size"] is not None:
+        options["img_size"] = _size(options["img_size"])
+    result = attlas.export(
+        model, output, checkpoint=checkpoint, pretrained=pretrained, random_init=random_init, progress=note, **options
+    )
+    parity = result.parity
+    note(
+        f"largest row total variation from PyTorch {parity.max_row_tv:.1e} (mean {parity.mean_row_tv:.1e}), "
+        f"logits within {parity.max_logits:.1e}; {len(result.spec.layers)} layers, {result.spec.heads} heads, "
+        f"{result.spec.tokens} tokens; {_bytes(result.bytes)} in {result.seconds:.0f} s"
+    )
+    click.echo(result.path)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    try:
+        edges = [int(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        edges = []
+    if len(edges) not in (1, 2) or min(edges) < 1:
+        raise UsageError(f"--img-size {text}: write one edge or height,width in pixels")
+    return edges[0] if len(edges) == 1 else (edges[0], edges[1])
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+@cli.command(short_help="A graph and a folder of images become an attention store.")
+@click.argument("graph", type=path_argument)
+@click.argument("images", type=path_argument)
+@click.option("-o", "--output", required=True, type=path_argument, help="The store, NAME.zarr.")
+@click.option("--keep", default="attention", show_default=True,
+              help="Large arrays to keep, comma-separated: attention, attention_mean, tokens; or none.")  # fmt: skip
+@click.option("--layers", metavar="0,3-5", callback=numbers, help="Keep only these blocks' attention, counted from 0.")
+@click.option("--store-dtype", type=click.Choice(["float16", "float32", "uint8"]), default="float16", show_default=True,
+              help="Of the stored attention; uint8 holds companded codes, for averages only.")  # fmt: skip
+@click.option("--batch-size", default="auto", show_default=True, help="Images of a batch, which is one chunk.")
+@click.option("--provider", default="auto", show_default=True, help="auto, cpu, cuda or any that `doctor` lists.")
+@click.option("--workers", type=click.IntRange(1), help="Units worked on at once; by default the cores.")
+@click.option("--shard", default="1/1", show_default=True, help="K/N: the K-th of N processes that share the store.")
+@click.option("--limit", type=int, help="Take this many images, evenly spread over the sorted list.")
+@click.option("--seed", default=0, show_default=True, help="Of the sample of pictures in the store.")
+@click.option("--dry-run", is_flag=True, help="Say what the run would be, and write nothing.")
+@click.option("--overwrite", is_flag=True, help="Put aside and delete a store that is there.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+def run(graph: Path, images: Path, output: Path, as_json: bool, **options: Any) -> None:
+    """Stream IMAGES (a folder) through GRAPH into a store. The same command resumes what was stopped."""
+    options["keep"] = tuple(part.strip() for part in options["keep"].split(","))
+    options["batch_size"] = _batch_size(options["batch_size"])
+    options["shard"] = _shard(options["shard"])
+    stop = _stop_on_signals()
+    shown = _RunProgress()
+    result = attlas.run(graph, images, output, progress=shown, stop=stop, **options)
+    shown.end()
+    for line in result.notes:
+        note(f"note: {line}")
+    if options["dry_run"]:
+        say_json(_estimate(result)) if as_json else click.echo("\n".join(_describe(result)))
+        return
+    say_json(_summary(result)) if as_json else click.echo("\n".join(_outcome(result)))
+    if result.errors:
+        sys.exit(READ_ERRORS)
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--batch-size {text}: a whole number from 1, or auto")
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, whole = text.partition("/")
+    if not (slash and part.isdigit() and whole.isdigit()):
+        raise UsageError(f"--shard {text}: write K/N, for example 1/4")
+    return int(part), int(whole)
+
+
+def _stop_on_signals() -> threading.Event:
+    """SIGINT and SIGTERM end the run after the units in flight; a second one ends it at once."""
+    stop = threading.Event()
+
+    def handle(number: int, _frame: Any) -> None:
+        if stop.is_set():
+            os._exit(INTERRUPTED)
+        stop.set()
+        note("\nstopping after the units in flight; again to stop at once")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop
+
+
+class _RunProgress:
+    """Shows a run: one line that moves on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.moving = sys.stderr.isatty()
+        self.last = 0.0
+        self.begun = False
+
+    def __call__(self, progress: Any) -> None:
+        if not self.begun:
+            self.begun = True
+            for line in _estimate_lines(progress.estimate):
+                note(line)
+        now = time.monotonic()
+        if now - self.last < (0.2 if self.moving else 30) and progress.done < progress.total:
+            return
+        self.last = now
+        left = "" if progress.left is None else f", {_seconds(progress.left)} left"
+        line = (
+            f"{progress.done:,}/{progress.total:,} images, {progress.rate:.1f} images/s, "
+            f"{_bytes(progress.bytes_rate)}/s, mostly {progress.limit}{left}"
+        )
+        click.echo(f"\r{line:<90}" if self.moving else line, err=True, nl=not self.moving)
+
+    def end(self) -> None:
+        if self.moving and self.begun:
+            click.echo("", err=True)
+
+
+def _estimate_lines(estimate: Any) -> list[str]:
+    lines = [
+        f"{estimate.images:,} images"
+        + (f" of {estimate.total:,}, evenly spread" if estimate.images < estimate.total else "")
+        + f", {_bytes(estimate.bytes_raw)} raw, about {_bytes(estimate.bytes_expected)} on disk, "
+        f"{_bytes(estimate.bytes_free)} free"
+    ]
+    left = estimate.bytes_expected * (1 - estimate.done / estimate.plan.units)
+    if left > estimate.bytes_free:
+        lines.append("warning: that is more than is free; keep less (--keep, --layers, --store-dtype) or --limit")
+    if estimate.others:
+        lines.append("left out: " + ", ".join(f"{n:,} {why}" for why, n in sorted(estimate.others.items())))
+    return lines
+
+
+def _estimate(result: Any) -> dict[str, Any]:
+    estimate = result.estimate
+    return {
+        "images": estimate.images, "images_found": estimate.total, "left_out": estimate.others,
+        "bytes_raw": estimate.bytes_raw, "bytes_expected": estimate.bytes_expected, "bytes_free": estimate.bytes_free,
+        "batch": estimate.plan.batch, "images_per_unit": estimate.plan.unit, "units": estimate.plan.units,
+        "units_done": estimate.done,
+    }  # fmt: skip
+
+
+def _describe(result: Any) -> list[str]:
+    plan = result.estimate.plan
+    return [
+        *_estimate_lines(result.estimate),
+        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}; {result.estimate.done:,} units are done",
+    ]
+
+
+def _summary(result: Any) -> dict[str, Any]:
+    return {
+        "path": str(result.path), "images": result.images, "done": result.done, "errors": result.errors,
+        "finished": result.finished, "seconds": round(result.seconds, 3),
+        "images_per_second": round(result.done / result.seconds, 2) if result.seconds else None,
+        "stages": {name: round(value, 3) for name, value in result.stages.items()}, "provider": result.provider,
+        "labelled": result.labelled, "top1": result.top1, "top5": result.top5, "notes": list(result.notes),
+    }  # fmt: skip
+
+
+def _outcome(result: Any) -> list[str]:
+    if result.done:
+        rate = f"{result.done:,} images in {_seconds(result.seconds)}, {result.done / result.seconds:.1f} images/s"
+    else:
+        rate = "nothing was left to do"
+    lines = [f"{result.path}: {rate}, {result.provider.removesuffix('ExecutionProvider')}"]
+    if result.labelled:
+        lines.append(
+            f"top-1 {result.top1}/{result.labelled} ({result.top1 / result.labelled:.1%}), "
+            f"top-5 {result.top5}/{result.labelled} ({result.top5 / result.labelled:.1%})"
+        )
+    if result.errors:
+        lines.append(f"{result.errors:,} images could not be read; the store's `error` says why")
+    if not result.finished:
+        lines.append("not finished: other shards, or the same command, do the rest")
+    return lines
+
+
+# --- analyze, report --------------------------------------------------------------------------------------------------
+
+
+@cli.command(short_help="A store gets its statistics over the dataset.")
+@click.argument("store", type=path_argument)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--workers", type=click.IntRange(1), help="Threads; by default the cores.")
+@click.option("--overwrite", is_flag=True, help="Compute again what is there.")
+@click.option("--list", "list_names", is_flag=True, help="List the names of the statistics.")
+def analyze(store: Path, names: tuple[str, ...], workers: int | None, overwrite: bool, list_names: bool) -> None:
+    """Compute statistics from STORE and write them into it: by default what the run did not compute, and the dataset's.
+
+    NAME adds further statistics; --list shows them.
+    """
+    if list_names:
+        from .analysis.statistics import describe_statistics
+
+        for name, text in describe_statistics().items():
+            click.echo(f"{name:<28} {text}")
+        return
+    result = attlas.analyze(store, list(names) or None, workers=workers, overwrite=overwrite, progress=_percent())
+    for line in result.notes:
+        note(f"note: {line}")
+    for name in result.written:
+        click.echo(name)
+
+
+@cli.command(short_help="One self-contained HTML page with the figures.")
+@click.argument("stores", type=path_argument, nargs=-1, required=True, metavar="STORE...")
+@click.option("-o", "--output", required=True, type=path_argument, help="The page, NAME.html.")
+@click.option("--images", type=path_argument, help="The folder of the run, for pictures beyond the store's sample.")
+@click.option("--figures", type=path_argument, help="Write every figure here, too: PDF, PNG, and its data as CSV.")
+@click.option("--examples", default=4, show_default=True, type=click.IntRange(0), help="How many pictures to show.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing page.")
+def report(stores: tuple[Path, ...], output: Path, **options: Any) -> None:
+    """Write a report of STORE; several stores stand side by side."""
+    click.echo(attlas.report(list(stores), output, progress=note, **options))
+
+
+# --- inspect, verify, models, doctor, demo ----------------------------------------------------------------------------
+
+
+@cli.command(short_help="What a graph or a store holds.")
+@click.argument("path", type=path_argument)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Describe the graph or store at PATH; of an unfinished store, how far it is."""
+    data = attlas.inspect(path)
+    if as_json:
+        say_json(data)
+        return
+    for key, value in data.items():
+        _show(key, value)
+
+
+def _show(key: str, value: Any, indent: int = 0) -> None:
+    """One fact a line; what nests is indented."""
+    pad = "  " * indent
+    if key == "arrays":
+        click.echo(f"{pad}arrays")
+        for name, array in value.items():
+            dims = ", ".join(f"{d} {n}" for d, n in array["dims"].items())
+            click.echo(f"{pad}  {name:<26} {array['dtype']:<9} ({dims})  {_bytes(array['bytes'])}")
+    elif key == "outputs":
+        click.echo(f"{pad}outputs")
+        for name, dims in value.items():
+            click.echo(f"{pad}  {name:<26} ({', '.join(f'{d} {n}' if n else d for d, n in dims.items())})")
+    elif isinstance(value, dict):
+        click.echo(f"{pad}{key}")
+        for inner, one in value.items():
+            _show(inner, one, indent + 1)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for number, one in enumerate(value, 1):
+            _show(f"{key} {number}", one, indent)
+    else:
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        text = _bytes(text) if key.startswith(("bytes", "attention_bytes")) else text
+        click.echo(f"{pad}{key:<26} {text}")
+
+
+@cli.command(short_help="Whether a store holds what it promises.")
+@click.argument("store", type=path_argument)
+@click.option("--repair", is_flag=True, help="Reopen the faulty units; the same run does them again.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def verify(store: Path, repair: bool, as_json: bool) -> None:
+    """Read every chunk of every done unit of STORE: files, checksums, rows that sum to 1."""
+    result = attlas.verify(store, repair=repair, progress=_percent())
+    if as_json:
+        say_json({"units": result.units, "faults": result.faults, "repaired": result.repaired})
+    else:
+        for k, fault in result.faults.items():
+            click.echo(f"unit {k}: {fault}")
+        click.echo(f"{result.units} units checked, {len(result.faults)} faulty" + (", reopened" if result.repaired else ""))
+    if result.faults:
+        sys.exit(1)
+
+
+@cli.command(short_help="What can be exported.")
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def models(pattern: str, as_json: bool) -> None:
+    """List timm's models whose name matches PATTERN (wildcards) and whose attention can be exported."""
+    from .exporter import list_models
+
+    found = list_models(pattern)
+    if as_json:
+        say_json(found)
+    else:
+        for name in found:
+            click.echo(name)
+
+
+@cli.command(short_help="What works on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json: bool) -> None:
+    """Try every provider of onnxruntime for real, and look at what is installed."""
+    data = attlas.doctor()
+    if as_json:
+        say_json(data)
+    else:
+        click.echo(f"Python {data['python']} on {data['system']}")
+        click.echo("providers")
+        for name, state in data["providers"].items():
+            click.echo(f"  {name:<28} {state}")
+        click.echo("packages")
+        for name, version in data["versions"].items():
+            click.echo(f"  {name:<28} {version}")
+        for extra, missing in data["extras"].items():
+            if missing:
+                click.echo(f"without {', '.join(missing)}: `pip install 'attlas[{extra}]'` brings the {extra} room")
+        for problem in data["problems"]:
+            click.echo(f"problem: {problem}")
+    if data["problems"]:
+        sys.exit(1)
+
+
+@cli.command(short_help="Everything once, on a few photographs.")
+@click.option("-o", "--output", default="attlas-demo", show_default=True, type=path_argument, help="The folder.")
+@click.option("--model", default="deit_tiny_patch16_224", show_default=True, help="timm's name.")
+@click.option("--checkpoint", type=path_argument, help="Weights, where the model hub cannot be reached.")
+def demo(output: Path, model: str, checkpoint: Path | None) -> None:
+    """Export a model, run it over six photographs that anyone may show, analyse, and write a report."""
+    click.echo(attlas.demo(output, model=model, checkpoint=checkpoint, progress=note))
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _percent() -> Callable[[int, int], None] | None:
+    """Progress as (done, total), on a terminal only."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        click.echo(f"\r{done:,}/{total:,}", err=True, nl=done == total)
+
+    return show
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors that a user can mend are one line."""
+    try:
+        cli.main(args=arguments, prog_name="attlas", standalone_mode=False)
+    except AttlasError as error:
+        note(f"attlas: {error}")
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(Interrupted.exit_code)
+    except BrokenPipeError:
+        # Whoever read stdout has left; nothing is wrong with the work.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What works on this machine: providers tried for real, versions, and the two wheels that break each other."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from importlib import metadata
+from typing import Any
+
+from .session import providers
+
+__all__ = ["doctor"]
+
+WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon")
+EXTRAS = {
+    "exporter": ("torch", "torchvision", "timm", "onnxscript", "safetensors"),
+    "analysis": ("numba", "xarray", "dask", "matplotlib"),
+    "demo": ("scikit-image",),
+}
+CORE = ("attlas", "numpy", "onnx", "pillow", "zarr", "click")
+SECONDS = 120
+
+# Run in a process of its own: a provider that crashes, hangs or prints takes nothing else with it.
+_TRIAL = """
+import sys, numpy, onnx, onnxruntime as ort
+from onnx import TensorProto, helper
+ort.set_default_logger_severity(4)
+value = lambda n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [64, 64])
+graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "trial", [value("x")], [value("y")])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+if hasattr(ort, "preload_dlls") and sys.argv[1] != "CPUExecutionProvider":
+    ort.preload_dlls()
+session = ort.InferenceSession(model.SerializeToString(), providers=[sys.argv[1]])
+x = numpy.eye(64, dtype=numpy.float32) * 2
+assert (session.run(None, {"x": x})[0] == x @ x).all(), "wrong result"
+print("used:" + session.get_providers()[0])
+"""
+
+
+def doctor() -> dict[str, Any]:
+    """Try every provider in a subprocess, and look at what is installed; every value is plain JSON.
+
+    Returns:
+        `providers` (name -> "works" or why not), `versions`, `extras` (extra -> missing packages), `problems` (a line
+        each; empty is healthy), `python`, `system`.
+    """
+    found = {name: _try(name) for name in providers()}
+    installed = {name: version for name in (*CORE, *WHEELS) if (version := _version(name))}
+    extras = {}
+    for extra, names in EXTRAS.items():
+        extras[extra] = [name for name in names if _version(name) is None]
+        installed |= {name: version for name in names if (version := _version(name))}
+    problems = []
+    wheels = [name for name in WHEELS if name in installed]
+    if len(wheels) > 1:
+        problems.append(
+            f"{' and '.join(wheels)} are installed together and overwrite each other: "
+            f"`pip uninstall -y {' '.join(wheels)}`, then install one"
+        )
+    if found.get("CPUExecutionProvider") != "works":
+        problems.append("onnxruntime does not run on the CPU: reinstall it")
+    if sys.version_info < (3, 11):
+        problems.append(f"Python {platform.python_version()} is older than 3.11")
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "providers": found,
+        "versions": installed,
+        "extras": extras,
+        "problems": problems,
+    }
+
+
+def _try(provider: str) -> str:
+    """ "works", or in a few words why not."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRIAL, provider], capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"hangs for more than {SECONDS} s"
+    used = next((line[5:] for line in done.stdout.splitlines() if line.startswith("used:")), None)
+    if used == provider:
+        return "works"
+    if used is not None:
+        return f"falls back to {used} (no such device, or its libraries are missing)"
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    return f"fails ({last[:160]})"
+
+
+def _version(name: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return None
+
+

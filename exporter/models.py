@@ -1,0 +1,443 @@
+"""The one module that knows timm: building a model, and reading from it the facts that the graph's spec states."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import logging
+import math
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from timm.layers import set_fused_attn, use_fused_attn
+from timm.models import get_pretrained_cfg, load_state_dict, model_entrypoint, split_model_name_tag
+from torch import Tensor, nn
+
+from .errors import AttlasError, UsageError
+from .recipe import override, pair
+from .spec import ClassName, Recipe, Weights
+from .weights import StateDict, digest, load_into, read
+
+__all__ = ["MODULES", "Facts", "Model", "build", "describe", "list_models"]
+
+# The modules of timm whose models attend over all patches. Others are refused by what their blocks show, not by name.
+MODULES = (
+    "vision_transformer", "deit", "eva", "beit", "vision_transformer_relpos", "vision_transformer_hybrid",
+    "naflexvit", "deepseek_vit", "qwen3_vit", "gemma4_vit",
+)  # fmt: skip
+
+# Above any image-text projection in timm (1,280 wide), below any set of classes that is not ImageNet's.
+_WIDEST_PROJECTION = 2048
+
+Pooling = Literal["class", "mean", "mean_all", "max", "pool", "distilled", "none"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A built model and what its pretrained tag says.
+
+    `head` names the first output: `logits` where the head gives classes, `features` where there is no head or where
+    it projects to a space shared with text.
+    """
+
+    module: nn.Module
+    name: str
+    tag: str
+    source: Literal["pretrained", "checkpoint", "random"]
+    image_size: tuple[int, int]
+    recipe: Recipe
+    classes: tuple[ClassName, ...]
+    head: Literal["logits", "features"]
+
+    @property
+    def full_name(self) -> str:
+        """With its tag, as timm writes it."""
+        return f"{self.name}.{self.tag}" if self.tag else self.name
+
+    def weights(self) -> Weights:
+        """Source and hash of the weights as they are now."""
+        return Weights(self.source, digest(self.module))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the model itself says of its tokens; the fields are `GraphSpec`'s.
+
+    `position_embedding` is the learned absolute one as the blocks see it (token or patch, channel), or None.
+    """
+
+    prefix: tuple[str, ...]
+    grid: tuple[int, int]
+    patch_size: tuple[int, int]
+    pooling: Pooling
+    position: Literal["absolute", "rotary", "relative", "none"]
+    position_embedding: Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        """Prefix and patches."""
+        return len(self.prefix) + math.prod(self.grid)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that can be exported, sorted; with a tag in the pattern (`vit_*.dino`), names with their tags.
+
+    Args:
+        pattern: shell-style; `*` alone gives every architecture of timm's modules with global attention over patches.
+    """
+    names: set[str] = set()
+    for module in MODULES:
+        with contextlib.suppress(RuntimeError):  # an older timm may lack the newest families
+            names.update(timm.list_models(module=module))
+    if "." in pattern:
+        tagged = timm.list_pretrained(pattern)
+        return sorted(n for n in tagged if split_model_name_tag(n)[0] in names)
+    return sorted(names & set(timm.list_models(pattern)))
+
+
+def build(
+    model: str,
+    *,
+    checkpoint: Path | None = None,
+    pretrained: bool = True,
+    random_init: bool = False,
+    seed: int = 0,
+    img_size: object = None,
+    preprocess: str | Mapping[str, object] | None = None,
+    num_classes: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Model:
+    """A timm model in eval mode whose attention is not fused, with its weights.
+
+    Args:
+        model: timm's name, with or without a pretrained tag (`vit_base_patch16_224.dino`).
+        checkpoint: weights from this file (safetensors, or a torch state dict); goes before `pretrained`.
+        pretrained: the tag's weights, by timm.
+        random_init: timm's own initialisation instead.
+        seed: of the random weights.
+        img_size: edge, or (height, width); position embeddings are resampled by timm.
+        preprocess: replaces parts of the tag's recipe, see `recipe.override`.
+        num_classes: of a checkpoint's head; 0 for none.
+        model_kwargs: passed on to timm; for tests, which need small models.
+
+    Raises:
+        UsageError: an unknown model or tag, contradicting options, a size the model does not take.
+        AttlasError: the weights cannot be had or do not fit.
+    """
+    name, tag = _known(model)
+    source = _source(checkpoint, pretrained, random_init, num_classes)
+    config = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+    cfg: dict[str, Any] = config.to_dict() if config is not None else {}
+    size = None if img_size is None else pair(img_size, "--img-size")
+    kwargs = dict(model_kwargs or {})
+    if size is not None:
+        kwargs["img_size"] = size
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
+    if source == "pretrained":
+        _reach(full, cfg)
+    module = _create(name if not cfg.get("tag") else full, source == "pretrained", seed, kwargs)
+    if checkpoint is not None:
+        classifier = cfg.get("classifier") or "head"
+        load_into(
+            module,
+            read(checkpoint, _load_safely),
+            checkpoint,
+            convert=lambda state: _convert(name, module, state),
+            classifier=(classifier,) if isinstance(classifier, str) else tuple(classifier),
+            resample=size is not None,
+        )
+    image_size = size or _input_size(module, cfg, kwargs)
+    recipe = _recipe(cfg, image_size)
+    if preprocess is not None:
+        recipe = override(recipe, preprocess)
+        if recipe.crop != image_size:
+            raise UsageError(
+                f"--preprocess: crop {recipe.crop[0]}x{recipe.crop[1]} is not the graph's input "
+                f"{image_size[0]}x{image_size[1]}; pass --img-size {recipe.crop[0]},{recipe.crop[1]} as well"
+            )
+    classes, head = _classes(module, cfg, num_classes)
+    return Model(module, name, cfg.get("tag") or "", source, image_size, recipe, classes, head)
+
+
+def describe(model: Model, trunk: nn.Module) -> Facts:
+    """Read tokens, grid, pooling and positions from the model; nothing is guessed from its name.
+
+    Args:
+        model: as `build` gives it.
+        trunk: the module that holds the blocks: the model itself, or its encoder.
+
+    Raises:
+        UsageError: the model counts more prefix tokens than can be named.
+    """
+    prefix = _prefix(model, trunk)
+    grid = _grid(model, trunk)
+    patch = (model.image_size[0] // grid[0], model.image_size[1] // grid[1])
+    embedding = _position_embedding(trunk, len(prefix), grid)
+    return Facts(prefix, grid, patch, _pooling(model.module), _position(trunk, embedding), embedding)
+
+
+# Names and sources ---------------------------------------------------------------------------------------------------
+
+
+def _known(model: str) -> tuple[str, str]:
+    """Architecture and tag of a name timm knows."""
+    plain = model.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
+    name, tag = split_model_name_tag(plain)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "`attlas models` lists what can be exported"
+        raise UsageError(f"{model}: timm {timm.__version__} has no model of that name; {hint}")
+    tags = [t.partition(".")[2] for t in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        near = difflib.get_close_matches(tag, tags, n=3, cutoff=0.3) or tags[:3]
+        hint = f"it has {', '.join(near)}" if near else "it has none"
+        raise UsageError(f"{model}: {name} has no pretrained tag {tag!r}; {hint}")
+    return name, tag
+
+
+def _source(
+    checkpoint: Path | None, pretrained: bool, random_init: bool, num_classes: int | None
+) -> Literal["pretrained", "checkpoint", "random"]:
+    if checkpoint is not None and random_init:
+        raise UsageError("--checkpoint and --random-init exclude each other; pass one of them")
+    if num_classes is not None and num_classes < 0:
+        raise UsageError(f"--num-classes {num_classes}: pass 0 for no head, or the head's number of classes")
+    if checkpoint is not None:
+        return "checkpoint"
+    if random_init:
+        return "random"
+    if not pretrained:
+        raise UsageError("no weights asked for: pass --checkpoint FILE, --pretrained or --random-init")
+    if num_classes:
+        raise UsageError(
+            f"--num-classes {num_classes}: pretrained weights would leave a new head random; pass the checkpoint "
+            "that has this head with --checkpoint FILE, or 0 for no head"
+        )
+    return "pretrained"
+
+
+def _reach(name: str, cfg: Mapping[str, Any]) -> None:
+    """Fail at once where the hub's name does not resolve: its own client would retry for 46 seconds before it does."""
+    if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
+        raise UsageError(f"{name}: has no pretrained weights; pass --checkpoint FILE or --random-init")
+    if not cfg.get("hf_hub_id") or urllib.request.getproxies():
+        return
+    hub = importlib.import_module("huggingface_hub")
+    files = (cfg.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
+    if any(isinstance(hub.try_to_load_from_cache(cfg["hf_hub_id"], f), str) for f in files if f):
+        return
+    if hub.constants.HF_HUB_OFFLINE:
+        raise _no_weights(name, "HF_HUB_OFFLINE is set and they are not in the cache")
+    host = urllib.parse.urlsplit(hub.constants.ENDPOINT).hostname or ""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        raise _no_weights(name, f"{host} cannot be reached") from None
+
+
+def _no_weights(name: str, cause: str) -> AttlasError:
+    return AttlasError(
+        f"{name}: its pretrained weights cannot be downloaded: {cause}; pass --checkpoint FILE with weights you have, "
+        "or --random-init to do without"
+    )
+
+
+def _create(name: str, pretrained: bool, seed: int, kwargs: Mapping[str, Any]) -> nn.Module:
+    with _plain_attention(), _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            module = timm.create_model(name, pretrained=pretrained, **kwargs)
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            if pretrained:
+                raise _no_weights(name, first) from error
+            raise UsageError(
+                f"{name}: timm does not build it with {_options(kwargs)}: {first}; pass a size that the patch divides"
+            ) from error
+    return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _options(kwargs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in kwargs.items()) or "its defaults"
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Have blocks built without the fused kernel, which never shows its probabilities; timm decides as it builds."""
+    enabled, experimental = bool(use_fused_attn()), bool(use_fused_attn(experimental=True))
+    set_fused_attn(False)
+    try:
+        yield
+    finally:
+        set_fused_attn(enabled, experimental)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and log lines of the libraries underneath: what the user must know is raised."""
+    logger, level = logging.getLogger("timm"), logging.getLogger("timm").level
+    logger.setLevel(logging.ERROR)
+    try:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load_safely(path: str) -> Any:
+    with _quiet():
+        return load_state_dict(path, device="cpu", weights_only=True)
+
+
+def _convert(name: str, module: nn.Module, state: StateDict) -> StateDict:
+    """The family's own conversion of published checkpoints, as timm applies it to what it downloads."""
+    family = importlib.import_module(model_entrypoint(name).__module__)
+    kind = "classifier" if type(module).__name__.endswith("Classifier") else "encoder"
+    for candidate in ("checkpoint_filter_fn", f"checkpoint_filter_fn_{kind}"):
+        if (function := getattr(family, candidate, None)) is not None:
+            with _quiet():
+                converted: StateDict = dict(function(state, module))
+            return converted
+    return state
+
+
+# What the tag says ---------------------------------------------------------------------------------------------------
+
+
+def _input_size(module: nn.Module, cfg: Mapping[str, Any], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    own = kwargs.get("img_size") or getattr(getattr(module, "patch_embed", None), "img_size", None)
+    size = own or tuple(cfg.get("input_size") or (3, 224, 224))[-2:]
+    return pair(size, "input size")
+
+
+def _recipe(cfg: Mapping[str, Any], image_size: tuple[int, int]) -> Recipe:
+    """The evaluation transform timm gives this tag, at this size: resize to floor(size / crop_pct), then crop."""
+    data = resolve_data_config({"input_size": (3, *image_size)}, pretrained_cfg=dict(cfg))
+    height, width = image_size
+    return Recipe(
+        resize=(math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])),
+        crop=image_size,
+        crop_mode=data["crop_mode"] or "center",
+        interpolation=data["interpolation"],
+        mean=tuple(float(v) for v in data["mean"]),  # type: ignore[arg-type]
+        std=tuple(float(v) for v in data["std"]),  # type: ignore[arg-type]
+    )
+
+
+def _classes(
+    module: nn.Module, cfg: Mapping[str, Any], asked: int | None
+) -> tuple[tuple[ClassName, ...], Literal["logits", "features"]]:
+    """The classes' names, and whether the head gives classes at all."""
+    count = int(getattr(module, "num_classes", 0) or 0)
+    if count <= 0:
+        return (), "features"
+    own = count == cfg.get("num_classes")
+    subset = infer_imagenet_subset({"num_classes": count}) if own else None
+    if subset is None:
+        # An image-text model's "classes" are the width of its projection.
+        projection = own and asked is None and count < _WIDEST_PROJECTION
+        return (), "features" if projection else "logits"
+    info = ImageNetInfo(subset)
+    names = zip(info.label_names(), info.label_descriptions(), strict=True)
+    return tuple(ClassName(i, n) for i, n in names), "logits"
+
+
+# What the model says -------------------------------------------------------------------------------------------------
+
+
+def _prefix(model: Model, trunk: nn.Module) -> tuple[str, ...]:
+    """Kinds of the prefix tokens, in the order in which every timm family puts them."""
+    places = [trunk, getattr(trunk, "embeds", None), model.module]
+    kinds: list[str] = []
+    for attribute, kind in (("cls_token", "class"), ("dist_token", "distillation"), ("reg_token", "register")):
+        found = next((t for p in places if isinstance(t := getattr(p, attribute, None), Tensor)), None)
+        kinds += [kind] * (0 if found is None else found.shape[-2])
+    counted = int(getattr(trunk, "num_prefix_tokens", getattr(model.module, "num_prefix_tokens", len(kinds))))
+    if counted != len(kinds):
+        raise UsageError(
+            f"{model.full_name}: cannot be exported: it puts {counted} tokens before the patches, of which "
+            f"{len(kinds)} are known ({', '.join(kinds) or 'none'})"
+        )
+    return tuple(kinds)
+
+
+def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
+    """Rows and columns of patch tokens; families that take any size say only how large a patch is."""
+    height, width = model.image_size
+    embed = getattr(trunk, "patch_embed", None) or getattr(trunk, "embeds", None)
+    grid = getattr(embed, "grid_size", None)
+    if grid is None:
+        patch = getattr(embed, "patch_size", None) or getattr(trunk, "patch_size", None)
+        if patch is None:
+            raise UsageError(
+                f"{model.full_name}: cannot be exported: it has no one grid of patches (convolutional, or in stages)"
+            )
+        rows, columns = pair(patch, "patch size")
+        if height % rows or width % columns:
+            raise UsageError(
+                f"{model.full_name}: its patch {rows}x{columns} does not divide the image {height}x{width}; "
+                "pass --img-size with multiples of it"
+            )
+        grid = (height // rows, width // columns)
+    return int(grid[0]), int(grid[1])
+
+
+def _pooling(module: nn.Module) -> Pooling:
+    if getattr(module, "head_dist", None) is not None:
+        return "distilled"
+    match getattr(module, "global_pool", ""):
+        case "token":
+            return "class"
+        case "avg" | "avgmax":
+            return "mean_all" if getattr(module, "pool_include_prefix", False) else "mean"
+        case "max":
+            return "max"
+        case "map" | "prr":
+            return "pool"
+        case _:
+            return "none"
+
+
+def _position(trunk: nn.Module, embedding: Tensor | None) -> Literal["absolute", "rotary", "relative", "none"]:
+    """Rotary goes before absolute, where a family has both: what is added once says less than what every block does."""
+    if any(getattr(trunk, name, None) is not None for name in ("rope", "rotary_emb", "rope_embed")):
+        return "rotary"
+    if any("rel_pos" in name or "relative_position" in name for name, _ in trunk.named_parameters()):
+        return "relative"
+    return "none" if embedding is None else "absolute"
+
+
+def _position_embedding(trunk: nn.Module, prefix: int, grid: tuple[int, int]) -> Tensor | None:
+    """The learned absolute embedding, resampled to the grid as the model itself does it (token or patch, channel)."""
+    patches = math.prod(grid)
+    embeds, own = getattr(trunk, "embeds", None), getattr(trunk, "pos_embed", None)
+    if isinstance(own, Tensor) and own.ndim == 3 and own.shape[1] in (patches, patches + prefix):
+        return own.detach()[0]
+    with torch.no_grad():
+        if embeds is not None:
+            apply = getattr(embeds, f"_apply_{getattr(embeds, 'pos_embed_type', '')}_pos_embed", None)
+            if apply is None:
+                return None
+            zeros = torch.zeros(1, patches, int(embeds.embed_dim))
+            apply(zeros, grid_size=list(grid))
+            return zeros[0]
+        if isinstance(own, Tensor) and hasattr(trunk, "pos_embed_grid_size"):
+            zeros = torch.zeros(1, *grid, own.shape[-1])
+            return trunk._pos_embed(zeros)[0][0]  # type: ignore[operator, no-any-return]
+        table = getattr(getattr(trunk, "patch_embed", None), "_position_embeddings", None)
+        if table is not None:
+            ys, xs = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+            return table(torch.stack([xs.flatten(), ys.flatten()], -1)[None], None)[0]  # type: ignore[no-any-return]
+    return None

@@ -1,0 +1,129 @@
+"""Small graphs and pictures that the tests make for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from attlas.exporter.spec import METADATA_KEY, ClassName, GraphSpec, Output, Recipe, Weights
+
+PATCH = 8
+
+
+def make_spec(
+    grid: tuple[int, int] = (2, 3), prefix: Sequence[str] = ("class",), layers: int = 2, heads: int = 2,
+    classes: int = 4, **changes: Any,
+) -> GraphSpec:  # fmt: skip
+    """The spec of a graph that `make_graph` makes."""
+    size = (grid[0] * PATCH, grid[1] * PATCH)
+    n = len(prefix) + grid[0] * grid[1]
+    outputs = [Output("logits", ("image", "class"), (None, classes)), Output("tokens", ("image", "token", "channel"), (None, n, 16))]
+    outputs += [Output(f"attention.{i}", ("image", "head", "query", "key"), (None, heads, n, n)) for i in range(layers)]
+    values: dict[str, Any] = {
+        "model": "tiny_test", "tag": "", "weights": Weights("random", "0" * 64), "dtype": "float32",
+        "image_size": size, "recipe": Recipe(size, size, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3),
+        "patch_size": (PATCH, PATCH), "grid": grid, "prefix": tuple(prefix),
+        "pooling": "class" if "class" in prefix else "mean", "layers": tuple(range(layers)), "depth": layers,
+        "heads": heads, "attention_kind": "probability", "position": "absolute", "outputs": tuple(outputs),
+        "classes": tuple(ClassName(f"n{i:08d}", f"name {i}, other {i}") for i in range(classes)),
+    }  # fmt: skip
+    return GraphSpec(**(values | changes))
+
+
+def make_graph(path: Path, *, seed: int = 0, sharpness: float = 3.0, **changes: Any) -> GraphSpec:
+    """Write a small real vision transformer, by hand, with attention far from uniform."""
+    spec = make_spec(**changes)
+    rng = np.random.default_rng(seed)
+    channels, heads, n = 16, spec.heads, spec.tokens
+    nodes: list[Any] = []
+    weights: list[Any] = []
+
+    def weight(name: str, *shape: int, scale: float = 1.0) -> str:
+        weights.append(numpy_helper.from_array((rng.normal(size=shape) * scale).astype(np.float32), name))
+        return name
+
+    def constant(name: str, value: Any) -> str:
+        weights.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def add(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+        return output
+
+    x = add("Cast", ["image"], "float", to=TensorProto.FLOAT)
+    x = add("Transpose", [x], "nchw", perm=[0, 3, 1, 2])
+    x = add("Mul", [x, constant("over127", np.float32(1 / 127.5))], "scaled")
+    x = add("Sub", [x, constant("one", np.float32(1))], "normal")
+    x = add("Conv", [x, weight("embed", channels, 3, PATCH, PATCH, scale=0.2)], "patches", strides=[PATCH, PATCH])
+    x = add("Reshape", [x, constant("flat", np.array([0, channels, -1]))], "flattened")
+    x = add("Transpose", [x], "tokens0", perm=[0, 2, 1])
+    if spec.prefix:
+        batch = add("Shape", ["image"], "batch_size", start=0, end=1)
+        rest = constant("prefix_shape", np.array([len(spec.prefix), channels]))
+        shape = add("Concat", [batch, rest], "prefix_full", axis=0)
+        prefix = add("Expand", [weight("prefix", 1, len(spec.prefix), channels), shape], "prefixes")
+        x = add("Concat", [prefix, x], "sequence", axis=1)
+    x = add("Add", [x, weight("position", n, channels)], "placed")
+    split = constant("split", np.array([0, 0, heads, channels // heads]))
+    for layer in range(spec.depth):
+        parts = {}
+        normal = add("LayerNormalization", [x, constant(f"g{layer}", np.ones(channels, np.float32))], f"norm{layer}")
+        for part in "qkv":
+            y = add("MatMul", [normal, weight(f"w{part}{layer}", channels, channels, scale=0.25)], f"{part}{layer}")
+            y = add("Reshape", [y, split], f"{part}split{layer}")
+            parts[part] = add("Transpose", [y], f"{part}heads{layer}", perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3])
+        scores = add("MatMul", [parts["q"], parts["k"]], f"scores{layer}")
+        scores = add("Mul", [scores, constant(f"sharp{layer}", np.float32(sharpness))], f"sharpened{layer}")
+        attention = add("Softmax", [scores], f"attention.{layer}", axis=-1)
+        y = add("MatMul", [attention, parts["v"]], f"mixed{layer}")
+        y = add("Transpose", [y], f"merged{layer}", perm=[0, 2, 1, 3])
+        y = add("Reshape", [y, constant(f"merge{layer}", np.array([0, 0, channels]))], f"joined{layer}")
+        x = add("Add", [x, y], f"x{layer}")
+    add("LayerNormalization", [x, constant("gain", np.ones(channels, np.float32))], "tokens")
+    pooled = add("ReduceMean", ["tokens", constant("axis", np.array([1]))], "pooled", keepdims=0)
+    add("MatMul", [pooled, weight("head", channels, len(spec.classes))], "logits")
+    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *spec.image_size, 3])]
+    outputs = [
+        helper.make_tensor_value_info(o.name, TensorProto.FLOAT, ["batch", *o.shape[1:]]) for o in spec.outputs
+    ]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
+    onnx.save(model, path)
+    return spec
+
+
+def make_picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
+    """A picture with structure: coloured gradients and a bright rectangle."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / np.array([[[height]], [[width]]])
+    planes = [np.sin(x * rng.uniform(1, 9) + y * rng.uniform(1, 9) + rng.uniform(0, 6)) for _ in range(3)]
+    pixels = (np.stack(planes, axis=-1) * 100 + 128).astype(np.uint8)
+    top, left = rng.integers(0, height // 2 + 1), rng.integers(0, width // 2 + 1)
+    pixels[top : top + height // 3, left : left + width // 3] = rng.integers(0, 256, 3)
+    return Image.fromarray(pixels)
+
+
+def make_images(folder: Path, count: int, classes: int = 4) -> Path:
+    """`count` JPEGs and PNGs of different sizes in folders named after the classes' ids."""
+    for i in range(count):
+        place = folder / f"n{i % classes:08d}"
+        place.mkdir(parents=True, exist_ok=True)
+        picture = make_picture(i, 30 + 7 * (i % 5), 26 + 5 * (i % 7))
+        picture.save(place / f"{i:05d}.{'png' if i % 3 == 0 else 'jpg'}")
+    return folder
+
+
+def chunk_files(store: Path) -> dict[str, bytes]:
+    """Every chunk file of a store by its path: what two runs must agree on."""
+    return {
+        p.relative_to(store).as_posix(): p.read_bytes()
+        for p in sorted(store.rglob("*"))
+        if p.is_file() and "/c/" in p.as_posix() or p.parent.name == "c"
+    }

@@ -1,0 +1,79 @@
+"""The plan is integers, and they add up."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attlas.engine.plan import Plan, digest, make_plan, spread
+
+plans = st.builds(
+    make_plan,
+    st.integers(1, 5000),
+    layer_bytes=st.integers(1, 10**7),
+    image_bytes=st.integers(1, 10**9),
+    identity=st.just({"graph": "x"}),
+    batch=st.none() | st.integers(1, 70),
+    gpu=st.booleans(),
+)
+
+
+@given(plans)
+def test_every_image_lies_in_exactly_one_batch_of_one_unit(plan: Plan) -> None:
+    """Nothing is left out and nothing done twice, in order."""
+    seen = [i for k in range(plan.units) for batch in plan.batches(k) for i in batch]
+    assert seen == list(range(plan.images))
+
+
+@given(plans)
+def test_a_unit_is_a_whole_number_of_batches(plan: Plan) -> None:
+    """So that no chunk belongs to two units."""
+    assert plan.unit % plan.batch == 0
+    assert all(len(b) == plan.batch for k in range(plan.units - 1) for b in plan.batches(k))
+
+
+@given(plans)
+def test_the_plan_survives_json(plan: Plan) -> None:
+    """What a store keeps is what was planned."""
+    assert Plan.from_dict(plan.to_dict()) == plan
+
+
+@given(plans)
+def test_the_sample_is_ascending_and_each_place_belongs_to_one_unit(plan: Plan) -> None:
+    """Every picture of the sample is written once."""
+    places = [p for k in range(plan.units) for p, _ in plan.sampled(plan.unit_range(k))]
+    assert sorted(places) == list(range(len(plan.sample)))
+    assert list(plan.sample) == sorted(set(plan.sample))
+    assert len(plan.sample) == min(256, plan.images)
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_a_limit_spreads_evenly(total: int, limit: int) -> None:
+    """Distinct, ascending, and no gap more than one larger than another."""
+    chosen = spread(total, limit)
+    assert len(chosen) == min(total, limit) == len(set(chosen))
+    assert chosen == sorted(chosen)
+    assert 0 <= chosen[0] <= chosen[-1] < total
+    gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_a_unit_outside_the_plan_is_an_error() -> None:
+    """Never an empty range that looks done."""
+    plan = make_plan(10, layer_bytes=1, image_bytes=1, identity={}, batch=4)
+    with pytest.raises(IndexError):
+        plan.unit_range(plan.units)
+
+
+def test_batches_follow_the_size_of_the_attention() -> None:
+    """A chunk is near 4 MiB on a CPU, and four times that on a card."""
+    deit = {"layer_bytes": 3 * 197**2 * 2, "image_bytes": 12 * 3 * 197**2 * 2, "identity": {}}
+    assert make_plan(50_000, **deit).batch == 16
+    assert make_plan(50_000, **deit, gpu=True).batch == 64
+    large = {"layer_bytes": 16 * 197**2 * 2, "image_bytes": 24 * 16 * 197**2 * 2, "identity": {}}
+    assert make_plan(50_000, **large).batch == 2
+
+
+def test_a_digest_tells_lists_apart() -> None:
+    """Also those whose texts join to the same."""
+    assert digest([["ab", "c"]]) != digest([["a", "bc"]])
+    assert digest([["a"]]) == digest([("a",)])
