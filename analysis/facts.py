@@ -33,7 +33,9 @@ class Share:
 
     def __str__(self) -> str:
         low, high = wilson(self.hits, self.total)
-        return f"{100 * self.value:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}; {self.hits} of {self.total})"
+        return (
+            f"{100 * self.value:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}; {self.hits} of {self.total})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,9 @@ def warnings(facts: Facts) -> list[str]:
     if spec.attention_kind == "mixed":
         found.append("This model mixes its heads after the softmax: rows are no distributions and have no entropy.")
     if _dtype(facts) == "uint8":
-        found.append("Attention is stored as uint8 codes, good for averages: single maps are approximate (1 to 3 % of a row).")
+        found.append(
+            "Attention is stored as uint8 codes, good for averages: single maps are approximate (1 to 3 % of a row)."
+        )
     return found
 
 
@@ -142,7 +146,11 @@ def _images(facts: Facts) -> str:
 
 
 def _weights(facts: Facts) -> str:
-    words = {"pretrained": "pretrained", "checkpoint": "from a checkpoint file", "random": "random (an untrained model)"}
+    words = {
+        "pretrained": "pretrained",
+        "checkpoint": "from a checkpoint file",
+        "random": "random (an untrained model)",
+    }
     return words[facts.spec.weights.source]
 
 

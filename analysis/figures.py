@@ -180,7 +180,9 @@ def curves(lines: Sequence[Line], title: str, unit: str, reference: float | None
         ax = figure.subplots()
         for number, line in enumerate(lines):
             colour = SERIES[number % len(SERIES)]
-            ax.plot(np.repeat(line.x, line.heads.shape[1]), line.heads.ravel(), "o", ms=1.8, mew=0, color=colour, alpha=0.35)
+            ax.plot(
+                np.repeat(line.x, line.heads.shape[1]), line.heads.ravel(), "o", ms=1.8, mew=0, color=colour, alpha=0.35
+            )
             ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.25, lw=0)
             marker = "o" if line.x.size == 1 else ""
             ax.plot(line.x, line.mean, color=colour, lw=1.5, marker=marker, label=line.label)
@@ -196,7 +198,12 @@ def curves(lines: Sequence[Line], title: str, unit: str, reference: float | None
 
 
 def map_grid(
-    panels: Sequence[Panel], label: str, *, columns: int, narrow: bool = False, limits: tuple[float, float] | None = None
+    panels: Sequence[Panel],
+    label: str,
+    *,
+    columns: int,
+    narrow: bool = False,
+    limits: tuple[float, float] | None = None,
 ) -> Any:
     """Maps on one scale, row after row, with a colour bar under them."""
     width = NARROW if narrow else WIDE
@@ -248,7 +255,9 @@ def picture_rows(
                 images[column] = _draw_panel(ax, panel, scales[column])
         for column, (heading, label) in enumerate(zip(headings, labels, strict=True)):
             left = margin + column * (edge + gap)
-            figure.text(left / width, (total - margin - 0.12) / total, heading, fontweight="bold", fontsize=7, va="center")
+            figure.text(
+                left / width, (total - margin - 0.12) / total, heading, fontweight="bold", fontsize=7, va="center"
+            )
             if label:
                 bar = figure.add_axes(((left + 0.03) / width, 0.33 / total, (edge - 0.06) / width, 0.075 / total))
                 _bar(figure, bar, images[column], label)

@@ -79,6 +79,14 @@ def interval(values: npt.NDArray[Any], *, level: float = 0.95, seed: int = 0) ->
     """
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
     there = ~np.isnan(flat)
+    some = there.any(axis=0)
+    bounds = np.full((2, flat.shape[1]), np.nan)
+    bounds[:, some] = _drawn(flat[:, some], there[:, some], level, seed)
+    return bounds.reshape(2, *np.shape(values)[1:])
+
+
+def _drawn(flat: Floats, there: npt.NDArray[np.bool_], level: float, seed: int) -> Floats:
+    """The interval of (image, column) values, each column with a value at least."""
     centre = Moments.of(flat).average
     # Deviations from the mean lose nothing in float32, where the products run twice as fast.
     off = np.where(there, flat - centre, 0).astype(np.float32)
@@ -91,7 +99,7 @@ def interval(values: npt.NDArray[Any], *, level: float = 0.95, seed: int = 0) ->
     edges = ((1 - level) / 2, (1 + level) / 2)
     drawn = np.concatenate(means)
     found = np.quantile(drawn, edges, axis=0) if whole else np.nanquantile(drawn, edges, axis=0)
-    return (centre + found).reshape(2, *np.shape(values)[1:])
+    return np.asarray(centre + found)
 
 
 def _resampled(images: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:

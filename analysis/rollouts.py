@@ -129,7 +129,8 @@ def rollout_vit_explain(
     """The rollout of the repository jacobgil/vit-explain, scaled by its maximum.
 
     Its code divides (D + I) / 2 by the row sums without keeping the axis, so column j is divided by the sum of row j.
-    That is kept here, because its published pictures come from it. Arguments as in `rollout`.
+    That is kept here, because its published pictures come from it. A map without any mass stays 0. Arguments as in
+    `rollout`.
 
     Raises:
         UsageError: the attention is uint8 codes.
@@ -142,7 +143,8 @@ def rollout_vit_explain(
         row = _start(readout, fused) if row is None else row
         row = (_times(row, fused) + row) / (xp.sum(fused, axis=-1) + 1)
     result = _map(row, grid)
-    return result / xp.max(xp.max(result, axis=-1, keepdims=True), axis=-2, keepdims=True)
+    top = xp.max(xp.max(result, axis=-1, keepdims=True), axis=-2, keepdims=True)
+    return result / xp.where(top == 0, xp.ones_like(top), top)
 
 
 def gradient_mean(attention: Array, gradient: Array) -> Array:

@@ -132,8 +132,7 @@ def _append(graph: onnx.GraphProto, want: Wanted) -> onnx.ValueInfoProto:
         value = add("Sqrt", [value], f"{value}:root")
         value = add("Mul", [value, constant("attlas.255", TensorProto.FLOAT, [], [255.0])], f"{value}:scaled")
         value = add("Round", [value], f"{value}:rounded")
-    if want.form != "float32":
-        value = add("Cast", [value], want.name, to=_TYPES[want.form])
+    value = add("Cast", [value], want.name, to=_TYPES[want.form])
     return helper.make_tensor_value_info(value, _TYPES[want.form], None)
 
 

@@ -327,12 +327,13 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
     assert program is not None
     model = program.model
     _adopt_constants(model.graph)
+    _name_constants(model.graph)
     _check_batch(model, spec)
     _strip(model)
     model.producer_name, model.producer_version = "attlas", _version()
     model.metadata_props[METADATA_KEY] = spec.to_json()
     if spec.dtype == "float16":
-        model = ir.from_proto(to_float16(ir.to_proto(model)))
+        to_float16(model)
     return model
 
 
@@ -361,6 +362,18 @@ def _adopt_constants(graph: ir.Graph) -> None:
                 own.shape, own.dtype = ir.Shape(constant.numpy().shape), constant.dtype
                 graph.register_initializer(own)
                 node.replace_input_with(i, own)
+
+
+def _name_constants(graph: ir.Graph) -> None:
+    """Give a constant output a node of its own: not every runtime takes an initializer for an output."""
+    for i, value in enumerate(graph.outputs):
+        if not value.is_initializer():
+            continue
+        name, value.name = value.name, f"{value.name}_constant"
+        node = ir.node("Identity", [value], name=f"node_{name}")
+        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].dtype = name, value.shape, value.dtype
+        graph.append(node)
+        graph.outputs[i] = node.outputs[0]
 
 
 def _strip(model: ir.Model) -> None:

@@ -47,7 +47,7 @@ class Model:
     """A built model and what its pretrained tag says.
 
     `head` names the first output: `logits` where the head gives classes, `features` where there is no head or where
-    it projects to a space shared with text.
+    it projects to a space shared with text. `resized` says that another picture size than the tag's was asked for.
     """
 
     module: nn.Module
@@ -58,6 +58,7 @@ class Model:
     recipe: Recipe
     classes: tuple[ClassName, ...]
     head: Literal["logits", "features"]
+    resized: bool
 
     @property
     def full_name(self) -> str:
@@ -168,7 +169,7 @@ def build(
                 f"{image_size[0]}x{image_size[1]}; pass --img-size {recipe.crop[0]},{recipe.crop[1]} as well"
             )
     classes, head = _classes(module, cfg, num_classes)
-    return Model(module, name, cfg.get("tag") or "", source, image_size, recipe, classes, head)
+    return Model(module, name, cfg.get("tag") or "", source, image_size, recipe, classes, head, size is not None)
 
 
 def describe(model: Model, trunk: nn.Module) -> Facts:
@@ -183,7 +184,7 @@ def describe(model: Model, trunk: nn.Module) -> Facts:
     """
     prefix = _prefix(model, trunk)
     grid = _grid(model, trunk)
-    patch = (model.image_size[0] // grid[0], model.image_size[1] // grid[1])
+    patch = _patch_size(model, trunk, grid)
     embedding = _position_embedding(trunk, len(prefix), grid)
     return Facts(prefix, grid, patch, _pooling(model.module), _position(trunk, embedding), embedding)
 
@@ -392,6 +393,22 @@ def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
             )
         grid = (height // rows, width // columns)
     return int(grid[0]), int(grid[1])
+
+
+def _patch_size(model: Model, trunk: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
+    """Pixels of one token: the patch, or the patch times the stem's reduction."""
+    ratio = getattr(getattr(trunk, "patch_embed", None), "feat_ratio", None)
+    own = ratio(as_scalar=False) if ratio is not None else None
+    patch = pair(own, "patch size") if own else (model.image_size[0] // grid[0], model.image_size[1] // grid[1])
+    covered = (patch[0] * grid[0], patch[1] * grid[1])
+    # Some tags have such a size by default (384 with patches of 14), and were trained to go without the last pixels.
+    if model.resized and covered != model.image_size:
+        height, width = model.image_size
+        raise UsageError(
+            f"--img-size {height},{width}: {model.name}'s patch of {patch[0]}x{patch[1]} pixels does not divide it; "
+            f"the nearest that it does is {covered[0]},{covered[1]}"
+        )
+    return patch
 
 
 def _pooling(module: nn.Module) -> Pooling:

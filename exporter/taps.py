@@ -101,13 +101,13 @@ class Taps:
         Raises:
             UsageError: a block showed no map or another kind of map, with its shape and the reason.
         """
-        heads = {seen.attention(layer).shape[1] for layer in seen.maps if seen.maps[layer][0].ndim == 4}
         for layer, owners in self.owners.items():
             maps = seen.maps.get(layer, [])
             if len(maps) != len(owners):
                 raise self.refusal(f"block {layer} did not show its attention (a fused kernel, or it was not run)")
             for a in maps:
                 self._check_map(layer, tuple(a.shape), images, tokens)
+        heads = {seen.attention(layer).shape[1] for layer in seen.maps}
         if len(heads) != 1:
             raise self.refusal(f"its blocks have different numbers of heads ({', '.join(map(str, sorted(heads)))})")
 

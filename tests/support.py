@@ -125,5 +125,5 @@ def chunk_files(store: Path) -> dict[str, bytes]:
     return {
         p.relative_to(store).as_posix(): p.read_bytes()
         for p in sorted(store.rglob("*"))
-        if p.is_file() and "/c/" in p.as_posix() or p.parent.name == "c"
+        if p.is_file() and "c" in p.relative_to(store).parts and p.name != "zarr.json"
     }

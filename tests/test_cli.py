@@ -1,0 +1,151 @@
+"""The command line: options and one library call, one-line errors, documented exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import make_images, make_picture
+
+import attlas
+
+
+def attlas_command(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "attlas.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The error of a command that failed as it should: one line, no traceback."""
+    assert done.returncode == code, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_the_way_through(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """run, inspect, verify, analyze: each says what it did, data on stdout."""
+    done = attlas_command("run", tiny_graph, pictures, "-o", "s.zarr", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert (data["done"], data["errors"], data["finished"], data["labelled"]) == (50, 0, True, 50)
+    assert data["provider"] == "CPUExecutionProvider"
+    assert set(data["stages"]) == {"decode", "inference", "reduce", "write"}
+    data = json.loads(attlas_command("inspect", "s.zarr", "--json", cwd=tmp_path).stdout)
+    assert (data["images"], data["images_done"], data["finished"]) == (50, 50, True)
+    assert data["arrays"]["attention"]["dims"] == {"image": 50, "layer": 2, "head": 2, "query": 7, "key": 7}
+    assert "attention" in attlas_command("inspect", "s.zarr", cwd=tmp_path).stdout
+    data = json.loads(attlas_command("inspect", tiny_graph, "--json", cwd=tmp_path).stdout)
+    assert data["outputs"]["attention.1"] == {"image": None, "head": 2, "query": 7, "key": 7}
+    assert attlas_command("verify", "s.zarr", cwd=tmp_path).returncode == 0
+    done = attlas_command("analyze", "s.zarr", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "distance_mean" in done.stdout.split()
+
+
+def test_unreadable_images_end_with_3(tiny_graph: Path, tmp_path: Path) -> None:
+    """The run finishes, says how many, and the exit code tells a script."""
+    folder = make_images(tmp_path / "images", 6)
+    (folder / "bad.jpg").write_bytes(b"bad")
+    done = attlas_command("run", tiny_graph, folder, "-o", "s.zarr", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "1 images could not be read" in done.stdout
+
+
+def test_a_dry_run_says_what_it_would_be(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """Images, bytes raw and expected, free space."""
+    done = attlas_command("run", tiny_graph, pictures, "-o", "s.zarr", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "50 images" in done.stdout
+    assert "free" in done.stdout
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "absent.onnx", "{images}", "-o", "s"], 1, "there is no such graph"),
+        (["run", "{images}/n00000000/00000.png", "{images}", "-o", "s"], 1, "is no ONNX model"),
+        (["run", "foreign.onnx", "{images}", "-o", "s"], 1, "without attlas metadata"),
+        (["run", "newer.onnx", "{images}", "-o", "s"], 1, "format 99, this attlas reads up to 1"),
+        (["run", "{graph}", "absent", "-o", "s"], 1, "there is no such folder"),
+        (["run", "{graph}", "{graph}", "-o", "s"], 1, "is a file, not a folder"),
+        (["run", "{graph}", "empty", "-o", "s"], 1, "no images found (nothing at all)"),
+        (["run", "{graph}", "texts", "-o", "s"], 1, "no images found (1 files without an image suffix)"),
+        (["run", "{graph}", "{images}", "-o", "texts"], 1, "is no attention store"),
+        (["run", "{graph}", "{images}", "-o", "texts/notes.txt/s.zarr"], 1, "texts/notes.txt/s.zarr: cannot be written"),
+        (["run", "{graph}", "{images}", "-o", "s", "--keep", "x"], 2, "--keep x: choose from"),
+        (["run", "{graph}", "{images}", "-o", "s", "--shard", "5"], 2, "--shard 5: write K/N"),
+        (["run", "{graph}", "{images}", "-o", "s", "--batch-size", "x"], 2, "--batch-size x"),
+        (["run", "{graph}", "{images}", "-o", "s", "--provider", "cdua"], 2, "this onnxruntime has"),
+        (["inspect", "absent"], 1, "no such graph or store"),
+        (["inspect", "texts"], 1, "is no attention store"),
+        (["verify", "absent"], 1, "there is no such store"),
+        (["analyze", "absent"], 1, "there is no such store"),
+        (["report", "absent", "-o", "r.html"], 1, "there is no such store"),
+        (["export", "vit_tiny", "-o", "g.onnx", "--pretrained", "--random-init"], 2, "choose one"),
+        (["export", "vit_tiny_patch16_224", "-o", "g.onnx", "--img-size", "a"], 2, "--img-size a"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    """What was found, where, and what to do; never a traceback."""
+    import onnx
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("x")
+    model = onnx.load(tiny_graph)
+    model.metadata_props[0].value = model.metadata_props[0].value.replace('"attlas_format": 1', '"attlas_format": 99')
+    onnx.save(model, tmp_path / "newer.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    words = [a.format(graph=tiny_graph, images=pictures) for a in arguments]
+    assert message in one_line(attlas_command(*words, cwd=tmp_path), code)
+
+
+def test_help_lists_the_commands_in_the_order_of_the_work(tmp_path: Path) -> None:
+    """And the exit codes."""
+    done = attlas_command("--help", cwd=tmp_path)
+    listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].strip().splitlines()]
+    assert listed == ["export", "run", "analyze", "report", "inspect", "verify", "models", "doctor", "demo"]
+    assert "130" in done.stdout
+    assert attlas.__version__ in attlas_command("--version", cwd=tmp_path).stdout
+
+
+def test_doctor_tries_the_providers(tmp_path: Path) -> None:
+    """The CPU works; what does not says why."""
+    done = attlas_command("doctor", "--json", cwd=tmp_path)
+    data = json.loads(done.stdout)
+    assert data["providers"]["CPUExecutionProvider"] == "works"
+    assert done.returncode == (1 if data["problems"] else 0)
+    assert data["versions"]["attlas"] == attlas.__version__
+
+
+def test_doctor_says_when_two_wheels_break_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both onnxruntime wheels write the same files."""
+    from attlas.engine import doctor as module
+
+    monkeypatch.setattr(module, "_version", lambda name: "1.30.0" if name.startswith("onnxruntime") else None)
+    monkeypatch.setattr(module, "_try", lambda provider: "works")
+    problems = module.doctor()["problems"]
+    assert any("onnxruntime and onnxruntime-gpu" in p and "pip uninstall" in p for p in problems)
+
+
+def test_layers_are_written_as_ranges(
+    graph_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    """`0,2-3` names three."""
+    make_picture(1).save(tmp_path / "a.png")
+    graph = graph_factory(layers=5)
+    done = attlas_command("run", graph, tmp_path, "-o", "s.zarr", "--layers", "0,2-3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert attlas.Store(tmp_path / "s.zarr").attrs["kept"]["layers"] == [0, 2, 3]
+    done = attlas_command("run", graph, tmp_path, "-o", "t.zarr", "--layers", "a-b", cwd=tmp_path)
+    assert done.returncode == 2

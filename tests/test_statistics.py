@@ -1,0 +1,261 @@
+"""Analysing a store: rows per image, the dataset's statistics, what resumes, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attlas.analysis import formulas as f
+from attlas.engine import layout
+from attlas.engine.plan import Plan
+from attlas.engine.sources import Item
+from attlas.engine.store import Store
+from attlas.exporter.errors import AttlasError, UsageError
+from attlas.exporter.spec import ClassName, GraphSpec, Output, Recipe, Weights
+
+statistics = pytest.importorskip("attlas.analysis.statistics")
+moments = pytest.importorskip("attlas.analysis.moments")
+kernel = pytest.importorskip("attlas.analysis.kernel")
+
+SPEC = GraphSpec(
+    model="vit_test", tag="", weights=Weights("random", "0"), dtype="float32", image_size=(32, 48),
+    recipe=Recipe((32, 48), (32, 48), "center", "bicubic", (0.5,) * 3, (0.5,) * 3), patch_size=(16, 16),
+    grid=(2, 3), prefix=("class",), pooling="class", layers=(0, 1), depth=2, heads=2,
+    attention_kind="probability", position="absolute", outputs=(Output("logits", ("image", "class"), (None, 4)),),
+    classes=tuple(ClassName(f"n{i}", f"class {i}") for i in range(4)),
+)  # fmt: skip
+IMAGES, BATCH, UNIT, BROKEN = 22, 2, 4, 5
+
+
+def attention(spec: GraphSpec = SPEC, images: int = IMAGES) -> np.ndarray:
+    """(image, layer, head, query, key), float64 rows that sum to 1."""
+    shape = (images, len(spec.layers), spec.heads, spec.tokens, spec.tokens)
+    e = np.exp(np.random.default_rng(7).normal(size=shape) * 2)
+    return e / e.sum(-1, keepdims=True)
+
+
+def fill_unit(store: Store, k: int, a: np.ndarray, layers: Any = None, reducer: Any = None) -> None:
+    """What a run does with one unit."""
+    images = store.plan.unit_range(k)
+    at = slice(images.start, images.stop)
+    name = next((n for n in ("attention", "attention_code") if n in store), None)
+    for place, layer in enumerate(store.spec.layers):
+        if name and (layers is None or layer in layers):
+            for batch in store.plan.batches(k):
+                part = a[batch.start : batch.stop, place]
+                part = np.round(255 * np.sqrt(part)) if name == "attention_code" else part
+                store.write(name, batch.start, part.astype(store.array(name).dtype), place)
+    small = [key for key, dim in store.unit_arrays() if dim == "image" and key != name]
+    rows = {key: np.zeros((len(images), *store.array(key).shape[1:]), store.array(key).dtype) for key in small}
+    rows["valid"] = np.array([i != BROKEN for i in images])
+    if reducer is not None:
+        rows |= reducer([np.ascontiguousarray(x.astype(np.float16)) for x in np.moveaxis(a[at], 1, 0)])
+        del rows["_finite"]
+    for key, values in rows.items():
+        store.write(key, at.start, values)
+    for place, _ in store.plan.sampled(images):
+        store.write("pixels", place, np.zeros((1, *SPEC.image_size, 3), np.uint8))
+    store.mark_done(k)
+
+
+def make_store(
+    path: Path, *, dtype: str = "float16", keep: tuple[str, ...] = ("attention",), layers: tuple[int, ...] = SPEC.layers,
+    units: Any = None, reduce: bool = False, spec: GraphSpec = SPEC, a: np.ndarray | None = None,
+) -> Store:  # fmt: skip
+    a = attention(spec) if a is None else a
+    plan = Plan(images=len(a), batch=BATCH, unit=UNIT, sample=(0,), identity={})
+    choice = layout.Keep.choose(spec, keep, layers, dtype)
+    reducer = kernel.Reducer(spec) if reduce else None
+    items = [Item(f"a/{i:03}.png", "a", 1, 1) for i in range(len(a))]
+    kept = layout.templates(spec, choice, reducer)
+    specs, values = layout.arrays(spec, plan, kept, items, np.zeros(len(a), np.int32))
+    store = Store.create(path, spec, plan, specs, values=values, attrs={"kept": choice.identity(), "dataset": "test"})
+    for k in range(plan.units) if units is None else units:
+        fill_unit(store, k, a, layers, reducer)
+    return store
+
+
+def good(values: np.ndarray) -> np.ndarray:
+    return np.delete(values, BROKEN, axis=0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
+def test_default_gives_rows_and_the_datasets_statistics_of_the_stored_values(tmp_path: Path, dtype: str) -> None:
+    """Against plain numpy over the formulas in float64, unreadable images left out."""
+    made = make_store(tmp_path / "s.zarr", dtype=dtype)
+    seen: list[Any] = []
+    result = statistics.analyze(tmp_path / "s.zarr", workers=2, progress=seen.append)
+    assert (seen[0].done, seen[-1].done, result.images, result.finished) == (0, IMAGES, IMAGES - 1, True)
+    assert "1 of 22 images could not be read" in result.notes[0]
+    store = Store(tmp_path / "s.zarr")
+    raw = made.read("attention_code" if dtype == "uint8" else "attention")
+    a = f.decode_codes(raw, np.float64) if dtype == "uint8" else raw.astype(np.float64)
+    expected = {
+        "distance": f.distance(a, SPEC.grid, SPEC.patch_size),
+        "distance_renormalized": f.distance_renormalized(a, SPEC.grid, SPEC.patch_size),
+        "entropy": f.entropy(a),
+        "entropy_patch": f.entropy_patch(a, 1),
+        "prefix_mass": f.prefix_mass(a, 1),
+        "rollout": f.rollout([a[:, 0], a[:, 1]], SPEC.grid),
+    }
+    for name, value in expected.items():
+        got = store.read(name)
+        assert np.isnan(got[BROKEN]).all()
+        np.testing.assert_allclose(good(got), good(value), rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(store.read(f"{name}_mean"), good(value).mean(0), rtol=2e-6)
+        if name != "rollout":
+            np.testing.assert_allclose(store.read(f"{name}_std"), good(value).std(0, ddof=1), rtol=1e-4)
+            wanted = np.quantile(good(value), store.read("quantile"), axis=0)
+            np.testing.assert_allclose(store.read(f"{name}_quantile"), wanted, rtol=2e-6, atol=1e-7)
+            assert store.dims(f"{name}_interval")[0] == "bound"
+    scores = np.stack([f.score_matrix(a[:, layer], SPEC.grid) for layer in range(2)], 1)
+    np.testing.assert_allclose(store.read("score_matrix_mean"), good(scores).mean(0), rtol=2e-6)
+
+
+def test_what_the_run_made_is_kept_and_summed_up_without_reading_attention(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "s.zarr", keep=("none",), reduce=True)
+    before = made.read("entropy").tobytes()
+    result = statistics.analyze(tmp_path / "s.zarr")
+    assert (result.made, result.read) == ((), 0)
+    store = Store(tmp_path / "s.zarr")
+    assert store.read("entropy").tobytes() == before
+    assert "entropy_interval" in store
+
+
+def test_threads_do_not_change_a_bit(tmp_path: Path) -> None:
+    for workers in (1, 3):
+        make_store(tmp_path / f"{workers}.zarr")
+        statistics.analyze(tmp_path / f"{workers}.zarr", workers=workers)
+    one, three = (Store(tmp_path / f"{n}.zarr") for n in (1, 3))
+    for name in one.attrs["analyzed"]:
+        assert one.read(name).tobytes() == three.read(name).tobytes()
+
+
+def test_new_units_cost_only_themselves_and_end_where_one_analysis_would(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", units=[0, 3])
+    first = statistics.analyze(tmp_path / "s.zarr")
+    assert not first.finished
+    assert "2 of 6 units" in first.notes[0]
+    assert first.images == 8
+    for k in (1, 2, 4, 5):
+        fill_unit(store, k, attention())
+    second = statistics.analyze(tmp_path / "s.zarr")
+    assert second.read == first.read * 14 // 8
+    assert statistics.analyze(tmp_path / "s.zarr").read == 0
+    make_store(tmp_path / "whole.zarr")
+    statistics.analyze(tmp_path / "whole.zarr")
+    whole, parts = Store(tmp_path / "whole.zarr"), Store(tmp_path / "s.zarr")
+    for name in whole.attrs["analyzed"]:
+        if whole.array(name).dtype.kind == "f":
+            np.testing.assert_allclose(parts.read(name), whole.read(name), rtol=1e-12)
+
+
+def test_overwrite_computes_anew_what_analysis_wrote(tmp_path: Path) -> None:
+    make_store(tmp_path / "s.zarr")
+    first = statistics.analyze(tmp_path / "s.zarr")
+    store = Store(tmp_path / "s.zarr", writable=True)
+    right = store.read("entropy")
+    store.write("entropy", 0, right * 0)
+    assert statistics.analyze(tmp_path / "s.zarr", overwrite=True).read == first.read
+    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("entropy"), right)
+
+
+def test_every_name_of_the_catalog_gives_an_array_of_its_dims(tmp_path: Path) -> None:
+    make_store(tmp_path / "s.zarr")
+    names = [*statistics.CATALOG, "entropy"]
+    result = statistics.analyze(tmp_path / "s.zarr", names)
+    store = Store(tmp_path / "s.zarr")
+    for name, statistic in statistics.CATALOG.items():
+        if statistic.per_image:
+            assert store.dims(name) == ("image", *statistic.dims)
+            assert np.isfinite(good(store.read(name))).all()
+            assert f"{name}_mean" in result.summed
+            assert (f"{name}_interval" in store) == statistic.scalar
+        else:
+            assert store.dims(name) == statistic.dims
+    a = store.read("attention").astype(np.float64)
+    np.testing.assert_allclose(store.read("attention_matrix_mean"), good(a).mean(0), rtol=1e-6)
+    explained = f.rollout_vit_explain([a[:, 0], a[:, 1]], SPEC.grid)
+    np.testing.assert_allclose(good(store.read("rollout_vit_explain")), good(explained), rtol=1e-5)
+    assert "distance" not in store
+
+
+def test_some_layers_give_what_needs_no_others(tmp_path: Path) -> None:
+    make_store(tmp_path / "s.zarr", layers=(1,))
+    statistics.analyze(tmp_path / "s.zarr")
+    store = Store(tmp_path / "s.zarr")
+    assert "rollout" not in store
+    assert np.isnan(store.read("entropy_mean")[0]).all()
+    a = store.read("attention", (slice(None), 1)).astype(np.float64)
+    np.testing.assert_allclose(store.read("entropy_mean")[1], good(f.entropy(a)).mean(0), rtol=1e-6)
+    with pytest.raises(AttlasError, match="without --layers"):
+        statistics.analyze(tmp_path / "s.zarr", ["rollout"])
+
+
+@pytest.mark.parametrize(
+    ("store", "names", "match"),
+    [
+        ({}, ["entropie"], "did you mean entropy"),
+        ({"keep": ("none",)}, ["self_mass"], "--keep attention"),
+        ({"keep": ("none",)}, None, "neither attention nor statistics"),
+        ({"dtype": "uint8"}, ["rollout_vit_explain"], "--store-dtype float16"),
+        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["head_similarity"], "mixed"),
+        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["entropy"], "mixes"),
+    ],
+)
+def test_a_store_without_what_is_needed_says_what_would_have_kept_it(
+    tmp_path: Path, store: dict[str, Any], names: list[str] | None, match: str
+) -> None:
+    make_store(tmp_path / "s.zarr", **store)
+    with pytest.raises(AttlasError, match=match):
+        statistics.analyze(tmp_path / "s.zarr", names)
+    assert not Store(tmp_path / "s.zarr").attrs.get("analyzed")
+
+
+def test_a_store_with_nothing_done_is_analysed_for_nothing(tmp_path: Path) -> None:
+    make_store(tmp_path / "s.zarr", units=[])
+    result = statistics.analyze(tmp_path / "s.zarr")
+    assert result.images == 0
+    assert "nothing to sum up" in " ".join(result.notes)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**16))
+@settings(max_examples=40, deadline=None)
+def test_moments_merge_to_what_all_images_give(images: int, seed: int) -> None:
+    """Counts equal, means to 1e-12 and deviations to 1e-9, over random splits, far from 0 and with NaN."""
+    random = np.random.default_rng(seed)
+    values = 1e4 + random.normal(size=(images, 3, 2))
+    values[random.random(values.shape) < 0.1] = np.nan
+    cuts = np.sort(random.integers(0, images + 1, 3))
+    parts = [moments.Moments.of(part) for part in np.split(values, cuts)]
+    merged, whole = sum(parts[1:], start=parts[0]), moments.Moments.of(values)
+    np.testing.assert_array_equal(merged.count, whole.count)
+    np.testing.assert_allclose(merged.average, whole.average, rtol=1e-12)
+    np.testing.assert_allclose(merged.std, whole.std, rtol=1e-9, atol=1e-9)
+    if not np.isnan(values).any() and images > 1:
+        np.testing.assert_allclose(whole.std, values.std(0, ddof=1), rtol=1e-9)
+
+
+def test_interval_covers_as_the_normal_approximation_does_and_repeats() -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=(400, 2, 3))
+    found = moments.interval(values)
+    np.testing.assert_array_equal(found, moments.interval(values))
+    half = 1.96 * values.std(0) / np.sqrt(400)
+    np.testing.assert_allclose(found[0], values.mean(0) - half, atol=0.05)
+    np.testing.assert_allclose(found[1], values.mean(0) + half, atol=0.05)
+
+
+def test_interval_and_quantiles_leave_nan_out() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    values[:20, 1], values[:, 2] = np.nan, np.nan
+    found, quantile = moments.interval(values), moments.quantiles(values)
+    assert np.isfinite(found[:, :2]).all()
+    assert np.isnan(found[:, 2]).all()
+    np.testing.assert_allclose(quantile[:, 1], np.quantile(values[20:, 1], moments.QUANTILES))
+    assert np.isnan(quantile[:, 2]).all()
