@@ -121,9 +121,12 @@ def demo(
     except AttlasError as error:
         if checkpoint is not None or "--random-init" not in str(error):
             raise
-        say("the model hub does not answer: random weights instead, whose maps mean nothing (--checkpoint FILE for real ones)")
+        say(
+            "the model hub does not answer: random weights instead, whose maps mean nothing "
+            "(--checkpoint FILE for real ones)"
+        )
         result = export(model, graph, random_init=True, overwrite=True, progress=say)
-    say(f"{graph}: largest row total variation from PyTorch {result.parity.max_row_tv:.1e}")
+    say(f"{graph}: largest row total variation from PyTorch {result.parity.row_max:.1e}")
     run(graph, photos, store, overwrite=True)
     _load("analysis.statistics").analyze(store)
     return _load("analysis.page").report([store], page, overwrite=True)

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
-
 import attlas
+import click
 
 from .exporter.errors import AttlasError, Interrupted, UsageError
 
@@ -38,7 +37,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(attlas.__version__, prog_name="attlas")
 def cli() -> None:
-    """The atlas of attention: compute, store and analyse the attention of Vision Transformers over whole datasets.
+    r"""The atlas of attention: compute, store and analyse the attention of Vision Transformers over whole datasets.
 
     \b
     attlas export deit_tiny_patch16_224 -o deit.onnx    a timm model becomes an ONNX graph with attention outputs
@@ -91,11 +90,13 @@ def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> l
               help="In which the graph computes; its outputs are float32.")  # fmt: skip
 @click.option("--img-size", metavar="N or H,W", help="Input size, where the model's own is not wanted.")
 @click.option("--preprocess", metavar="KEY=VALUE,...",
-              help="Replace parts of the recipe: mean=0.5,std=0.5,resize=squash:256,crop=224,interpolation=bicubic.")  # fmt: skip
+              help="Replace parts of the recipe: mean=0.5,std=0.5,resize=squash:256,crop=224.")  # fmt: skip
 @click.option("--layers", metavar="0,3-5", callback=numbers, help="Only these blocks' attention, counted from 0.")
 @click.option("--num-classes", type=int, help="Of the checkpoint's head.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
-def export(model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: Path | None, **options: Any) -> None:
+def export(
+    model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: Path | None, **options: Any
+) -> None:
     """Export timm's MODEL (with or without its pretrained tag) and prove the file against PyTorch."""
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
@@ -105,9 +106,10 @@ def export(model: str, output: Path, pretrained: bool, random_init: bool, checkp
         model, output, checkpoint=checkpoint, pretrained=pretrained, random_init=random_init, progress=note, **options
     )
     parity = result.parity
+    head = "logits" if result.spec.output("logits") else "features"
     note(
-        f"largest row total variation from PyTorch {parity.max_row_tv:.1e} (mean {parity.mean_row_tv:.1e}), "
-        f"logits within {parity.max_logits:.1e}; {len(result.spec.layers)} layers, {result.spec.heads} heads, "
+        f"largest row total variation from PyTorch {parity.row_max:.1e} (mean {parity.row_mean:.1e}), "
+        f"{head} within {parity.head:.1e}; {len(result.spec.layers)} layers, {result.spec.heads} heads, "
         f"{result.spec.tokens} tokens; {_bytes(result.bytes)} in {result.seconds:.0f} s"
     )
     click.echo(result.path)
@@ -287,26 +289,29 @@ def _outcome(result: Any) -> list[str]:
 
 
 @cli.command(short_help="A store gets its statistics over the dataset.")
-@click.argument("store", type=path_argument)
+@click.argument("store", type=path_argument, required=False)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--workers", type=click.IntRange(1), help="Threads; by default the cores.")
 @click.option("--overwrite", is_flag=True, help="Compute again what is there.")
 @click.option("--list", "list_names", is_flag=True, help="List the names of the statistics.")
-def analyze(store: Path, names: tuple[str, ...], workers: int | None, overwrite: bool, list_names: bool) -> None:
+def analyze(store: Path | None, names: tuple[str, ...], workers: int | None, overwrite: bool, list_names: bool) -> None:
     """Compute statistics from STORE and write them into it: by default what the run did not compute, and the dataset's.
 
     NAME adds further statistics; --list shows them.
     """
     if list_names:
-        from .analysis.statistics import describe_statistics
+        from .analysis.catalog import CATALOG
 
-        for name, text in describe_statistics().items():
-            click.echo(f"{name:<28} {text}")
+        for name, statistic in CATALOG.items():
+            click.echo(f"{name:<30} {statistic.long_name} [{statistic.units}]")
         return
-    result = attlas.analyze(store, list(names) or None, workers=workers, overwrite=overwrite, progress=_percent())
+    if store is None:
+        raise UsageError("which store? `attlas analyze STORE.zarr`")
+    result = attlas.analyze(store, list(names) or None, workers=workers, overwrite=overwrite, progress=_images_of())
     for line in result.notes:
         note(f"note: {line}")
-    for name in result.written:
+    note(f"{result.images:,} images, {_bytes(result.read)} of attention read, {_seconds(result.seconds)}")
+    for name in (*result.made, *result.summed):
         click.echo(name)
 
 
@@ -358,8 +363,9 @@ def _show(key: str, value: Any, indent: int = 0) -> None:
         for number, one in enumerate(value, 1):
             _show(f"{key} {number}", one, indent)
     else:
-        text = ", ".join(map(str, value)) if isinstance(value, list) else value
-        text = _bytes(text) if key.startswith(("bytes", "attention_bytes")) else text
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if key.startswith(("bytes", "attention_bytes")):
+            text = _bytes(value)
         click.echo(f"{pad}{key:<26} {text}")
 
 
@@ -375,7 +381,9 @@ def verify(store: Path, repair: bool, as_json: bool) -> None:
     else:
         for k, fault in result.faults.items():
             click.echo(f"unit {k}: {fault}")
-        click.echo(f"{result.units} units checked, {len(result.faults)} faulty" + (", reopened" if result.repaired else ""))
+        click.echo(
+            f"{result.units} units checked, {len(result.faults)} faulty" + (", reopened" if result.repaired else "")
+        )
     if result.faults:
         sys.exit(1)
 
@@ -440,6 +448,12 @@ def _percent() -> Callable[[int, int], None] | None:
         click.echo(f"\r{done:,}/{total:,}", err=True, nl=done == total)
 
     return show
+
+
+def _images_of() -> Callable[[Any], None] | None:
+    """Progress with `done` and `total`, on a terminal only."""
+    show = _percent()
+    return None if show is None else lambda progress: show(progress.done, progress.total)
 
 
 def _bytes(count: float) -> str:

@@ -106,7 +106,7 @@ CATALOG: dict[str, Statistic] = {
     s.name: s
     for s in (
         Statistic(
-            "rollout_vit_explain", ("y", "x"), _explained, "1", "rollout as in vit-explain: max over heads, 0.9 discarded",
+            "rollout_vit_explain", ("y", "x"), _explained, "1", "rollout of vit-explain: max over heads, 0.9 discarded",
             "github.com/jacobgil/vit-explain", follows=True, exact=True,
         ),
         Statistic("distance_unit_square", HEADS, _grid("distance_unit_square"), "1",
@@ -114,7 +114,8 @@ CATALOG: dict[str, Statistic] = {
         Statistic("effective_tokens", HEADS, lambda a, spec: formulas.effective_tokens(a), "keys",
                   "mean of exp(entropy) over queries", probability=True),
         Statistic("self_mass", HEADS, _grid("self_mass"), "1", "mean attention of a patch on itself"),
-        Statistic("neighbour_mass", HEADS, _grid("neighbour_mass"), "1", "mean attention of a patch on its 8 neighbours"),
+        Statistic("neighbour_mass", HEADS, _grid("neighbour_mass"), "1",
+                  "mean attention of a patch on its 8 neighbours"),
         Statistic("rest_mass", HEADS, _grid("rest_mass"), "1", "mean attention of a patch on all farther patches"),
         Statistic("sink_share", HEADS, _grid("sink_share"), "1",
                   "share of patches that receive more than 4 times the uniform attention",
@@ -140,7 +141,7 @@ CATALOG: dict[str, Statistic] = {
         Statistic("score_matrix_head_mean", MAPS, _grid("score_matrix", reading="head"), "1",
                   "largest attention over heads, mean over queries and images", SEED, per_image=False),
         Statistic("offset_map_mean", OFFSETS, _grid("offset_map"), "1",
-                  "attention by offset of the key, mean over the queries that have it and over images", per_image=False),
+                  "attention by offset of the key, mean over queries that have it and over images", per_image=False),
         Statistic("offset_map_pooled_mean", OFFSETS, _grid("offset_map", form="pooled"), "1",
                   "share of the patch mass by offset of the key, mean over images", WALMER, per_image=False),
         Statistic("attention_matrix_mean", (*HEADS, "query", "key"), lambda a, spec: a, "1",

@@ -106,9 +106,9 @@ def _distance(store: Store, facts: Facts) -> Exhibit | Absent:
     return _by_depth(
         store, facts, "distance", "Attention distance by depth", parts, "pixels", "px",
         f"Mean distance between a patch and the patches it attends to, in pixels of the {spec.image_size[0]} × "
-        f"{spec.image_size[1]} input. Left as published ({cite('dosovitskiy2021')}, {cite('raghu2021')}): prefix "
+        f"{spec.image_size[1]} input. <code>distance</code> as published ({cite('dosovitskiy2021')}, {cite('raghu2021')}): prefix "
         "columns are dropped and rows not renormalised, so that a head which looks at a prefix token seems local. "
-        f"Right with each row's patch mass scaled to 1 ({cite('park2023')}), the form to compare models with. "
+        f"<code>distance_renormalized</code> with each row's patch mass scaled to 1 ({cite('park2023')}), the form to compare models with. "
         f"Dashed: uniform attention on this grid ({uniform:.1f} px{tokens}).",
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def _depth_exhibit(
         f"smaller than the dot), the pale line the mean over heads. {facts.n}.",
         draw=lambda narrow: figures.depth(panels, narrow=narrow),
         columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"), rows=rows,
-        methods=(*methods, "bootstrap"),
+        methods=(*methods, "bootstrap"), wide=len(panels) > 1,
     )  # fmt: skip
 
 
@@ -224,15 +224,17 @@ def _mean_rollout(store: Store, facts: Facts) -> Exhibit | Absent:
     mean = store.read("rollout_mean").astype(np.float64)
     values = mean / mean.mean()
     panel = figures.Panel("", values, _extent(store))
-    peak = _where(values)
+    peak, low, high = _where(values), float(values.min()), float(values.max())
+    limits = (low, high) if high > low else None
     return Exhibit(
         name="rollout_mean", title=title, wide=False,
         caption="Attention rollout averaged over images, divided by its mean over patches: 1 is even. What shows here is "
-        "no image's content but the model's habit, often a bias to the centre; see single maps against it. "
+        "no image's content but the model's habit, often a bias to the centre or the border; see single maps against it. The "
+        "colours run from the smallest to the largest value. "
         f"{cite('abnar2020')}. {facts.n}.",
         alt=f"Map of the mean rollout on {store.spec.grid[0]} by {store.spec.grid[1]} patches, from {values.min():.2f} to "
         f"{values.max():.2f} times its mean, largest at {peak}. {facts.n}.",
-        draw=lambda narrow: figures.map_grid([panel], "rollout, × mean over patches", columns=1, narrow=True),
+        draw=lambda narrow: figures.map_grid([panel], "rollout, × mean over patches", columns=1, narrow=True, limits=limits),
         columns=("y", "x", "rollout_mean", "times_mean"),
         rows=[(*at, float(mean[at]), float(value)) for at, value in np.ndenumerate(values)],
         methods=("rollout",),
@@ -261,15 +263,17 @@ def _examples(store: Store, chosen: Sequence[Example]) -> Iterator[Exhibit | Abs
             panels.append(figures.Panel("", values, size))
             numbers += [(one.path, name, *at, float(value)) for at, value in np.ndenumerate(values)]
         rows.append(figures.Row(one.title, tuple(panels)))
-    heading = {"attention": f"{_row_name(store)}, layer {spec.layers[last]}", "rollout": "rollout, all layers"}
-    label = {"attention": "attention, × uniform", "rollout": "rollout, × mean over patches"}
-    headings, labels = ["input and patch grid", *(heading[n] for n in kept)], [None, *(label[n] for n in kept)]
+    heading = {"attention": f"{_HEADINGS[spec.readout]}\nattention, layer {spec.layers[last]}", "rollout": "rollout,\nall layers"}
+    label = {"attention": "× uniform", "rollout": "× mean over patches"}
+    told = " and ".join(heading[name].replace("\n", " ") for name in kept)
+    root = [False, *(name == "attention" for name in kept)]
+    headings, labels = ["input and\npatch grid", *(heading[n] for n in kept)], [None, *(label[n] for n in kept)]
     yield Exhibit(
         name="examples", title="Example pictures",
         caption=_examples_caption(store, chosen, kept),
-        alt=f"{len(chosen)} pictures, each with its {' and its '.join([heading[n] for n in kept]) or 'patch grid'}: "
+        alt=f"{len(chosen)} pictures, each with {told or 'its patch grid'}: "
         + "; ".join(one.title for one in chosen) + ".",
-        draw=lambda narrow: figures.picture_rows(rows, headings, labels, narrow=narrow),
+        draw=lambda narrow: figures.picture_rows(rows, headings, labels, narrow=narrow, root=root),
         columns=("path", "map", "y", "x", "times_uniform"), rows=numbers,
         methods=tuple({"attention": "readout", "rollout": "rollout"}[n] for n in kept),
     )  # fmt: skip
@@ -284,8 +288,8 @@ def _examples(store: Store, chosen: Sequence[Example]) -> Iterator[Exhibit | Abs
 def _examples_caption(store: Store, chosen: Sequence[Example], kept: Sequence[str]) -> str:
     spec = store.spec
     parts = [
-        f"{len(chosen)} images, evenly spread over the store's random sample in its order and chosen before looking; n = 1 "
-        f"image each. The crop is what the model saw, its {spec.grid[0]} × {spec.grid[1]} patches marked."
+        f"{len(chosen)} images, evenly spread over the store's random sample by order alone, so that none is chosen for its "
+        f"looks; n = 1 image each. The crop is what the model saw, its {spec.grid[0]} × {spec.grid[1]} patches marked."
     ]
     if "attention" in kept:
         parts.append(
@@ -316,7 +320,7 @@ def _heads(store: Store, one: Example) -> Iterator[Exhibit | Absent]:
         + " ".join(f"Head {i}: at most {v.max():.1f} times uniform, at {_where(v)}." for i, v in enumerate(values)),
         draw=lambda narrow: figures.map_grid(
             panels, "attention, × uniform", columns=min(columns, 3) if narrow else columns if len(panels) < 12 else 6,
-            narrow=narrow,
+            narrow=narrow, root=True,
         ),
         columns=("head", "y", "x", "times_uniform"),
         rows=[(*at, float(value)) for at, value in np.ndenumerate(values)],
@@ -360,8 +364,8 @@ def _score_exhibit(store: Store, name: str, title: str, scores: dict[int, Floats
         alt=f"{len(panels)} maps, one a layer. The largest value, {scores[peak].max():.3g}, is in layer {peak} at "
         f"{_where(scores[peak])}. Means by layer: " + ", ".join(f"{v.mean():.3g}" for v in scores.values()) + ".",
         draw=lambda narrow: figures.map_grid(
-            panels, "largest attention received, mean over heads", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
-            narrow=narrow,
+            panels, "largest attention received", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
+            narrow=narrow, root=True,
         ),
         columns=("layer", "y", "x", "score"),
         rows=[(layer, *at, float(value)) for layer, v in scores.items() for at, value in np.ndenumerate(v)],
@@ -383,10 +387,15 @@ def _where(values: Floats) -> str:
     return f"row {int(y) + 1}, column {int(x) + 1}"
 
 
+_HEADINGS = {
+    "class": "class token's", "mean": "patches' mean", "pool": "pool's own", "distilled": "class & distillation",
+}  # fmt: skip
+
+
 def _row_name(store: Store) -> str:
     return {
         "class": "class token's attention", "mean": "mean attention of the patches", "pool": "the pool's attention",
-        "distilled": "mean attention of class and distillation token",
+        "distilled": "class and distillation token's mean attention",
     }[store.spec.readout]  # fmt: skip
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 __all__ = [
     "NARROW", "WIDE", "Depth", "Line", "Panel", "Row", "curves", "depth", "map_grid", "picture_rows", "svg", "write",
@@ -204,18 +204,22 @@ def map_grid(
     columns: int,
     narrow: bool = False,
     limits: tuple[float, float] | None = None,
+    root: bool = False,
 ) -> Any:
-    """Maps on one scale, row after row, with a colour bar under them."""
+    """Maps on one scale, row after row, with a colour bar under them.
+
+    Colours follow the values, or with `root` their square roots, where a few large ones would leave the rest black.
+    """
     width = NARROW if narrow else WIDE
     height, across = panels[0].size
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     gap, title, foot, margin = 0.09, 0.19, 0.52, 0.04
     # A few panels are not blown up to the page's width.
-    edge = min((width - 2 * margin - (columns - 1) * gap) / columns, width / (2 if narrow else 3))
+    edge = min((width - 2 * margin - (columns - 1) * gap) / columns, 2.6)
     tall = edge * height / across
     total = rows * (tall + title) + (rows - 1) * 0.05 + foot + margin
-    scale = Normalize(*(limits or _limits([p.values for p in panels])))
+    scale = _scale(limits or _limits([p.values for p in panels]), root)
     with _style():
         figure = Figure(figsize=(width, total))
         for place, panel in enumerate(panels):
@@ -224,29 +228,41 @@ def map_grid(
             ax = figure.add_axes((left / width, bottom / total, edge / width, tall / total))
             image = _draw_panel(ax, panel, scale)
             ax.set_title(panel.title, fontsize=7, pad=2.5)
-        bar = figure.add_axes((margin / width + 0.02, 0.3 / total, min(2.6, width - 0.6) / width, 0.075 / total))
-        _bar(figure, bar, image, label)
+        bar = figure.add_axes(((margin + 0.04) / width, 0.3 / total, min(2.56, width - 0.6) / width, 0.075 / total))
+        _bar(figure, bar, image, label, root)
     return figure
 
 
 def picture_rows(
-    rows: Sequence[Row], headings: Sequence[str], labels: Sequence[str | None], *, narrow: bool = False
+    rows: Sequence[Row],
+    headings: Sequence[str],
+    labels: Sequence[str | None],
+    *,
+    narrow: bool = False,
+    root: Sequence[bool] = (),
 ) -> Any:
-    """Rows of panels under column headings; a column with a label is a map with one scale and a colour bar."""
+    """Rows of panels under column headings; a column with a label is a map with one scale and a colour bar.
+
+    `root` says of each column whether its colours follow square roots, as in `map_grid`.
+    """
     width = NARROW if narrow else WIDE
     count, (height, across) = len(headings), rows[0].panels[0].size
-    gap, title, head, foot, margin = 0.12, 0.24, 0.22, 0.55, 0.04
-    edge = min((width - 2 * margin - (count - 1) * gap) / count, 2.1)
+    gap, title, margin = 0.12, 0.24, 0.04
+    head, foot, small = (0.32, 0.66, 6) if narrow else (0.22, 0.55, 7)
+    edge = min((width - 2 * margin - (count - 1) * gap) / count, 2.2)
+    roots = [*root, *[False] * count]
     tall = edge * height / across
     total = head + len(rows) * (tall + title) + foot + margin
-    scales = [Normalize(*_limits([r.panels[c].values for r in rows])) if labels[c] else None for c in range(count)]
+    scales = [
+        _scale(_limits([r.panels[c].values for r in rows]), roots[c]) if labels[c] else None for c in range(count)
+    ]
     with _style():
         figure = Figure(figsize=(width, total))
         images: dict[int, Any] = {}
         for place, row in enumerate(rows):
             bottom = total - margin - head - (place + 1) * (tall + title)
             figure.text(
-                margin / width, (bottom + tall + 0.06) / total, _shortened(row.title, 46 if narrow else 100),
+                margin / width, (bottom + tall + 0.06) / total, _shortened(row.title, 54 if narrow else 100),
                 fontsize=6.5 if narrow else 7.5, va="bottom",
             )  # fmt: skip
             for column, panel in enumerate(row.panels):
@@ -255,12 +271,11 @@ def picture_rows(
                 images[column] = _draw_panel(ax, panel, scales[column])
         for column, (heading, label) in enumerate(zip(headings, labels, strict=True)):
             left = margin + column * (edge + gap)
-            figure.text(
-                left / width, (total - margin - 0.12) / total, heading, fontweight="bold", fontsize=7, va="center"
-            )
+            heading = heading if narrow else heading.replace("\n", " ")
+            figure.text(left / width, (total - margin - head / 2) / total, heading, fontweight="bold", fontsize=small, va="center")
             if label:
-                bar = figure.add_axes(((left + 0.03) / width, 0.33 / total, (edge - 0.06) / width, 0.075 / total))
-                _bar(figure, bar, images[column], label)
+                bar = figure.add_axes(((left + 0.03) / width, (foot - 0.22) / total, (edge - 0.06) / width, 0.075 / total))
+                _bar(figure, bar, images[column], label, roots[column], wrap=narrow)
     return figure
 
 
@@ -285,13 +300,27 @@ def _draw_panel(ax: Any, panel: Panel, scale: Any) -> Any:
     return image
 
 
-def _bar(figure: Any, ax: Any, image: Any, label: str) -> None:
+def _bar(figure: Any, ax: Any, image: Any, label: str, root: bool, *, wrap: bool = False) -> None:
     bar = figure.colorbar(image, cax=ax, orientation="horizontal")
     bar.outline.set_visible(False)
-    bar.locator = MaxNLocator(5)
+    bar.locator = FixedLocator(_root_ticks(*image.get_clim())) if root else MaxNLocator(5)
+    bar.formatter = FuncFormatter(lambda value, place: f"{value:g}")
+    bar.minorticks_off()
     bar.update_ticks()
     ax.tick_params(length=2, pad=1.5, labelsize=6.5)
-    bar.set_label(label, fontsize=6.5, labelpad=1.5)
+    text = f"{label}, square-root scale" if root else label
+    ax.set_xlabel(text.replace(", ", ",\n") if wrap else text, fontsize=6.5, labelpad=1.5, loc="left")
+
+
+def _scale(limits: tuple[float, float], root: bool) -> Any:
+    return PowerNorm(0.5, *limits) if root else Normalize(*limits)
+
+
+def _root_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that lie about evenly on a square-root scale from `low` to `high`."""
+    steps = [low + (high - low) * share**2 for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    ticks = [float(f"{value:.1g}") for value in steps]
+    return sorted({tick for tick in ticks if low <= tick <= high})
 
 
 def _limits(values: Sequence[npt.NDArray[Any]]) -> tuple[float, float]:

@@ -31,7 +31,7 @@ DECODES = {"float16": "uint16", "float32": "float32", "uint8": "uint8"}  # store
 CONVERTS_HALF = not config.CPU_NAME and binding.get_host_cpu_features().get("f16c", True)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def _decode(typingctx: Any, code: Any) -> Any:
     """A stored value as float32: float16 bits by the processor's own conversion, uint8 codes squared."""
     single = ir.FloatType()
@@ -47,7 +47,7 @@ def _decode(typingctx: Any, code: Any) -> Any:
     return (types.float32(code), codegen) if code in (types.uint16, types.uint8, types.float32) else None
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def _bits(typingctx: Any, value: Any) -> Any:
     """The bits of a float32, as an int32."""
 
@@ -57,7 +57,7 @@ def _bits(typingctx: Any, value: Any) -> Any:
     return types.int32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def _from_bits(typingctx: Any, value: Any) -> Any:
     """The float32 whose bits an int32 holds."""
 

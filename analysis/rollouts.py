@@ -243,9 +243,10 @@ def _start(readout: Readout, fused: Array) -> Array:
         for r in rows:
             weights[r] += 1 / len(rows)
         return constant(weights, fused) + xp.zeros_like(fused[..., 0])
-    if getattr(readout, "ndim", 0) < 1 or readout.shape[-1] != tokens:
+    weights_given: Array = readout
+    if getattr(weights_given, "ndim", 0) < 1 or weights_given.shape[-1] != tokens:
         raise UsageError(f"the readout must be row indices or weights over {tokens} queries")
-    return floating(xp.asarray(readout))
+    return floating(weights_given)
 
 
 def _times(row: Array, matrix: Array) -> Array:

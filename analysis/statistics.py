@@ -81,7 +81,8 @@ def analyze(
 
     Args:
         store_path: a store, finished or not.
-        names: statistics of `catalog.CATALOG`, or default ones; only these are computed and summed up.
+        names: statistics of `catalog.CATALOG`, or default ones; only these are summed up. One default statistic
+            brings the rows of all, which cost nothing more.
         workers: threads; all processors by default.
         overwrite: compute anew what an earlier analysis wrote. What the run wrote is never replaced.
         progress: called in this thread with a `Progress`, at the start and after every unit.
@@ -298,7 +299,8 @@ def _attention(store: Store, work: _Work, batch: range) -> list[Array]:
 
 def _computed(store: Store, work: _Work, raw: list[Array], pool: Array | None, names: set[str]) -> dict[str, Array]:
     """Every result of a batch by name, each with all layers of the graph."""
-    spec, found = store.spec, {}
+    spec = store.spec
+    found: dict[str, Array] = {}
     if work.reducer is not None and any(name in names for name in FUSED):
         reduced = work.reducer(raw, pool)
         del reduced["_finite"]
@@ -336,18 +338,18 @@ def _spread(store: Store, work: _Work, name: str, values: Array) -> Array:
 
 def _sum_up(store: Store, asked: list[str] | None, mask: npt.NDArray[np.bool_], work: _Work) -> tuple[str, ...]:
     """Write the dataset-level arrays of what the store holds, all of it or what was asked for."""
-    images = int(mask.sum())
+    images, units = int(mask.sum()), _ranges(work.done)
     found: list[tuple[ArraySpec, Any]] = []
     for name in (n for n in (*FUSED, *CATALOG) if asked is None or n in asked):
         statistic = CATALOG.get(name)
         if statistic is not None and not statistic.per_image:
             if name in work.means and work.todo[name].any():
-                attrs = {**statistic.attrs, "images": images, "units_summed": _ranges(work.done)}
+                attrs = {**statistic.attrs, "images": images, "units_summed": units}
                 found.append(_array(name, statistic.dims, work.means[name].average, attrs))
         elif name in store:
             dims, attrs = store.dims(name)[1:], dict(store.array(name).attrs)
             attrs = {key: attrs[key] for key in ("units", "long_name", "source") if key in attrs}
-            attrs["images"] = images
+            attrs |= {"images": images, "units_summed": units}
             if name in SCALARS or (statistic is not None and statistic.scalar):
                 found += _scalar(store, name, dims, mask, attrs)
             else:
@@ -356,9 +358,11 @@ def _sum_up(store: Store, asked: list[str] | None, mask: npt.NDArray[np.bool_], 
         found.append(_array("quantile", ("quantile",), np.array(QUANTILES), {}))
         bounds = np.array(["lower", "upper"], dtype=np.dtypes.StringDType())
         found.append((ArraySpec("bound", ("bound",), (2,), (2,), "str", ""), bounds))
-    if found:
-        store.add([array for array, _ in found], {array.name: values for array, values in found})
-    return tuple(sorted(array.name for array, _ in found if array.name not in ("quantile", "bound")))
+    # A map's mean may come both from its rows and straight from the attention.
+    unique = {array.name: (array, values) for array, values in found}
+    if unique:
+        store.add([array for array, _ in unique.values()], {name: values for name, (_, values) in unique.items()})
+    return tuple(sorted(unique.keys() - {"quantile", "bound"}))
 
 
 def _scalar(

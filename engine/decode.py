@@ -36,7 +36,7 @@ _FILTERS = {
 
 
 class DecodeError(Exception):
-    """This picture cannot be read; the run goes on without it."""
+    """A picture that cannot be read; the run goes on without it."""
 
 
 def decode(data: bytes, recipe: Recipe) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:

@@ -61,8 +61,6 @@ def doctor() -> dict[str, Any]:
         )
     if found.get("CPUExecutionProvider") != "works":
         problems.append("onnxruntime does not run on the CPU: reinstall it")
-    if sys.version_info < (3, 11):
-        problems.append(f"Python {platform.python_version()} is older than 3.11")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -74,7 +72,7 @@ def doctor() -> dict[str, Any]:
 
 
 def _try(provider: str) -> str:
-    """ "works", or in a few words why not."""
+    """Say "works", or in a few words why not."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TRIAL, provider], capture_output=True, text=True, timeout=SECONDS, check=False
@@ -94,5 +92,3 @@ def _version(name: str) -> str | None:
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return None
-
-

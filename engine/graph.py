@@ -1,4 +1,4 @@
-"""The graph as a run wants it: read the spec, append an epilogue, prune what is not kept. The module that knows onnx."""
+"""The graph as a run wants it: its spec read, an epilogue appended, the rest pruned. The module that knows onnx."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 from onnx import TensorProto, helper
@@ -116,7 +116,7 @@ def _append(graph: onnx.GraphProto, want: Wanted) -> onnx.ValueInfoProto:
     """Append the nodes that bring one output into the wanted form."""
     value = want.source
 
-    def add(op: str, inputs: list[str], result: str, **attributes: int) -> str:
+    def add(op: str, inputs: list[str], result: str, **attributes: Any) -> str:
         graph.node.append(helper.make_node(op, inputs, [result], name=result, **attributes))
         return result
 

@@ -61,9 +61,7 @@ class Keep:
     dtype: Literal["float16", "float32", "uint8"]
 
     @classmethod
-    def choose(
-        cls, spec: GraphSpec, keep: Sequence[str], layers: Sequence[int] | None, dtype: str
-    ) -> Keep:
+    def choose(cls, spec: GraphSpec, keep: Sequence[str], layers: Sequence[int] | None, dtype: str) -> Keep:
         """Check the choices against the graph.
 
         Raises:
@@ -97,7 +95,7 @@ class Keep:
         return "float32" if self.dtype == "float32" else "float16"
 
     def wanted(self, spec: GraphSpec) -> dict[str, Wanted]:
-        """The prepared graph's outputs by role: `result`, `pool_attention`, `tokens`, `attention.l`, `code.l`, `mean.l`."""
+        """The prepared graph's outputs by role: result, pool_attention, tokens, attention.l, code.l, mean.l."""
         result = "logits" if spec.output("logits") else "features"
         found = {"result": Wanted(result)}
         if spec.output("pool_attention"):
@@ -131,7 +129,9 @@ def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Temp
             attrs = {"long_name": "attention as codes", "formula": "round(255 * sqrt(attention))", "units": "1"}
             found.append(Template("attention_code", matrix, shape, "uint8", 0, attrs))
         else:
-            found.append(Template("attention", matrix, shape, keep.dtype, nan, {"long_name": "attention", "units": "1"}))
+            found.append(
+                Template("attention", matrix, shape, keep.dtype, nan, {"long_name": "attention", "units": "1"})
+            )
     if "attention_mean" in keep.arrays:
         attrs = {"long_name": "attention, mean over heads", "units": "1"}
         found.append(
@@ -148,7 +148,9 @@ def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Temp
         )  # fmt: skip
     width = result.shape[-1]
     assert width is not None
-    found.append(Template(result.name, ("image", result.dims[-1]), (width,), "float32", nan, {"long_name": result.name}))
+    found.append(
+        Template(result.name, ("image", result.dims[-1]), (width,), "float32", nan, {"long_name": result.name})
+    )
     if spec.prefix:
         found.append(
             Template("prefix_attention", ("image", "layer", "head", "prefix", "key"),
@@ -157,10 +159,10 @@ def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Temp
         )  # fmt: skip
     pool = spec.output("pool_attention")
     if pool is not None:
-        shape = tuple(size for size in pool.shape if size is not None)
+        pool_shape = tuple(size for size in pool.shape if size is not None)
         # The pool has heads of its own, and xarray wants one size for one name.
         found.append(
-            Template("pool_attention", ("image", "pool_head", "pool_query", "key"), shape, "float32", nan,
+            Template("pool_attention", ("image", "pool_head", "pool_query", "key"), pool_shape, "float32", nan,
                      {"long_name": "attention of the pool's own queries", "units": "1"})
         )  # fmt: skip
     if reducer is not None:

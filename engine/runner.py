@@ -290,9 +290,7 @@ def _open(job: _Job, output: Path, overwrite: bool) -> Store:
     return Store.create(output, job.spec, job.plan, layout, values=values, attrs=attrs)
 
 
-def _units(
-    job: _Job, store: Store, session: Session, mine: Sequence[int], count: int, stop: threading.Event
-) -> Any:
+def _units(job: _Job, store: Store, session: Session, mine: Sequence[int], count: int, stop: threading.Event) -> Any:
     """Do the units, `count` at once, and yield each result as it comes; on an error the units in flight still end."""
     idle: SimpleQueue[Tools] = SimpleQueue()
     for _ in range(count):
@@ -326,7 +324,7 @@ def _units(
 
 
 def _threads(workers: int) -> int:
-    """onnxruntime's threads within one operation, so that all workers together use the cores once."""
+    """Onnxruntime's threads within one operation, so that all workers together use the cores once."""
     return max(1, cores() // workers)
 
 

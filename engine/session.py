@@ -116,7 +116,7 @@ class Session:
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """For every wanted output its shape without the batch, and its dtype."""
-        found = {}
+        found: dict[str, tuple[tuple[int, ...], str]] = {}
         for want in self.wanted:
             output = self.spec.output(want.source)
             assert output is not None
@@ -167,9 +167,8 @@ class Session:
         Raises:
             AttlasError: a picture cannot be read.
         """
-        if isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable):
-            images = [images]
-        elif isinstance(images, np.ndarray) and images.ndim == 3:
+        one = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
+        if one or (isinstance(images, np.ndarray) and images.ndim == 3):
             images = [images]
         height, width = self.spec.image_size
         pixels = np.stack([self._pixels(image) for image in images] or [np.zeros((0, height, width, 3), np.uint8)])
@@ -222,9 +221,7 @@ def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArra
     return {n: a for n, a in arrays.items() if "." not in n} | found
 
 
-def _create(
-    model: bytes, options: Any, candidates: list[str], path: Path, *, strict: bool
-) -> Any:
+def _create(model: bytes, options: Any, candidates: list[str], path: Path, *, strict: bool) -> Any:
     """A session on the first candidate that works; `strict` makes anything but the first an error."""
     if candidates[0] in (CUDA, TENSORRT) and hasattr(ort, "preload_dlls"):
         # Finds the CUDA libraries that pip installed; what it cannot find is reported by the check below.

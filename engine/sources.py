@@ -153,7 +153,7 @@ def _walk(folder: Path, prefix: str, items: list[Item], others: dict[str, int]) 
 
 
 def _label(key: str) -> str:
-    folder, slash, name = key.partition("/")
+    folder, slash, _ = key.partition("/")
     if slash:
         return folder
     match = _WORDNET_ID.match(folder)

@@ -99,8 +99,7 @@ class Store:
         attrs = read_attrs(self.path)
         self.spec = GraphSpec.from_dict(attrs["spec"], str(path))
         self.plan = Plan.from_dict(attrs["plan"])
-        self._mode: Any = "r+" if writable else "r"
-        self._group = zarr.open_group(self.path, mode=self._mode, use_consolidated=False)
+        self._group = zarr.open_group(self.path, mode="r+" if writable else "r", use_consolidated=False)
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -240,7 +239,9 @@ class Store:
                 first: Iterable[int] = (place for place, _ in self.plan.sampled(images))
             else:
                 first = range(images.start // array.chunks[0], -(-images.stop // array.chunks[0]))
-            rest: list[Iterable[int]] = [range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)]
+            rest: list[Iterable[int]] = [
+                range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)
+            ]
             if name in LAYERED and "layer" in self.dims(name):
                 # Layers that are not kept have no chunks: they read as fill.
                 rest[0] = self.kept_layers
@@ -260,7 +261,7 @@ class Store:
         found = [(name, (*self.dims(name), "")[0]) for name in self.names if name not in FIXED]
         return [(name, dim) for name, dim in found if dim in ("image", "sample") and name not in analyzed]
 
-    def add(self, arrays: Sequence[ArraySpec], values: Mapping[str, Any] = {}) -> None:  # noqa: B006 - never changed
+    def add(self, arrays: Sequence[ArraySpec], values: Mapping[str, Any] = {}) -> None:
         """Add arrays to a finished layout (analysis does), replacing those of the same name, and note them.
 
         Names land in the attribute `analyzed`: they belong to the analysis and not to the run's units.
@@ -325,7 +326,8 @@ def read_attrs(path: Path) -> dict[str, Any]:
         raise AttlasError(f"{path}: is a zarr group, but no attention store")
     if attrs.get("attlas_format", 0) > FORMAT:
         raise AttlasError(
-            f"{path}: written in format {attrs['attlas_format']}, this attlas reads up to {FORMAT}; install a newer attlas"
+            f"{path}: written in format {attrs['attlas_format']}, this attlas reads up to {FORMAT}; "
+            "install a newer attlas"
         )
     return attrs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,10 +28,14 @@ class UnitResult:
 
     images: int = 0
     errors: int = 0
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: UnitResult) -> UnitResult:
-        return UnitResult(self.images + other.images, self.errors + other.errors, self.seconds + other.seconds)
+        seconds = {
+            name: self.seconds.get(name, 0.0) + other.seconds.get(name, 0.0)
+            for name in {**self.seconds, **other.seconds}
+        }
+        return UnitResult(self.images + other.images, self.errors + other.errors, seconds)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -41,7 +44,7 @@ class UnitResult:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class Tools:
@@ -67,9 +70,6 @@ class Tools:
         return self.buffers[self.roles[role]][:count]
 
 
-
-
-
 def run_unit(plan: Plan, k: int, tools: Tools) -> UnitResult:
     """Do unit k and mark it done.
 
@@ -82,7 +82,7 @@ def run_unit(plan: Plan, k: int, tools: Tools) -> UnitResult:
     result = UnitResult()
     images = plan.unit_range(k)
     rows = {name: _empty(t, len(images)) for name, t in tools.small.items()}
-    sample = dict((image, place) for place, image in plan.sampled(images))
+    sample = {image: place for place, image in plan.sampled(images)}
     for batch in plan.batches(k):
         at = slice(batch.start - images.start, batch.stop - images.start)
         part = {name: values[at] for name, values in rows.items()}

@@ -70,7 +70,10 @@ def _check(store: Store, plan: Plan, k: int) -> str | None:
         valid = store.read("valid", slice(images.start, images.stop))
         for name, dim in store.unit_arrays():
             if name in LAYERED:
-                fault = next(filter(None, (_rows(store, name, b, valid[b.start - images.start :]) for b in plan.batches(k))), None)
+                fault = next(
+                    filter(None, (_rows(store, name, b, valid[b.start - images.start :]) for b in plan.batches(k))),
+                    None,
+                )
                 if fault:
                     return fault
             elif dim == "image":

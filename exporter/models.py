@@ -11,6 +11,7 @@ import os
 import socket
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,7 +292,12 @@ def _quiet() -> Iterator[None]:
     logger, level = logging.getLogger("timm"), logging.getLogger("timm").level
     logger.setLevel(logging.ERROR)
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)

@@ -22,7 +22,7 @@ def digest(module: nn.Module) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         total.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
 
 
@@ -113,7 +113,8 @@ def _remedy(differing: set[str], state: StateDict, classifier: Sequence[str]) ->
 
 def _refuse_resampled(state: StateDict, converted: StateDict, where: Path, allowed: bool) -> None:
     """Refuse what timm does silently: it resizes embeddings, and another model's weights would load without a word."""
-    for key in state.keys() & converted.keys():
+    # The patch first: another patch size changes the positions too.
+    for key in sorted(state.keys() & converted.keys(), key=lambda k: ("patch_embed" not in k, k)):
         before, after = state[key], converted[key]
         if before.numel() == after.numel():
             continue

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support import make_graph, make_images
 
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real weights and images: `models/`, `images/`, `golden/`."""

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from attlas.exporter.spec import METADATA_KEY, ClassName, GraphSpec, Output, Recipe, Weights
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-
-from attlas.exporter.spec import METADATA_KEY, ClassName, GraphSpec, Output, Recipe, Weights
 
 PATCH = 8
 
@@ -23,7 +22,10 @@ def make_spec(
     """The spec of a graph that `make_graph` makes."""
     size = (grid[0] * PATCH, grid[1] * PATCH)
     n = len(prefix) + grid[0] * grid[1]
-    outputs = [Output("logits", ("image", "class"), (None, classes)), Output("tokens", ("image", "token", "channel"), (None, n, 16))]
+    outputs = [
+        Output("logits", ("image", "class"), (None, classes)),
+        Output("tokens", ("image", "token", "channel"), (None, n, 16)),
+    ]
     outputs += [Output(f"attention.{i}", ("image", "head", "query", "key"), (None, heads, n, n)) for i in range(layers)]
     values: dict[str, Any] = {
         "model": "tiny_test", "tag": "", "weights": Weights("random", "0" * 64), "dtype": "float32",
@@ -77,7 +79,9 @@ def make_graph(path: Path, *, seed: int = 0, sharpness: float = 3.0, **changes: 
         for part in "qkv":
             y = add("MatMul", [normal, weight(f"w{part}{layer}", channels, channels, scale=0.25)], f"{part}{layer}")
             y = add("Reshape", [y, split], f"{part}split{layer}")
-            parts[part] = add("Transpose", [y], f"{part}heads{layer}", perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3])
+            parts[part] = add(
+                "Transpose", [y], f"{part}heads{layer}", perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]
+            )
         scores = add("MatMul", [parts["q"], parts["k"]], f"scores{layer}")
         scores = add("Mul", [scores, constant(f"sharp{layer}", np.float32(sharpness))], f"sharpened{layer}")
         attention = add("Softmax", [scores], f"attention.{layer}", axis=-1)
@@ -89,9 +93,7 @@ def make_graph(path: Path, *, seed: int = 0, sharpness: float = 3.0, **changes: 
     pooled = add("ReduceMean", ["tokens", constant("axis", np.array([1]))], "pooled", keepdims=0)
     add("MatMul", [pooled, weight("head", channels, len(spec.classes))], "logits")
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *spec.image_size, 3])]
-    outputs = [
-        helper.make_tensor_value_info(o.name, TensorProto.FLOAT, ["batch", *o.shape[1:]]) for o in spec.outputs
-    ]
+    outputs = [helper.make_tensor_value_info(o.name, TensorProto.FLOAT, ["batch", *o.shape[1:]]) for o in spec.outputs]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attlas
 import pytest
 from support import make_images, make_picture
-
-import attlas
 
 
 def attlas_command(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -78,7 +77,11 @@ def test_a_dry_run_says_what_it_would_be(tiny_graph: Path, pictures: Path, tmp_p
         (["run", "{graph}", "empty", "-o", "s"], 1, "no images found (nothing at all)"),
         (["run", "{graph}", "texts", "-o", "s"], 1, "no images found (1 files without an image suffix)"),
         (["run", "{graph}", "{images}", "-o", "texts"], 1, "is no attention store"),
-        (["run", "{graph}", "{images}", "-o", "texts/notes.txt/s.zarr"], 1, "texts/notes.txt/s.zarr: cannot be written"),
+        (
+            ["run", "{graph}", "{images}", "-o", "texts/notes.txt/s.zarr"],
+            1,
+            "texts/notes.txt/s.zarr: cannot be written",
+        ),
         (["run", "{graph}", "{images}", "-o", "s", "--keep", "x"], 2, "--keep x: choose from"),
         (["run", "{graph}", "{images}", "-o", "s", "--shard", "5"], 2, "--shard 5: write K/N"),
         (["run", "{graph}", "{images}", "-o", "s", "--batch-size", "x"], 2, "--batch-size x"),
@@ -138,9 +141,7 @@ def test_doctor_says_when_two_wheels_break_each_other(monkeypatch: pytest.Monkey
     assert any("onnxruntime and onnxruntime-gpu" in p and "pip uninstall" in p for p in problems)
 
 
-def test_layers_are_written_as_ranges(
-    graph_factory: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_layers_are_written_as_ranges(graph_factory: Callable[..., Path], tmp_path: Path) -> None:
     """`0,2-3` names three."""
     make_picture(1).save(tmp_path / "a.png")
     graph = graph_factory(layers=5)

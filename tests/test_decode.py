@@ -7,14 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from support import make_picture
-
 from attlas.engine.decode import MAX_PIXELS, DecodeError, crop_box, decode
 from attlas.exporter.spec import Recipe
-
-
+from PIL import Image
+from support import make_picture
 
 RECIPES = {
     "center": Recipe((248, 248), (224, 224), "center", "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

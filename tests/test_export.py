@@ -52,6 +52,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...], str, str, str]] = {
     "beit_base_patch16_224": ({}, ("class",), "mean", "relative", "logits"),
     "vit_small_patch16_18x2_224": ({}, ("class",), "class", "absolute", "logits"),
     "vit_dpwee_patch16_reg1_gap_256": ({}, ("register",), "mean", "absolute", "logits"),
+    "qwen3_vit_88m": ({}, (), "mean", "rotary", "features"),
     "naflexvit_base_patch16_map": ({}, ("register",), "pool", "absolute", "logits"),
 }  # fmt: skip
 
@@ -207,6 +208,35 @@ def test_position_embedding_is_the_models_own(exported: Any) -> None:
     given = run(result.path, pictures(1, built.image_size))["position_embedding"]
     np.testing.assert_array_equal(given, built.module.pos_embed[0].numpy())
     assert exported("vit_relpos_small_patch16_224")[1].spec.output("position_embedding") is None
+
+
+@pytest.mark.parametrize(("name", "embeds"), [("naflexvit_base_patch16_map", "embeds"), ("qwen3_vit_88m", "encoder")])
+def test_position_embedding_is_resampled_as_the_model_does(name: str, embeds: str, exported: Any) -> None:
+    """Families with a grid of their own give what they add to the patches of this picture."""
+    built, result = exported(name)
+    module = built.module.get_submodule(embeds)
+    seen = []
+    for factor in (1.0, 0.0):
+        kept = module.pos_embed.data.clone()
+        module.pos_embed.data.mul_(factor)
+        with torch.no_grad():
+            image = torch.zeros(1, 3, *built.image_size)
+            tokens = module(image)[0] if embeds == "embeds" else module._pos_embed(module.patch_embed(image))[0]
+        module.pos_embed.data.copy_(kept)
+        seen.append(tokens[0, len(result.spec.prefix) :].numpy())
+    given = run(result.path, pictures(1, built.image_size))["position_embedding"]
+    np.testing.assert_allclose(given, seen[0] - seen[1], atol=1e-6)
+
+
+def test_parameter_free_pool_gives_the_row_the_head_reads(tmp_path: Path) -> None:
+    """Refining pools attend once more over the tokens: their map times the tokens is the pooled vector."""
+    built = make("vit_base_patch16_224", global_pool="prr", num_classes=0)
+    result = export_model(built, tmp_path / "vit.onnx")
+    outputs = run(result.path, pictures(2, built.image_size))
+    assert result.spec.pooling == "pool"
+    values = outputs["tokens"].reshape(2, result.spec.tokens, SMALL["num_heads"], -1).transpose(0, 2, 1, 3)
+    by_hand = (outputs["pool_attention"] @ values).transpose(0, 2, 1, 3).reshape(2, -1)
+    np.testing.assert_allclose(by_hand, outputs["features"], atol=1e-5)
 
 
 def test_unpooled_model_gives_features_of_its_class_token(tmp_path: Path) -> None:
@@ -635,7 +665,7 @@ def test_trained_weights_on_photographs_equal_pytorch(tmp_path: Path) -> None:
     [
         DEIT,
         "vit_base_patch32_224",
-        "vit_base_patch16_224",
+        pytest.param("vit_base_patch16_224", marks=pytest.mark.slow),
         pytest.param("vit_large_patch16_224", marks=pytest.mark.slow),
     ],
 )

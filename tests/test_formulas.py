@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from attlas.analysis import formulas as f
 from attlas.exporter.errors import UsageError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 PIXELS = (16, 16)
 SHARED = os.environ.get("ATTLAS_SHARED", "")

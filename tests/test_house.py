@@ -54,7 +54,9 @@ def test_formulas_need_nothing_heavy() -> None:
 
 def test_the_help_loads_no_room() -> None:
     """`attlas --help` answers before a person wonders: it imports click and nothing of the rooms' libraries."""
-    found = modules_after("from attlas.cli import cli\nimport click.testing\nclick.testing.CliRunner().invoke(cli, ['--help'])")
+    found = modules_after(
+        "from attlas.cli import cli\nimport click.testing\nclick.testing.CliRunner().invoke(cli, ['--help'])"
+    )
     assert not (HEAVY | {"numpy", "zarr", "onnx", "onnxruntime", "PIL"}) & found
 
 

@@ -1,10 +1,11 @@
 """The plan is integers, and they add up."""
 
+from itertools import pairwise
+
 import pytest
+from attlas.engine.plan import Plan, digest, make_plan, spread
 from hypothesis import given
 from hypothesis import strategies as st
-
-from attlas.engine.plan import Plan, digest, make_plan, spread
 
 plans = st.builds(
     make_plan,
@@ -53,7 +54,7 @@ def test_a_limit_spreads_evenly(total: int, limit: int) -> None:
     assert len(chosen) == min(total, limit) == len(set(chosen))
     assert chosen == sorted(chosen)
     assert 0 <= chosen[0] <= chosen[-1] < total
-    gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(chosen)]
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 

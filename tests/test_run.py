@@ -12,14 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attlas
 import numpy as np
 import pytest
-from support import chunk_files, make_images, make_picture
-
-import attlas
 from attlas.engine import Session, Store
 from attlas.engine.runner import run
 from attlas.exporter.errors import AttlasError, Interrupted, UsageError
+from support import chunk_files, make_images, make_picture
 
 
 class NoProvider:
@@ -154,19 +153,15 @@ def test_shards_together_equal_one_run(tiny_graph: Path, pictures: Path, tmp_pat
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_no_byte(
-    tiny_graph: Path, pictures: Path, tmp_path: Path, workers: int
-) -> None:
+def test_the_number_of_workers_changes_no_byte(tiny_graph: Path, pictures: Path, tmp_path: Path, workers: int) -> None:
     """However the units are divided."""
     attlas.run(tiny_graph, pictures, tmp_path / "a.zarr")
     attlas.run(tiny_graph, pictures, tmp_path / "b.zarr", workers=workers)
     assert chunk_files(tmp_path / "a.zarr") == chunk_files(tmp_path / "b.zarr")
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
-    tiny_graph: Path, tmp_path: Path
-) -> None:
-    """kill -9, again and again, then the same command."""
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tiny_graph: Path, tmp_path: Path) -> None:
+    """Kill -9, again and again, then the same command."""
     folder = make_images(tmp_path / "images", 160)
     attlas.run(tiny_graph, folder, tmp_path / "whole.zarr")
     command = [sys.executable, "-m", "attlas.cli", "run", str(tiny_graph), str(folder), "-o", str(tmp_path / "k.zarr")]
@@ -263,12 +258,16 @@ def test_only_the_layers_asked_for_are_kept(tiny_graph: Path, pictures: Path, tm
     assert attlas.verify(store.path).faults == {}
 
 
-def test_every_dtype_and_every_array_is_what_the_graph_gives(
-    tiny_graph: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_every_dtype_and_every_array_is_what_the_graph_gives(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
     """float32 to the bit, codes by their formula, head means and tokens."""
     store = Store(
-        run(tiny_graph, pictures, tmp_path / "a.zarr", store_dtype="float32", keep=("attention", "attention_mean", "tokens")).path
+        run(
+            tiny_graph,
+            pictures,
+            tmp_path / "a.zarr",
+            store_dtype="float32",
+            keep=("attention", "attention_mean", "tokens"),
+        ).path
     )
     arrays = Session(tiny_graph)([pictures / key for key in paths(store)])
     np.testing.assert_array_equal(store.read("attention"), arrays["attention"])
@@ -288,7 +287,9 @@ def test_non_finite_attention_ends_the_run_and_names_it(tiny_graph: Path, pictur
     assert not Store(tmp_path / "s.zarr").done.any()
 
 
-def test_a_graph_that_overflows_ends_the_run(graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
+def test_a_graph_that_overflows_ends_the_run(
+    graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
     """Found without any statistics."""
     with pytest.raises(AttlasError, match="not finite"):
         run(graph_factory(sharpness=float("inf")), pictures, tmp_path / "s.zarr")
@@ -358,7 +359,10 @@ def test_two_runs_into_one_slice_are_refused(tiny_graph: Path, pictures: Path, t
     from attlas.engine.runner import _locked
 
     run(tiny_graph, pictures, tmp_path / "s.zarr", shard=(1, 2))
-    with _locked(Store(tmp_path / "s.zarr"), (2, 2)), pytest.raises(AttlasError, match="another run is writing shard 2/2"):
+    with (
+        _locked(Store(tmp_path / "s.zarr"), (2, 2)),
+        pytest.raises(AttlasError, match="another run is writing shard 2/2"),
+    ):
         run(tiny_graph, pictures, tmp_path / "s.zarr", shard=(2, 2))
     assert run(tiny_graph, pictures, tmp_path / "s.zarr", shard=(2, 2)).finished
 
@@ -399,7 +403,12 @@ def test_verify_finds_what_is_damaged_and_repair_reopens_it(tiny_graph: Path, pi
     flipped.write_bytes(data)
     next(f for f in store.unit_files(5) if "logits/c" in f.as_posix()).unlink()
     images = store.plan.unit_range(7)
-    store.write("attention", images.start, store.read("attention", slice(images.start, images.start + 2))[:, :1] * 0.5, layer=slice(0, 1))
+    store.write(
+        "attention",
+        images.start,
+        store.read("attention", slice(images.start, images.start + 2))[:, :1] * 0.5,
+        layer=slice(0, 1),
+    )
     found = attlas.verify(store.path)
     assert set(found.faults) == {3, 5, 7}
     assert "does not read" in found.faults[3]
@@ -432,7 +441,9 @@ def test_choices_that_do_not_fit_are_refused_before_anything_is_written(
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_uint8_is_refused_for_mixed_attention(graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
+def test_uint8_is_refused_for_mixed_attention(
+    graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
     """Codes need rows that are distributions."""
     with pytest.raises(UsageError, match="mixed"):
         run(graph_factory(attention_kind="mixed"), pictures, tmp_path / "s.zarr", store_dtype="uint8")
@@ -500,7 +511,6 @@ def test_a_session_takes_what_a_notebook_has(tiny_graph: Path, pictures: Path) -
 def test_a_provider_that_falls_back_is_an_error(tiny_graph: Path) -> None:
     """Silence would mean a GPU run on the CPU."""
     import onnxruntime
-
     from attlas.engine.session import _has_driver
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or _has_driver():

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from attlas.analysis import formulas as f
 from attlas.engine import layout
 from attlas.engine.plan import Plan
 from attlas.engine.sources import Item
 from attlas.engine.store import Store
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.exporter.errors import AttlasError
 from attlas.exporter.spec import ClassName, GraphSpec, Output, Recipe, Weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 statistics = pytest.importorskip("attlas.analysis.statistics")
 moments = pytest.importorskip("attlas.analysis.moments")
@@ -52,7 +51,8 @@ def fill_unit(store: Store, k: int, a: np.ndarray, layers: Any = None, reducer: 
                 part = np.round(255 * np.sqrt(part)) if name == "attention_code" else part
                 store.write(name, batch.start, part.astype(store.array(name).dtype), place)
     small = [key for key, dim in store.unit_arrays() if dim == "image" and key != name]
-    rows = {key: np.zeros((len(images), *store.array(key).shape[1:]), store.array(key).dtype) for key in small}
+    arrays = {key: store.array(key) for key in small}
+    rows = {key: np.zeros((len(images), *array.shape[1:]), array.dtype) for key, array in arrays.items()}
     rows["valid"] = np.array([i != BROKEN for i in images])
     if reducer is not None:
         rows |= reducer([np.ascontiguousarray(x.astype(np.float16)) for x in np.moveaxis(a[at], 1, 0)])
@@ -65,10 +65,10 @@ def fill_unit(store: Store, k: int, a: np.ndarray, layers: Any = None, reducer: 
 
 
 def make_store(
-    path: Path, *, dtype: str = "float16", keep: tuple[str, ...] = ("attention",), layers: tuple[int, ...] = SPEC.layers,
-    units: Any = None, reduce: bool = False, spec: GraphSpec = SPEC, a: np.ndarray | None = None,
+    path: Path, *, dtype: str = "float16", keep: tuple[str, ...] = ("attention",),
+    layers: tuple[int, ...] = SPEC.layers, units: Any = None, reduce: bool = False, spec: GraphSpec = SPEC,
 ) -> Store:  # fmt: skip
-    a = attention(spec) if a is None else a
+    a = attention(spec)
     plan = Plan(images=len(a), batch=BATCH, unit=UNIT, sample=(0,), identity={})
     choice = layout.Keep.choose(spec, keep, layers, dtype)
     reducer = kernel.Reducer(spec) if reduce else None
@@ -183,7 +183,7 @@ def test_every_name_of_the_catalog_gives_an_array_of_its_dims(tmp_path: Path) ->
     np.testing.assert_allclose(store.read("attention_matrix_mean"), good(a).mean(0), rtol=1e-6)
     explained = f.rollout_vit_explain([a[:, 0], a[:, 1]], SPEC.grid)
     np.testing.assert_allclose(good(store.read("rollout_vit_explain")), good(explained), rtol=1e-5)
-    assert "distance" not in store
+    assert "distance_mean" not in store
 
 
 def test_some_layers_give_what_needs_no_others(tmp_path: Path) -> None:
@@ -259,3 +259,48 @@ def test_interval_and_quantiles_leave_nan_out() -> None:
     assert np.isnan(found[:, 2]).all()
     np.testing.assert_allclose(quantile[:, 1], np.quantile(values[20:, 1], moments.QUANTILES))
     assert np.isnan(quantile[:, 2]).all()
+
+
+# -- the Dataset ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
+def test_open_gives_attention_as_float32_beside_its_statistics_without_loading(tmp_path: Path, dtype: str) -> None:
+    dask_array = pytest.importorskip("dask.array")
+    dataset = pytest.importorskip("attlas.analysis.dataset")
+    make_store(tmp_path / "s.zarr", dtype=dtype, units=[0, 1, 2])
+    statistics.analyze(tmp_path / "s.zarr")
+    opened = dataset.open(tmp_path / "s.zarr")
+    a = opened["attention"]
+    assert a.dims == ("image", "layer", "head", "query", "key")
+    assert (a.dtype, "attention_code" in opened) == (np.float32, False)
+    assert isinstance(a.data, dask_array.Array)
+    assert a.data.chunks[:2] == ((BATCH,) * 11, (1, 1))
+    bound = 0.03 if dtype == "uint8" else 1e-3
+    np.testing.assert_allclose(a[3].values, attention()[3], atol=bound)
+    np.testing.assert_allclose(a[:4].sum("key").values, 1, atol=1e-3)
+    assert np.isnan(a[12:]).all()
+    assert opened["entropy_mean"].dims == ("layer", "head")
+    assert opened["entropy"].attrs["units"] == "nats"
+    assert opened["entropy_interval"].sel(bound="lower").shape == (2, 2)
+    assert list(opened["prefix"].values) == ["class"]
+    assert opened["path"].values[3] == "a/003.png"
+    assert set(opened.coords) >= {"path", "label", "label_class", "valid", "done", "layer", "prefix", "class"}
+    assert (int(opened["done"].sum()), opened.attrs["units_done"]) == (12, 3)
+    assert GraphSpec.from_json(opened.attrs["spec"], "test") == SPEC
+    mean = a.where(opened["valid"] & opened["done"]).mean("image")
+    wanted = np.delete(attention()[:12], BROKEN, axis=0).mean(0)
+    np.testing.assert_allclose(mean, wanted, atol=bound)
+
+
+def test_open_takes_other_chunks(tmp_path: Path) -> None:
+    dataset = pytest.importorskip("attlas.analysis.dataset")
+    make_store(tmp_path / "s.zarr")
+    opened = dataset.open(tmp_path / "s.zarr", chunks={"image": 8, "layer": 2})
+    assert opened["attention"].data.chunks[:2] == ((8, 8, 6), (2,))
+
+
+def test_open_of_no_store_says_so(tmp_path: Path) -> None:
+    dataset = pytest.importorskip("attlas.analysis.dataset")
+    with pytest.raises(AttlasError, match="no such store"):
+        dataset.open(tmp_path / "none.zarr")

@@ -1,0 +1,232 @@
+"""The engine against its own limit and against the plain script, in interleaved rounds.
+
+    python benchmarks/engine.py CHECKPOINT IMAGES --count 2000 --rounds 5
+
+The limit is cores / (decode + inference + write): decode and write as CPU seconds per image alone on one thread,
+inference as cores times wall seconds alone at its best thread setting, each measured in the same round as the run.
+Images are the given ones under repeated names. Prints a Markdown table of medians with their spread.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import attlas
+import numpy as np
+from attlas.analysis.kernel import Reducer
+from attlas.engine.decode import decode
+from attlas.engine.graph import read_spec
+from attlas.engine.layout import Keep
+from attlas.engine.session import Session, cores
+from attlas.engine.sources import Folder
+from attlas.engine.store import Store
+
+ALONE = 256  # images of each part measured alone
+
+
+def repeat(images: Path, folder: Path, count: int) -> Path:
+    """`count` hard links (or copies) to the images, under names of their own."""
+    folder.mkdir(parents=True)
+    files = sorted(p for p in images.rglob("*") if p.is_file())
+    for i in range(count):
+        source = files[i % len(files)]
+        target = folder / f"{source.stem}_{i:06d}{source.suffix}"
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+    return folder
+
+
+def cpu() -> float:
+    times = os.times()
+    return times.user + times.system
+
+
+def decode_alone(source: Folder, spec) -> float:
+    """CPU seconds per image: read, decode, resize, crop, on one thread."""
+    items = source.items[:ALONE]
+    start = time.thread_time()
+    for item in items:
+        decode(source.read(item), spec.recipe)
+    return (time.thread_time() - start) / len(items)
+
+
+def inference_alone(graph: Path, pixels: np.ndarray, keep: Keep) -> tuple[float, str]:
+    """Wall seconds per image times cores, at the better of two thread settings, and which that was."""
+    found = {}
+    for streams in (1, cores()):
+        session = Session(graph, provider="cpu", wanted=list(keep.wanted(read_spec(graph)).values()),
+                          threads=cores() // streams)  # fmt: skip
+        buffers = [session.buffers(len(pixels)) for _ in range(streams)]
+        rounds = ALONE // len(pixels) // streams
+
+        def work(own, session=session, rounds=rounds):
+            for _ in range(rounds):
+                session.run_into(pixels, own, len(pixels))
+
+        with ThreadPoolExecutor(streams) as pool:
+            list(pool.map(lambda own, s=session: s.run_into(pixels, own, len(pixels)), buffers))
+            start = time.perf_counter()
+            list(pool.map(work, buffers))
+            wall = time.perf_counter() - start
+        found[streams] = wall / (rounds * streams * len(pixels))
+    best = min(found, key=lambda s: found[s])
+    return found[best] * cores(), f"{best} x {cores() // best} threads"
+
+
+def write_alone(store: Store, folder: Path) -> float:
+    """CPU seconds per image of writing what the store holds, from one thread, done-marks and all."""
+    plan = store.plan
+    units = range(min(plan.units, max(1, ALONE // plan.unit)))
+    held = {}
+    for name, dim in store.unit_arrays():
+        if dim == "image":
+            stop = plan.unit_range(units[-1]).stop
+            held[name] = store.read(name, slice(0, stop))
+    shutil.rmtree(folder, ignore_errors=True)
+    # The same layout, without a unit done.
+    shutil.copytree(store.path, folder, ignore=lambda d, names: ["c"] if "c" in names and Path(d).name in held else [])
+    shutil.rmtree(folder / "run" / "done" / "c", ignore_errors=True)
+    copy = Store(folder, writable=True)
+    start = cpu()
+    images = 0
+    for k in units:
+        for batch in plan.batches(k):
+            for name in ("attention",):
+                if name in held:
+                    for layer in range(held[name].shape[1]):
+                        block = held[name][batch.start : batch.stop, layer : layer + 1]
+                        copy.write(name, batch.start, block, layer=slice(layer, layer + 1))
+        unit = plan.unit_range(k)
+        for name, values in held.items():
+            if name != "attention":
+                copy.write(name, unit.start, values[unit.start : unit.stop])
+        copy.mark_done(k)
+        images += len(unit)
+    spent = cpu() - start
+    shutil.rmtree(folder)
+    return spent / images
+
+
+def reduce_alone(store: Store) -> float:
+    """CPU seconds per image of the fused kernel on one thread."""
+    reducer = Reducer(store.spec)
+    attention = store.read("attention", slice(0, 32))
+    layers = [np.ascontiguousarray(attention[:, layer]) for layer in range(attention.shape[1])]
+    reducer(layers)
+    start = time.thread_time()
+    for _ in range(4):
+        reducer(layers)
+    return (time.thread_time() - start) / (4 * len(attention))
+
+
+def whole(command: list[str]) -> tuple[float, float]:
+    """Wall seconds and peak MiB of a whole process."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            err.seek(0)
+            sys.exit(f"{command[:4]} failed: {err.read().decode()[-2000:]}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--skip-plain", action="store_true")
+    parser.add_argument("--workers", type=int)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="attlas-bench-") as place:
+        bench(Path(place), options)
+
+
+def bench(place: Path, options: argparse.Namespace) -> None:
+    graph = place / "deit_tiny.onnx"
+    attlas.export("deit_tiny_patch16_224", graph, checkpoint=options.checkpoint)
+    folder = repeat(options.images, place / "images", options.count)
+    source = Folder.scan(folder)
+    spec = read_spec(graph)
+    keep = Keep.choose(spec, ("attention",), None, "float16")
+    batch = 16
+    pixels = np.stack([decode(source.read(i), spec.recipe)[0] for i in source.items[:batch]])
+    store_path = place / "full.zarr"
+    rows: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        rows.setdefault(name, []).append(value)
+
+    workers = ["--workers", str(options.workers)] if options.workers else []
+    run = [sys.executable, "-m", "attlas.cli", "run", str(graph), str(folder)]
+    setting = ""
+    for number in range(options.rounds):
+        shutil.rmtree(store_path, ignore_errors=True)
+        seconds, peak = whole([*run, "-o", str(store_path), *workers])
+        add("full, whole process (images/s)", options.count / seconds)
+        add("full, peak MiB", peak)
+        record = json.loads((store_path / "run" / "zarr.json").read_text())["attributes"]["runs"][-1]
+        rate = options.count / record["seconds"]
+        add("full, the run itself (images/s)", rate)
+        none_path = place / "none.zarr"
+        shutil.rmtree(none_path, ignore_errors=True)
+        _, none_peak = whole([*run, "-o", str(none_path), "--keep", "none", *workers])
+        none = json.loads((none_path / "run" / "zarr.json").read_text())["attributes"]["runs"][-1]
+        none_rate = options.count / none["seconds"]
+        add("keep none, the run itself (images/s)", none_rate)
+        add("keep none, peak MiB", none_peak)
+        store = Store(store_path)
+        decoded = decode_alone(source, spec)
+        inferred, setting = inference_alone(graph, pixels, keep)
+        written = write_alone(store, place / "copy.zarr")
+        reduced = reduce_alone(store)
+        add("decode alone (core ms)", decoded * 1e3)
+        add("inference alone (core ms)", inferred * 1e3)
+        add("write alone (core ms)", written * 1e3)
+        add("reduce alone (core ms)", reduced * 1e3)
+        limit = cores() / (decoded + inferred + written)
+        none_limit = cores() / (decoded + inferred + reduced)
+        add("full, limit (images/s)", limit)
+        add("full, run / limit", rate / limit)
+        add("keep none, run / limit", none_rate / none_limit)
+        if not options.skip_plain:
+            for size in (16, 1):
+                out = place / "plain"
+                shutil.rmtree(out, ignore_errors=True)
+                script = [sys.executable, str(Path(__file__).with_name("plain.py"))]
+                plain, plain_peak = whole(
+                    [*script, str(options.checkpoint), str(folder), str(out), "--batch", str(size)]
+                )
+                add(f"plain script, batch {size} (images/s)", options.count / plain)
+                add(f"plain script, batch {size}, peak MiB", plain_peak)
+                add(f"whole process against plain, batch {size}", plain / seconds)
+                shutil.rmtree(out)
+        print(f"round {number + 1}: {rate:.1f} images/s, {rate / limit:.2f} of the limit", file=sys.stderr, flush=True)
+    print(
+        f"{options.count} images, {cores()} cores ({platform.machine()}), {options.rounds} rounds, "
+        f"inference best at {setting}\n\n| what | median (min-max) |\n|---|---|"
+    )
+    for name, values in rows.items():
+        digits = 0 if "peak" in name else 1 if "images/s" in name else 2
+        print(f"| {name} | {spread(values, digits)} |")
+
+
+if __name__ == "__main__":
+    main()
