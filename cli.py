@@ -103,7 +103,12 @@ def export(
     if options["img_size"] is not None:
         options["img_size"] = _size(options["img_size"])
     result = attlas.export(
-        model, output, checkpoint=checkpoint, pretrained=pretrained, random_init=random_init, progress=note, **options
+        model,
+        output,
+        checkpoint=checkpoint,
+        random_init=random_init,
+        progress=note if sys.stderr.isatty() else None,
+        **options,
     )
     parity = result.parity
     head = "logits" if result.spec.output("logits") else "features"
@@ -324,7 +329,8 @@ def analyze(store: Path | None, names: tuple[str, ...], workers: int | None, ove
 @click.option("--overwrite", is_flag=True, help="Replace an existing page.")
 def report(stores: tuple[Path, ...], output: Path, **options: Any) -> None:
     """Write a report of STORE; several stores stand side by side."""
-    click.echo(attlas.report(list(stores), output, progress=note, **options))
+    progress = note if sys.stderr.isatty() else None
+    click.echo(attlas.report(list(stores), output, progress=progress, **options))
 
 
 # --- inspect, verify, models, doctor, demo ----------------------------------------------------------------------------

@@ -31,13 +31,13 @@ def compare(stores: Sequence[Store], facts: Sequence[Facts]) -> tuple[list[Exhib
         counts = ", ".join(f"{f.letter} n = {f.valid:,}" for f in facts)
         n = f"The stores share no images by path, so each is on its own: {counts} images"
     shown: list[Exhibit | Absent] = []
-    texts: list[str] = []
+    lines: list[str] = []
     for name, title, unit, text in _FIGURES:
         exhibit, rows = _one(stores, facts, chosen, name, title, unit, f"{text} {n}.")
         shown.append(exhibit)
         if paired and rows is not None:
-            texts.append(_differences(facts, name, unit, rows))
-    return shown, "".join(texts)
+            lines += _differences(facts, name, unit, rows)
+    return shown, _table(lines, len(chosen[0])) if lines else ""
 
 
 _FIGURES = (
@@ -71,7 +71,7 @@ def _scale(store: Store, name: str) -> float:
 
 
 def _read(store: Store, name: str, images: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """A statistic of the chosen images in units that compare: mean over heads (image, layer), over images (layer, head).
+    """A statistic of the chosen images in units that compare: over heads (image, layer), over images (layer, head).
 
     It is read a unit at a time; what stays in memory is one number an image and layer.
     """
@@ -115,7 +115,8 @@ def _one(
     dashed = f" Dashed: uniform attention, {reference:.3g}." if reference is not None else ""
     return Exhibit(
         name=f"compare_{name}", title=title, wide=False, alt=f"{title}, {unit}: {told}.",
-        caption=f"{caption} Line: mean over heads and images; band: its 95 % bootstrap interval over images; dots: heads.{dashed}",
+        caption=f"{caption} Line: mean over heads and images; band: its 95 % bootstrap interval over images; dots: "
+        f"heads.{dashed}",
         draw=lambda narrow: figures.curves(lines, name, unit, reference, narrow=narrow),
         columns=("store", "layer", "relative_depth", "mean", "low", "high"), rows=numbers,
         methods=("comparison", name, "bootstrap"),
@@ -128,8 +129,8 @@ def _uniform(store: Store, name: str) -> float:
     return formulas.uniform_distance(store.spec.grid, store.spec.patch_size) * _scale(store, name)
 
 
-def _differences(facts: Sequence[Facts], name: str, unit: str, rows: Sequence[Floats]) -> str:
-    """Every store against the first, image by image, of the mean over layers and heads: an HTML table."""
+def _differences(facts: Sequence[Facts], name: str, unit: str, rows: Sequence[Floats]) -> list[str]:
+    """Every store against the first, image by image, of the mean over layers and heads: rows of an HTML table."""
     whole = [_mean_layers(r) for r in rows]
     lines = []
     for one, values in list(zip(facts, whole, strict=True))[1:]:
@@ -137,12 +138,17 @@ def _differences(facts: Sequence[Facts], name: str, unit: str, rows: Sequence[Fl
         low, high = interval(difference)
         lines.append(
             f'<tr><th scope="row">{one.letter} − {facts[0].letter}</th>'
-            f"<td>{float(np.nanmean(difference)):+.4f}</td><td>{float(low):+.4f} to {float(high):+.4f}</td></tr>"
+            f"<td><code>{html.escape(name)}</code>, {unit}</td>"
+            f"<td>{float(np.nanmean(difference)):+.3g}</td><td>{float(low):+.3g} to {float(high):+.3g}</td></tr>"
         )
+    return lines
+
+
+def _table(lines: Sequence[str], n: int) -> str:
+    head = "".join(f'<th scope="col">{text}</th>' for text in ("statistic", "difference", "95 % interval"))
     return (
-        f'<div class="scroll"><table><caption>Paired difference of <code>{html.escape(name)}</code>, {unit}, mean over layers and '
-        f'heads; n = {len(whole[0]):,} images.</caption><thead><tr><td></td><th scope="col">difference</th>'
-        f'<th scope="col">95 % interval</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<div class="scroll"><table><caption>Paired differences of the mean over layers and heads; n = {n:,} images.'
+        f"</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 

@@ -60,9 +60,7 @@ def _decoded(variable: Any) -> Any:
     attrs = {key: value for key, value in variable.attrs.items() if key != "scale_factor"}
     if variable.name == "attention_code":
         codes = variable.data.rechunk({variable.ndim - 1: -1})
-        data = dask.array.map_blocks(
-            decode_codes, codes, dtype=np.float32, meta=np.empty((0,) * codes.ndim, np.float32)
-        )
+        data = codes.map_blocks(decode_codes, dtype=np.float32, meta=np.empty((0,) * codes.ndim, np.float32))
         return variable.copy(data=data).assign_attrs(long_name="attention, decoded from codes", stored="uint8")
     if variable.dtype == np.float16:
         variable = variable.astype(np.float32)

@@ -15,9 +15,20 @@ from ..engine.store import Store
 from . import figures, formulas
 from .facts import Facts
 from .methods import cite
-from .pictures import Example, attention, choose, readout_row, rollout_map, times_uniform
 
-__all__ = ["Absent", "Exhibit", "exhibits"]
+__all__ = [
+    "Absent",
+    "Cell",
+    "Exhibit",
+    "Summary",
+    "exhibits",
+    "extent",
+    "keep",
+    "no_rollout",
+    "row_name",
+    "summary",
+    "where",
+]
 
 Floats = npt.NDArray[np.floating[Any]]
 Cell = str | int | float
@@ -66,20 +77,21 @@ class Summary:
     high: Floats
 
 
-def exhibits(store: Store, facts: Facts, examples: int, images: Any = None) -> Iterator[Exhibit | Absent]:
-    """Everything a report shows of one store, in the order of the page."""
+def exhibits(store: Store, facts: Facts) -> Iterator[Exhibit | Absent]:
+    """What describes the whole dataset, in the order of the page; what an `analyze` was not asked for is left out."""
     yield _distance(store, facts)
     yield _entropy(store, facts)
     yield _prefix_mass(store, facts)
     yield _mean_rollout(store, facts)
-    chosen = choose(store, examples, images)
-    if not chosen:
-        yield Absent("Example pictures", "The store holds the pixels of no valid image.")
-        return
-    yield from _examples(store, chosen)
-    yield from _heads(store, chosen[0])
-    yield _scores(store, facts, chosen[0])
-    yield _mean_scores(store, facts)
+    yield from _sorted_heads(store, facts)
+    further = [*_masses(store, facts), *_others(store, facts), *_offsets(store, facts)]
+    yield from further
+    if not further and any(name in store for name in ("attention", "attention_code")):
+        names = "self_mass neighbour_mass rest_mass sink_share normalized_mutual_information offset_map_mean"
+        yield Absent(
+            "Where attention goes in detail",
+            f"<code>attlas analyze {html.escape(facts.name)} {names}</code> adds it, in one pass over the attention.",
+        )
 
 
 # -- by depth ---------------------------------------------------------------------------------------------------------
@@ -102,14 +114,19 @@ def _distance(store: Store, facts: Facts) -> Exhibit | Absent:
     uniform = formulas.uniform_distance(spec.grid, spec.patch_size)
     share = spec.patches / spec.tokens
     parts = [("distance", uniform * share), ("distance_renormalized", uniform)]
-    tokens = f"; without renormalising it is {uniform * share:.1f} px, since {len(spec.prefix)} of {spec.tokens} keys are no patches" if spec.prefix else ""  # fmt: skip
+    left = f"{uniform:.1f} px"
+    if spec.prefix:
+        count = f"{len(spec.prefix)} of {spec.tokens} keys"
+        left += f"; without renormalising {uniform * share:.1f} px, since {count} are no patches"
     return _by_depth(
         store, facts, "distance", "Attention distance by depth", parts, "pixels", "px",
         f"Mean distance between a patch and the patches it attends to, in pixels of the {spec.image_size[0]} × "
-        f"{spec.image_size[1]} input. <code>distance</code> as published ({cite('dosovitskiy2021')}, {cite('raghu2021')}): prefix "
+        f"{spec.image_size[1]} input. <code>distance</code> as published ({cite('dosovitskiy2021')}, "
+        f"{cite('raghu2021')}): prefix "
         "columns are dropped and rows not renormalised, so that a head which looks at a prefix token seems local. "
-        f"<code>distance_renormalized</code> with each row's patch mass scaled to 1 ({cite('park2023')}), the form to compare models with. "
-        f"Dashed: uniform attention on this grid ({uniform:.1f} px{tokens}).",
+        f"<code>distance_renormalized</code> with each row's patch mass scaled to 1 ({cite('park2023')}), the form to "
+        "compare models with. "
+        f"Dashed: uniform attention on this grid ({left}).",
     )  # fmt: skip
 
 
@@ -123,14 +140,17 @@ def _entropy(store: Store, facts: Facts) -> Exhibit | Absent:
     parts = [("entropy", math.log(spec.tokens)), ("entropy_patch", math.log(spec.patches))]
     return _by_depth(
         store, facts, "entropy", "Attention entropy by depth", parts, "nats", "nats",
-        f"Entropy of an attention row, averaged over queries: over all {spec.tokens} keys (<code>entropy</code>), and over the "
-        f"{spec.patches} patch keys with their mass scaled to 1 (<code>entropy_patch</code>). Low is sharp, high is spread. Dashed: "
+        f"Entropy of an attention row, averaged over queries: over all {spec.tokens} keys (<code>entropy</code>), and "
+        "over the "
+        f"{spec.patches} patch keys with their mass scaled to 1 (<code>entropy_patch</code>). Low is sharp, high is "
+        "spread. Dashed: "
         f"uniform attention, ln {spec.tokens} = {parts[0][1]:.2f} and ln {spec.patches} = {parts[1][1]:.2f} nats.",
     )  # fmt: skip
 
 
 def _by_depth(
-    store: Store, facts: Facts, name: str, title: str, parts: Sequence[tuple[str, float]], axis: str, unit: str, text: str,
+    store: Store, facts: Facts, name: str, title: str, parts: Sequence[tuple[str, float]], axis: str, unit: str,
+    text: str,
 ) -> Exhibit | Absent:  # fmt: skip
     """A figure of statistics (layer, head), each with what uniform attention gives of it."""
     found = {part: summary(store, part) for part, _ in parts}
@@ -220,179 +240,145 @@ def _numbered(kinds: Sequence[str]) -> list[str]:
 def _mean_rollout(store: Store, facts: Facts) -> Exhibit | Absent:
     title = "Mean rollout over the dataset"
     if "rollout_mean" not in store:
-        return Absent(title, _no_rollout(store, facts))
+        return Absent(title, no_rollout(store, facts))
     mean = store.read("rollout_mean").astype(np.float64)
     values = mean / mean.mean()
-    panel = figures.Panel("", values, _extent(store))
-    peak, low, high = _where(values), float(values.min()), float(values.max())
+    panel = figures.Panel("", values, extent(store))
+    peak, low, high = where(values), float(values.min()), float(values.max())
     limits = (low, high) if high > low else None
     return Exhibit(
         name="rollout_mean", title=title, wide=False,
-        caption="Attention rollout averaged over images, divided by its mean over patches: 1 is even. What shows here is "
-        "no image's content but the model's habit, often a bias to the centre or the border; see single maps against it. The "
+        caption="Attention rollout averaged over images, divided by its mean over patches: 1 is even. What shows here "
+        "is "
+        "no image's content but the model's habit, often a bias to the centre or the border; see single maps against "
+        "it. The "
         "colours run from the smallest to the largest value. "
         f"{cite('abnar2020')}. {facts.n}.",
-        alt=f"Map of the mean rollout on {store.spec.grid[0]} by {store.spec.grid[1]} patches, from {values.min():.2f} to "
+        alt=f"Map of the mean rollout on {store.spec.grid[0]} by {store.spec.grid[1]} patches, from "
+        f"{values.min():.2f} to "
         f"{values.max():.2f} times its mean, largest at {peak}. {facts.n}.",
-        draw=lambda narrow: figures.map_grid([panel], "rollout, × mean over patches", columns=1, narrow=True, limits=limits),
+        draw=lambda narrow: figures.map_grid([panel], "× mean over patches", columns=1, narrow=True, limits=limits),
         columns=("y", "x", "rollout_mean", "times_mean"),
         rows=[(*at, float(mean[at]), float(value)) for at, value in np.ndenumerate(values)],
         methods=("rollout",),
     )  # fmt: skip
 
 
-def _examples(store: Store, chosen: Sequence[Example]) -> Iterator[Exhibit | Absent]:
-    spec, size = store.spec, _extent(store)
-    last = len(spec.layers) - 1
-    rows, numbers, lacking = [], list[tuple[Cell, ...]](), set()
-    maps = []
-    for one in chosen:
-        row, rolled = readout_row(store, one.image, last), rollout_map(store, one.image)
-        found = {
-            "attention": None if row is None else times_uniform(row, spec.grid).mean(axis=0),
-            "rollout": None if rolled is None else rolled / rolled.mean(),
-        }
-        maps.append(found)
-        lacking |= {name for name, values in found.items() if values is None}
-    kept = [name for name in ("attention", "rollout") if name not in lacking]
-    for one, found in zip(chosen, maps, strict=True):
-        panels = [] if one.pixels is None else [figures.Panel("", one.pixels, size, spec.grid)]
-        for name in kept:
-            values = found[name]
-            assert values is not None
-            panels.append(figures.Panel("", values, size))
-            numbers += [(one.path, name, *at, float(value)) for at, value in np.ndenumerate(values)]
-        rows.append(figures.Row(one.title, tuple(panels)))
-    heading = {"attention": f"{_HEADINGS[spec.readout]}\nattention, layer {spec.layers[last]}", "rollout": "rollout,\nall layers"}
-    label = {"attention": "× uniform", "rollout": "× mean over patches"}
-    told = " and ".join(heading[name].replace("\n", " ") for name in kept)
-    root = [False, *(name == "attention" for name in kept)]
-    headings, labels = ["input and\npatch grid", *(heading[n] for n in kept)], [None, *(label[n] for n in kept)]
-    yield Exhibit(
-        name="examples", title="Example pictures",
-        caption=_examples_caption(store, chosen, kept),
-        alt=f"{len(chosen)} pictures, each with {told or 'its patch grid'}: "
-        + "; ".join(one.title for one in chosen) + ".",
-        draw=lambda narrow: figures.picture_rows(rows, headings, labels, narrow=narrow, root=root),
-        columns=("path", "map", "y", "x", "times_uniform"), rows=numbers,
-        methods=tuple({"attention": "readout", "rollout": "rollout"}[n] for n in kept),
-    )  # fmt: skip
-    if "attention" in lacking:
-        yield Absent(
-            "Readout attention of the examples", _keep(store, "attention", "the readout rows of single images")
-        )
-    if "rollout" in lacking:
-        yield Absent("Rollout of the examples", _no_rollout(store, None))
-
-
-def _examples_caption(store: Store, chosen: Sequence[Example], kept: Sequence[str]) -> str:
-    spec = store.spec
-    parts = [
-        f"{len(chosen)} images, evenly spread over the store's random sample by order alone, so that none is chosen for its "
-        f"looks; n = 1 image each. The crop is what the model saw, its {spec.grid[0]} × {spec.grid[1]} patches marked."
-    ]
-    if "attention" in kept:
-        parts.append(
-            f"Attention: {_row_name(store)} of layer {spec.layers[-1]}, mean over heads, divided by what uniform attention "
-            f"would be ({cite('caron2021')})."
-        )
-    if "rollout" in kept:
-        parts.append(f"Rollout: followed through all layers, divided by its mean over patches ({cite('abnar2020')}).")
-    if kept:
-        parts.append("Each column has one scale.")
-    return " ".join(parts)
-
-
-def _heads(store: Store, one: Example) -> Iterator[Exhibit | Absent]:
-    spec, title = store.spec, "Heads of the last layer"
-    row = readout_row(store, one.image, len(spec.layers) - 1)
-    if row is None or (len(row) == 1 and spec.heads > 1):
-        yield Absent(title, _keep(store, "attention", "single heads of the readout"))
+def _sorted_heads(store: Store, facts: Facts) -> Iterator[Exhibit]:
+    found = summary(store, "distance_renormalized")
+    if found is None or store.spec.heads < 4:
         return
-    values, layer = times_uniform(row, spec.grid), spec.layers[-1]
-    panels = [figures.Panel(f"head {i}", v, _extent(store)) for i, v in enumerate(values)]
-    columns = 4 if len(panels) % 4 == 0 else 3 if len(panels) % 3 == 0 else min(4, len(panels))
+    values = np.sort(found.mean, axis=1)
+    uniform = formulas.uniform_distance(store.spec.grid, store.spec.patch_size)
     yield Exhibit(
-        name="heads", title=title,
-        caption=f"{_row_name(store).capitalize()} of layer {layer}, head by head, × uniform, on one scale "
-        f"({cite('caron2021')}). n = 1 image: <span class=path>{html.escape(one.path)}</span>, the first of the examples.",
-        alt=f"{len(panels)} maps, one a head of layer {layer}. "
-        + " ".join(f"Head {i}: at most {v.max():.1f} times uniform, at {_where(v)}." for i, v in enumerate(values)),
-        draw=lambda narrow: figures.map_grid(
-            panels, "attention, × uniform", columns=min(columns, 3) if narrow else columns if len(panels) < 12 else 6,
-            narrow=narrow, root=True,
-        ),
-        columns=("head", "y", "x", "times_uniform"),
-        rows=[(*at, float(value)) for at, value in np.ndenumerate(values)],
-        methods=("readout",),
+        name="distance_sorted", title="Heads sorted by distance", wide=False,
+        caption="<code>distance_renormalized</code> of each layer's heads, sorted within the layer, in the form of "
+        f"{cite('raghu2021')}, fig. 3; pixels. Dashed: uniform attention. {facts.n}.",
+        alt=f"A line a layer over its sorted heads: layer {store.spec.layers[0]} from {values[0, 0]:.1f} to "
+        f"{values[0, -1]:.1f} "
+        f"pixels, layer {store.spec.layers[-1]} from {values[-1, 0]:.1f} to {values[-1, -1]:.1f} pixels.",
+        draw=lambda narrow: figures.sorted_heads(store.spec.layers, values, "pixels", uniform),
+        columns=("layer", "rank", "distance_renormalized_mean"),
+        rows=[(store.spec.layers[i], rank, float(value)) for (i, rank), value in np.ndenumerate(values)],
+        methods=("distance_renormalized",),
     )  # fmt: skip
 
 
-def _scores(store: Store, facts: Facts, one: Example) -> Exhibit | Absent:
+def _masses(store: Store, facts: Facts) -> Iterator[Exhibit]:
+    """Where the attention of patches goes; the shares add up to 1."""
+    parts: dict[str, Floats] = {}
+    if store.spec.prefix:
+        prefix = summary(store, "prefix_mass")
+        if prefix is None:
+            return
+        for i, kind in enumerate(store.spec.prefix):
+            share = prefix.mean[..., i].mean(axis=1)
+            label = f"{kind} tokens" if store.spec.prefix.count(kind) > 1 else f"{kind} token"
+            parts[label] = parts.get(label, np.zeros_like(share)) + share
+    for name, label in (("self", "itself"), ("neighbour", "its 8 neighbours"), ("rest", "all other patches")):
+        found = summary(store, f"{name}_mass")
+        if found is None:
+            return
+        parts[label] = found.mean.mean(axis=1)
+    layers = store.spec.layers
+    yield Exhibit(
+        name="masses", title="Where the attention of a patch goes", wide=False,
+        caption=f"Shares of a patch's attention, averaged over patches, heads and images; they add up to 1. {facts.n}.",
+        alt="Stacked shares by layer. " + " ".join(
+            f"{label}: {values[0]:.2f} in layer {layers[0]}, {values[-1]:.2f} in layer {layers[-1]}."
+            for label, values in parts.items()
+        ),
+        draw=lambda narrow: figures.stacked(layers, parts, "share of attention"),
+        columns=("layer", "part", "share"),
+        rows=[(layer, label, float(values[i])) for label, values in parts.items() for i, layer in enumerate(layers)],
+        methods=("masses",),
+    )  # fmt: skip
+
+
+def _others(store: Store, facts: Facts) -> Iterator[Exhibit]:
+    """What else an analysis was asked for, of one number a head."""
     spec = store.spec
-    title, scores = "Score matrix of every layer, one picture", {}
-    for place, layer in enumerate(spec.layers):
-        whole = attention(store, one.image, place)
-        if whole is not None:
-            scores[layer] = formulas.score_matrix(whole, spec.grid)
-    if not scores:
-        return Absent(title, _keep(store, "attention", "the score matrix, which needs every query of every head,"))
-    return _score_exhibit(
-        store, "score_matrix", title, scores,
-        f"n = 1 image: <span class=path>{html.escape(one.path)}</span>, the first of the examples.",
-    )  # fmt: skip
+    edges = [1 / max(edge - 1, 1) for edge in spec.grid]
+    known = {
+        "distance_unit_square": (formulas.uniform_distance(spec.grid, (edges[0], edges[1])), "unit square's edge"),
+        "effective_tokens": (float(spec.tokens), "keys"), "sink_share": (0.0, "share of patches"),
+        "normalized_mutual_information": (0.0, "NMI"), "position_deviation": (0.0, "standard deviation"),
+    }  # fmt: skip
+    panels = [
+        figures.Depth(name, unit, spec.layers, s.mean, s.low, s.high, uniform, f"uniform {uniform:.4g}")
+        for name, (uniform, unit) in known.items()
+        if (s := summary(store, name)) is not None
+    ]
+    if panels:
+        names = tuple(panel.title for panel in panels)
+        text = "Further statistics of every head, defined below; dashed: uniform attention."
+        yield _depth_exhibit(facts, "further", "Further statistics by depth", panels, text, names, "")
 
 
-def _mean_scores(store: Store, facts: Facts) -> Exhibit | Absent:
-    title = "Score matrix of every layer, dataset mean"
-    if "score_matrix_mean" not in store:
-        return Absent(title, _keep(store, "attention", "the score matrix, which needs every query of every head,"))
-    values = store.read("score_matrix_mean").astype(np.float64)
-    scores = {layer: v for layer, v in zip(store.spec.layers, values, strict=True) if np.isfinite(v).all()}
-    if not scores:
-        return Absent(title, _keep(store, "attention", "the score matrix, which needs every query of every head,"))
-    return _score_exhibit(store, "score_matrix_mean", title, scores, f"Mean over images, {facts.n}.")
-
-
-def _score_exhibit(store: Store, name: str, title: str, scores: dict[int, Floats], n: str) -> Exhibit:
-    panels = [figures.Panel(f"layer {layer}", values, _extent(store)) for layer, values in scores.items()]
-    peak = max(scores, key=lambda layer: float(scores[layer].max()))
-    return Exhibit(
-        name=name, title=title,
-        caption="For each patch the largest attention that any patch pays to it, averaged over heads; prefix tokens "
-        f"dropped; a probability. All layers share one scale, from input to output. {n}",
-        alt=f"{len(panels)} maps, one a layer. The largest value, {scores[peak].max():.3g}, is in layer {peak} at "
-        f"{_where(scores[peak])}. Means by layer: " + ", ".join(f"{v.mean():.3g}" for v in scores.values()) + ".",
+def _offsets(store: Store, facts: Facts) -> Iterator[Exhibit]:
+    if "offset_map_mean" not in store:
+        return
+    spec = store.spec
+    values = store.read("offset_map_mean").astype(np.float64).mean(axis=1)
+    (rows, columns), (height, width) = spec.grid, spec.patch_size
+    size = ((2 * rows - 1) * height, (2 * columns - 1) * width)
+    panels = [figures.Panel(f"layer {layer}", v, size) for layer, v in zip(spec.layers, values, strict=True)]
+    yield Exhibit(
+        name="offset_map", title="Attention by offset",
+        caption="Where patches look, relative to themselves: the centre is the patch itself. Averaged over the "
+        "queries that "
+        f"have such a key inside the image, over heads and images; a probability. One scale. {facts.n}.",
+        alt=f"{len(panels)} maps of {2 * rows - 1} by {2 * columns - 1} offsets, one a layer. At the centre: "
+        + ", ".join(f"{v[rows - 1, columns - 1]:.3g}" for v in values) + ".",
         draw=lambda narrow: figures.map_grid(
-            panels, "largest attention received", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
+            panels, "mean attention at this offset", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
             narrow=narrow, root=True,
         ),
-        columns=("layer", "y", "x", "score"),
-        rows=[(layer, *at, float(value)) for layer, v in scores.items() for at, value in np.ndenumerate(v)],
-        methods=("score_matrix",),
+        columns=("layer", "offset_y", "offset_x", "attention"),
+        rows=[
+            (spec.layers[i], y - rows + 1, x - columns + 1, float(value)) for (i, y, x), value in np.ndenumerate(values)
+        ],
+        methods=("offset_map",),
     )  # fmt: skip
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def _extent(store: Store) -> tuple[int, int]:
+def extent(store: Store) -> tuple[int, int]:
     """(height, width) in input pixels that the patch grid covers."""
     (rows, columns), (height, width) = store.spec.grid, store.spec.patch_size
     return rows * height, columns * width
 
 
-def _where(values: Floats) -> str:
+def where(values: Floats) -> str:
+    """The place of a map's largest value, in words that count from 1."""
     y, x = np.unravel_index(int(np.nanargmax(values)), values.shape)
     return f"row {int(y) + 1}, column {int(x) + 1}"
 
 
-_HEADINGS = {
-    "class": "class token's", "mean": "patches' mean", "pool": "pool's own", "distilled": "class & distillation",
-}  # fmt: skip
-
-
-def _row_name(store: Store) -> str:
+def row_name(store: Store) -> str:
+    """What the readout row is called in a caption."""
     return {
         "class": "class token's attention", "mean": "mean attention of the patches", "pool": "the pool's attention",
         "distilled": "class and distillation token's mean attention",
@@ -403,16 +389,18 @@ def _analyze(facts: Facts) -> str:
     return f"The store has no dataset statistics; <code>attlas analyze {html.escape(facts.name)}</code> makes them."
 
 
-def _keep(store: Store, array: str, what: str) -> str:
+def keep(store: Store, array: str, what: str) -> str:
+    """Which choice of the run would have kept `what`: HTML."""
     kept = ", ".join(store.attrs.get("kept", {}).get("keep", ())) or "none"
     return f"This run kept {html.escape(kept)}; <code>attlas run --keep {array}</code> would have kept {what} too."
 
 
-def _no_rollout(store: Store, facts: Facts | None) -> str:
+def no_rollout(store: Store, facts: Facts | None) -> str:
+    """Why there is no rollout: HTML; with `facts` the dataset's, without a single image's."""
     spec = store.spec
     if spec.layers != tuple(range(spec.depth)):
         return (
             f"Rollout follows all {spec.depth} blocks, and this graph gives {len(spec.layers)} of them; an "
             "<code>attlas export</code> without <code>--layers</code> gives all."
         )
-    return _keep(store, "attention", "what rollout needs") if facts is None else _analyze(facts)
+    return keep(store, "attention", "what rollout needs") if facts is None else _analyze(facts)

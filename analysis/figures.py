@@ -7,7 +7,7 @@ equal bytes: nothing depends on the clock, on installed fonts or on a user's mat
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 __all__ = [
-    "NARROW", "WIDE", "Depth", "Line", "Panel", "Row", "curves", "depth", "map_grid", "picture_rows", "svg", "write",
+    "NARROW", "WIDE", "Depth", "Line", "Panel", "Row", "curves", "depth", "map_grid", "picture_rows", "sorted_heads",
+    "stacked", "svg", "write",
 ]  # fmt: skip
 
 NARROW, WIDE = 3.25, 6.75  # one and two columns of a printed page, inches
@@ -76,12 +79,15 @@ class Panel:
         values: (y, x) numbers, or (row, column, 3) uint8 for a picture.
         grid: (rows, columns) of patches to draw over a picture, or None.
         size: (height, width) it stands for, which gives its shape on paper.
+        mark: (y, x) of a cell to frame, or None; `lines`: after how many rows and columns a line is drawn, 0 for none.
     """
 
     title: str
     values: npt.NDArray[Any]
     size: tuple[int, int]
     grid: tuple[int, int] | None = None
+    mark: tuple[int, int] | None = None
+    lines: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,7 @@ def depth(panels: Sequence[Depth], *, narrow: bool = False) -> Any:
 
 
 def _draw_depth(ax: Any, panel: Depth) -> None:
-    layers, heads = panel.mean.shape
+    heads = panel.mean.shape[1]
     # Heads stand side by side within their layer, in order of their index: intervals would hide one another.
     offset = np.linspace(-0.28, 0.28, heads) if heads > 1 else np.zeros(1)
     x = np.asarray(panel.layers, float)[:, None] + offset
@@ -194,6 +200,45 @@ def curves(lines: Sequence[Line], title: str, unit: str, reference: float | None
         ax.set_xlim(0, 1.03)
         ax.set_ylim(bottom=0)
         figure.legend(loc="outside lower left", frameon=False, ncols=1, handlelength=1.4, borderpad=0.1)
+    return figure
+
+
+def sorted_heads(layers: Sequence[int], values: Floats, unit: str, reference: float) -> Any:
+    """A line a layer over its heads in ascending order: (layer, rank), the colour from the first layer to the last."""
+    with _style():
+        figure = Figure(figsize=(NARROW, 2.6), layout="constrained")
+        ax = figure.subplots()
+        scale = Normalize(min(layers), max(max(layers), min(layers) + 1))
+        for layer, heads in zip(layers, values, strict=True):
+            ax.plot(range(heads.size), heads, color=mpl.colormaps["viridis"](scale(layer)), lw=1.1, marker="o", ms=2)
+        ax.axhline(reference, color=QUIET, lw=0.9, ls=(0, (4, 3)))
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("heads, sorted")
+        ax.set_ylabel(unit)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=ax, aspect=30, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.set_label("layer", fontsize=7)
+        bar.locator = MaxNLocator(6, integer=True)
+    return figure
+
+
+def stacked(layers: Sequence[int], parts: Mapping[str, Floats], unit: str) -> Any:
+    """Shares by layer, one upon another: (layer) each."""
+    with _style():
+        figure = Figure(figsize=(NARROW, 2.9), layout="constrained")
+        ax = figure.subplots()
+        base = np.zeros(len(layers))
+        for colour, (label, values) in zip(SERIES, parts.items(), strict=False):
+            ax.bar(layers, values, 0.82, bottom=base, color=colour, label=label, alpha=0.85)
+            base = base + values
+        ax.set_ylim(0, 1)
+        ax.set_xticks(_ticks(layers))
+        ax.set_xlabel("layer")
+        ax.set_ylabel(unit)
+        figure.legend(
+            loc="outside upper left", frameon=False, ncols=2, handlelength=1, columnspacing=1.2, borderpad=0.1
+        )
     return figure
 
 
@@ -272,9 +317,18 @@ def picture_rows(
         for column, (heading, label) in enumerate(zip(headings, labels, strict=True)):
             left = margin + column * (edge + gap)
             heading = heading if narrow else heading.replace("\n", " ")
-            figure.text(left / width, (total - margin - head / 2) / total, heading, fontweight="bold", fontsize=small, va="center")
+            figure.text(
+                left / width,
+                (total - margin - head / 2) / total,
+                heading,
+                fontweight="bold",
+                fontsize=small,
+                va="center",
+            )
             if label:
-                bar = figure.add_axes(((left + 0.03) / width, (foot - 0.22) / total, (edge - 0.06) / width, 0.075 / total))
+                bar = figure.add_axes(
+                    ((left + 0.03) / width, (foot - 0.22) / total, (edge - 0.06) / width, 0.075 / total)
+                )
                 _bar(figure, bar, images[column], label, roots[column], wrap=narrow)
     return figure
 
@@ -291,10 +345,16 @@ def _draw_panel(ax: Any, panel: Panel, scale: Any) -> Any:
             ax.grid(color="white", lw=0.3, alpha=0.55)
     else:
         image = ax.imshow(panel.values, extent=extent, cmap=COLOURS, norm=scale)
-    ax.tick_params(length=0, labelbottom=False, labelleft=False)
+        y, x = height / panel.values.shape[0], width / panel.values.shape[1]
+        if panel.mark is not None:
+            corner = (panel.mark[1] * x, panel.mark[0] * y)
+            ax.add_patch(Rectangle(corner, x, y, fill=False, ec="#5eead4", lw=0.9))
+        if panel.lines:
+            ax.axhline(panel.lines * y, color="white", lw=0.4)
+            ax.axvline(panel.lines * x, color="white", lw=0.4)
     if panel.grid is None:
-        ax.set_xticks([])
-        ax.set_yticks([])
+        ax.set_axis_off()
+    ax.tick_params(length=0, labelbottom=False, labelleft=False)
     for side in ax.spines.values():
         side.set_visible(False)
     return image

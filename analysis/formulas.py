@@ -8,6 +8,7 @@ Rollouts and maps have their own modules and are offered here too.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -62,10 +63,11 @@ def decode_codes(codes: Array, dtype: object = None) -> Array:
     return a / _nan_where_zero(xp.sum(a, axis=-1, keepdims=True))
 
 
-def patch_distances(grid: tuple[int, int], patch_size: tuple[float, float]) -> list[list[float]]:
+@functools.lru_cache(maxsize=16)
+def patch_distances(grid: tuple[int, int], patch_size: tuple[float, float]) -> tuple[tuple[float, ...], ...]:
     """Euclidean distances between patch centres: (patch, patch), in the unit of `patch_size` (height, width)."""
     places = [(y * patch_size[0], x * patch_size[1]) for y in range(grid[0]) for x in range(grid[1])]
-    return [[math.hypot(a[0] - b[0], a[1] - b[1]) for b in places] for a in places]
+    return tuple(tuple(math.hypot(a[0] - b[0], a[1] - b[1]) for b in places) for a in places)
 
 
 def uniform_distance(grid: tuple[int, int], patch_size: tuple[float, float]) -> float:
@@ -315,9 +317,14 @@ def _averaged(
 def _mass_between(attention: Array, grid: tuple[int, int], nearest: int, farthest: int) -> Array:
     """Attention between patches whose larger coordinate difference lies in nearest..farthest; mean over queries."""
     xp, a = namespace(attention), patch_part(floating(attention), prefix_of(attention, grid))
+    chosen = constant(_between(grid, nearest, farthest), a)
+    return xp.mean(xp.sum(a * chosen, axis=-1), axis=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _between(grid: tuple[int, int], nearest: int, farthest: int) -> tuple[tuple[float, ...], ...]:
     places = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
-    chosen = [[float(nearest <= max(abs(y - v), abs(x - u)) <= farthest) for v, u in places] for y, x in places]
-    return xp.mean(xp.sum(a * constant(chosen, a), axis=-1), axis=-1)
+    return tuple(tuple(float(nearest <= max(abs(y - v), abs(x - u)) <= farthest) for v, u in places) for y, x in places)
 
 
 def _std(x: Array, axis: int) -> Array:

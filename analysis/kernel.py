@@ -250,10 +250,9 @@ class Reducer:
         """Prepare the constants of one graph; `layers` are those to come, all of the graph's by default."""
         self.spec = spec
         self.layers = tuple(spec.layers if layers is None else layers)
-        self._prefix = len(spec.prefix)
-        self._entropies = spec.attention_kind == "probability"
+        self.entropies = spec.attention_kind == "probability"
         self._rollout = self.layers == tuple(range(spec.depth))
-        self._distances = np.asarray(patch_distances(spec.grid, spec.patch_size), np.float32)
+        self.distances = np.asarray(patch_distances(spec.grid, spec.patch_size), np.float32)
         self.templates = _templates(spec, len(self.layers), self._rollout)
 
     def __call__(
@@ -271,41 +270,20 @@ class Reducer:
         Raises:
             UsageError: the arrays are not of this graph's shapes, or of another dtype.
         """
-        maps = [self._checked(a, layer) for a, layer in zip(attention, self.layers, strict=True)]
-        images, heads, layers = len(maps[0]), self.spec.heads, len(maps)
-        out = np.empty((images, layers, 4, heads))
-        masses = np.empty((images, layers, heads, self._prefix))
-        empty = np.empty((images, layers, heads, 2), np.int32)
-        finite = np.empty((images, layers), np.bool_)
-        row, following = self._start(images, pool), np.empty(self.spec.tokens)
-        fused = np.empty(self.spec.tokens, np.float32)
-        for image in range(images):
-            for layer in range(layers - 1, -1, -1):
-                a = maps[layer]
-                finite[image, layer] = _layer(
-                    a[image], self._distances, self._prefix, 0.5, row[image], following, fused, self._entropies,
-                    a.dtype == np.uint8, out[image, layer], masses[image, layer], empty[image, layer],
-                )  # fmt: skip
-                row[image] = following
-        return self._results(out, masses, empty, finite, row)
+        if len(attention) != len(self.layers):
+            raise UsageError(f"attention of {len(attention)} layers where {len(self.layers)} are expected")
+        batch = self.begin(len(attention[0]), pool)
+        for place in reversed(range(len(self.layers))):
+            batch.add(attention[place])
+        return batch.results()
 
-    def _results(
-        self, out: npt.NDArray[Any], masses: npt.NDArray[Any], empty: npt.NDArray[Any], finite: npt.NDArray[Any],
-        row: npt.NDArray[Any],
-    ) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
-        found = {
-            "distance": out[:, :, 0],
-            "distance_renormalized": out[:, :, 1],
-            "entropy": out[:, :, 2],
-            "entropy_patch": out[:, :, 3],
-            "prefix_mass": masses,
-            "rollout": row[:, self._prefix :].reshape(-1, *self.spec.grid),
-            "rows_without_patch_mass": empty[..., 0],
-        }
-        results = {t.name: np.ascontiguousarray(found[t.name], dtype=t.dtype) for t in self.templates}
-        return results | {"_finite": finite}
+    def begin(self, images: int, pool: npt.NDArray[Any] | None = None) -> Batch:
+        """A batch whose layers are handed over one by one, from last to first, so that no two need to be held."""
+        return Batch(self, images, self._start(images, pool))
 
-    def _checked(self, a: npt.NDArray[Any], layer: int) -> npt.NDArray[Any]:
+    def checked(self, a: npt.NDArray[Any], place: int) -> npt.NDArray[Any]:
+        """One layer's attention as the kernel takes it; errors as in a call."""
+        layer = self.layers[place]
         wanted = (self.spec.heads, self.spec.tokens, self.spec.tokens)
         if a.ndim != 4 or a.shape[1:] != wanted:
             raise UsageError(f"attention of layer {layer} has shape {a.shape}, not (image, head, query, key) {wanted}")
@@ -328,6 +306,48 @@ class Reducer:
         # Some pools attend to the patches alone.
         row[:, self.spec.tokens - weights.shape[1] :] = weights
         return row
+
+
+class Batch:
+    """One batch on its way through a `Reducer`, a layer at a time."""
+
+    def __init__(self, reducer: Reducer, images: int, row: npt.NDArray[np.float64]) -> None:
+        spec, layers = reducer.spec, len(reducer.layers)
+        prefix = len(spec.prefix)
+        self._reducer, self._row, self._left = reducer, row, layers
+        self._out = np.empty((images, layers, 4, spec.heads))
+        self._masses = np.empty((images, layers, spec.heads, prefix))
+        self._empty = np.empty((images, layers, spec.heads, 2), np.int32)
+        self._finite = np.empty((images, layers), np.bool_)
+        self._following, self._fused = np.empty(spec.tokens), np.empty(spec.tokens, np.float32)
+
+    def add(self, attention: npt.NDArray[Any]) -> None:
+        """The next layer towards the input: (image, head, query, key), of a dtype that `Reducer` takes."""
+        self._left -= 1
+        place, made = self._left, self._reducer
+        a = made.checked(attention, place)
+        for image in range(len(self._row)):
+            self._finite[image, place] = _layer(
+                a[image], made.distances, len(made.spec.prefix), 0.5, self._row[image], self._following, self._fused,
+                made.entropies, a.dtype == np.uint8, self._out[image, place], self._masses[image, place],
+                self._empty[image, place],
+            )  # fmt: skip
+            self._row[image] = self._following
+
+    def results(self) -> dict[str, npt.NDArray[Any]]:
+        """What `Reducer` returns, once every layer is in."""
+        spec = self._reducer.spec
+        found = {
+            "distance": self._out[:, :, 0],
+            "distance_renormalized": self._out[:, :, 1],
+            "entropy": self._out[:, :, 2],
+            "entropy_patch": self._out[:, :, 3],
+            "prefix_mass": self._masses,
+            "rollout": self._row[:, len(spec.prefix) :].reshape(-1, *spec.grid),
+            "rows_without_patch_mass": self._empty[..., 0],
+        }
+        results = {t.name: np.ascontiguousarray(found[t.name], dtype=t.dtype) for t in self._reducer.templates}
+        return results | {"_finite": self._finite}
 
 
 def _seen(a: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -6,8 +6,8 @@ import base64
 import csv
 import html
 import io
+import itertools
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata, resources
@@ -21,6 +21,7 @@ from . import figures as drawing
 from .comparison import compare
 from .exhibits import Absent, Exhibit, exhibits
 from .facts import Facts, gather, table, warnings
+from .gallery import gallery
 from .methods import READING, linked, methods, references
 
 __all__ = ["report"]
@@ -151,14 +152,14 @@ def _fill(page: _Page, stores: Sequence[Store], facts: Sequence[Facts], examples
     if len(stores) > 1:
         page.heading("Side by side", "comparison")
         shown, text = compare(stores, facts)
-        for one in shown:
-            page.add(one)
+        for exhibit in shown:
+            page.add(exhibit)
         page.body.append(text)
     for store, one in zip(stores, facts, strict=True):
         prefix = f"{one.letter.lower()}-" if len(stores) > 1 else ""
         title = f"{one.letter}. {one.spec.name}" if len(stores) > 1 else "What attention does"
         page.heading(title, f"store-{one.letter.lower()}")
-        for exhibit in exhibits(store, one, examples, images):
+        for exhibit in itertools.chain(exhibits(store, one), gallery(store, one, examples, images)):
             page.add(exhibit, prefix)
     page.heading("How to read this", "reading")
     page.body += [f"<p>{linked(text)}</p>" for text in READING]
@@ -209,14 +210,13 @@ def _tiles(facts: Facts) -> str:
             tiles.append((label, f"{100 * share.value:.1f} %", str(share).partition(" (")[2].rstrip(")")))
     tiles.append(("Blocks × heads", f"{spec.depth} × {spec.heads}", f"{spec.tokens} tokens"))
     tiles.append(("Patches", f"{spec.grid[0]} × {spec.grid[1]}", f"of {spec.patch_size[0]} × {spec.patch_size[1]} px"))
-    cells = "".join(
-        f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>" for label, value, note in tiles
-    )
+    cells = "".join(f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>" for label, value, note in tiles)
     note = (
         "<p>Accuracy far from what is published for this model and data points to a wrong recipe, before anything "
         "else below.</p>"
         if facts.top1 is not None
-        else "<p>No label of these images names a class of the model, so accuracy, which would show a wrong recipe, is unknown.</p>"
+        else "<p>No label of these images names a class of the model, so accuracy, which would show a wrong recipe, "
+        "is unknown.</p>"
     )
     return f'<dl class="tiles">{cells}</dl>{note}'
 
@@ -240,7 +240,8 @@ def _facts_table(facts: Sequence[Facts]) -> str:
 
 def _unreadable(facts: Facts, several: bool) -> str:
     items = "".join(
-        f"<li><span class=path>{html.escape(path)}</span>: {html.escape(reason)}</li>" for path, reason in facts.unreadable
+        f"<li><span class=path>{html.escape(path)}</span>: {html.escape(reason)}</li>"
+        for path, reason in facts.unreadable
     )
     more = "" if facts.errors <= len(facts.unreadable) else f", the first {len(facts.unreadable)} of {facts.errors:,}"
     whose = f" of {facts.letter}" if several else ""

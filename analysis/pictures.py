@@ -15,7 +15,18 @@ from ..engine.plan import spread
 from ..engine.store import Store
 from . import formulas
 
-__all__ = ["Example", "attention", "choose", "class_name", "example", "readout_row", "rollout_map", "times_uniform"]
+__all__ = [
+    "Example",
+    "attention",
+    "choose",
+    "class_name",
+    "example",
+    "mean_attention",
+    "patches",
+    "readout_row",
+    "rollout_map",
+    "times_uniform",
+]
 
 Floats = npt.NDArray[np.floating[Any]]
 

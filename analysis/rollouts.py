@@ -72,12 +72,14 @@ def discard_smallest(fused: Array, ratio: float, *, ties: bool = True) -> Array:
     k = int(flat.shape[-1] * ratio)
     if k == 0:
         return fused
-    if ties:
-        keep = flat >= xp.sort(flat, axis=-1)[..., k - 1 : k]
-    else:
-        rank = xp.argsort(xp.argsort(flat, axis=-1, stable=True), axis=-1, stable=True)
-        first = constant([1.0] + [0.0] * (flat.shape[-1] - 1), flat) > 0
-        keep = (rank >= k) | first
+    edge = xp.sort(flat, axis=-1)[..., k - 1 : k]
+    keep = flat >= edge
+    if not ties:
+        one, zero = xp.ones_like(flat), xp.zeros_like(flat)
+        below = xp.sum(xp.where(keep, zero, one), axis=-1, keepdims=True)
+        place = xp.cumulative_sum(xp.where(flat == edge, one, zero), axis=-1)
+        keep = (flat > edge) | ((flat == edge) & (place > k - below))
+        keep = keep | (constant([1.0] + [0.0] * (flat.shape[-1] - 1), flat) > 0)
     return xp.reshape(xp.where(keep, flat, flat * 0), fused.shape)
 
 

@@ -278,48 +278,54 @@ def _unit(store: Store, work: _Work, k: int) -> tuple[int, dict[str, Moments], i
     for batch in store.plan.batches(k):
         at = slice(batch.start - images.start, batch.stop - images.start)
         there = valid[at]
-        raw = _attention(store, work, batch)
-        read += sum(a.nbytes for a in raw)
-        pool = store.read("pool_attention", slice(batch.start, batch.stop)) if "pool_attention" in store else None
-        for name, values in _computed(store, work, raw, pool, rows.keys() | parts.keys()).items():
+        found, size = _computed(store, work, batch, rows.keys() | parts.keys())
+        read += size
+        for name, values in found.items():
             if name in rows:
                 rows[name][at][there] = values[there]
             elif name in parts:
-                parts[name].append(Moments.of(values[there]))
+                parts[name].append(Moments.of_mean(values if there.all() else values[there]))
     for name, values in rows.items():
         store.write(name, images.start, values)
     return k, {name: sum(found[1:], start=found[0]) for name, found in parts.items()}, read
 
 
-def _attention(store: Store, work: _Work, batch: range) -> list[Array]:
-    """The kept layers of a batch as they are stored, one (image, head, query, key) array each."""
-    places = [store.spec.layers.index(layer) for layer in work.layers]
-    return [store.read(work.source, (slice(batch.start, batch.stop), place)) for place in places]
+def _computed(store: Store, work: _Work, batch: range, names: set[str]) -> tuple[dict[str, Array], int]:
+    """Every result of a batch by name, each with all layers of the graph, and the bytes read.
 
-
-def _computed(store: Store, work: _Work, raw: list[Array], pool: Array | None, names: set[str]) -> dict[str, Array]:
-    """Every result of a batch by name, each with all layers of the graph."""
-    spec = store.spec
-    found: dict[str, Array] = {}
-    if work.reducer is not None and any(name in names for name in FUSED):
-        reduced = work.reducer(raw, pool)
-        del reduced["_finite"]
-        found |= {name: values for name, values in reduced.items() if name in names}
+    Layers are read from last to first, which is how the rollout needs them, and each is let go before the next.
+    """
+    spec, at = store.spec, slice(batch.start, batch.stop)
     extras = [s for s in work.extras if s.name in names]
     layered: dict[str, list[Array]] = {s.name: [] for s in extras if not s.follows}
-    floats = []
-    for a in raw:
-        wide = None
-        if not all(s.raw for s in extras):
-            wide = decode_codes(a) if a.dtype == np.uint8 else a.astype(np.float32, copy=False)
+    reduction = None
+    if work.reducer is not None and any(name in names for name in FUSED):
+        reduction = work.reducer.begin(
+            len(batch), store.read("pool_attention", at) if "pool_attention" in store else None
+        )
+    floats: list[Array] = []
+    read = 0
+    for layer in reversed(work.layers):
+        raw = store.read(work.source, (at, spec.layers.index(layer)))
+        read += raw.nbytes
+        if reduction is not None:
+            reduction.add(raw)
+        wide = raw if all(s.raw for s in extras) else _floats(raw)
         for s in extras:
             if not s.follows:
-                layered[s.name].append(s.function(a if s.raw else wide, spec))
+                layered[s.name].insert(0, s.function(raw if s.raw else wide, spec))
         if any(s.follows for s in extras):
-            floats.append(wide)
-    found |= {name: np.stack(values, axis=1) for name, values in layered.items()}
+            floats.insert(0, wide)
+    found = {name: np.stack(values, axis=1) for name, values in layered.items()}
     found |= {s.name: s.function(floats, spec) for s in extras if s.follows}
-    return {name: _spread(store, work, name, values) for name, values in found.items()}
+    if reduction is not None:
+        found |= {name: values for name, values in reduction.results().items() if name in names}
+    return {name: _spread(store, work, name, values) for name, values in found.items()}, read
+
+
+def _floats(raw: Array) -> Array:
+    """Stored attention as float32."""
+    return np.asarray(decode_codes(raw)) if raw.dtype == np.uint8 else raw.astype(np.float32, copy=False)
 
 
 def _spread(store: Store, work: _Work, name: str, values: Array) -> Array:
@@ -397,7 +403,7 @@ def _mean_rows(store: Store, name: str, done: npt.NDArray[np.bool_], mask: npt.N
     for k in np.flatnonzero(done):
         images = store.plan.unit_range(int(k))
         at = slice(images.start, images.stop)
-        part = Moments.of(store.read(name, at)[mask[at]])
+        part = Moments.of_mean(store.read(name, at)[mask[at]])
         total = part if total is None else total + part
     assert total is not None
     return total

@@ -48,18 +48,19 @@ class Taps:
         self.model = model
         self.name = name
         self.owners: dict[int, list[nn.Module]] = {}
-        lists: set[str] = set()
+        lists: dict[str, str] = {}
         for path, module in model.named_modules():
             parts = path.split(".")
             numbers = [i for i, part in enumerate(parts) if part.isdigit()]
             if numbers and isinstance(getattr(module, "attn_drop", None), nn.Module):
-                lists.add(".".join(parts[: numbers[0]]))
+                lists[".".join(parts[: numbers[0]])] = type(module).__name__
                 self.owners.setdefault(int(parts[numbers[0]]), []).append(module)
         if not self.owners:
-            raise self.refusal("no block of it passes attention over patches through a place where it can be read")
+            raise self.refusal(_without(model))
         if len(lists) > 1:
-            raise self.refusal(f"its attention stands in several lists of blocks ({', '.join(sorted(lists))})")
-        self.blocks_path = lists.pop()
+            kinds = ", ".join(f"{path} of {kind}" for path, kind in sorted(lists.items()))
+            raise self.refusal(f"its attention is of several kinds or stages ({kinds})")
+        self.blocks_path = next(iter(lists))
         self.trunk = model.get_submodule(self.blocks_path.rpartition(".")[0])
         blocks = model.get_submodule(self.blocks_path)
         self.depth = len(list(blocks.children()))
@@ -126,6 +127,15 @@ class Taps:
             )
 
 
+def _without(model: nn.Module) -> str:
+    """Why a model has nowhere to read attention: it has none, or of a kind that never forms a map over all patches."""
+    names = {type(m).__name__ for m in model.modules()}
+    kinds = ", ".join(sorted(n for n in names if "Attention" in n or "Attn" in n)[:2])
+    if not kinds:
+        return "it has no attention blocks"
+    return f"its attention ({kinds}) is pooled, windowed, linear or fused, and shows no map over all patches"
+
+
 def _map_hook(seen: Seen, layer: int, owner: nn.Module) -> Callable[[nn.Module, object, Tensor], None]:
     def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
         seen.maps.setdefault(layer, []).append(_effective(owner, output))
@@ -143,10 +153,11 @@ def _effective(owner: nn.Module, attention: Tensor) -> Tensor:
     return effective
 
 
-def _tokens_hook(seen: Seen) -> Callable[[nn.Module, object, Tensor], None]:
-    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-        # Some families keep the grid (image, y, x, channel) here.
-        seen.tokens = output.flatten(1, -2)
+def _tokens_hook(seen: Seen) -> Callable[[nn.Module, object, object], None]:
+    def hook(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim > 2:
+            # Some families keep the grid (image, y, x, channel) here.
+            seen.tokens = output.flatten(1, -2)
 
     return hook
 

@@ -492,6 +492,22 @@ def test_seed_decides_random_weights() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_pretrained_weights_come_through_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tag's weights are loaded by timm's own loader, which never unpickles."""
+    state = make(DEIT).module.state_dict()
+    asked = []
+
+    def answer(hub_id: str, *args: object, **kwargs: object) -> dict[str, Any]:
+        asked.append((hub_id, kwargs.get("weights_only")))
+        return dict(state)
+
+    monkeypatch.setattr("attlas.exporter.models._reach", lambda *a: None)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", answer)
+    built = build(f"{DEIT}.fb_in1k", model_kwargs=SMALL)
+    assert asked == [("timm/deit_tiny_patch16_224.fb_in1k", True)]
+    assert (built.source, built.weights().sha256) == ("pretrained", make(DEIT).weights().sha256)
+
+
 def test_without_network_the_message_names_the_alternatives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One line at once, instead of the hub's minute of retries."""
 
@@ -521,12 +537,14 @@ def test_unknown_model_suggests_near_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", "stages|windows"),
-        ("resnet18", "no block of it"),
-        ("xcit_nano_12_p16_224", "lists of blocks|channels"),
-        ("cait_xxs24_224", "lists of blocks"),
-        ("levit_128s", "no block of it"),
-        ("pvt_v2_b0", "grid|pooled"),
+        ("swin_tiny_patch4_window7_224", "windows of 49 tokens"),
+        ("resnet18", "no attention blocks"),
+        ("xcit_nano_12_p16_224", "several kinds or stages .*XCA"),
+        ("cait_xxs24_224", "several kinds or stages .*blocks_token_only"),
+        ("levit_128s", "shows no map over all patches"),
+        ("hiera_tiny_224", "MaskUnitAttention.* shows no map"),
+        ("pit_ti_224", "blocks|grid"),
+        ("pvt_v2_b0", "reads pooled keys"),
     ],
 )
 def test_model_without_global_attention_is_refused_with_the_reason(name: str, reason: str, tmp_path: Path) -> None:
