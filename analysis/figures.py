@@ -399,7 +399,8 @@ def _thinned(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return picture
     rows, columns = (n // step * step for n in picture.shape[:2])
     blocks = picture[:rows, :columns].reshape(rows // step, step, columns // step, step, 3)
-    return blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+    thinned: npt.NDArray[Any] = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+    return thinned
 
 
 def _shortened(text: str, length: int) -> str:

@@ -68,15 +68,15 @@ def _gallery(
             "rollout": None if rolled is None else rolled / rolled.mean(),
         }
         maps.append(found)
-        lacking |= {name for name, values in found.items() if values is None}
-    kept = [name for name in ("attention", "rollout") if name not in lacking]
+        lacking |= {which for which, values in found.items() if values is None}
+    kept = [which for which in ("attention", "rollout") if which not in lacking]
     for one, found in zip(chosen, maps, strict=True):
         panels = [] if one.pixels is None else [figures.Panel("", one.pixels, size, spec.grid)]
-        for name in kept:
-            values = found[name]
+        for which in kept:
+            values = found[which]
             assert values is not None
             panels.append(figures.Panel("", values, size))
-            numbers += [(one.path, name, *at, float(value)) for at, value in np.ndenumerate(values)]
+            numbers += [(one.path, which, *at, float(value)) for at, value in np.ndenumerate(values)]
         note = notes[len(rows)] if notes else ""
         rows.append(figures.Row(note + one.title, tuple(panels)))
     heading = {
@@ -84,8 +84,8 @@ def _gallery(
         "rollout": "rollout,\nall layers",
     }
     label = {"attention": "× uniform", "rollout": "× mean over patches"}
-    told = " and ".join(heading[name].replace("\n", " ") for name in kept)
-    root = [False, *(name == "attention" for name in kept)]
+    told = " and ".join(heading[which].replace("\n", " ") for which in kept)
+    root = [False, *(which == "attention" for which in kept)]
     headings, labels = ["input and\npatch grid", *(heading[n] for n in kept)], [None, *(label[n] for n in kept)]
     return Exhibit(
         name=name, title=title, caption=_caption(store, lead, kept),

@@ -26,6 +26,7 @@ __all__ = ["Reducer", "score_matrix"]
 
 # Sums may be reordered, which is what lets them run in vector registers; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
+STEP = 64  # entries that the compiled loops do at a time: four vectors of 16
 DECODES = {"float16": "uint16", "float32": "float32", "uint8": "uint8"}  # stored dtype -> as the kernel sees it
 # Compilers call a routine that is not there where the processor (x86 before 2012, or numba's "generic") cannot convert.
 CONVERTS_HALF = not config.CPU_NAME and binding.get_host_cpu_features().get("f16c", True)
@@ -90,111 +91,132 @@ def _ln(a: Any) -> Any:
     return e * np.float32(0.6931471805599453) + (x - square * np.float32(0.5) + square * x * p)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
-def _row(codes: Any, distances: Any, fused: Any, first: bool, scale: Any, prefix: int, entropies: bool) -> Any:
-    """One row of one head: add it to `fused` and return its sums.
+@njit(inline="always", fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _row(
+    codes: Any, start: Any, end: Any, patches: Any, distances: Any, k: Any, fused: Any, first: bool, scale: Any
+) -> Any:  # fmt: skip
+    """The patch part of one row of one head, at `start` of all codes: add it to `fused` and return its sums.
 
-    Returns (mass, mass x distance, sum of a ln a) over the patches, then the sum of a ln a over the prefix tokens.
+    The second loop runs behind the patches, into what follows in memory, as `distances` (from `k` on) and `fused` have
+    room to: a scalar remainder would cost as much as the rest. What is behind counts as 0. Slices of the arrays would
+    cost as much again, and so would signed indices, which may count from the end.
+
+    Returns (mass, mass x distance, sum of a ln a).
     """
-    n = codes.size
     mass = np.float32(0)
     far = np.float32(0)
     spread = np.float32(0)
-    front_spread = np.float32(0)
-    for j in range(prefix):
-        a = _decode(codes[j]) * scale
-        if entropies:
-            front_spread += a * _ln(a)
+    whole = patches - patches % np.uintp(STEP)
+    for j in range(whole):
+        a = _decode(codes[start + j]) * scale
+        mass += a
+        far += a * distances[k + j]
+        spread += a * _ln(a)
         fused[j] = a if first else fused[j] + a
-    patches = n - prefix
-    here = codes[prefix:]
-    there = fused[prefix:]
-    if entropies:
-        for j in range(patches):
-            a = _decode(here[j]) * scale
-            mass += a
-            far += a * distances[j]
-            spread += a * _ln(a)
-            there[j] = a if first else there[j] + a
-    else:
-        for j in range(patches):
-            a = _decode(here[j]) * scale
-            mass += a
-            far += a * distances[j]
-            there[j] = a if first else there[j] + a
-    return mass, far, spread, front_spread
+    for j in range(whole, end - start):
+        a = _decode(codes[start + j]) * scale if j < patches else np.float32(0)
+        mass += a
+        far += a * distances[k + j]
+        spread += a * _ln(a)
+        fused[j] = a if first else fused[j] + a
+    return mass, far, spread
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
-def _row_scale(codes: Any, renormalize: bool) -> Any:
+@njit(inline="always", fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _row_scale(codes: Any, start: Any, n: Any, renormalize: bool) -> Any:
     """1, or 1 over the row's sum for codes; NaN for a row that holds no data."""
     if not renormalize:
         return np.float32(1)
     total = np.float32(0)
-    for j in range(codes.size):
-        total += _decode(codes[j])  # squares of bytes: exact in float32 up to 258 full ones, then within 1e-7
+    for j in range(n):
+        total += _decode(codes[start + j])
     return np.float32(1) / total if total > 0 else np.float32(np.nan)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
 def _layer(
-    attention: Any, distances: Any, prefix: int, residual: float, row: Any, following: Any, fused: Any,
-    entropies: bool, renormalize: bool, out: Any, masses: Any, empty: Any,
+    codes: Any, heads: int, prefix: int, patches: int, distances: Any, residual: float, row: Any, following: Any,
+    fused: Any, sums: Any, scales: Any, renormalize: bool, out: Any, masses: Any, empty: Any,
 ) -> bool:  # fmt: skip
-    """One image's layer: (head, query, key) codes into `out` (statistic, head), `masses` (head, prefix), `empty`.
+    """One image's layer: flat (head, query, key) codes into `out` (statistic, head), `masses` (head, prefix), `empty`.
 
     `row` (query) is the rollout's vector, which multiplies this layer's matrix into `following` (key). Returns whether
     all of the attention is finite.
     """
-    heads, n, _ = attention.shape
-    patches = n - prefix
-    out[:] = 0.0
-    masses[:] = 0.0
-    empty[:] = 0
     following[:] = 0.0
     finite = True
-    no_distances = distances[0]
+    front, inner = np.uintp(prefix), np.uintp(patches)
+    n, width, size = front + inner, np.uintp(fused.size), np.uintp(codes.size)
     for i in range(n):
-        of_patch = i >= prefix
-        nearby = distances[i - prefix] if of_patch else no_distances
-        for h in range(heads):
-            codes = attention[h, i]
-            scale = _row_scale(codes, renormalize)
-            mass, far, spread, front_spread = _row(codes, nearby, fused, h == 0, scale, prefix, entropies)
-            out[2, h] -= np.float64(spread) + np.float64(front_spread)
-            there = mass != 0
-            if there:
-                m = np.float64(mass)
-                if entropies:
-                    out[3, h] += math.log(m) - np.float64(spread) / m
-                if of_patch:
-                    out[0, h] += np.float64(far)
-                    out[1, h] += np.float64(far) / m
-            else:
-                empty[h, 0] += 1
-                empty[h, 1] += of_patch
-            if of_patch:
-                for j in range(prefix):
-                    masses[h, j] += np.float64(_decode(codes[j]) * scale)
+        k = (i - front) * width if i >= front else np.uintp(0)
+        for h in range(np.uintp(heads)):
+            start = (h * n + i) * n
+            scale = _row_scale(codes, start, n, renormalize)
+            # The very last row may not look behind itself. It is the same row for every image.
+            end = min(start + front + width, size)
+            mass, far, spread = _row(codes, start + front, end, inner, distances, k, fused, h == 0, scale)
+            scales[h, i] = scale
+            sums[h, i, 0] = mass
+            sums[h, i, 1] = far
+            sums[h, i, 2] = spread
         total = np.float32(0)
-        for j in range(n):
+        for j in range(inner):
             total += fused[j]
+        whole = np.float64(total)
+        for h in range(np.uintp(heads)):
+            for j in range(front):
+                whole += np.float64(_decode(codes[(h * n + i) * n + j]) * scales[h, i])
         # By the exponent's bits: the reordering that `FAST` allows folds x - x, which `math.isfinite` is made of.
-        finite = finite and (_bits(total) & np.int32(0x7F800000)) != np.int32(0x7F800000)
-        mean = np.float64(total) / heads
-        weight = row[i] / (residual * mean + (1.0 - residual))
+        finite = finite and (_bits(np.float32(whole)) & np.int32(0x7F800000)) != np.int32(0x7F800000)
+        weight = row[i] / (residual * whole / heads + (1.0 - residual))
         share = weight * residual / heads
-        for j in range(n):
-            following[j] += share * np.float64(fused[j])
+        for j in range(inner):
+            following[front + j] += share * np.float64(fused[j])
+        for h in range(np.uintp(heads)):
+            for j in range(front):
+                following[j] += share * np.float64(_decode(codes[(h * n + i) * n + j]) * scales[h, i])
         following[i] += weight * (1.0 - residual)
     for h in range(heads):
-        out[0, h] /= patches
-        out[1, h] = out[1, h] / (patches - empty[h, 1]) if patches > empty[h, 1] else np.nan
-        out[2, h] /= n
-        out[3, h] = out[3, h] / (n - empty[h, 0]) if n > empty[h, 0] else np.nan
-        for j in range(prefix):
-            masses[h, j] /= patches
+        _finish(codes, h, prefix, patches, sums, scales, out, masses, empty)
     return finite
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+def _finish(
+    codes: Any, h: int, prefix: int, patches: int, sums: Any, scales: Any, out: Any, masses: Any, empty: Any
+) -> None:  # fmt: skip
+    """One head's statistics from its rows' sums."""
+    n = prefix + patches
+    near = 0.0
+    near_renormalized = 0.0
+    without = 0
+    for i in range(prefix, n):
+        mass = np.float64(sums[h, i, 0])
+        there = mass != 0
+        near += np.float64(sums[h, i, 1])
+        near_renormalized += np.float64(sums[h, i, 1]) / (mass if there else 1.0)
+        without += 0 if there else 1
+    out[0, h] = near / patches
+    out[1, h] = near_renormalized / (patches - without) if patches > without else np.nan
+    spread = 0.0
+    of_patch = 0.0
+    without = 0
+    for i in range(n):
+        there = sums[h, i, 0] != 0
+        m = sums[h, i, 0] if there else np.float32(1)
+        spread -= np.float64(sums[h, i, 2])
+        of_patch += np.float64(_ln(m)) - np.float64(sums[h, i, 2]) / np.float64(m)
+        without += 0 if there else 1
+    empty[h] = without
+    for j in range(prefix):
+        total = 0.0
+        for i in range(n):
+            a = _decode(codes[(h * n + i) * n + j]) * scales[h, i]
+            total += np.float64(a) if i >= prefix else 0.0
+            spread -= np.float64(a * _ln(a))
+        masses[h, j] = total / patches
+    out[2, h] = spread / n
+    out[3, h] = of_patch / (n - without) if n > without else np.nan
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -206,7 +228,7 @@ def _peaks(attention: Any, prefix: int, renormalize: bool, peaks: Any, out: Any)
         peaks[:] = 0.0
         for i in range(prefix, n):
             codes = attention[h, i]
-            scale = _row_scale(codes, renormalize)
+            scale = _row_scale(codes, np.uintp(0), np.uintp(n), renormalize)
             here = codes[prefix:]
             for j in range(n - prefix):
                 a = _decode(here[j]) * scale
@@ -250,9 +272,9 @@ class Reducer:
         """Prepare the constants of one graph; `layers` are those to come, all of the graph's by default."""
         self.spec = spec
         self.layers = tuple(spec.layers if layers is None else layers)
-        self.entropies = spec.attention_kind == "probability"
         self._rollout = self.layers == tuple(range(spec.depth))
-        self.distances = np.asarray(patch_distances(spec.grid, spec.patch_size), np.float32)
+        distances = np.asarray(patch_distances(spec.grid, spec.patch_size), np.float32)
+        self.distances = np.pad(distances, ((0, 0), (0, -spec.patches % STEP)))
         self.templates = _templates(spec, len(self.layers), self._rollout)
 
     def __call__(
@@ -317,20 +339,22 @@ class Batch:
         self._reducer, self._row, self._left = reducer, row, layers
         self._out = np.empty((images, layers, 4, spec.heads))
         self._masses = np.empty((images, layers, spec.heads, prefix))
-        self._empty = np.empty((images, layers, spec.heads, 2), np.int32)
+        self._empty = np.empty((images, layers, spec.heads), np.int32)
         self._finite = np.empty((images, layers), np.bool_)
-        self._following, self._fused = np.empty(spec.tokens), np.empty(spec.tokens, np.float32)
+        self._following, self._fused = np.empty(spec.tokens), np.empty(reducer.distances.shape[1], np.float32)
+        self._sums = np.empty((spec.heads, spec.tokens, 3), np.float32)
+        self._scales = np.empty((spec.heads, spec.tokens), np.float32)
 
     def add(self, attention: npt.NDArray[Any]) -> None:
         """The next layer towards the input: (image, head, query, key), of a dtype that `Reducer` takes."""
         self._left -= 1
-        place, made = self._left, self._reducer
+        place, made, spec = self._left, self._reducer, self._reducer.spec
         a = made.checked(attention, place)
         for image in range(len(self._row)):
             self._finite[image, place] = _layer(
-                a[image], made.distances, len(made.spec.prefix), 0.5, self._row[image], self._following, self._fused,
-                made.entropies, a.dtype == np.uint8, self._out[image, place], self._masses[image, place],
-                self._empty[image, place],
+                a[image].reshape(-1), spec.heads, len(spec.prefix), spec.patches, made.distances.reshape(-1), 0.5, self._row[image],
+                self._following, self._fused, self._sums, self._scales, a.dtype == np.uint8,
+                self._out[image, place], self._masses[image, place], self._empty[image, place],
             )  # fmt: skip
             self._row[image] = self._following
 
@@ -344,7 +368,7 @@ class Batch:
             "entropy_patch": self._out[:, :, 3],
             "prefix_mass": self._masses,
             "rollout": self._row[:, len(spec.prefix) :].reshape(-1, *spec.grid),
-            "rows_without_patch_mass": self._empty[..., 0],
+            "rows_without_patch_mass": self._empty,
         }
         results = {t.name: np.ascontiguousarray(found[t.name], dtype=t.dtype) for t in self._reducer.templates}
         return results | {"_finite": self._finite}

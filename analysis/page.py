@@ -55,9 +55,10 @@ class _Page:
         self.methods += shown.methods
         anchor = f"figure-{self.figures}"
         self.contents.append((anchor, f"Figure {self.figures}. {shown.title}", 3))
-        self.body.append(_figure(shown, self.figures, anchor))
+        printed = shown.draw(False)
+        self.body.append(_figure(shown, printed, self.figures, anchor))
         if self.folder is not None:
-            _print(shown, self.folder, f"{prefix}{shown.name}")
+            _print(shown, printed, self.folder, f"{prefix}{shown.name}")
 
 
 def report(
@@ -248,9 +249,9 @@ def _unreadable(facts: Facts, several: bool) -> str:
     return f"<p>Images{whose} that could not be read{more}:</p><ul>{items}</ul>"
 
 
-def _figure(shown: Exhibit, number: int, anchor: str) -> str:
+def _figure(shown: Exhibit, printed: Any, number: int, anchor: str) -> str:
     """A figure in two forms, of which the browser takes the one that fits its width."""
-    wide, narrow = (_data(drawing.svg(shown.draw(n))) for n in (False, True))
+    wide, narrow = (_data(drawing.svg(figure)) for figure in (printed, shown.draw(True)))
     alt = html.escape(shown.alt, quote=True)
     source = "" if narrow == wide else f'<source media="(max-width: 40rem)" srcset="{narrow}">'
     half = "" if shown.wide else ' class="half"'
@@ -278,9 +279,9 @@ def _data(image: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(image).decode()
 
 
-def _print(shown: Exhibit, folder: Path, name: str) -> None:
+def _print(shown: Exhibit, printed: Any, folder: Path, name: str) -> None:
     """PDF and PNG for print, and the numbers as CSV."""
-    drawing.write(shown.draw(False), folder, name)
+    drawing.write(printed, folder, name)
     target = io.StringIO(newline="")
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(shown.columns)

@@ -118,7 +118,10 @@ def mean_attention(store: Store, image: int, place: int) -> Floats | None:
     if "attention_mean" in store and place in store.kept_layers:
         return store.read("attention_mean", (image, place)).astype(np.float32)[None]
     whole = attention(store, image, place)
-    return None if whole is None else whole.mean(axis=0, keepdims=True)
+    if whole is None:
+        return None
+    mean: Floats = whole.mean(axis=0, keepdims=True)
+    return mean
 
 
 def readout_row(store: Store, image: int, place: int) -> Floats | None:
@@ -131,10 +134,12 @@ def readout_row(store: Store, image: int, place: int) -> Floats | None:
     if spec.readout == "pool":
         if place != len(spec.layers) - 1 or "pool_attention" not in store:
             return None
-        return store.read("pool_attention", image).astype(np.float32).mean(axis=1)
+        pool: Floats = store.read("pool_attention", image).astype(np.float32).mean(axis=1)
+        return pool
     rows = formulas.readout_rows(spec.prefix, spec.grid, spec.readout)
     if spec.readout != "mean":
-        return store.read("prefix_attention", (image, place)).astype(np.float32)[:, list(rows)].mean(axis=1)
+        front: Floats = store.read("prefix_attention", (image, place)).astype(np.float32)[:, list(rows)].mean(axis=1)
+        return front
     found = attention(store, image, place)
     found = mean_attention(store, image, place) if found is None else found
     return None if found is None else found[:, list(rows)].mean(axis=1)

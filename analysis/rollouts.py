@@ -258,4 +258,6 @@ def _times(row: Array, matrix: Array) -> Array:
 
 def _map(row: Array, grid: tuple[int, int]) -> Array:
     """(..., key) -> (..., y, x): the patch columns on their grid."""
-    return namespace(row).reshape(row[..., prefix_of(row, grid) :], (*row.shape[:-1], *grid))
+    # A traced array does not know how many images it will hold; that one size is then left to the rest.
+    leading = [-1 if size is None else size for size in row.shape[:-1]]
+    return namespace(row).reshape(row[..., prefix_of(row, grid) :], (*leading, *grid))

@@ -68,8 +68,12 @@ def kills(place: Path, options: argparse.Namespace) -> str:
             # Half of them soon after the work begins, half anywhere in what an uninterrupted run takes.
             process.wait(rng.uniform(0, length if rng.random() < 0.5 else length / 4))
             finished += 1
+            if process.returncode:
+                sys.exit(f"after {killed} kills a run ended with exit {process.returncode}")
             if not same(whole, victim):
-                sys.exit(f"after {killed} kills a finished store differs")
+                a, b = chunk_files(whole), chunk_files(victim)
+                different = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+                sys.exit(f"after {killed} kills a finished store differs: {different[:5]}")
             shutil.rmtree(victim)
         except subprocess.TimeoutExpired:
             process.kill()

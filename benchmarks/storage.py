@@ -1,0 +1,103 @@
+"""What storing attention costs: codecs by size and speed, dtypes by size and by the error of each statistic.
+
+    python benchmarks/storage.py GRAPH.onnx IMAGES --count 64
+
+Speeds are of one thread, in uncompressed bytes per second of wall time; each codec is timed in turn, five rounds,
+medians. Errors are relative to float32 attention: max|x - y| / max|y| over one image, the worst image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+from attlas.analysis import formulas
+from attlas.analysis.kernel import Reducer
+from attlas.engine import Session
+from attlas.engine.sources import Folder
+from numcodecs import Blosc, blosc
+
+CODECS = {
+    "none": None,
+    "lz4, level 1, bitshuffle (default)": Blosc("lz4", 1, Blosc.BITSHUFFLE),
+    "lz4, level 5, bitshuffle": Blosc("lz4", 5, Blosc.BITSHUFFLE),
+    "lz4, level 5, shuffle": Blosc("lz4", 5, Blosc.SHUFFLE),
+    "zstd, level 1, bitshuffle": Blosc("zstd", 1, Blosc.BITSHUFFLE),
+    "zstd, level 3, bitshuffle": Blosc("zstd", 3, Blosc.BITSHUFFLE),
+    "blosclz, level 5, bitshuffle": Blosc("blosclz", 5, Blosc.BITSHUFFLE),
+}
+
+
+def codecs(chunks: list[np.ndarray]) -> None:
+    blosc.set_nthreads(1)
+    raw = sum(c.nbytes for c in chunks)
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in CODECS}
+    sizes = {}
+    for _ in range(5):
+        for name, codec in CODECS.items():
+            start = time.perf_counter()
+            packed = [c.tobytes() if codec is None else codec.encode(c) for c in chunks]
+            middle = time.perf_counter()
+            for one in packed:
+                np.frombuffer(one, np.uint8).copy() if codec is None else codec.decode(one)
+            rounds[name].append((middle - start, time.perf_counter() - middle))
+            sizes[name] = sum(len(p) for p in packed)
+    print("| codec | of raw | write GB/s | read GB/s |\n|---|---|---|---|")
+    for name, times in rounds.items():
+        write, read = (raw / statistics.median(t[i] for t in times) / 1e9 for i in (0, 1))
+        print(f"| {name} | {sizes[name] / raw:.2f} | {write:.2f} | {read:.2f} |")
+
+
+def error(found: np.ndarray, true: np.ndarray) -> float:
+    """max|x - y| / max|y| per image; the worst image."""
+    axes = tuple(range(1, true.ndim))
+    difference = np.nanmax(np.abs(found.astype(np.float64) - true), axis=axes)
+    return float((difference / np.nanmax(np.abs(true), axis=axes)).max())
+
+
+def dtypes(session: Session, layers: list[np.ndarray]) -> None:
+    """The default statistics and a rollout that discards, from each stored form."""
+    spec = session.spec
+    codec = Blosc("lz4", 1, Blosc.BITSHUFFLE)
+    codes = [np.round(255 * np.sqrt(a)).astype(np.uint8) for a in layers]
+    forms = {
+        "float32": ([a.astype(np.float32) for a in layers], layers),
+        "float16": ([a.astype(np.float16) for a in layers],) * 2,
+        "uint8": ([np.asarray(formulas.decode_codes(c), np.float32) for c in codes], codes),
+    }
+    reducer = Reducer(spec)
+    truth = reducer(layers)
+    names = [t.name for t in reducer.templates if t.name != "rows_without_patch_mass"]
+    print(f"\n| dtype | bytes of float16 raw | {' | '.join(names)} | row total variation |")
+    print(f"|---|---|{'---|' * (len(names) + 1)}")
+    raw = sum(a.nbytes for a in layers) / 2
+    for name, (values, stored) in forms.items():
+        found = reducer(values)
+        size = sum(len(codec.encode(np.ascontiguousarray(s))) for s in stored) / raw
+        errors = [f"{error(found[n], truth[n].astype(np.float64)):.1e}" for n in names]
+        rows = max(
+            float((np.abs(v.astype(np.float32) - a).sum(-1) / 2).max()) for v, a in zip(values, layers, strict=True)
+        )
+        print(f"| {name} | {size:.2f} | {' | '.join(errors)} | {rows:.1e} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("graph", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--count", type=int, default=64)
+    options = parser.parse_args()
+    session = Session(options.graph)
+    source = Folder.scan(options.images)
+    paths = [options.images / item.key for item in source.items[: options.count]]
+    attention = session(paths)["attention"]
+    layers = [np.ascontiguousarray(attention[:, layer]) for layer in range(attention.shape[1])]
+    codecs([np.ascontiguousarray(a[i : i + 16]).astype(np.float16) for a in layers for i in range(0, len(a), 16)])
+    dtypes(session, layers)
+
+
+if __name__ == "__main__":
+    main()
