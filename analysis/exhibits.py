@@ -21,6 +21,7 @@ __all__ = [
     "Cell",
     "Exhibit",
     "Summary",
+    "analyze_first",
     "exhibits",
     "extent",
     "keep",
@@ -155,7 +156,7 @@ def _by_depth(
     """A figure of statistics (layer, head), each with what uniform attention gives of it."""
     found = {part: summary(store, part) for part, _ in parts}
     if any(s is None for s in found.values()):
-        return Absent(title, _analyze(facts))
+        return Absent(title, analyze_first(facts))
     panels = [
         figures.Depth(
             part, axis, store.spec.layers, s.mean, s.low, s.high, reference, f"uniform {reference:.4g} {unit}"
@@ -206,7 +207,7 @@ def _prefix_mass(store: Store, facts: Facts) -> Exhibit | Absent:
         return Absent(title, "This model has no prefix token: all attention is among patches.")
     found = summary(store, "prefix_mass")
     if found is None:
-        return Absent(title, _analyze(facts))
+        return Absent(title, analyze_first(facts))
     uniform = 1 / spec.tokens
     names = _numbered(spec.prefix)
     panels = [
@@ -385,7 +386,8 @@ def row_name(store: Store) -> str:
     }[store.spec.readout]  # fmt: skip
 
 
-def _analyze(facts: Facts) -> str:
+def analyze_first(facts: Facts) -> str:
+    """Which command makes what the store lacks: HTML."""
     return f"The store has no dataset statistics; <code>attlas analyze {html.escape(facts.name)}</code> makes them."
 
 
@@ -403,4 +405,4 @@ def no_rollout(store: Store, facts: Facts | None) -> str:
             f"Rollout follows all {spec.depth} blocks, and this graph gives {len(spec.layers)} of them; an "
             "<code>attlas export</code> without <code>--layers</code> gives all."
         )
-    return keep(store, "attention", "what rollout needs") if facts is None else _analyze(facts)
+    return keep(store, "attention", "what rollout needs") if facts is None else analyze_first(facts)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..engine.store import Store
 from . import figures, formulas
-from .exhibits import Absent, Cell, Exhibit, extent, keep, no_rollout, row_name, where
+from .exhibits import Absent, Cell, Exhibit, analyze_first, extent, keep, no_rollout, row_name, where
 from .facts import Facts
 from .methods import cite
 from .pictures import (
@@ -200,6 +200,8 @@ def _scores(store: Store, facts: Facts, one: Example) -> Exhibit | Absent:
 
 def _mean_scores(store: Store, facts: Facts) -> Exhibit | Absent:
     title = "Score matrix of every layer, dataset mean"
+    if "score_matrix_mean" not in store and ("attention" in store or "attention_code" in store):
+        return Absent(title, analyze_first(facts))
     if "score_matrix_mean" not in store:
         return Absent(title, keep(store, "attention", "the score matrix, which needs every query of every head,"))
     values = store.read("score_matrix_mean").astype(np.float64)
@@ -270,21 +272,23 @@ def _matrices(store: Store, one: Example) -> Iterator[Exhibit]:
     if not maps:
         return
     n = spec.tokens
+    # A few entries on the diagonal would leave all others black.
+    top = float(np.quantile(np.stack(list(maps.values())), 0.995)) or 1.0
     panels = [figures.Panel(f"layer {layer}", v, (n, n), lines=len(spec.prefix)) for layer, v in maps.items()]
-    told = (
-        f" Lines part the {len(spec.prefix)} prefix token{'s' if len(spec.prefix) != 1 else ''} from the patches."
-        if spec.prefix
-        else ""
-    )
+    count = len(spec.prefix)
+    told = f" Lines part the prefix token{'s' if count > 1 else ''} from the patches." if count else ""
     yield Exhibit(
         name="matrices", title="Attention matrices",
-        caption=f"All {n} × {n} entries, mean over heads, × uniform, on one scale; rows are queries, columns "
+        caption=f"All {n} × {n} entries, mean over heads, × uniform, on one scale whose last colour the largest 0.5 % "
+        "share; rows are queries, columns "
         f"keys.{told} "
         f"Stripes beside the diagonal are neighbouring rows of patches; columns are tokens that all queries look at. "
         f"n = 1 image: <span class=path>{html.escape(one.path)}</span>, the first of the examples.",
         alt=f"{len(panels)} matrices of {n} by {n}, layers {', '.join(map(str, maps))}. On the diagonal: "
         + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in maps.values()) + " times uniform on average.",
-        draw=lambda narrow: figures.map_grid(panels, "attention, × uniform", columns=3, narrow=narrow, root=True),
+        draw=lambda narrow: figures.map_grid(
+            panels, "attention, × uniform", columns=3, narrow=narrow, limits=(0.0, top), root=True
+        ),
         columns=("layer", "query", "key", "times_uniform"),
         rows=[(layer, *at, float(value)) for layer, v in maps.items() for at, value in np.ndenumerate(v)],
         methods=("readout",),

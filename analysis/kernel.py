@@ -1,15 +1,16 @@
 """The fused kernel: every default statistic of a batch in one pass over its attention; the one module that knows numba.
 
 For each query row the heads are decoded, summed, weighed by distance and by -a ln a in the same loop, so that every
-stored byte is read once. The rollout carries one row vector through the layers from last to first, which needs each
-row of the head mean exactly once, in the same pass. `formulas` holds the same statistics in their plain form.
+stored byte is read once; what remains per row is finished in loops over rows. The rollout carries one row vector
+through the layers from last to first, which needs each row of the head mean exactly once, in the same pass. `formulas`
+holds the same statistics in their plain form.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ __all__ = ["Reducer", "score_matrix"]
 # Sums may be reordered, which is what lets them run in vector registers; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 STEP = 64  # entries that the compiled loops do at a time: four vectors of 16
+RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as published
 DECODES = {"float16": "uint16", "float32": "float32", "uint8": "uint8"}  # stored dtype -> as the kernel sees it
 # Compilers call a routine that is not there where the processor (x86 before 2012, or numba's "generic") cannot convert.
 CONVERTS_HALF = not config.CPU_NAME and binding.get_host_cpu_features().get("f16c", True)
@@ -329,6 +331,14 @@ class Reducer:
         row[:, self.spec.tokens - weights.shape[1] :] = weights
         return row
 
+    def graph(self, dtype: Literal["float16", "float32"]) -> bytes | None:
+        """The same statistics as an ONNX model (`traced.trace`) for attention of `dtype`; None without ndonnx."""
+        try:
+            from .traced import trace
+        except ModuleNotFoundError:
+            return None
+        return trace(self.spec, self.templates, dtype)
+
 
 class Batch:
     """One batch on its way through a `Reducer`, a layer at a time."""
@@ -352,8 +362,8 @@ class Batch:
         a = made.checked(attention, place)
         for image in range(len(self._row)):
             self._finite[image, place] = _layer(
-                a[image].reshape(-1), spec.heads, len(spec.prefix), spec.patches, made.distances.reshape(-1), 0.5, self._row[image],
-                self._following, self._fused, self._sums, self._scales, a.dtype == np.uint8,
+                a[image].reshape(-1), spec.heads, len(spec.prefix), spec.patches, made.distances.reshape(-1), RESIDUAL,
+                self._row[image], self._following, self._fused, self._sums, self._scales, a.dtype == np.uint8,
                 self._out[image, place], self._masses[image, place], self._empty[image, place],
             )  # fmt: skip
             self._row[image] = self._following

@@ -125,21 +125,19 @@ def _ready(path: Path, say: Callable[[str], None]) -> Store:
     done = int((store.done_images & store.read("valid").astype(bool)).sum())
     if not done:
         raise AttlasError(f"{path}: holds no image that is done and readable yet; `attlas run` goes on with it")
-    if "distance_mean" in store and store.array("distance_mean").attrs.get("images") == done:
+    wanted = ["distance_mean"]
+    wanted += ["rollout_mean"] if "rollout" in store else []
+    wanted += ["score_matrix_mean"] if "attention" in store or "attention_code" in store else []
+    if all(name in store and store.array(name).attrs.get("images") == done for name in wanted):
         return store
     say(f"{path}: summing up {done} images")
     from .statistics import analyze  # numba is only needed here
 
     try:
         analyze(path)
-    except AttlasError:
-        # What cannot be had is said on the page, where the figure would stand.
-        return Store(path)
-    except OSError as error:
-        raise AttlasError(
-            f"{path}: has no dataset statistics and cannot be written ({error.strerror or error}); "
-            f"`attlas analyze` makes them where it can be"
-        ) from None
+    except AttlasError as error:
+        # What cannot be had is said on the page too, where the figure would stand.
+        say(str(error))
     return Store(path)
 
 
@@ -197,7 +195,7 @@ def _lede(facts: Sequence[Facts]) -> str:
         return f"The attention of {len(facts)} runs, side by side. Images: {counts}."
     one = facts[0]
     dataset, selection = (html.escape(str(one.attrs.get(key, ""))) for key in ("dataset", "selection"))
-    whole = f" ({selection})" if selection else ""
+    whole = f" ({selection})" if selection and not selection.startswith("all ") else ""
     images = f"{one.valid:,} image{'s' if one.valid != 1 else ''}"
     return f"The attention of every layer and head over {images} of the dataset “{dataset}”{whole}."
 

@@ -7,8 +7,7 @@ number of images. The one module that knows ndonnx, which is imported only where
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import ndonnx as ndx
@@ -21,9 +20,6 @@ from . import formulas
 from .arrays import Array
 
 __all__ = ["trace"]
-
-# Beyond this many bytes an array in the graph is looked for among those that are there already.
-SHARED_BYTES = 256
 
 
 def trace(spec: GraphSpec, templates: Sequence[Template], dtype: Literal["float16", "float32"]) -> bytes:
@@ -53,9 +49,8 @@ def trace(spec: GraphSpec, templates: Sequence[Template], dtype: Literal["float1
     pool = None
     if spec.readout == "pool" and any(t.name == "rollout" for t in templates):
         output = spec.output("pool_attention")
-        shape = output.shape[1:] if output is not None else (1, 1, n)
-        pool = inputs["pool_attention"] = ndx.argument(shape=("image", *map(int, map(_known, shape))),
-                                                       dtype=ndx.float32)  # fmt: skip
+        sizes_of_pool = [size for size in output.shape if size is not None] if output is not None else [1, 1, n]
+        pool = inputs["pool_attention"] = ndx.argument(shape=("image", *sizes_of_pool), dtype=ndx.float32)
     outputs = {t.name: ndx.astype(_statistic(t.name, layers, pool, spec), getattr(ndx, t.dtype)) for t in templates}
     if spec.prefix:
         outputs["prefix_attention"] = ndx.stack([a[:, :, : len(spec.prefix), :] for a in stored], axis=1)
@@ -95,38 +90,75 @@ def _readout(last: Array, pool: Array | None, spec: GraphSpec) -> Any:
     return ndx.concat([ndx.zeros_like(last[:, 0, 0, :missing]), weights], axis=1)
 
 
-def _known(size: int | None) -> int:
-    assert size is not None, "only the image axis of an output has no size"
-    return size
-
-
 def _finished(model: onnx.ModelProto, sizes: dict[str, tuple[int, ...]]) -> bytes:
-    """Share equal constants, and give every output its whole shape.
-
-    Every layer brings its own copy of the patch distances: 90 MB for 12 layers of 37 x 37 patches.
-    """
+    """Leave out what no batch of ours needs, share equal constants, and give every output its whole shape."""
     graph = model.graph
-    kept, names, renamed = [], dict[bytes, str](), dict[str, str]()
-    for node in graph.node:
-        value = next((a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"), None)
-        if value is None or math.prod(value.dims) * 4 < SHARED_BYTES:
-            kept.append(node)
-            continue
-        value.ClearField("name")
-        key = value.SerializeToString()
-        if key not in names:
-            names[key] = node.output[0]
-            graph.initializer.add().CopyFrom(value)
-            graph.initializer[-1].name = node.output[0]
-        renamed[node.output[0]] = names[key]
-    for node in kept:
-        for place, name in enumerate(node.input):
-            node.input[place] = renamed.get(name, name)
+    nodes = _alive(_unguarded(graph.node), {output.name for output in graph.output})
+    kept, constants = _shared(nodes)
     del graph.node[:]
     graph.node.extend(kept)
+    graph.initializer.extend(constants)
     for output in graph.output:
         kind = output.type.tensor_type.elem_type
         output.CopyFrom(helper.make_tensor_value_info(output.name, kind, ["image", *sizes[output.name]]))
     del model.metadata_props[:]
     data: bytes = model.SerializeToString()
     return data
+
+
+def _unguarded(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Without two guards that cost a card much: a branch around each product, and whole arrays of one number.
+
+    ndonnx asks before every matrix product whether it is empty, which no batch is, so that the branch with the product
+    takes the place of the question. And where(a == 0, ones_like(a), a) needs no array of ones: a itself has the shape.
+    """
+    found: list[onnx.NodeProto] = []
+    made = {name: node for node in nodes for name in node.output}
+    for node in nodes:
+        if node.op_type == "If":
+            branch = next(a.g for a in node.attribute if a.name == "else_branch")
+            inner = [n for n in branch.node if n.op_type != "Identity"]
+            if [n.op_type for n in inner] == ["MatMul"]:
+                node = helper.make_node("MatMul", inner[0].input, node.output, name=node.name)
+        elif node.op_type == "Where":
+            expanded = made.get(node.input[1])
+            if expanded is not None and expanded.op_type == "Expand":
+                shape = made.get(expanded.input[1])
+                if shape is not None and shape.op_type == "Shape" and shape.input[0] == node.input[2]:
+                    node.input[1] = expanded.input[0]
+        found.append(node)
+    return found
+
+
+def _alive(nodes: Sequence[onnx.NodeProto], needed: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that an output needs, in their order."""
+    found = []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            found.append(node)
+            needed |= {*node.input, *(name for a in node.attribute for n in a.g.node for name in n.input)}
+    return found[::-1]
+
+
+def _shared(nodes: Sequence[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The nodes without their constants, and the constants, each once.
+
+    Every layer brings its own copy of the patch distances: 90 MB for 12 layers of 37 x 37 patches.
+    """
+    kept: list[onnx.NodeProto] = []
+    constants: dict[bytes, onnx.TensorProto] = {}
+    renamed: dict[str, str] = {}
+    for node in nodes:
+        value = next((a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"), None)
+        if value is None:
+            kept.append(node)
+            continue
+        value.ClearField("name")
+        tensor = constants.setdefault(value.SerializeToString(), value)
+        if not tensor.name:
+            tensor.name = node.output[0]
+        renamed[node.output[0]] = tensor.name
+    for node in kept:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+    return kept, list(constants.values())

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, compose, helper, version_converter
 
 from ..exporter.errors import AttlasError
 from ..exporter.spec import METADATA_KEY, GraphSpec
 
-__all__ = ["Wanted", "graph_digest", "prepare", "read_spec"]
+__all__ = ["APPENDED", "Wanted", "appended_outputs", "graph_digest", "prepare", "read_spec"]
 
 Form = Literal["float32", "float16", "uint8"]
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+_FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+
+# Before every name of an appended model, which is a stranger to the names of the graph.
+APPENDED = "appended:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +93,72 @@ def graph_digest(path: str | os.PathLike[str]) -> str:
     return hasher.hexdigest()
 
 
-def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted]) -> bytes:
-    """The graph in memory with exactly the `wanted` outputs, in that order.
+def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: bytes | None = None) -> bytes:
+    """The graph in memory with exactly the `wanted` outputs, in that order, and behind them the appended model's.
 
     What no wanted output needs is left to onnxruntime, which drops dead nodes on loading. External weights stay in
     their files.
 
+    Args:
+        path: of the graph.
+        wanted: the outputs, and in what form.
+        appended: an ONNX model whose inputs are named like outputs of the graph and are float32 or float16, in which
+            form they are handed to it. Its outputs come under their names with `APPENDED` before them.
+
     Raises:
-        AttlasError: an output is wanted that the graph does not have.
+        AttlasError: an output is wanted that the graph does not have, or the model does not fit it.
     """
     model = load(path)
     graph = model.graph
     have = {o.name: o for o in graph.output}
-    outputs = []
-    for want in wanted:
+    made = {name: have[name] for name in have}
+
+    def form(want: Wanted) -> onnx.ValueInfoProto:
         if want.source not in have:
             raise AttlasError(f"{path}: has no output {want.source}; it has {', '.join(have)}")
-        outputs.append(have[want.source] if want.name == want.source else _append(graph, want))
+        if want.name not in made:
+            made[want.name] = _append(graph, want)
+        return made[want.name]
+
+    outputs = [form(want) for want in wanted]
+    if appended is not None:
+        outputs += _splice(model, appended, form, str(path))
     del graph.output[:]
     graph.output.extend(outputs)
     data: bytes = model.SerializeToString()
     return data
+
+
+def appended_outputs(appended: bytes) -> dict[str, tuple[tuple[int, ...], str]]:
+    """For every output of a model to append its shape without the image axis, and numpy's name of its dtype."""
+    found = {}
+    for output in onnx.load_from_string(appended).graph.output:
+        kind = output.type.tensor_type
+        shape = tuple(dim.dim_value for dim in kind.shape.dim[1:])
+        found[output.name] = (shape, helper.tensor_dtype_to_np_dtype(kind.elem_type).name)
+    return found
+
+
+def _splice(
+    model: onnx.ModelProto, appended: bytes, form: Callable[[Wanted], onnx.ValueInfoProto], where: str
+) -> list[onnx.ValueInfoProto]:
+    """Put an appended model behind the graph, and return its outputs."""
+    version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    addition = onnx.load_from_string(appended)
+    try:
+        if any(o.version != version for o in addition.opset_import):
+            addition = version_converter.convert_version(addition, version)
+        addition = compose.add_prefix(addition, APPENDED)
+    except Exception as error:  # onnx's converters raise what they like
+        raise AttlasError(f"{where}: the statistics do not fit its opset {version} ({error})") from None
+    graph = model.graph
+    for entry in addition.graph.input:
+        kind = _FORMS[entry.type.tensor_type.elem_type]
+        value = form(Wanted(entry.name.removeprefix(APPENDED), kind))
+        graph.node.append(helper.make_node("Identity", [value.name], [entry.name], name=entry.name))
+    graph.node.extend(addition.graph.node)
+    graph.initializer.extend(addition.graph.initializer)
+    return list(addition.graph.output)
 
 
 def _append(graph: onnx.GraphProto, want: Wanted) -> onnx.ValueInfoProto:

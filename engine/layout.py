@@ -12,19 +12,25 @@ import numpy.typing as npt
 
 from ..exporter.errors import UsageError
 from ..exporter.spec import GraphSpec
-from .graph import Wanted
+from .graph import Wanted, appended_outputs
 from .plan import Plan
 from .sources import Item
 from .store import ArraySpec, Template
 
-__all__ = ["KEEP", "STORE_DTYPES", "Keep", "Reducer", "templates"]
+__all__ = ["KEEP", "STORE_DTYPES", "Keep", "Reducer", "templates", "to_append"]
 
 KEEP = ("attention", "attention_mean", "tokens", "none")
 STORE_DTYPES = ("float16", "float32", "uint8")
+Statistics = Literal["auto", "graph", "host"]  # where they are computed
 
 
 class Reducer(Protocol):
     """Statistics of a batch, handed to the engine by whoever knows them.
+
+    It may have a method `graph(dtype) -> bytes | None`: the same statistics as an ONNX model to append to the graph,
+    for an accelerator that attention need not leave then. `dtype` is that of the attention it takes, float16 or
+    float32; its inputs are named like the graph's outputs; its outputs are the arrays of `templates`, `_finite`, and
+    `prefix_attention` (image, layer, head, prefix, key) where there are prefix tokens. None where it cannot be made.
 
     Attributes:
         templates: the arrays it gives, one row per image.
@@ -94,15 +100,19 @@ class Keep:
         """The form in which statistics see attention: the stored one, and float16 where codes or nothing is stored."""
         return "float32" if self.dtype == "float32" else "float16"
 
-    def wanted(self, spec: GraphSpec) -> dict[str, Wanted]:
-        """The prepared graph's outputs by role: result, pool_attention, tokens, attention.l, code.l, mean.l."""
+    def wanted(self, spec: GraphSpec, *, appended: bool = False) -> dict[str, Wanted]:
+        """The prepared graph's outputs by role: result, pool_attention, tokens, attention.l, code.l, mean.l.
+
+        With the statistics `appended` to the graph, attention is an output only where it is stored.
+        """
         result = "logits" if spec.output("logits") else "features"
         found = {"result": Wanted(result)}
         if spec.output("pool_attention"):
             found["pool_attention"] = Wanted("pool_attention")
         if "tokens" in self.arrays:
             found["tokens"] = Wanted("tokens", self.reduced)
-        for layer in spec.layers:
+        stored = self.layers if "attention" in self.arrays and self.dtype != "uint8" else ()
+        for layer in stored if appended else spec.layers:
             found[f"attention.{layer}"] = Wanted(f"attention.{layer}", self.reduced)
         for layer in self.layers:
             if "attention" in self.arrays and self.dtype == "uint8":
@@ -114,6 +124,34 @@ class Keep:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to resume."""
         return {"keep": list(self.arrays), "layers": list(self.layers), "store_dtype": self.dtype}
+
+
+def to_append(
+    spec: GraphSpec, keep: Keep, reducer: Reducer | None, where: Statistics, *, accelerator: bool
+) -> bytes | None:
+    """The statistics as a model to append to the graph, or None where they are computed on the host.
+
+    Args:
+        spec: of the graph.
+        keep: what the run keeps.
+        reducer: who knows the statistics.
+        where: `graph`, `host`, or `auto`, which is in the graph on an accelerator.
+        accelerator: whether one runs the graph.
+
+    Raises:
+        UsageError: `where` is `graph`, and the reducer has no model.
+    """
+    if reducer is None or where == "host" or (where == "auto" and not accelerator):
+        return None
+    make = getattr(reducer, "graph", None)
+    model: bytes | None = make(keep.reduced) if make is not None else None
+    if model is not None:
+        promised = {t.name for t in reducer.templates} | {"_finite"} | ({"prefix_attention"} if spec.prefix else set())
+        missing = promised - appended_outputs(model).keys()
+        assert not missing, f"the appended statistics lack {', '.join(sorted(missing))}"
+    elif where == "graph":
+        raise UsageError("statistics in the graph need ndonnx: `pip install 'attlas[gpu]'` brings it")
+    return model
 
 
 def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Template]:

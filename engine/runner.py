@@ -22,7 +22,7 @@ from ..exporter.errors import AttlasError, Interrupted, UsageError
 from ..exporter.spec import GraphSpec
 from .graph import graph_digest, read_spec
 from .labels import accuracy, map_labels
-from .layout import Keep, Reducer, arrays, templates
+from .layout import Keep, Reducer, Statistics, arrays, templates, to_append
 from .plan import Plan, digest, make_plan, spread
 from .session import Session, cores, resolve_provider
 from .sources import Folder, Item, Source
@@ -141,6 +141,7 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     reducer: Callable[[GraphSpec], Reducer] | None = None,
+    statistics: Statistics = "auto",
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
@@ -162,6 +163,8 @@ def run(
         dry_run: plan only; nothing is written.
         overwrite: put aside and delete a store that is at `output`.
         reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
+        statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator, so that
+            attention leaves it only to be stored.
         progress: called in this thread with a `Progress`.
         stop: set it to end the run after the units in flight.
 
@@ -188,9 +191,9 @@ def run(
             store.sweep()
         started = time.perf_counter()
         count = min(workers or cores(), len(mine))
-        session = Session(
-            job.graph, provider=provider, wanted=list(job.keep.wanted(job.spec).values()), threads=_threads(count)
-        )
+        appended = _to_append(job, provider, statistics)
+        wanted = list(job.keep.wanted(job.spec, appended=appended is not None).values())
+        session = Session(job.graph, provider=provider, wanted=wanted, appended=appended, threads=_threads(count))
         _compare_record(job, store, session.provider)
         total = UnitResult()
         before = int(store.done_images.sum())
@@ -324,6 +327,15 @@ def _units(job: _Job, store: Store, session: Session, mine: Sequence[int], count
             raise
         finally:
             wait(flying)
+
+
+def _to_append(job: _Job, provider: str, statistics: Statistics) -> bytes | None:
+    """The statistics as a model to append to the graph, where they belong there."""
+    accelerator = resolve_provider(provider)[0] != "CPUExecutionProvider"
+    model = to_append(job.spec, job.keep, job.reducer, statistics, accelerator=accelerator)
+    if model is None and accelerator and statistics == "auto" and job.reducer is not None:
+        job.notes.append("statistics on the host, which is slower (`pip install 'attlas[gpu]'` puts them in the graph)")
+    return model
 
 
 def _threads(workers: int) -> int:

@@ -1,13 +1,14 @@
-"""One graph, ready to run: the one module that knows onnxruntime."""
+"""One graph, ready to run: with `device` the one that knows onnxruntime."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ import onnxruntime as ort
 
 from ..exporter.errors import AttlasError, UsageError
 from .decode import DecodeError, decode, prepare
-from .graph import Wanted, read_spec
+from .device import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
+from .graph import APPENDED, Wanted, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
 
-__all__ = ["Session", "cores", "providers", "resolve_provider"]
+__all__ = ["Session", "cores", "probe_batch", "providers", "resolve_provider"]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+
+# Where a provider's outputs live until they are fetched. The others bind host memory and copy within the run.
+DEVICES = {CUDA: "cuda", TENSORRT: "cuda"}
 
 # On a CPU a batch is run in steps of this many images: the bits do not change, and activations stay in the caches
 # (deit_tiny on two cores: 134 images/s one at a time, 99 eight at a time).
@@ -73,6 +78,7 @@ class Session:
         spec: the graph's `GraphSpec`.
         provider: the execution provider in use.
         wanted: what it computes; every float32 output of the graph unless told otherwise.
+        appended: the outputs of the appended model: shape without the image axis, and dtype.
     """
 
     def __init__(
@@ -81,7 +87,9 @@ class Session:
         *,
         provider: str = "auto",
         wanted: Sequence[Wanted] | None = None,
+        appended: bytes | None = None,
         threads: int | None = None,
+        device: str | None = None,
     ) -> None:
         """Load a graph.
 
@@ -89,7 +97,10 @@ class Session:
             graph: an ONNX file from `attlas export`.
             provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
             wanted: the outputs, and in what form.
+            appended: an ONNX model to put behind the graph, whose inputs are named like outputs of the graph.
             threads: onnxruntime's own threads within one operator; all cores by default.
+            device: where outputs stay until they are fetched, in onnxruntime's words; by the provider unless told
+                otherwise, and `cpu` makes a CPU take the way of an accelerator.
 
         Raises:
             AttlasError: the file is no graph of ours, or the provider does not work here.
@@ -99,7 +110,8 @@ class Session:
         self.spec = read_spec(graph)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         candidates = resolve_provider(provider)
-        model = prepare_graph(self.path, self.wanted)
+        self.appended = appended_outputs(appended) if appended is not None else {}
+        model = prepare_graph(self.path, self.wanted, appended)
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or cores()
@@ -110,12 +122,16 @@ class Session:
         )
         self._session = _create(model, options, candidates, self.path, strict=provider.lower() != "auto")
         self.provider: str = self._session.get_providers()[0]
-        self.on_cpu = self.provider == CPU
+        self._device = device or DEVICES.get(self.provider)
+        self.on_cpu = self.provider == CPU and self._device is None
         self._input = self._session.get_inputs()[0].name
+        # A card does one batch at a time; a second one beside it would only share its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
+        self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
+        self._ring: Ring | None = None
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """For every wanted output its shape without the batch, and its dtype."""
+        """For every output its shape without the image axis, and its dtype; -1 leads that of one without images."""
         found: dict[str, tuple[tuple[int, ...], str]] = {}
         for want in self.wanted:
             output = self.spec.output(want.source)
@@ -125,33 +141,80 @@ class Session:
             if want.head_mean:
                 shape = shape[1:]
             found[want.name] = (shape if batched else (-1, *shape), want.form)
-        return found
+        return found | {f"{APPENDED}{name}": known for name, known in self.appended.items()}
 
     def buffers(self, batch: int) -> dict[str, npt.NDArray[Any]]:
-        """Arrays for `run_into`, one per wanted output with a batch axis, `batch` images long."""
-        return {
-            name: np.zeros((batch, *shape), dtype)
-            for name, (shape, dtype) in self.shapes().items()
-            if shape[:1] != (-1,)
-        }
+        """Arrays for `run_into`, `batch` images long, one per output with an image axis; pinned for a card."""
+        return {name: self._copies.host((batch, *shape), dtype) for name, (shape, dtype) in self._batched().items()}
+
+    def pixels(self, batch: int) -> npt.NDArray[np.uint8]:
+        """An array for `run_into`'s pixels (image, row, column, channel), black; pinned for a card."""
+        return self._copies.host((batch, *self.spec.image_size, 3), "uint8")
 
     def run_into(self, pixels: npt.NDArray[np.uint8], buffers: Mapping[str, npt.NDArray[Any]], count: int) -> None:
         """Run the first `count` images of `pixels` (image, row, column, channel) and fill the front of `buffers`.
 
         Safe to call from several threads with buffers of their own. Beyond `count`, pixels and buffers hold nothing
         of meaning: an accelerator runs the padded batch whole, since a new shape costs it more.
+
+        Raises:
+            AttlasError: onnxruntime fails, or the device has not enough memory (`OutOfMemoryError`).
         """
-        step = CPU_STEP if self.on_cpu else len(pixels)
+        with self._failures(len(pixels)):
+            if self._device is not None:
+                self._run_on_device(pixels, buffers, count)
+                return
+            step = CPU_STEP if self.on_cpu else len(pixels)
+            with self._lock:
+                for start in range(0, count, step):
+                    stop = min(start + step, count) if self.on_cpu else len(pixels)
+                    binding = self._session.io_binding()
+                    part = pixels[start:stop]
+                    binding.bind_input(self._input, "cpu", 0, np.uint8, part.shape, part.ctypes.data)
+                    for name, buffer in buffers.items():
+                        out = buffer[start:stop]
+                        binding.bind_output(name, "cpu", 0, buffer.dtype.type, out.shape, out.ctypes.data)
+                    self._session.run_with_iobinding(binding)
+
+    def _run_on_device(
+        self, pixels: npt.NDArray[np.uint8], buffers: Mapping[str, npt.NDArray[Any]], count: int
+    ) -> None:
+        """Bring pixels, run, fetch: only the run itself holds the lock, so that copies overlap another batch's run."""
+        with self._slots(len(pixels)).slot() as slot:
+            self._copies.upload(slot.pixels, pixels)
+            with self._lock:
+                # Returns when the device is done: onnxruntime waits for its stream at the end of every run.
+                self._session.run_with_iobinding(slot.binding)
+            for name, buffer in buffers.items():
+                self._copies.download(buffer[:count], slot.outputs[name])
+
+    def _slots(self, batch: int) -> Ring:
+        """The ring for batches of this size; one of another size is let go."""
         with self._lock:
-            for start in range(0, count, step):
-                stop = min(start + step, count) if self.on_cpu else len(pixels)
-                binding = self._session.io_binding()
-                part = pixels[start:stop]
-                binding.bind_input(self._input, "cpu", 0, np.uint8, part.shape, part.ctypes.data)
-                for name, buffer in buffers.items():
-                    out = buffer[start:stop]
-                    binding.bind_output(name, "cpu", 0, buffer.dtype.type, out.shape, out.ctypes.data)
-                self._session.run_with_iobinding(binding)
+            if self._ring is None or self._ring.batch != batch:
+                shapes = self._batched()
+                pixels = (self._input, (*self.spec.image_size, 3))
+                self._ring = None
+                self._ring = Ring(lambda: Slot(self._session, batch, pixels, shapes, str(self._device)), batch)
+            return self._ring
+
+    def _batched(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {name: (shape, dtype) for name, (shape, dtype) in self.shapes().items() if shape[:1] != (-1,)}
+
+    @contextlib.contextmanager
+    def _failures(self, batch: int) -> Iterator[None]:
+        """Turn onnxruntime's exceptions into ours."""
+        try:
+            yield
+        except AttlasError:
+            raise
+        except Exception as error:  # onnxruntime's own exception types share no base but Exception
+            if out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"{self.path}: a batch of {batch} images does not fit into the memory of {self.provider}; "
+                    "choose fewer with --batch-size, into a new store"
+                ) from None
+            raise AttlasError(f"{self.path}: onnxruntime fails ({' '.join(str(error).split())[:300]})") from None
 
     def __call__(self, images: Any) -> dict[str, npt.NDArray[Any]]:
         """Logits and attention of a few pictures.
@@ -173,7 +236,8 @@ class Session:
         height, width = self.spec.image_size
         pixels = np.stack([self._pixels(image) for image in images] or [np.zeros((0, height, width, 3), np.uint8)])
         pixels = np.ascontiguousarray(pixels.reshape(-1, height, width, 3))
-        buffers = self.buffers(len(pixels))
+        # Ordinary memory, since the caller keeps it.
+        buffers = {name: np.zeros((len(pixels), *shape), dtype) for name, (shape, dtype) in self._batched().items()}
         if len(pixels):
             self.run_into(pixels, buffers, len(pixels))
         constants = [w.name for w in self.wanted if w.name not in buffers]
@@ -221,8 +285,57 @@ def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArra
     return {n: a for n, a in arrays.items() if "." not in n} | found
 
 
+def probe_batch(
+    graph: str | os.PathLike[str],
+    batch: int,
+    *,
+    provider: str = "auto",
+    wanted: Sequence[Wanted] | None = None,
+    appended: bytes | None = None,
+    device: str | None = None,
+) -> int:
+    """The largest batch, up to `batch` images, that the device's memory holds, found by running black pictures.
+
+    A run that fails for want of memory is tried again with half as many. What it took is then set against what a whole
+    run takes: as many sets of outputs as the ring holds.
+
+    Args:
+        graph: an ONNX file from `attlas export`.
+        batch: images of the largest batch that is wanted.
+        provider: as for `Session`.
+        wanted: as for `Session`.
+        appended: as for `Session`.
+        device: as for `Session`.
+
+    Raises:
+        OutOfMemoryError: not even one image fits.
+        AttlasError: what `Session` raises.
+    """
+    while True:
+        # A session of its own for every try: what an arena has taken it does not give back.
+        session = Session(graph, provider=provider, wanted=wanted, appended=appended, device=device)
+        if session._device is None:
+            return batch
+        before = session._copies.free()
+        try:
+            session.run_into(session.pixels(batch), session.buffers(batch), batch)
+        except OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            continue
+        after = session._copies.free()
+        if before is None or after is None:
+            return batch
+        output = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in session._batched().values())
+        return fitting_batch(batch, free=after, used=max(before - after, 0), output=output, ring=RING)
+
+
 def _create(model: bytes, options: Any, candidates: list[str], path: Path, *, strict: bool) -> Any:
     """A session on the first candidate that works; `strict` makes anything but the first an error."""
+    if candidates[0] == TENSORRT:
+        # TensorRT multiplies float32 in TF32 unless the driver forbids it; onnxruntime has no option for that.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     if candidates[0] in (CUDA, TENSORRT) and hasattr(ort, "preload_dlls"):
         # Finds the CUDA libraries that pip installed; what it cannot find is reported by the check below.
         with contextlib.suppress(Exception):
@@ -246,6 +359,10 @@ def _create(model: bytes, options: Any, candidates: list[str], path: Path, *, st
 
 
 def _provider_options(provider: str) -> dict[str, str]:
+    if provider == TENSORRT:
+        # Nothing is rounded that the graph does not round, and no file is left anywhere: an engine is built for the
+        # run's one batch shape, which takes minutes, once a run.
+        return {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
     if provider == CUDA:
         # TF32 rounds the scores to 10 bits; the search for convolution algorithms costs seconds per shape.
         return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..exporter.errors import AttlasError
 from .decode import DecodeError, decode
+from .graph import APPENDED
 from .layout import Keep, Reducer
 from .plan import Plan
 from .session import Session
@@ -58,10 +59,12 @@ class Tools:
         self.session, self.store, self.source, self.items = session, store, source, items
         self.keep, self.reducer = keep, reducer
         self.spec = session.spec
-        self.roles = {role: want.name for role, want in keep.wanted(session.spec).items()}
+        wanted = keep.wanted(session.spec, appended=bool(session.appended))
+        self.roles = {role: want.name for role, want in wanted.items()}
+        self.roles |= {name: f"{APPENDED}{name}" for name in session.appended}
         batch = store.plan.batch
         self.buffers = session.buffers(batch)
-        self.pixels = np.zeros((batch, *session.spec.image_size, 3), np.uint8)
+        self.pixels = session.pixels(batch)
         # The small arrays are written once a unit, since their chunks are units.
         self.small = {t.name: t for t in kept if t.name not in LARGE}
 
@@ -127,19 +130,15 @@ def _load(tools: Tools, batch: range, rows: dict[str, npt.NDArray[Any]]) -> None
 def _reduce(tools: Tools, batch: range, rows: dict[str, npt.NDArray[Any]]) -> None:
     """Take from the batch's outputs all that is small: result, prefix rows, statistics."""
     spec, count = tools.spec, len(batch)
-    attention = [tools.buffer(f"attention.{layer}", count) for layer in spec.layers]
     found: dict[str, npt.NDArray[Any]] = {tools.session.wanted[0].source: tools.buffer("result", count)}
     pool = None
     if "pool_attention" in tools.roles:
         pool = found["pool_attention"] = tools.buffer("pool_attention", count)
-    if spec.prefix:
-        prefix = len(spec.prefix)
-        found["prefix_attention"] = np.stack([layer[:, :, :prefix] for layer in attention], axis=1)
-    if tools.reducer is not None:
-        found |= tools.reducer(attention, pool)
-        finite = found.pop("_finite")
+    if tools.session.appended:
+        found |= {name: tools.buffer(name, count) for name in tools.session.appended}
     else:
-        finite = np.stack([np.isfinite(layer).all(axis=(1, 2, 3)) for layer in attention], axis=1)
+        found |= _on_host(tools, count, pool)
+    finite = found.pop("_finite")
     valid = rows["valid"].astype(bool)
     for i, layer in np.argwhere(~finite & valid[:, None]):
         raise AttlasError(
@@ -148,6 +147,20 @@ def _reduce(tools: Tools, batch: range, rows: dict[str, npt.NDArray[Any]]) -> No
         )
     for name, values in found.items():
         rows[name][valid] = values[valid]
+
+
+def _on_host(tools: Tools, count: int, pool: npt.NDArray[np.float32] | None) -> dict[str, npt.NDArray[Any]]:
+    """Prefix rows, statistics and `_finite` (image, layer) of a batch whose attention is in the host's memory."""
+    spec = tools.spec
+    attention = [tools.buffer(f"attention.{layer}", count) for layer in spec.layers]
+    found: dict[str, npt.NDArray[Any]] = {}
+    if spec.prefix:
+        prefix = len(spec.prefix)
+        found["prefix_attention"] = np.stack([layer[:, :, :prefix] for layer in attention], axis=1)
+    if tools.reducer is not None:
+        return found | tools.reducer(attention, pool)
+    found["_finite"] = np.stack([np.isfinite(layer).all(axis=(1, 2, 3)) for layer in attention], axis=1)
+    return found
 
 
 def _write_large(tools: Tools, batch: range, valid: npt.NDArray[Any]) -> None:

@@ -26,6 +26,7 @@ pytest.importorskip("matplotlib")
 page = pytest.importorskip("attlas.analysis.page")
 kernel = pytest.importorskip("attlas.analysis.kernel")
 facts = pytest.importorskip("attlas.analysis.facts")
+gallery = pytest.importorskip("attlas.analysis.gallery")
 formulas = pytest.importorskip("attlas.analysis.formulas")
 
 IMAGES, UNIT, BROKEN = 22, 4, 5
@@ -157,6 +158,12 @@ def read(path: Path) -> tuple[str, Seen]:
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def numbers_of(store: Store, name: str) -> np.ndarray:
+    """The last column of a figure's numbers, without drawing it."""
+    shown = gallery.gallery(store, facts.gather(store), 1)
+    return np.array([row[-1] for row in next(e for e in shown if getattr(e, "name", "") == name).rows])
 
 
 @pytest.fixture(scope="module")
@@ -319,24 +326,24 @@ def test_random_weights_and_an_unfinished_store_are_said_before_all_else(tmp_pat
 def test_a_model_without_prefix_tokens_is_read_from_its_patches(tmp_path: Path) -> None:
     """No row 0 is taken for a class token: the readout is the mean of the patch rows."""
     store = make_store(tmp_path / "s.zarr", spec_of(prefix=(), weights=Weights("pretrained", "0")))
-    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", figures=tmp_path / "f", examples=1))
+    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=1))
     assert "mean of the patch rows" in seen.text
     assert "has no prefix token" in seen.text
-    found = rows_of(tmp_path / "f" / "heads.csv")
     image = [i for i in store.plan.sample if i != BROKEN][3]
     wanted = store.read("attention", (image, 1)).astype(np.float32).mean(axis=1) * 15
-    np.testing.assert_allclose([float(r["times_uniform"]) for r in found], wanted.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(numbers_of(store, "heads"), wanted.ravel(), rtol=1e-5)
 
 
 def test_a_pools_own_map_is_the_readout(tmp_path: Path) -> None:
     spec = spec_of(prefix=(), pooling="pool")
     shape = (None, 2, 1, spec.tokens)
     pool = Output("pool_attention", ("image", "pool_head", "pool_query", "key"), shape)
-    make_store(tmp_path / "s.zarr", dataclasses.replace(spec, outputs=(*spec.outputs, pool)))
-    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", figures=tmp_path / "f", examples=1))
+    store = make_store(tmp_path / "s.zarr", dataclasses.replace(spec, outputs=(*spec.outputs, pool)))
+    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=1))
     assert "pool's attention of layer" in seen.text
-    found = np.array([float(r["times_uniform"]) for r in rows_of(tmp_path / "f" / "heads.csv")]).reshape(2, 15)
-    np.testing.assert_allclose(found.mean(axis=1), 1, rtol=1e-5)
+    image = [i for i in store.plan.sample if i != BROKEN][3]
+    wanted = store.read("pool_attention", image)[:, 0] * 15
+    np.testing.assert_allclose(numbers_of(store, "heads"), wanted.ravel(), rtol=1e-5)
 
 
 def test_where_attention_was_not_kept_the_prefix_rows_still_show_and_the_rest_names_the_option(tmp_path: Path) -> None:
@@ -363,7 +370,7 @@ def test_head_means_and_codes_show_what_they_can(tmp_path: Path, kind: str) -> N
         make_store(tmp_path / "s.zarr", spec_of(attention_kind="mixed"))
     else:
         make_store(tmp_path / "s.zarr", dtype="uint8")
-    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html"))
+    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=int(kind == "uint8")))
     if kind == "mean":
         assert "rows are no distributions, and have no entropy" in seen.text
     else:
@@ -434,9 +441,10 @@ def test_extremes_are_the_extremes_and_said_to_be_chosen_after_looking(tmp_path:
     entropy = store.read("entropy")[:, 1].mean(axis=1)
     for folder, candidates in ((None, store.plan.sample), (tmp_path / "images", range(IMAGES))):
         order = sorted((i for i in candidates if i != BROKEN), key=lambda i: entropy[i])
-        out = page.report([store.path], tmp_path / "r.html", figures=tmp_path / "f", images=folder, overwrite=True)
-        found = list(dict.fromkeys(r["path"] for r in rows_of(tmp_path / "f" / "extremes.csv")))
+        shown = next(
+            e for e in gallery.gallery(store, facts.gather(store), 1, folder) if e.title.startswith("Extremes")
+        )
+        found = list(dict.fromkeys(row[0] for row in shown.rows))
         assert found == [str(store.read("path", i)) for i in [*order[:2], *order[-2:]]]
-        caption = next(c for c in read(out)[1].captions if "Extremes" in c)
-        assert "Chosen after looking" in caption
-        assert f"out of n = {len(order)} images" in caption
+        assert "Chosen after looking" in shown.caption
+        assert f"out of n = {len(order)} images" in shown.caption

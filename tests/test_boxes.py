@@ -1,0 +1,86 @@
+"""Boxes through the crop onto the grid, and how maps and tokens meet them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attlas.analysis import boxes
+from attlas.exporter.errors import AttlasError, UsageError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+CROP = (10.0, 20.0, 50.0, 100.0)
+
+
+def test_cover_of_half_a_patch_and_of_the_whole_crop() -> None:
+    # Two rows of 20 px, four columns of 20 px; the box is half of the second column of the first row.
+    assert boxes.cover((10, 40, 30, 50), CROP, (2, 4)) == [[0, 0.5, 0, 0], [0, 0, 0, 0]]
+    assert boxes.cover((0, 0, 90, 900), CROP, (2, 4)) == [[1] * 4] * 2
+
+
+@given(st.tuples(*[st.floats(0, 60)] * 2), st.tuples(*[st.floats(1, 60)] * 2))
+@settings(max_examples=50, deadline=None)
+def test_cover_sums_to_the_area_inside_the_crop(corner: Any, size: Any) -> None:
+    box = (corner[0], corner[1], corner[0] + size[0], corner[1] + size[1])
+    inside = [max(0.0, min(box[i + 2], CROP[i + 2]) - max(box[i], CROP[i])) for i in (0, 1)]
+    if min(inside) < 1e-6:
+        return
+    covered = np.array(boxes.cover(box, CROP, (3, 5)))
+    assert covered.sum() * (40 / 3) * (80 / 5) == pytest.approx(inside[0] * inside[1])
+
+
+def test_mass_hit_and_overlap_of_a_map() -> None:
+    covered = [[0.0, 1.0], [0.0, 0.5]]
+    maps = np.array([[[0.1, 0.6], [0.1, 0.2]], [[0.7, 0.1], [0.1, 0.1]]])
+    np.testing.assert_allclose(boxes.box_mass(maps, covered), [0.7, 0.15])
+    np.testing.assert_array_equal(boxes.pointing_hit(maps, covered), [True, False])
+    np.testing.assert_allclose(boxes.box_jaccard(maps, covered), [1 / 1.5, 0])
+    uniform = np.ones((2, 2))
+    assert boxes.box_mass(uniform, covered) == pytest.approx(np.mean(covered))
+
+
+def test_centre_box_has_the_size_and_the_crops_centre() -> None:
+    assert boxes.centre_box((0, 0, 10, 20), CROP) == (25, 50, 35, 70)
+
+
+def test_objects_are_means_of_their_patches_weighed_by_the_rollout() -> None:
+    tokens = np.array([[9.0, 9.0], [1, 0], [0, 1], [2, 0], [0, 2]])
+    covers = [[[1.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]]
+    np.testing.assert_allclose(boxes.object_vectors(tokens, covers), [[0.5, 0.5], [2, 0]])
+    weights = np.array([[0.75, 0.25], [0.5, 0.5]])
+    vectors = boxes.object_vectors(tokens, covers, weights)
+    np.testing.assert_allclose(vectors, [[0.75, 0.25], [2, 0]])
+    cosine = 0.75 / np.hypot(0.75, 0.25)
+    np.testing.assert_allclose(boxes.object_similarity(vectors), [[1, cosine], [cosine, 1]])
+
+
+def test_boxes_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "coco.json"
+    data = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 3, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 6, 10, 20]},
+            {"id": 2, "image_id": 1, "category_id": 3, "bbox": [5, 6, 0, 20]},
+            {"id": 3, "image_id": 9, "category_id": 3, "bbox": [5, 6, 1, 1]},
+        ],
+    }
+    path.write_text(json.dumps(data))
+    found, left_out = boxes.read_coco(path)
+    assert found == {"a.jpg": [("dog", (6, 5, 26, 15))]}
+    assert [line.split(":")[0] for line in left_out] == ["box 2 of a.jpg", "box 3"]
+    with pytest.raises(UsageError, match="outside"):
+        boxes.cover((0, 0, 5, 5), CROP, (2, 2))
+    with pytest.raises(UsageError, match="no area"):
+        boxes.cover((5, 5, 5, 9), CROP, (2, 2))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "no json", '{"images": [], "annotations": [{"bbox": 1}]}'])
+def test_what_is_no_coco_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(AttlasError, match="COCO"):
+        boxes.read_coco(tmp_path / "x.json")
