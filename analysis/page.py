@@ -249,7 +249,8 @@ def _unreadable(facts: Facts, several: bool) -> str:
 
 def _figure(shown: Exhibit, printed: Any, number: int, anchor: str) -> str:
     """A figure in two forms, of which the browser takes the one that fits its width."""
-    wide, narrow = (_data(drawing.svg(figure)) for figure in (printed, shown.draw(True)))
+    wide = _data(drawing.svg(printed))
+    narrow = _data(drawing.svg(shown.draw(True))) if shown.wide else wide
     alt = html.escape(shown.alt, quote=True)
     source = "" if narrow == wide else f'<source media="(max-width: 40rem)" srcset="{narrow}">'
     half = "" if shown.wide else ' class="half"'
