@@ -214,7 +214,8 @@ class _RunProgress:
             for line in _estimate_lines(progress.estimate):
                 note(line)
         now = time.monotonic()
-        if not progress.rate or now - self.last < (0.2 if self.moving else 30) and progress.done < progress.total:
+        soon = now - self.last < (0.2 if self.moving else 30) and progress.done < progress.total
+        if soon or not progress.rate:
             return
         self.last = now
         left = "" if progress.left is None else f", {_seconds(progress.left)} left"

@@ -108,7 +108,7 @@ def box_jaccard(maps: Array, covered: Cover, threshold: float = 0.6) -> Array:
 
 
 def object_vectors(tokens: Array, covers: list[Cover], weights: Array | None = None) -> Array:
-    """Mean patch token of each object: (token, channel) -> (object, channel). Third seed, experiment 3.
+    """Mean patch token of each object: (token, channel) -> (object, channel).
 
     Args:
         tokens: after the final norm; those before the last y x of the grid belong to prefix tokens and are dropped.

@@ -24,7 +24,7 @@ FUSED = ("distance", "distance_renormalized", "entropy", "entropy_patch", "prefi
 SCALARS = ("distance", "distance_renormalized", "entropy", "entropy_patch", "prefix_mass")
 RAGHU = "Raghu et al. 2021 (arXiv 2108.08810)"
 WALMER = "Walmer et al. 2023 (arXiv 2212.03862)"
-SEED = "score matrix of the seed paper, eq. 3.3"
+SEED = "Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eq. 3.3"
 
 Array = npt.NDArray[Any]
 

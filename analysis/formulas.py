@@ -262,7 +262,7 @@ def head_similarity(attention: Array, *, kind: str = "probability") -> Array:
 def position_similarity(embedding: Array, grid: tuple[int, int], *, position: str = "absolute") -> Array:
     """Cosine similarity of the patches' position embeddings: (token, channel) -> (y, x, y', x'), in -1..1.
 
-    Rows before the last rows x columns belong to prefix tokens and are dropped. Fifth seed; Dosovitskiy et al. 2021
+    Rows before the last rows x columns belong to prefix tokens and are dropped. Dosovitskiy et al. 2021
     (arXiv 2010.11929), fig. 7.
 
     Raises:

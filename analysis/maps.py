@@ -21,7 +21,7 @@ Reading = Literal["query", "key", "head"]
 
 
 def score_matrix(attention: Array, grid: tuple[int, int], *, reading: Reading = "query") -> Array:
-    """How strongly each patch is attended to at most, prefix tokens dropped. Seed paper, eq. 3.3 and fig. 4.1.
+    """How strongly each patch is attended to at most, prefix tokens dropped. Hebbar et al., eq. 3.3.
 
     "The maximum value across each head" can be read three ways, and the text does not decide: `query` takes the
     maximum over queries for each key, `key` the maximum over keys for each query, both then the mean over heads;
@@ -70,7 +70,7 @@ def readout_map(attention: Array, grid: tuple[int, int], readout: Readout = 0) -
 
 
 def class_token_weight(attention: Array, grid: tuple[int, int], readout: Readout = 0) -> Array:
-    """The largest over heads of `readout_map`: (..., head, query, key) -> (..., y, x). Third seed."""
+    """The largest over heads of `readout_map`: (..., head, query, key) -> (..., y, x)."""
     return namespace(attention).max(readout_map(attention, grid, readout), axis=-3)
 
 
@@ -97,7 +97,7 @@ def mass_mask(maps: Array, threshold: float = 0.6) -> Array:
 
 
 def query_map(attention: Array, grid: tuple[int, int], row: int, column: int) -> Array:
-    """What the patch at (row, column) looks at: (..., query, key) -> (..., y, x), a probability. Fifth seed."""
+    """What the patch at (row, column) looks at: (..., query, key) -> (..., y, x), a probability."""
     if not (0 <= row < grid[0] and 0 <= column < grid[1]):
         raise UsageError(f"patch ({row}, {column}) does not lie on a grid of {grid[0]} x {grid[1]}")
     xp, a, prefix = namespace(attention), floating(attention), prefix_of(attention, grid)

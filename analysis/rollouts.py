@@ -61,7 +61,7 @@ def fuse(attention: Array, fusion: Fusion) -> Array:
 def discard_smallest(fused: Array, ratio: float, *, ties: bool = True) -> Array:
     """Set the smallest int(N^2 x ratio) entries of each matrix (..., query, key) to 0.
 
-    With `ties` (the seed paper's text) only entries strictly below the k-th smallest go, so that equal entries stay
+    With `ties` (the text of Hebbar et al.) only entries strictly below the k-th smallest go, so that equal entries stay
     together. Without (vit_explain's code) exactly the k smallest go, in flat order where they are equal, and the
     entry at flat index 0 always stays.
     """
@@ -114,8 +114,9 @@ def rollout_discard(
     """Rollout with small entries discarded: M = (D + I) / 2 with rows divided by their sums.
 
     D is the fused attention without its entries strictly below the k-th smallest, k = int(N^2 x `discard`); equal
-    entries stay. The text (the seed paper's eq. 3.4) fixes neither fusion nor ratio, so both are to be given. The
-    choice is discontinuous: results compare only on equal stored values. Arguments and result as in `rollout`.
+    entries stay. The text (Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eq. 3.4) fixes neither fusion
+    nor ratio, so both are to be given. The choice is discontinuous: results compare only on equal stored values.
+    Arguments and result as in `rollout`.
 
     Raises:
         UsageError: the attention is uint8 codes.
@@ -165,7 +166,7 @@ def gradient_rollout(
 ) -> Array:  # fmt: skip
     """Gradient rollout: F = max(mean_h(A x G), 0), smallest entries discarded, (F + I) / 2, rows normalised, product.
 
-    G is the gradient of the target class's raw logit by the attention. Seed paper, eqs. 3.4a to 3.4e.
+    G is the gradient of the target class's raw logit by the attention. Hebbar et al., eqs. 3.4a to 3.4e.
 
     Args:
         weighted: per layer `gradient_mean`, (..., query, key).

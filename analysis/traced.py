@@ -7,10 +7,11 @@ number of images. The one module that knows ndonnx, which is imported only where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import ndonnx as ndx
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -39,74 +40,139 @@ def trace(spec: GraphSpec, templates: Sequence[Template], dtype: Literal["float1
         prefix, key) in `dtype` where there are prefix tokens; `_finite` (image, layer), bool: whether all of a
         layer's attention is finite.
     """
-    n = spec.tokens
-    inputs = {
-        f"attention.{layer}": ndx.argument(shape=("image", spec.heads, n, n), dtype=getattr(ndx, dtype))
-        for layer in spec.layers
-    }
-    stored = list(inputs.values())
-    layers = [ndx.astype(a, ndx.float32) for a in stored]
-    pool = None
-    if spec.readout == "pool" and any(t.name == "rollout" for t in templates):
-        output = spec.output("pool_attention")
-        sizes_of_pool = [size for size in output.shape if size is not None] if output is not None else [1, 1, n]
-        pool = inputs["pool_attention"] = ndx.argument(shape=("image", *sizes_of_pool), dtype=ndx.float32)
-    outputs = {t.name: ndx.astype(_statistic(t.name, layers, pool, spec), getattr(ndx, t.dtype)) for t in templates}
+    n, layers = spec.tokens, len(spec.layers)
+    rolled = any(t.name == "rollout" for t in templates)
+    kinds = {t.name: (t.shape, t.dtype) for t in templates} | {"_finite": ((layers,), "bool")}
     if spec.prefix:
-        outputs["prefix_attention"] = ndx.stack([a[:, :, : len(spec.prefix), :] for a in stored], axis=1)
-    # One bad entry makes its layer's sum infinite or NaN; the head mean is made for the rollout anyway.
-    sums = [ndx.sum(formulas.fuse(a, "mean"), axis=(-2, -1)) for a in layers]
-    outputs["_finite"] = ndx.stack([ndx.isfinite(s) for s in sums], axis=1)
-    sizes = {t.name: t.shape for t in templates}
-    sizes |= {"prefix_attention": (len(layers), spec.heads, len(spec.prefix), n), "_finite": (len(layers),)}
-    return _finished(ndx.build(inputs, outputs), sizes)
+        kinds["prefix_attention"] = ((layers, spec.heads, len(spec.prefix), n), dtype)
+    graph = _Pieces()
+    for layer in spec.layers:
+        graph.input(f"attention.{layer}", (spec.heads, n, n), dtype)
+    row = ""
+    if rolled:
+        source, piece = _start(spec, dtype)
+        if source == "pool_attention":
+            graph.input(source, _pool_shape(spec), "float32")
+        row = graph.add(piece, "start", given=source)["row"]
+    # One layer is traced, and stands there once for each: tracing costs half a second.
+    piece = _layer(spec, [t for t in templates if t.name != "rollout"], dtype, rolled)
+    found: dict[str, list[str]] = {}
+    for layer in reversed(spec.layers):
+        outputs = graph.add(piece, f"layer{layer}", attention=f"attention.{layer}", row=row)
+        row = outputs.pop("before", "")
+        for name, value in outputs.items():
+            found.setdefault(name, []).insert(0, value)
+    for name, values in found.items():
+        graph.node("Concat", values, name, axis=1)
+    if rolled:
+        graph.node("Identity", [graph.add(_end(spec), "end", row=row)["map"]], "rollout")
+    return graph.model(kinds)
 
 
-def _statistic(name: str, layers: Sequence[Array], pool: Array | None, spec: GraphSpec) -> Array:
-    """One statistic of a batch: (image, ...)."""
-    if name == "rollout":
-        return formulas.rollout(layers, spec.grid, _readout(layers[-1], pool, spec))
-    count = len(spec.prefix)
-    per_layer: dict[str, Callable[[Array], Array]] = {
-        "distance": lambda a: formulas.distance(a, spec.grid, spec.patch_size),
-        "distance_renormalized": lambda a: formulas.distance_renormalized(a, spec.grid, spec.patch_size),
-        "entropy": lambda a: formulas.entropy(a, kind=spec.attention_kind),
-        "entropy_patch": lambda a: formulas.entropy_patch(a, count, kind=spec.attention_kind),
-        "prefix_mass": lambda a: formulas.prefix_mass(a, count),
-        "rows_without_patch_mass": lambda a: formulas.rows_without_patch_mass(a, count),
+def _start(spec: GraphSpec, dtype: str) -> tuple[str, onnx.ModelProto]:
+    """What the readout is made from, and from that (`given`) the readout as weights: `row` (image, query)."""
+    n = spec.tokens
+    if spec.readout != "pool":
+        given = ndx.argument(shape=("image", spec.heads, n, n), dtype=getattr(ndx, dtype))
+        rows = formulas.readout_rows(spec.prefix, spec.grid, spec.readout)
+        weights = ndx.asarray([1 / len(rows) if t in rows else 0.0 for t in range(n)], dtype=ndx.float32)
+        row = weights + ndx.zeros_like(given[:, 0, :, 0], dtype=ndx.float32)
+        return f"attention.{spec.layers[-1]}", ndx.build({"given": given}, {"row": row})
+    shape = _pool_shape(spec)
+    given = ndx.argument(shape=("image", *shape), dtype=ndx.float32)
+    weights, seen = ndx.mean(given, axis=(1, 2)), shape[-1]
+    # Some pools attend to the patches alone: each weight goes to its token.
+    places = ndx.asarray([[float(t == k + n - seen) for t in range(n)] for k in range(seen)], dtype=ndx.float32)
+    return "pool_attention", ndx.build({"given": given}, {"row": ndx.sum(weights[:, :, None] * places, axis=1)})
+
+
+def _layer(spec: GraphSpec, templates: Sequence[Template], dtype: str, rolled: bool) -> onnx.ModelProto:
+    """One layer: from its `attention`, and the rollout's `row` behind it, the statistics and the row `before` it.
+
+    Every output but the row has a layer axis of one, behind the image's.
+    """
+    n, count = spec.tokens, len(spec.prefix)
+    stored = ndx.argument(shape=("image", spec.heads, n, n), dtype=getattr(ndx, dtype))
+    a = ndx.astype(stored, ndx.float32)
+    known: dict[str, Callable[[], Array]] = {
+        "distance": lambda: formulas.distance(a, spec.grid, spec.patch_size),
+        "distance_renormalized": lambda: formulas.distance_renormalized(a, spec.grid, spec.patch_size),
+        "entropy": lambda: formulas.entropy(a, kind=spec.attention_kind),
+        "entropy_patch": lambda: formulas.entropy_patch(a, count, kind=spec.attention_kind),
+        "prefix_mass": lambda: formulas.prefix_mass(a, count),
+        "rows_without_patch_mass": lambda: formulas.rows_without_patch_mass(a, count),
     }
-    return ndx.stack([per_layer[name](a) for a in layers], axis=1)
+    found = {t.name: ndx.astype(known[t.name](), getattr(ndx, t.dtype)) for t in templates}
+    # One bad entry makes its layer's sum infinite or NaN; the head mean is made for the rollout anyway.
+    found["_finite"] = ndx.isfinite(ndx.sum(formulas.fuse(a, "mean"), axis=(-2, -1)))
+    if count:
+        found["prefix_attention"] = stored[:, :, :count, :]
+    outputs = {name: ndx.expand_dims(value, axis=1) for name, value in found.items()}
+    inputs = {"attention": stored}
+    if rolled:
+        inputs["row"] = ndx.argument(shape=("image", n), dtype=ndx.float32)
+        # A rollout through one layer, over a grid of all tokens, is one step: the row goes in, and a row comes out.
+        outputs["before"] = formulas.rollout([a], (1, n), inputs["row"])[:, 0, :]
+    return ndx.build(inputs, outputs)
 
 
-def _readout(last: Array, pool: Array | None, spec: GraphSpec) -> Any:
-    """The rows that the head reads, or the pool's map as weights over queries: (image, query)."""
-    if pool is None:
-        return formulas.readout_rows(spec.prefix, spec.grid, spec.readout)
-    weights = ndx.mean(pool, axis=(1, 2))
-    missing = spec.tokens - pool.shape[-1]
-    if not missing:
-        return weights
-    # Some pools attend to the patches alone.
-    return ndx.concat([ndx.zeros_like(last[:, 0, 0, :missing]), weights], axis=1)
+def _end(spec: GraphSpec) -> onnx.ModelProto:
+    """From the `row` before the first layer the rollout's `map` (image, y, x): its patch columns."""
+    row = ndx.argument(shape=("image", spec.tokens), dtype=ndx.float32)
+    return ndx.build({"row": row}, {"map": ndx.reshape(row[:, len(spec.prefix) :], (-1, *spec.grid))})
 
 
-def _finished(model: onnx.ModelProto, sizes: dict[str, tuple[int, ...]]) -> bytes:
-    """Leave out what no batch of ours needs, share equal constants, and give every output its whole shape."""
-    graph = model.graph
-    nodes = _alive(_unguarded(graph.node), {output.name for output in graph.output})
-    kept, constants = _shared(nodes)
-    del graph.node[:]
-    graph.node.extend(kept)
-    graph.initializer.extend(constants)
-    for output in graph.output:
-        kind = output.type.tensor_type.elem_type
-        output.CopyFrom(helper.make_tensor_value_info(output.name, kind, ["image", *sizes[output.name]]))
-    del model.metadata_props[:]
-    data: bytes = model.SerializeToString()
-    return data
+def _pool_shape(spec: GraphSpec) -> tuple[int, ...]:
+    output = spec.output("pool_attention")
+    assert output is not None, "a model that pools by attention gives its pool's map"
+    return tuple(size for size in output.shape if size is not None)
 
 
-def _unguarded(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+class _Pieces:
+    """A graph put together from traced pieces, which may stand in it more than once."""
+
+    def __init__(self) -> None:
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._version, self._ir = 0, 0
+
+    def input(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """One more input: `shape` without the image axis."""
+        self._inputs.append(_info(name, shape, dtype))
+
+    def node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        """One more operator."""
+        self._nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+
+    def add(self, piece: onnx.ModelProto, name: str, **inputs: str) -> dict[str, str]:
+        """Put a piece in, its inputs joined to values that are there; the names of its outputs' values."""
+        self._version, self._ir = piece.opset_import[0].version, piece.ir_version
+        outputs = {output.name: f"{name}/{output.name}" for output in piece.graph.output}
+        for node in _alive(_unguarded(piece.graph.node), set(outputs)):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = f"{name}/{node.name}"
+            copy.input[:] = [inputs.get(value) or f"{name}/{value}" for value in node.input]
+            copy.output[:] = [f"{name}/{value}" for value in node.output]
+            self._nodes.append(copy)
+        return outputs
+
+    def model(self, outputs: Mapping[str, tuple[tuple[int, ...], str]]) -> bytes:
+        """The whole, with outputs of these shapes (without the image axis) and dtypes."""
+        nodes, constants = _shared(self._nodes)
+        found = [_info(name, shape, dtype) for name, (shape, dtype) in outputs.items()]
+        graph = helper.make_graph(nodes, "statistics", self._inputs, found, constants)
+        opset = [helper.make_opsetid("", self._version)]
+        data: bytes = helper.make_model(graph, opset_imports=opset, ir_version=self._ir).SerializeToString()
+        return data
+
+
+def _info(name: str, shape: tuple[int, ...], dtype: str) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return helper.make_tensor_value_info(name, kind, ["image", *shape])
+
+
+def _unguarded(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Without two guards that cost a card much: a branch around each product, and whole arrays of one number.
 
     ndonnx asks before every matrix product whether it is empty, which no batch is, so that the branch with the product

@@ -154,14 +154,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--skip-plain", action="store_true")
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--graph", type=Path, help="an exported deit_tiny; by default it is exported first")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="attlas-bench-") as place:
         bench(Path(place), options)
 
 
 def bench(place: Path, options: argparse.Namespace) -> None:
-    graph = place / "deit_tiny.onnx"
-    attlas.export("deit_tiny_patch16_224", graph, checkpoint=options.checkpoint)
+    graph = options.graph or place / "deit_tiny.onnx"
+    if options.graph is None:
+        attlas.export("deit_tiny_patch16_224", graph, checkpoint=options.checkpoint)
     folder = repeat(options.images, place / "images", options.count)
     source = Folder.scan(folder)
     spec = read_spec(graph)

@@ -25,9 +25,10 @@ from typing import Any
 import timm
 import torch
 from attlas.exporter.errors import AttlasError
-from attlas.exporter.graph import Tapped, export_model
+from attlas.exporter.graph import export_model
 from attlas.exporter.models import MODULES, Model, build, describe
 from attlas.exporter.parity import check, pictures
+from attlas.exporter.tapped import Tapped
 from attlas.exporter.taps import Taps
 
 # A map of more tokens costs gigabytes and proves nothing more: such models are swept at a smaller picture.

@@ -2,7 +2,8 @@
 
 onnxruntime allocates on the device and runs; copies go through CUDA's own runtime library where it can be loaded,
 outside the interpreter's lock and into pinned memory, so that they overlap the next run. Without it they go through
-onnxruntime, which is slower and right.
+onnxruntime, which is slower and right. The calls are tested with a library played by the host; on a card they have not
+run yet.
 """
 
 from __future__ import annotations
@@ -139,10 +140,10 @@ class Cudart:
         pointer = ctypes.c_void_p()
         if not size or self._library.cudaHostAlloc(ctypes.byref(pointer), ctypes.c_size_t(size), 0) or not pointer:
             return np.zeros(shape, dtype)
-        block = (ctypes.c_byte * size).from_address(pointer.value or 0)
+        block: Any = (ctypes.c_byte * size).from_address(pointer.value or 0)
         # At the interpreter's end the driver frees everything, and may be gone already.
         weakref.finalize(block, self._library.cudaFreeHost, pointer).atexit = False
-        array = np.frombuffer(block, dtype).reshape(shape)
+        array: npt.NDArray[Any] = np.frombuffer(block, dtype).reshape(shape)
         array.fill(0)
         return array
 

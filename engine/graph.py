@@ -111,7 +111,7 @@ def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: by
     model = load(path)
     graph = model.graph
     have = {o.name: o for o in graph.output}
-    made = {name: have[name] for name in have}
+    made: dict[str, onnx.ValueInfoProto] = dict(have)
 
     def form(want: Wanted) -> onnx.ValueInfoProto:
         if want.source not in have:

@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import timm
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import AttlasError, UsageError
+from .gradients import Gradients
 from .half import to_float16
 from .models import Facts, Model, build, describe
-from .parity import Parity, check, pictures
+from .parity import Parity, check, example
 from .spec import METADATA_KEY, GraphSpec, Output
-from .taps import Seen, Taps
+from .tapped import Tapped
+from .taps import Taps
 
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
@@ -65,6 +65,7 @@ def export(
     img_size: object = None,
     preprocess: str | Mapping[str, object] | None = None,
     layers: Sequence[int] | None = None,
+    gradients: bool = False,
     num_classes: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -75,7 +76,9 @@ def export(
     (image, class), or `features` (image, feature) where the head gives no classes; `tokens` (image, token, channel)
     after the final norm; `attention.L` (image, head, query, key) for each block L from 0; `pool_attention`
     (image, head, pool_query, key) where the head pools with a learned query, with zeros for keys it does not see; and
-    `position_embedding` (token or patch, channel) where the model has a learned absolute one.
+    `position_embedding` (token or patch, channel) where the model has a learned absolute one. With `gradients` there
+    is a second input, `target` (image) int64, a class each or -1 for the predicted one, and `gradient.L`
+    (image, head, query, key) is the derivative of that class's logit by `attention.L`.
 
     Args:
         model: timm's name, with or without a pretrained tag.
@@ -89,13 +92,14 @@ def export(
         img_size: edge or (height, width), where the tag's own is not wanted.
         preprocess: replaces parts of the tag's recipe: `mean=..,std=..,resize=squash:256,crop=224`.
         layers: the blocks whose attention is an output; all by default.
+        gradients: whether gradients are outputs too; of models that classify, in float32.
         num_classes: of the checkpoint's head; 0 for none.
         overwrite: replace files that exist.
         progress: called with one line as each stage begins.
 
     Raises:
         UsageError: the request is wrong: unknown model, an existing file, a layer that does not exist, a model
-            without global attention over patches.
+            without global attention over patches, gradients of a model without classes.
         AttlasError: weights that cannot be had or do not fit, or a graph that differs from PyTorch. No file is left.
     """
     started = time.perf_counter()
@@ -112,7 +116,9 @@ def export(
         preprocess=preprocess,
         num_classes=num_classes,
     )
-    return export_model(built, path, dtype=dtype, layers=layers, overwrite=overwrite, progress=say, started=started)
+    return export_model(
+        built, path, dtype=dtype, layers=layers, gradients=gradients, overwrite=overwrite, progress=say, started=started
+    )
 
 
 def export_model(
@@ -121,6 +127,7 @@ def export_model(
     *,
     dtype: Literal["float32", "float16"] = "float32",
     layers: Sequence[int] | None = None,
+    gradients: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     started: float | None = None,
@@ -131,11 +138,14 @@ def export_model(
     path = _target(output, overwrite)
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
+    if gradients and dtype != "float32":
+        raise UsageError("--gradients: most of a gradient lies below float16's smallest numbers; export in float32")
     taps = Taps(built.module, built.full_name)
     facts = describe(built, taps.trunk)
     chosen = _layers(layers, taps.depth, built.full_name)
     tapped = Tapped(built, taps, facts, chosen)
-    spec = _spec(built, taps, facts, tapped, dtype)
+    derived = Gradients(tapped, built.full_name) if gradients else None
+    spec = _spec(built, taps, facts, tapped, dtype, gradients)
     say(f"tracing {spec.name}: {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     graph = _trace(tapped, spec)
     with _beside(path) as folder:
@@ -144,7 +154,7 @@ def export_model(
         _save(graph, draft, spec)
         del graph
         say("comparing with PyTorch")
-        parity = check(draft, spec, tapped.run)
+        parity = check(draft, spec, tapped.run if derived is None else derived.run)
         size = sum(f.stat().st_size for f in folder.iterdir())
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size)
@@ -153,92 +163,6 @@ def export_model(
 def spec_path(graph: Path) -> Path:
     """Where the spec stands beside a graph: `deit.json` for `deit.onnx`."""
     return graph.with_suffix(".json")
-
-
-class Tapped(nn.Module):
-    """The model from uint8 pictures to its outputs and maps, in the order of `names`."""
-
-    def __init__(self, built: Model, taps: Taps, facts: Facts, layers: tuple[int, ...]) -> None:
-        super().__init__()
-        self.model = built.module
-        self.taps = taps
-        self.facts = facts
-        self.layers = layers
-        self.head = built.head
-        self.image_size = built.image_size
-        for name, values in (("mean", built.recipe.mean), ("std", built.recipe.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("position", facts.position_embedding, persistent=False)
-        seen, out = self._first_look(built)
-        taps.check(seen, 2, facts.tokens)
-        if seen.tokens is None or seen.tokens.shape[1] != facts.tokens:
-            raise taps.refusal(f"its last block does not give the {facts.tokens} tokens of its maps")
-        self.mixed = _mixed(seen)
-        self.has_pool = seen.pool is not None
-        self.examples = self._outputs(seen, out)
-
-    @property
-    def names(self) -> list[str]:
-        """The outputs, in order."""
-        return list(self.examples)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(image, y, x, 3) uint8 -> the outputs."""
-        return tuple(self._outputs(*self._forward(image)).values())
-
-    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The outputs by name, from PyTorch."""
-        with torch.no_grad():
-            values = self(torch.from_numpy(images))
-        return {name: value.numpy() for name, value in zip(self.names, values, strict=True)}
-
-    def _forward(self, image: Tensor) -> tuple[Seen, Tensor]:
-        # The same operations in the same order as timm's transform, so that pixels are equal to the last bit.
-        pixels = image.permute(0, 3, 1, 2).to(torch.float32) / 255
-        pixels = (pixels - self.get_buffer("mean")) / self.get_buffer("std")
-        with self.taps.recording() as seen:
-            out = self.model(pixels)
-        return seen, out
-
-    def _first_look(self, built: Model) -> tuple[Seen, Tensor]:
-        try:
-            with torch.no_grad():
-                return self._forward(torch.from_numpy(pictures(2, built.image_size)))
-        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            height, width = built.image_size
-            raise UsageError(f"{built.full_name}: does not take a picture of {height}x{width}: {first}") from error
-
-    def _outputs(self, seen: Seen, out: Tensor) -> dict[str, Tensor]:
-        assert seen.tokens is not None
-        named = {self.head: self._pooled(out), "tokens": seen.tokens}
-        named |= {f"attention.{layer}": seen.attention(layer) for layer in self.layers}
-        if seen.pool is not None:
-            unseen = self.facts.tokens - seen.pool.shape[-1]
-            # A pool that reads the patches alone gives the prefix no weight; so all keys are the same axis.
-            named["pool_attention"] = nn.functional.pad(seen.pool, (unseen, 0)) if unseen else seen.pool
-        if self.facts.position_embedding is not None:
-            named["position_embedding"] = self.get_buffer("position").clone()
-        return named
-
-    def _pooled(self, out: Tensor) -> Tensor:
-        """One vector an image. A model that does not pool is read at its class token, or else at its patches' mean."""
-        if out.ndim == 2:
-            return out
-        tokens = out.flatten(1, -2)
-        if tokens.shape[1] == self.facts.tokens and "class" in self.facts.prefix:
-            return tokens[:, 0]
-        prefix = len(self.facts.prefix) if tokens.shape[1] == self.facts.tokens else 0
-        return tokens[:, prefix:].mean(1)
-
-
-def _mixed(seen: Seen) -> bool:
-    """Whether any map is no distribution over keys: measured, so that no list of such families can be out of date."""
-    for layer in seen.maps:
-        a = seen.attention(layer)
-        if bool((a < 0).any()) or float((a.sum(-1) - 1).abs().max()) > 1e-3:
-            return True
-    return False
 
 
 def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, ...]:
@@ -250,7 +174,9 @@ def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, .
     return chosen
 
 
-def _spec(built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"]) -> GraphSpec:
+def _spec(
+    built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"], gradients: bool
+) -> GraphSpec:
     dims = {
         "logits": ("image", "class"),
         "features": ("image", "feature"),
@@ -265,6 +191,9 @@ def _spec(built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal
             outputs.append(Output(name, (axis, "channel"), shape))
         else:
             outputs.append(Output(name, dims.get(name, ("image", "head", "query", "key")), (None, *shape[1:])))
+    if gradients:
+        maps = [o for o in outputs if o.name.startswith("attention.")]
+        outputs += [Output(o.name.replace("attention", "gradient"), o.dims, o.shape) for o in maps]
     return GraphSpec(
         model=built.name,
         tag=built.tag,
@@ -283,6 +212,7 @@ def _spec(built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal
         position=facts.position,
         outputs=tuple(outputs),
         classes=built.classes if built.head == "logits" else (),
+        gradients=gradients,
         versions={
             "attlas": _version(),
             "torch": torch.__version__.partition("+")[0],
@@ -310,17 +240,20 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
 
     Traced with two images: with one, the exporter would bake the batch in.
     """
-    example = torch.from_numpy(pictures(2, spec.image_size))
+    given = {name: torch.from_numpy(values) for name, values in example(2, spec).items()}
+    module: nn.Module = tapped
     try:
         with _silence():
+            if spec.gradients:
+                module = Gradients(tapped, spec.name).module(**given)
             program = torch.onnx.export(
-                tapped,
-                (example,),
+                module,
+                tuple(given.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["image"],
-                output_names=tapped.names,
-                dynamic_shapes=({0: "batch"},),
+                input_names=list(given),
+                output_names=[o.name for o in spec.outputs],
+                dynamic_shapes=tuple({0: "batch"} for _ in given),
             )
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

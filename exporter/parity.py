@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from .errors import AttlasError
 from .spec import GraphSpec
 
-__all__ = ["LIMITS", "Limits", "Parity", "check", "compare", "pictures", "row_variation"]
+__all__ = [
+    "LIMITS", "Limits", "Parity", "check", "compare", "example", "gradient_difference", "pictures", "row_variation",
+]  # fmt: skip
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -38,6 +41,9 @@ LIMITS: dict[str, Limits] = {
     "float16": Limits(row_max=1e-1, head=5e-2, tie=1e-2),
 }
 
+# Gradients by autograd, relative to the largest of image and layer: the largest and the median difference.
+GRADIENT_MAX, GRADIENT_MEDIAN = 5e-4, 5e-5
+
 
 @dataclass(frozen=True, slots=True)
 class Parity:
@@ -49,6 +55,8 @@ class Parity:
             queries, the pool's map included.
         head: largest absolute difference of logits or features; `head_scale`: the largest of them.
         top1: share of pictures with the same first class; 1.0 where there are no classes.
+        gradient_max, gradient_median: largest difference from autograd relative to the largest gradient, per image
+            and layer; the largest and the median of these. None where there are no gradients.
     """
 
     images: int
@@ -57,26 +65,29 @@ class Parity:
     head: float
     head_scale: float
     top1: float
+    gradient_max: float | None = None
+    gradient_median: float | None = None
 
 
-def check(path: Path, spec: GraphSpec, reference: Callable[[NDArray[np.uint8]], Arrays], images: int = 3) -> Parity:
+def check(path: Path, spec: GraphSpec, reference: Callable[..., Arrays], images: int = 3) -> Parity:
     """Run the file and the model on the same pictures.
 
     Args:
         path: the ONNX file.
         spec: what it promises.
-        reference: pictures (image, y, x, 3) uint8 -> the model's outputs by name.
+        reference: pictures (image, y, x, 3) uint8 -> the model's outputs by name; where the spec has gradients, it is
+            called with the classes (image) int64 too.
         images: the batch's size; not 2, with which the graph is traced.
 
     Raises:
         AttlasError: the file does not load or run, or differs by more than `LIMITS` allow.
     """
-    batch = pictures(images, spec.image_size)
+    given = example(images, spec)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        values = session.run(None, {"image": batch})
+        values = session.run(None, given)
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__).replace(str(path), path.name)
         raise AttlasError(
@@ -85,7 +96,7 @@ def check(path: Path, spec: GraphSpec, reference: Callable[[NDArray[np.uint8]], 
         ) from error
     outputs = dict(zip((o.name for o in session.get_outputs()), values, strict=True))
     _same_outputs(outputs, spec, images)
-    return compare(outputs, reference(batch), spec)
+    return compare(outputs, reference(*given.values()), spec)
 
 
 def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
@@ -123,13 +134,51 @@ def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
             f"{spec.name}: the exported graph is not the model: {head} differ from PyTorch by up to {figures.head:.2g} "
             f"(largest {scale:.3g}), the first class agrees on {figures.top1:.0%} of the pictures; nothing was written"
         )
+    if spec.gradients:
+        return _with_gradients(figures, outputs, expected, spec)
     return figures
+
+
+def _with_gradients(figures: Parity, outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
+    each = gradient_difference(outputs, expected)
+    largest, median = float(each.max()), float(np.median(each))
+    # Written so that NaN fails too.
+    if not (largest <= GRADIENT_MAX and median <= GRADIENT_MEDIAN):
+        layer = spec.layers[int(each.max(1).argmax())]
+        raise AttlasError(
+            f"{spec.name}: the exported graph is not the model: gradients differ from autograd by up to {largest:.2g} "
+            f"of the largest of image and layer, in layer {layer}, {median:.2g} in the median (allowed "
+            f"{GRADIENT_MAX:g} and {GRADIENT_MEDIAN:g}); nothing was written"
+        )
+    return dataclasses.replace(figures, gradient_max=largest, gradient_median=median)
+
+
+def gradient_difference(outputs: Arrays, expected: Arrays) -> NDArray[np.float64]:
+    """Largest difference of gradients relative to the largest gradient of image and layer: (layer, image) float64.
+
+    Where all gradients of a layer are 0, as of one that the head does not read, the difference itself.
+    """
+    found = []
+    for name in (n for n in expected if n.startswith("gradient.")):
+        a, b = (values[name].astype(np.float64).reshape(len(values[name]), -1) for values in (outputs, expected))
+        scale = np.abs(b).max(1)
+        found.append(np.abs(a - b).max(1) / np.where(scale == 0, 1, scale))
+    return np.stack(found)
 
 
 def row_variation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     """Half the L1 distance of each row: maps (..., query, key) -> (..., query)."""
     distance: NDArray[np.float64] = np.abs(a.astype(np.float64) - b.astype(np.float64)).sum(-1) / 2
     return distance
+
+
+def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
+    """The graph's inputs by name, for `images` images: `pictures`, and classes: predicted, first, last, and so on."""
+    given: dict[str, NDArray[Any]] = {"image": pictures(images, spec.image_size)}
+    logits = spec.output("logits")
+    if spec.gradients and logits is not None:
+        given["target"] = np.resize(np.array([-1, 0, (logits.shape[-1] or 1) - 1], np.int64), images)
+    return given
 
 
 def pictures(images: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:

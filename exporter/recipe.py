@@ -1,6 +1,6 @@
 """Reading a preprocessing recipe that the user gives instead of the model's own: plain text to `Recipe`.
 
-The seed paper's own recipe, for example, is
+The recipe of Hebbar et al. (Interpreting Vision Transformers), for example, is
 `mean=imagenet,std=imagenet,resize=squash:256,crop=224,interpolation=bicubic`.
 """
 

@@ -100,6 +100,8 @@ class GraphSpec:
         position: how tokens know their place: absolute, rotary, relative or none.
         classes: the head's classes by index; empty where there is no head or no names are known.
         outputs: every output, in the graph's order.
+        gradients: whether there is a second input, `target` (image) int64: a class each, or -1 for the one with the
+            largest logit; and outputs `gradient.L`, the derivatives of its logit.
         versions: of the programs that wrote the graph.
     """
 
@@ -120,6 +122,7 @@ class GraphSpec:
     position: Literal["absolute", "rotary", "relative", "none"]
     outputs: tuple[Output, ...]
     classes: tuple[ClassName, ...] = ()
+    gradients: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     attlas_format: int = FORMAT
 
@@ -221,6 +224,10 @@ def _read(kind: Any, value: Any) -> Any:
         return None if value is None else _read(next(a for a in arguments if a is not types.NoneType), value)
     if kind is float:
         return float(value)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise TypeError(f"{value!r} is neither true nor false")
+        return value
     if kind in (int, str):
         if not isinstance(value, kind) or isinstance(value, bool):
             raise TypeError(f"{value!r} is no {kind.__name__}")

@@ -16,18 +16,20 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 
-__all__ = ["Seen", "Taps"]
+__all__ = ["Seen", "Taps", "effective_gradient"]
 
 
 @dataclass
 class Seen:
     """What one forward pass showed.
 
-    `maps[layer]` holds the block's maps (image, head, query, key); `pool` the head's own map
-    (image, head, pool_query, key); `tokens` the sequence after the final norm (image, token, channel).
+    `maps[layer]` holds the block's maps (image, head, query, key), and `sources[layer]` the attention module of each
+    with the tensor that it computes on from; `pool` the head's own map (image, head, pool_query, key); `tokens` the
+    sequence after the final norm (image, token, channel).
     """
 
     maps: dict[int, list[Tensor]] = field(default_factory=dict)
+    sources: dict[int, list[tuple[nn.Module, Tensor]]] = field(default_factory=dict)
     pool: Tensor | None = None
     tokens: Tensor | None = None
 
@@ -139,6 +141,7 @@ def _without(model: nn.Module) -> str:
 def _map_hook(seen: Seen, layer: int, owner: nn.Module) -> Callable[[nn.Module, object, Tensor], None]:
     def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
         seen.maps.setdefault(layer, []).append(_effective(owner, output))
+        seen.sources.setdefault(layer, []).append((owner, output))
 
     return hook
 
@@ -151,6 +154,16 @@ def _effective(owner: nn.Module, attention: Tensor) -> Tensor:
     pairs = attention.view(attention.shape[0], -1, 2, *attention.shape[2:])
     effective: Tensor = pairs[:, :, 0] - compute_lambda().type_as(attention) * pairs[:, :, 1]
     return effective
+
+
+def effective_gradient(owner: nn.Module, gradient: Tensor) -> Tensor:
+    """The gradient by what multiplies the values, from that by `attn_drop`'s result, both (image, head, query, key).
+
+    Of a differential pair the first map enters the difference with factor 1, so its gradient is the difference's.
+    """
+    if getattr(owner, "_compute_lambda", None) is None:
+        return gradient
+    return gradient.view(gradient.shape[0], -1, 2, *gradient.shape[2:])[:, :, 0]
 
 
 def _tokens_hook(seen: Seen) -> Callable[[nn.Module, object, object], None]:

@@ -25,10 +25,11 @@ import timm  # noqa: E402
 from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
 from attlas.exporter import graph as graph_module  # noqa: E402
 from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
-from attlas.exporter.graph import ExportResult, Tapped, export_model  # noqa: E402
+from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
 from attlas.exporter.models import Model, build, describe  # noqa: E402
 from attlas.exporter.parity import Parity, compare, pictures, row_variation  # noqa: E402
 from attlas.exporter.spec import METADATA_KEY  # noqa: E402
+from attlas.exporter.tapped import Tapped  # noqa: E402
 from attlas.exporter.taps import Taps  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
@@ -594,7 +595,7 @@ def test_recipe_is_that_of_the_pretrained_tag() -> None:
 
 
 def test_recipe_can_be_overridden_in_parts() -> None:
-    """The seed paper's recipe, as text and as a mapping."""
+    """The recipe of Hebbar et al., as text and as a mapping."""
     text = "mean=imagenet,std=0.229,0.224,0.225,resize=squash:256,crop=224,interpolation=bilinear"
     mapping = {"mean": [0.485, 0.456, 0.406], "std": "imagenet", "resize": "squash:256", "interpolation": "bilinear"}
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"

@@ -521,11 +521,13 @@ def test_a_provider_that_falls_back_is_an_error(tiny_graph: Path) -> None:
 
 
 def test_real_weights_classify_the_real_images(shared: Path, tmp_path: Path) -> None:
-    """deit_tiny's store gives PyTorch's own predictions: 132 of 167 right; rows within 1e-3 of PyTorch's."""
+    """deit_tiny's store gives PyTorch's own predictions, 132 of 167 right; rows and statistics are within 1e-3."""
     torch = pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
     from PIL import Image
     from safetensors.torch import load_file
+
+    from attlas.analysis import formulas
 
     weights = shared / "models" / "deit_tiny_patch16_224.safetensors"
     attlas.export("deit_tiny_patch16_224", tmp_path / "deit.onnx", checkpoint=weights)
@@ -540,12 +542,26 @@ def test_real_weights_classify_the_real_images(shared: Path, tmp_path: Path) -> 
     for block in model.blocks:
         block.attn.attn_drop.register_forward_hook(lambda _m, _i, out: taps.append(out.numpy()))
     worst, same = 0.0, 0
+    names = ("distance", "distance_renormalized", "entropy", "entropy_patch")
+    errors = dict.fromkeys((*names, "rollout"), 0.0)
     for i, key in enumerate(store.read("path")):
         taps.clear()
         with torch.no_grad():
             logits = model(transform(Image.open(shared / "images" / key).convert("RGB"))[None])
         same += int(logits.argmax()) == int(store.read("logits", i).argmax())
+        true = np.concatenate(taps).astype(np.float64)
+        expected = {
+            "distance": formulas.distance(true, (14, 14), (16, 16)),
+            "distance_renormalized": formulas.distance_renormalized(true, (14, 14), (16, 16)),
+            "entropy": formulas.entropy(true),
+            "entropy_patch": formulas.entropy_patch(true, 1),
+            "rollout": formulas.rollout(list(true), (14, 14)),
+        }
+        for name, value in expected.items():
+            error = np.abs(store.read(name, i) - value).max() / np.abs(value).max()
+            errors[name] = max(errors[name], float(error))
         variation = np.abs(store.read("attention", i).astype(np.float32) - np.concatenate(taps)).sum(-1) / 2
         worst = max(worst, float(variation.max()))
     assert same == 167
     assert worst <= 1e-3
+    assert max(errors.values()) <= 1e-3, errors

@@ -152,7 +152,7 @@ def test_an_image_alone_has_the_numbers_it_has_in_a_batch() -> None:
     spec = make_spec()
     layers = sharp(spec, images=5)
     whole = compute(spec, layers)
-    for i in range(5):
+    for i in (0, 4):
         alone = compute(spec, [a[i : i + 1] for a in layers])
         assert_close(alone, {name: values[i : i + 1] for name, values in whole.items()})
 
