@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -20,42 +18,15 @@ import numpy as np
 
 from ..exporter.errors import AttlasError, Interrupted, UsageError
 from ..exporter.spec import GraphSpec
-from .graph import graph_digest, read_spec
-from .labels import accuracy, map_labels
-from .layout import Keep, Reducer, Statistics, arrays, templates, to_append
-from .plan import Plan, digest, make_plan, spread
+from .job import Estimate, Job, Request, make_job, open_store, versions
+from .labels import accuracy
+from .layout import Reducer, Statistics, to_append
 from .session import Session, cores, resolve_provider
-from .sources import Folder, Item, Source
-from .store import Store, Template, read_attrs
+from .sources import Source
+from .store import Store
 from .unit import Tools, UnitResult, run_unit
 
 __all__ = ["Estimate", "Progress", "RunResult", "run"]
-
-# On real attention lz4 with bitshuffle keeps this part of float16; codes shrink no further.
-EXPECTED_RATIO = {"float16": 0.85, "float32": 0.9, "uint8": 0.7}
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a run is going to be, known before its first image.
-
-    Attributes:
-        images: in the plan; `total`: in the source, before `limit`.
-        others: what the source left out, counted by reason.
-        bytes_raw: of all arrays; `bytes_expected`: after compression, from what real attention gave.
-        bytes_free: on the disk of the store.
-        plan: the plan itself.
-        done: units that are done already, when a store is resumed.
-    """
-
-    images: int
-    total: int
-    others: dict[str, int]
-    bytes_raw: int
-    bytes_expected: int
-    bytes_free: int
-    plan: Plan
-    done: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +77,6 @@ class RunResult:
     finished: bool
     estimate: Estimate
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class _Job:
-    """A run made ready: everything but the session."""
-
-    graph: Path
-    spec: GraphSpec
-    keep: Keep
-    source: Source
-    items: list[Item]
-    kept: list[Template]
-    reducer: Reducer | None
-    plan: Plan
-    estimate: Estimate
-    notes: list[str] = field(default_factory=list)
 
 
 def run(
@@ -176,24 +131,25 @@ def run(
     if not 1 <= shard[0] <= shard[1]:
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
     output = Path(output)
-    job = _make_job(
-        Path(graph), images, output, keep, layers, store_dtype, batch_size, provider, limit, seed, reducer, overwrite
-    )
+    request = Request(
+        graph=Path(graph), output=output, keep=keep, layers=layers, store_dtype=store_dtype, batch_size=batch_size,
+        provider=provider, limit=limit, seed=seed, reducer=reducer, statistics=statistics, overwrite=overwrite,
+        dry_run=dry_run,
+    )  # fmt: skip
+    job = make_job(request, images)
     if dry_run:
         return _result(job, output, None, UnitResult(), 0.0, "")
-    store = _open(job, output, overwrite)
+    store = open_store(job)
+    mine = _left(job, store, shard)
+    if not mine:
+        return _result(job, output, store, UnitResult(), 0.0, _last_provider(store))
     with _locked(store, shard):
-        done = store.done
-        mine = [k for k in range(shard[0] - 1, job.plan.units, shard[1]) if not done[k]]
-        if not mine:
-            return _result(job, output, store, UnitResult(), 0.0, _last_provider(store))
+        mine = _left(job, store, shard)
         if shard == (1, 1):
             store.sweep()
         started = time.perf_counter()
-        count = min(workers or cores(), len(mine))
-        appended = _to_append(job, provider, statistics)
-        wanted = list(job.keep.wanted(job.spec, appended=appended is not None).values())
-        session = Session(job.graph, provider=provider, wanted=wanted, appended=appended, threads=_threads(count))
+        count = max(1, min(workers or cores(), len(mine)))
+        session = _session(job, provider, statistics, _threads(count))
         _compare_record(job, store, session.provider)
         total = UnitResult()
         before = int(store.done_images.sum())
@@ -204,99 +160,14 @@ def run(
                 total += result
                 show(_progress(job, before, total, time.perf_counter() - started))
         finally:
-            _write_record(store, session.provider, count, total, time.perf_counter() - started)
+            _write_record(store, session, count, total, time.perf_counter() - started)
     if stop is not None and stop.is_set() and total.images < sum(len(job.plan.unit_range(k)) for k in mine):
         done = int(store.done_images.sum())
         raise Interrupted(f"{output}: stopped with {done} of {job.plan.images} images done; the same command goes on")
     return _result(job, output, store, total, time.perf_counter() - started, session.provider)
 
 
-def _make_job(
-    graph: Path, images: str | os.PathLike[str] | Source, output: Path, keep: Sequence[str],
-    layers: Sequence[int] | None, store_dtype: str, batch_size: int | None, provider: str, limit: int | None,
-    seed: int, reducer: Callable[[GraphSpec], Reducer] | None, overwrite: bool,
-) -> _Job:  # fmt: skip
-    """Read the graph, list the images, and make the plan or take the store's own."""
-    spec = read_spec(graph)
-    chosen = Keep.choose(spec, keep, layers, store_dtype)
-    gpu = resolve_provider(provider)[0] != "CPUExecutionProvider"
-    source: Source = Folder.scan(images) if isinstance(images, str | os.PathLike) else images
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: take at least one image")
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"--batch-size {batch_size}: a batch has at least one image")
-    items = [source.items[i] for i in spread(len(source.items), limit)]
-    made = reducer(spec) if reducer is not None else None
-    kept = templates(spec, chosen, made)
-    image_bytes = _image_bytes(kept, chosen, spec)
-    identity = {
-        "graph": graph_digest(graph),
-        "images": len(items),
-        "items": digest([i.key, i.label] for i in items),
-        "recipe": str(spec.recipe),
-        **chosen.identity(),
-        "statistics": sorted(t.name for t in made.templates) if made is not None else [],
-        "seed": seed,
-    }
-    width = 4 if chosen.reduced == "float32" else 2
-    plan = make_plan(
-        len(items), layer_bytes=spec.heads * spec.tokens**2 * width, image_bytes=image_bytes, identity=identity,
-        batch=batch_size, gpu=gpu, seed=seed,
-    )  # fmt: skip
-    done = 0
-    if output.exists() and not overwrite:
-        existing = Plan.from_dict(read_attrs(output)["plan"])
-        _compare(output, existing, plan, batch_size)
-        plan = existing
-        done = int(Store(output).done.sum())
-    raw = image_bytes * plan.images
-    large = sum(_bytes(t, chosen, spec) for t in kept if t.name in ("attention", "attention_code", "attention_mean"))
-    expected = int(plan.images * (large * EXPECTED_RATIO[chosen.dtype] + (image_bytes - large)))
-    estimate = Estimate(
-        images=plan.images, total=len(source.items), others=dict(source.others), bytes_raw=raw,
-        bytes_expected=expected, bytes_free=_free(output), plan=plan, done=done,
-    )  # fmt: skip
-    return _Job(graph, spec, chosen, source, items, kept, made, plan, estimate)
-
-
-def _compare(output: Path, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
-    """Refuse to go on with a store that was planned from something else, and show the difference."""
-    old, new = dict(theirs.identity), dict(ours.identity)
-    if batch_size is not None:
-        old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
-    different = [
-        f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    if different:
-        raise AttlasError(
-            f"{output}: holds another run ({'; '.join(different)}); choose another output, or --overwrite"
-        )
-
-
-def _open(job: _Job, output: Path, overwrite: bool) -> Store:
-    """The store to write to: the existing one of this plan, or a new one."""
-    if output.exists():
-        if not overwrite:
-            return Store(output, writable=True)
-        read_attrs(output)  # refuses what is not our store
-        aside = output.with_name(f".{output.name}.{os.getpid()}.deleted")
-        output.rename(aside)
-        shutil.rmtree(aside)
-    labels = map_labels([i.label for i in job.items], job.spec.classes)
-    layout, values = arrays(job.spec, job.plan, job.kept, job.items, labels)
-    attrs = {
-        "dataset": job.source.name,
-        "selection": _selection(job),
-        "versions": versions(),
-        "kept": job.keep.identity(),
-        "coordinates": "path label label_class valid error height width",
-    }
-    return Store.create(output, job.spec, job.plan, layout, values=values, attrs=attrs)
-
-
-def _units(job: _Job, store: Store, session: Session, mine: Sequence[int], count: int, stop: threading.Event) -> Any:
+def _units(job: Job, store: Store, session: Session, mine: Sequence[int], count: int, stop: threading.Event) -> Any:
     """Do the units, `count` at once, and yield each result as it comes; on an error the units in flight still end."""
     idle: SimpleQueue[Tools] = SimpleQueue()
     for _ in range(count):
@@ -329,13 +200,24 @@ def _units(job: _Job, store: Store, session: Session, mine: Sequence[int], count
             wait(flying)
 
 
-def _to_append(job: _Job, provider: str, statistics: Statistics) -> bytes | None:
-    """The statistics as a model to append to the graph, where they belong there."""
+def _session(job: Job, provider: str, statistics: Statistics, threads: int) -> Session:
+    """The graph, with the statistics behind it where they belong there."""
     accelerator = resolve_provider(provider)[0] != "CPUExecutionProvider"
-    model = to_append(job.spec, job.keep, job.reducer, statistics, accelerator=accelerator)
-    if model is None and accelerator and statistics == "auto" and job.reducer is not None:
+    appended = to_append(job.spec, job.keep, job.reducer, statistics, accelerator=accelerator)
+    if appended is None and accelerator and statistics == "auto" and job.reducer is not None:
         job.notes.append("statistics on the host, which is slower (`pip install 'attlas[gpu]'` puts them in the graph)")
-    return model
+    wanted = list(job.keep.wanted(job.spec, appended=appended is not None).values())
+    session = Session(job.request.graph, provider=provider, wanted=wanted, appended=appended, threads=threads)
+    if session.on_cpu and appended is not None and statistics == "auto":
+        # A card was there and does not work: on a CPU the host's statistics are ten times as fast.
+        return _session(job, "cpu", statistics, threads)
+    return session
+
+
+def _left(job: Job, store: Store, shard: tuple[int, int]) -> list[int]:
+    """The units of this shard that are not done."""
+    done = store.done
+    return [k for k in range(shard[0] - 1, job.plan.units, shard[1]) if not done[k]]
 
 
 def _threads(workers: int) -> int:
@@ -343,7 +225,7 @@ def _threads(workers: int) -> int:
     return max(1, cores() // workers)
 
 
-def _progress(job: _Job, before: int, total: UnitResult, seconds: float) -> Progress:
+def _progress(job: Job, before: int, total: UnitResult, seconds: float) -> Progress:
     done = before + total.images
     rate = total.images / seconds if seconds else 0.0
     left = (job.plan.images - done) / rate if rate else None
@@ -353,9 +235,7 @@ def _progress(job: _Job, before: int, total: UnitResult, seconds: float) -> Prog
     )  # fmt: skip
 
 
-def _result(
-    job: _Job, output: Path, store: Store | None, total: UnitResult, seconds: float, provider: str
-) -> RunResult:
+def _result(job: Job, output: Path, store: Store | None, total: UnitResult, seconds: float, provider: str) -> RunResult:
     labelled = top1 = top5 = errors = 0
     finished = False
     if store is not None:
@@ -409,19 +289,7 @@ def _locked(store: Store, shard: tuple[int, int]) -> Any:
             path.unlink()
 
 
-def versions() -> dict[str, str]:
-    """The versions that decide the numbers."""
-    names = ("attlas", "numpy", "zarr", "pillow", "numba")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    import onnxruntime
-
-    return found | {"onnxruntime": onnxruntime.__version__}
-
-
-def _compare_record(job: _Job, store: Store, provider: str) -> None:
+def _compare_record(job: Job, store: Store, provider: str) -> None:
     """Note when a store is resumed under another provider, processor or version: its numbers may differ there."""
     last = (store.record.get("runs") or [{}])[-1]
     now = {"provider": provider, "processor": platform.machine(), **versions()}
@@ -431,14 +299,15 @@ def _compare_record(job: _Job, store: Store, provider: str) -> None:
         job.notes.append(f"resumed under other conditions ({'; '.join(different)}): bits may differ from here on")
 
 
-def _write_record(store: Store, provider: str, workers: int, total: UnitResult, seconds: float) -> None:
+def _write_record(store: Store, session: Session, workers: int, total: UnitResult, seconds: float) -> None:
     entry = {
         "images": total.images,
         "errors": total.errors,
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in total.seconds.items()},
         "workers": workers,
-        "provider": provider,
+        "provider": session.provider,
+        "statistics": "graph" if session.appended else "host",
         "processor": platform.machine(),
         "versions": versions(),
     }
@@ -449,35 +318,3 @@ def _write_record(store: Store, provider: str, workers: int, total: UnitResult, 
 def _last_provider(store: Store) -> str:
     runs = store.record.get("runs") or [{}]
     return str(runs[-1].get("provider", ""))
-
-
-def _selection(job: _Job) -> str:
-    """In words, how the images were chosen."""
-    if job.estimate.total == job.plan.images:
-        return f"all {job.plan.images} images"
-    return f"{job.plan.images} of {job.estimate.total} images, evenly spread over the sorted list"
-
-
-def _bytes(template: Template, keep: Keep, spec: GraphSpec) -> int:
-    """Raw bytes per image; of the layers that are not kept, nothing is written."""
-    size = int(np.prod(template.shape)) * (32 if template.dtype == "str" else np.dtype(template.dtype).itemsize)
-    if template.name in ("attention", "attention_code", "attention_mean"):
-        size = size * len(keep.layers) // len(spec.layers)
-    return size
-
-
-def _image_bytes(kept: Sequence[Template], keep: Keep, spec: GraphSpec) -> int:
-    return sum(_bytes(t, keep, spec) for t in kept)
-
-
-def _free(output: Path) -> int:
-    """Free bytes where the store will lie."""
-    place = output.resolve()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import math
 import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,7 @@ class Session:
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
         self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
         self._ring: Ring | None = None
+        self._ring_lock = threading.Lock()
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """For every output its shape without the image axis, and its dtype; -1 leads that of one without images."""
@@ -190,12 +193,13 @@ class Session:
 
     def _slots(self, batch: int) -> Ring:
         """The ring for batches of this size; one of another size is let go."""
-        with self._lock:
+        with self._ring_lock:
             if self._ring is None or self._ring.batch != batch:
-                shapes = self._batched()
+                # Bound to what it needs and not to this object, which would then outlive its last user.
                 pixels = (self._input, (*self.spec.image_size, 3))
+                make = partial(Slot, self._session, batch, pixels, self._batched(), str(self._device))
                 self._ring = None
-                self._ring = Ring(lambda: Slot(self._session, batch, pixels, shapes, str(self._device)), batch)
+                self._ring = Ring(make, batch)
             return self._ring
 
     def _batched(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -312,23 +316,34 @@ def probe_batch(
         AttlasError: what `Session` raises.
     """
     while True:
-        # A session of its own for every try: what an arena has taken it does not give back.
-        session = Session(graph, provider=provider, wanted=wanted, appended=appended, device=device)
-        if session._device is None:
-            return batch
-        before = session._copies.free()
-        try:
-            session.run_into(session.pixels(batch), session.buffers(batch), batch)
-        except OutOfMemoryError:
-            if batch == 1:
-                raise
-            batch //= 2
-            continue
-        after = session._copies.free()
-        if before is None or after is None:
-            return batch
-        output = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in session._batched().values())
-        return fitting_batch(batch, free=after, used=max(before - after, 0), output=output, ring=RING)
+        found = _probe(graph, batch, provider, wanted, appended, device)
+        if found is not None:
+            return found
+        # What an arena has taken it does not give back: every try has a session of its own, and no other beside it.
+        gc.collect()
+        batch //= 2
+
+
+def _probe(
+    graph: str | os.PathLike[str], batch: int, provider: str, wanted: Sequence[Wanted] | None, appended: bytes | None,
+    device: str | None,
+) -> int | None:  # fmt: skip
+    """One try of `probe_batch`; None where there was too little memory for it, and less can be tried."""
+    session = Session(graph, provider=provider, wanted=wanted, appended=appended, device=device)
+    if session._device is None:
+        return batch
+    before = session._copies.free()
+    try:
+        session.run_into(session.pixels(batch), session.buffers(batch), batch)
+    except OutOfMemoryError:
+        if batch == 1:
+            raise
+        return None
+    after = session._copies.free()
+    if before is None or after is None:
+        return batch
+    output = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in session._batched().values())
+    return fitting_batch(batch, free=after, used=max(before - after, 0), output=output, ring=RING)
 
 
 def _create(model: bytes, options: Any, candidates: list[str], path: Path, *, strict: bool) -> Any:

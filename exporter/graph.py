@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from .errors import AttlasError, UsageError
-from .gradients import Gradients
+from .gradients import Gradients, separate_square_weights
 from .half import to_float16
 from .models import Facts, Model, build, describe
 from .parity import Parity, check, example
@@ -262,6 +262,8 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
     model = program.model
     _adopt_constants(model.graph)
     _name_constants(model.graph)
+    if spec.gradients:
+        separate_square_weights(model.graph)
     _check_batch(model, spec)
     _strip(model)
     model.producer_name, model.producer_version = "attlas", _version()

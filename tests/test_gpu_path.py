@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +191,46 @@ def test_slots_are_shared_and_bounded(tiny_graph: Path) -> None:
     finally:
         session_module.Slot = original  # type: ignore[misc]
     assert 1 <= len(made) <= RING
+
+
+def test_the_next_batch_arrives_while_one_runs(tiny_graph: Path) -> None:
+    """Only the run itself is exclusive: pixels go up and outputs come down beside it."""
+    session = Session(tiny_graph, provider="cpu", device="cpu")
+    real, copies = session._session, session._copies
+    running, go_on, arrived = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def run_slowly(binding: Any) -> None:
+        running.set()
+        assert go_on.wait(30)
+        real.run_with_iobinding(binding)
+
+    def upload(value: Any, array: Any) -> None:
+        copies.upload(value, array)
+        arrived.release()
+
+    session._session = SimpleNamespace(run_with_iobinding=run_slowly, io_binding=real.io_binding)
+    session._copies = SimpleNamespace(upload=upload, download=copies.download, host=copies.host)  # type: ignore[assignment]
+    threads = [
+        threading.Thread(target=session.run_into, args=(black(session, 2), session.buffers(2), 2)) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    assert running.wait(30)
+    assert arrived.acquire(timeout=30)
+    assert arrived.acquire(timeout=30)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_session_is_gone_with_its_last_user(tiny_graph: Path) -> None:
+    """A device's memory waits for no collector."""
+    session = Session(tiny_graph, provider="cpu", device="cpu")
+    session.run_into(session.pixels(2), session.buffers(2), 2)
+    gone = weakref.ref(session)
+    del session
+    assert gone() is None
 
 
 def test_a_ring_goes_on_with_the_slots_that_memory_holds() -> None:
@@ -417,3 +458,18 @@ def test_a_run_through_cudas_library_stores_the_same(
     monkeypatch.undo()
     other = run(tiny_graph, pictures, tmp_path / "other.zarr", batch_size=3)
     assert_same_store(one.path, other.path, tolerance=1e-6)
+
+
+def test_where_a_card_does_not_work_a_run_is_as_without_one(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` tries it, falls back to the CPU, and leaves the statistics to the host."""
+    monkeypatch.setattr(session_module, "_has_driver", lambda: True)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", lambda model, options, providers=(): real(model, options, [CPU]))
+    one = attlas.run(tiny_graph, pictures, tmp_path / "one.zarr", keep=("none",), batch_size=4)
+    monkeypatch.undo()
+    other = attlas.run(tiny_graph, pictures, tmp_path / "other.zarr", keep=("none",), batch_size=4)
+    assert one.provider == CPU
+    assert_same_store(one.path, other.path, tolerance=0)

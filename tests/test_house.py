@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "torchvision", "timm", "numba", "matplotlib", "xarray", "scipy"}
+HEAVY = {"torch", "torchvision", "timm", "numba", "matplotlib", "xarray", "scipy", "ndonnx"}
 
 
 def test_the_packages_listed_are_the_folders_present() -> None:

@@ -1,0 +1,248 @@
+"""A run made ready: what is asked for, checked against graph, images and store, and turned into a plan."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..exporter.errors import AttlasError, UsageError
+from ..exporter.spec import GraphSpec
+from .graph import graph_digest, read_spec
+from .labels import map_labels
+from .layout import Keep, Reducer, Statistics, arrays, templates, to_append
+from .plan import Plan, digest, make_plan, spread
+from .session import probe_batch, resolve_provider
+from .sources import Folder, Item, Source
+from .store import LAYERED, Store, Template, read_attrs
+
+__all__ = ["Estimate", "Job", "Request", "make_job", "open_store", "versions"]
+
+# On real attention lz4 with bitshuffle keeps this part of float16; codes shrink no further.
+EXPECTED_RATIO = {"float16": 0.85, "float32": 0.9, "uint8": 0.7}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run is going to be, known before its first image.
+
+    Attributes:
+        images: in the plan; `total`: in the source, before `limit`.
+        others: what the source left out, counted by reason.
+        bytes_raw: of all arrays; `bytes_expected`: after compression, from what real attention gave.
+        bytes_free: on the disk of the store.
+        plan: the plan itself.
+        done: units that are done already, when a store is resumed.
+    """
+
+    images: int
+    total: int
+    others: dict[str, int]
+    bytes_raw: int
+    bytes_expected: int
+    bytes_free: int
+    plan: Plan
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a run is asked for: the arguments of `run` that decide the plan and the store."""
+
+    graph: Path
+    output: Path
+    keep: Sequence[str]
+    layers: Sequence[int] | None
+    store_dtype: str
+    batch_size: int | None
+    provider: str
+    limit: int | None
+    seed: int
+    reducer: Callable[[GraphSpec], Reducer] | None
+    statistics: Statistics
+    overwrite: bool
+    dry_run: bool
+
+
+@dataclass
+class Job:
+    """A run made ready: everything but the session."""
+
+    request: Request
+
+    spec: GraphSpec
+    keep: Keep
+    source: Source
+    items: list[Item]
+    kept: list[Template]
+    reducer: Reducer | None
+    plan: Plan
+    estimate: Estimate
+    notes: list[str] = field(default_factory=list)
+
+
+def make_job(request: Request, images: str | os.PathLike[str] | Source) -> Job:
+    """Read the graph, list the images, and make the plan or take the store's own.
+
+    Raises:
+        UsageError: choices that do not fit the graph.
+        AttlasError: graph or images cannot be read, or the store at the output is another run's.
+    """
+    for option, number in (("--limit", request.limit), ("--batch-size", request.batch_size)):
+        if number is not None and number < 1:
+            raise UsageError(f"{option} {number}: at least one image")
+    spec = read_spec(request.graph)
+    keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype)
+    accelerator = resolve_provider(request.provider)[0] != "CPUExecutionProvider"
+    source: Source = Folder.scan(images) if isinstance(images, str | os.PathLike) else images
+    items = [source.items[i] for i in spread(len(source.items), request.limit)]
+    reducer = request.reducer(spec) if request.reducer is not None else None
+    kept = templates(spec, keep, reducer)
+    existing = None
+    if request.output.exists() and not request.overwrite:
+        existing = Plan.from_dict(read_attrs(request.output)["plan"])
+    image_bytes = sum(_bytes(t, keep, spec) for t in kept)
+
+    def planned(batch: int | None) -> Plan:
+        return make_plan(
+            len(items),
+            layer_bytes=spec.heads * spec.tokens**2 * (4 if keep.reduced == "float32" else 2),
+            image_bytes=image_bytes,
+            identity=_identity(request, spec, keep, items, reducer),
+            batch=batch,
+            gpu=accelerator,
+            seed=request.seed,
+        )
+
+    plan = planned(request.batch_size)
+    if existing is not None:
+        _compare(request.output, existing, plan, request.batch_size)
+        plan = existing
+    elif accelerator and request.batch_size is None and not request.dry_run:
+        # Once, into the plan: what the device's memory holds.
+        appended = to_append(spec, keep, reducer, request.statistics, accelerator=True)
+        wanted = list(keep.wanted(spec, appended=appended is not None).values())
+        fits = probe_batch(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
+        plan = planned(fits) if fits < plan.batch else plan
+    estimate = _estimate(request, source, plan, kept, keep, spec)
+    return Job(request, spec, keep, source, items, kept, reducer, plan, estimate)
+
+
+def _identity(
+    request: Request, spec: GraphSpec, keep: Keep, items: Sequence[Item], reducer: Reducer | None
+) -> dict[str, Any]:
+    """What must be equal for a run to resume."""
+    return {
+        "graph": graph_digest(request.graph),
+        "images": len(items),
+        "items": digest([i.key, i.label] for i in items),
+        "recipe": str(spec.recipe),
+        **keep.identity(),
+        "statistics": sorted(t.name for t in reducer.templates) if reducer is not None else [],
+        "seed": request.seed,
+    }
+
+
+def _estimate(
+    request: Request, source: Source, plan: Plan, kept: Sequence[Template], keep: Keep, spec: GraphSpec
+) -> Estimate:
+    """The bytes that the plan means, and how much of it is done already."""
+    image_bytes = sum(_bytes(t, keep, spec) for t in kept)
+    large = sum(_bytes(t, keep, spec) for t in kept if t.name in LAYERED)
+    resumed = request.output.exists() and not request.overwrite
+    return Estimate(
+        images=plan.images,
+        total=len(source.items),
+        others=dict(source.others),
+        bytes_raw=image_bytes * plan.images,
+        bytes_expected=int(plan.images * (large * EXPECTED_RATIO[keep.dtype] + image_bytes - large)),
+        bytes_free=_free(request.output),
+        plan=plan,
+        done=int(Store(request.output).done.sum()) if resumed else 0,
+    )
+
+
+def _compare(output: Path, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
+    """Refuse to go on with a store that was planned from something else, and show the difference."""
+    old, new = dict(theirs.identity), dict(ours.identity)
+    if batch_size is not None:
+        old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
+    different = [
+        f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if different:
+        raise AttlasError(
+            f"{output}: holds another run ({'; '.join(different)}); choose another output, or --overwrite"
+        )
+
+
+def open_store(job: Job) -> Store:
+    """The store to write to: the existing one of this plan, or a new one."""
+    output = job.request.output
+    if output.exists():
+        if not job.request.overwrite:
+            return Store(output, writable=True)
+        read_attrs(output)  # refuses what is not our store
+        aside = output.with_name(f".{output.name}.{os.getpid()}.deleted")
+        output.rename(aside)
+        shutil.rmtree(aside)
+    labels = map_labels([i.label for i in job.items], job.spec.classes)
+    layout, values = arrays(job.spec, job.plan, job.kept, job.items, labels)
+    attrs = {
+        "dataset": job.source.name,
+        "selection": _selection(job),
+        "versions": versions(),
+        "kept": job.keep.identity(),
+        "coordinates": "path label label_class valid error height width",
+    }
+    return Store.create(output, job.spec, job.plan, layout, values=values, attrs=attrs)
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide the numbers."""
+    names = ("attlas", "numpy", "zarr", "pillow", "numba")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    import onnxruntime
+
+    return found | {"onnxruntime": onnxruntime.__version__}
+
+
+def _selection(job: Job) -> str:
+    """In words, how the images were chosen."""
+    if job.estimate.total == job.plan.images:
+        return f"all {job.plan.images} images"
+    return f"{job.plan.images} of {job.estimate.total} images, evenly spread over the sorted list"
+
+
+def _bytes(template: Template, keep: Keep, spec: GraphSpec) -> int:
+    """Raw bytes per image; of the layers that are not kept, nothing is written."""
+    size = int(np.prod(template.shape)) * (32 if template.dtype == "str" else np.dtype(template.dtype).itemsize)
+    if template.name in LAYERED:
+        size = size * len(keep.layers) // len(spec.layers)
+    return size
+
+
+def _free(output: Path) -> int:
+    """Free bytes where the store will lie."""
+    place = output.resolve()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
