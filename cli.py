@@ -144,7 +144,7 @@ def _size(text: str) -> int | tuple[int, int]:
               help="Of the stored attention; uint8 holds companded codes, for averages only.")  # fmt: skip
 @click.option("--batch-size", default="auto", show_default=True, help="Images of a batch, which is one chunk.")
 @click.option("--provider", default="auto", show_default=True, help="auto, cpu, cuda or any that `doctor` lists.")
-@click.option("--workers", type=click.IntRange(1), help="Units worked on at once; by default the cores.")
+@click.option("--workers", type=click.IntRange(1), help="Units worked on at once; by default a quarter more than the cores.")
 @click.option("--shard", default="1/1", show_default=True, help="K/N: the K-th of N processes that share the store.")
 @click.option("--limit", type=int, help="Take this many images, evenly spread over the sorted list.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample of pictures in the store.")

@@ -15,6 +15,7 @@ from ..engine.store import Template
 from ..exporter.errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import formulas
+from .gradients import WEIGHTED
 from .kernel import score_matrix
 
 __all__ = ["CATALOG", "SCALARS", "Statistic", "find", "sizes"]
@@ -156,7 +157,7 @@ def find(names: Iterable[str]) -> list[str]:
     Raises:
         UsageError: one is unknown; near names are suggested.
     """
-    known, found = [*FUSED, *CATALOG], []
+    known, found = [*FUSED, *CATALOG, *WEIGHTED], []
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -45,7 +45,7 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | None = None) 
     found = found.assign({str(name): _decoded(variable) for name, variable in found.data_vars.items()})
     if "attention_code" in found:
         found = found.rename(attention_code="attention")
-    beside = ("path", "label", "label_class", "valid", "error", "height", "width", "class_name")
+    beside = ("path", "label", "label_class", "valid", "error", "height", "width", "class_name", "target")
     found = found.set_coords([name for name in beside if name in found])
     # Small and asked for at every turn.
     found = found.assign_coords({name: found[name].compute() for name in found.coords if found[name].ndim == 1})

@@ -24,6 +24,9 @@ from ..engine.store import ArraySpec, Store, Template
 from ..exporter.errors import AttlasError, UsageError
 from .catalog import CATALOG, FUSED, SCALARS, Statistic, find
 from .formulas import decode_codes
+from .gradients import WEIGHTED
+from .gradients import check as check_weighted
+from .gradients import computed as compute_weighted
 from .kernel import Reducer
 from .moments import QUANTILES, RESAMPLES, Moments, interval, quantiles
 
@@ -120,6 +123,7 @@ class _Work:
     layers: tuple[int, ...] = ()
     rows: dict[str, Template] = field(default_factory=dict)
     extras: list[Statistic] = field(default_factory=list)
+    weighted: list[str] = field(default_factory=list)
     todo: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     reducer: Reducer | None = None
     means: dict[str, Moments] = field(default_factory=dict)
@@ -149,8 +153,12 @@ def _plan(store: Store, asked: list[str] | None, overwrite: bool) -> _Work:
         if name in CATALOG and (CATALOG[name].per_image or name not in store or name in analyzed):
             _refuse_missing(store, work, name)
             work.extras.append(CATALOG[name])
+    work.weighted = [name for name in wanted if name in WEIGHTED]
+    for name in work.weighted:
+        check_weighted(store, name)
     work.rows = {t.name: _whole(t, store) for t in fused.values()}
     work.rows |= {s.name: s.template(store.spec) for s in work.extras if s.per_image}
+    work.rows |= {name: WEIGHTED[name].template(store.spec) for name in work.weighted}
     _lay_out(store, work, overwrite)
     if not any(name in work.todo and work.todo[name].any() for name in fused):
         work.reducer = None
@@ -304,8 +312,8 @@ def _computed(store: Store, work: _Work, batch: range, names: set[str]) -> tuple
             len(batch), store.read("pool_attention", at) if "pool_attention" in store else None
         )
     floats: list[Array] = []
-    read = 0
-    for layer in reversed(work.layers):
+    derived, read = compute_weighted(store, [name for name in work.weighted if name in names], at)
+    for layer in reversed(work.layers if extras or reduction is not None else ()):
         raw = store.read(work.source, (at, spec.layers.index(layer)))
         read += raw.nbytes
         if reduction is not None:
@@ -317,7 +325,7 @@ def _computed(store: Store, work: _Work, batch: range, names: set[str]) -> tuple
         if any(s.follows for s in extras):
             floats.insert(0, wide)
     found = {name: np.stack(values, axis=1) for name, values in layered.items()}
-    found |= {s.name: s.function(floats, spec) for s in extras if s.follows}
+    found |= {s.name: s.function(floats, spec) for s in extras if s.follows} | derived
     if reduction is not None:
         found |= {name: values for name, values in reduction.results().items() if name in names}
     return {name: _spread(store, work, name, values) for name, values in found.items()}, read
@@ -331,11 +339,12 @@ def _floats(raw: Array) -> Array:
 def _spread(store: Store, work: _Work, name: str, values: Array) -> Array:
     """(image, kept layer, ...) -> (image, layer, ...), with fill for layers that were not kept."""
     dims = work.rows[name].dims[1:] if name in work.rows else CATALOG[name].dims
-    if "layer" not in dims or work.layers == store.spec.layers:
+    kept = store.attrs["kept"]["layers"]
+    if "layer" not in dims or values.shape[1] == len(store.spec.layers):
         return values
     fill = work.rows[name].fill if name in work.rows else math.nan
     whole = np.full((len(values), len(store.spec.layers), *values.shape[2:]), fill, values.dtype)
-    whole[:, [store.spec.layers.index(layer) for layer in work.layers]] = values
+    whole[:, [store.spec.layers.index(layer) for layer in kept]] = values
     return whole
 
 
@@ -346,8 +355,8 @@ def _sum_up(store: Store, asked: list[str] | None, mask: npt.NDArray[np.bool_], 
     """Write the dataset-level arrays of what the store holds, all of it or what was asked for."""
     images, units = int(mask.sum()), _ranges(work.done)
     found: list[tuple[ArraySpec, Any]] = []
-    for name in (n for n in (*FUSED, *CATALOG) if asked is None or n in asked):
-        statistic = CATALOG.get(name)
+    for name in (n for n in (*FUSED, *CATALOG, *WEIGHTED) if asked is None or n in asked):
+        statistic = CATALOG.get(name) or WEIGHTED.get(name)
         if statistic is not None and not statistic.per_image:
             if name in work.means and work.todo[name].any():
                 attrs = {**statistic.attrs, "images": images, "units_summed": units}

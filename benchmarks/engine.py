@@ -8,6 +8,7 @@ Images are the given ones under repeated names. Prints a Markdown table of media
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -133,13 +134,19 @@ def reduce_alone(store: Store) -> float:
 def whole(command: list[str]) -> tuple[float, float]:
     """Wall seconds and peak MiB of a whole process."""
     start = time.perf_counter()
+    peak = 0
     with tempfile.TemporaryFile() as err:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
+        while process.poll() is None:
+            # The child's own high-water mark: what wait4 reports may be that of the parent it was forked from.
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))])
+            time.sleep(0.05)
+        if process.returncode:
             err.seek(0)
             sys.exit(f"{command[:4]} failed: {err.read().decode()[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, peak / 1024
 
 
 def spread(values: list[float], digits: int = 2) -> str:

@@ -186,16 +186,15 @@ class Cudart:
 
 
 class Slot:
-    """One batch on the device: its pixels, every output, and the binding that joins them to the session."""
+    """One batch on the device: its inputs, every output, and the binding that joins them to the session."""
 
-    def __init__(self, session: Any, batch: int, pixels: tuple[str, tuple[int, ...]], shapes: Shapes,
-                 device: str) -> None:  # fmt: skip
-        """Allocate for `batch` images: `pixels` is the input's name and shape, `shapes` the outputs'."""
-        name, shape = pixels
-        self.pixels = _value((batch, *shape), "uint8", device)
+    def __init__(self, session: Any, batch: int, inputs: Shapes, shapes: Shapes, device: str) -> None:
+        """Allocate for `batch` images: the shapes, without the image axis, and dtypes of inputs and outputs."""
+        self.inputs = {n: _value((batch, *own), dtype, device) for n, (own, dtype) in inputs.items()}
         self.outputs = {n: _value((batch, *own), dtype, device) for n, (own, dtype) in shapes.items()}
         self.binding = session.io_binding()
-        self.binding.bind_ortvalue_input(name, self.pixels)
+        for n, value in self.inputs.items():
+            self.binding.bind_ortvalue_input(n, value)
         for n, value in self.outputs.items():
             self.binding.bind_ortvalue_output(n, value)
 

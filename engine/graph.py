@@ -15,11 +15,14 @@ from onnx import TensorProto, compose, helper, version_converter
 from ..exporter.errors import AttlasError
 from ..exporter.spec import METADATA_KEY, GraphSpec
 
-__all__ = ["APPENDED", "Wanted", "appended_outputs", "graph_digest", "prepare", "read_spec"]
+__all__ = ["APPENDED", "TARGET", "Wanted", "appended_outputs", "graph_digest", "prepare", "read_spec"]
 
 Form = Literal["float32", "float16", "uint8"]
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+
+# The second input of a graph with gradients: (image) int64, a class each.
+TARGET = "target"
 
 # Before every name of an appended model, which is a stranger to the names of the graph.
 APPENDED = "appended:"
@@ -29,19 +32,23 @@ APPENDED = "appended:"
 class Wanted:
     """One output of the prepared graph: which of the graph's own, in what form.
 
-    `uint8` is the companded code round(255 * sqrt(a)), for attention alone. `head_mean` averages axis 1 first.
+    `uint8` is the companded code round(255 * sqrt(a)), for attention alone. `times` is another output to multiply by
+    first, of which product `positive` keeps what is above 0; then `head_mean` averages axis 1.
     """
 
     source: str
     form: Form = "float32"
     head_mean: bool = False
+    times: str = ""
+    positive: bool = False
 
     @property
     def name(self) -> str:
         """The output's name in the prepared graph; unchanged where nothing is appended."""
-        if self.form == "float32" and not self.head_mean:
+        if self.form == "float32" and not self.head_mean and not self.times:
             return self.source
-        return f"{self.source}{':mean' if self.head_mean else ''}:{self.form}"
+        product = f":{self.times}{':positive' if self.positive else ''}" if self.times else ""
+        return f"{self.source}{product}{':mean' if self.head_mean else ''}:{self.form}"
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -121,6 +128,8 @@ def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: by
         return made[want.name]
 
     outputs = [form(want) for want in wanted]
+    if not any(want.source.startswith("gradient.") for want in wanted):
+        _fix_target(graph)
     if appended is not None:
         outputs += _splice(model, appended, form, str(path))
     del graph.output[:]
@@ -164,6 +173,8 @@ def _splice(
 def _append(graph: onnx.GraphProto, want: Wanted) -> onnx.ValueInfoProto:
     """Append the nodes that bring one output into the wanted form."""
     value = want.source
+    # Before what is appended for this output alone.
+    stem = want.name.removesuffix(f":{want.form}")
 
     def add(op: str, inputs: list[str], result: str, **attributes: Any) -> str:
         graph.node.append(helper.make_node(op, inputs, [result], name=result, **attributes))
@@ -174,15 +185,28 @@ def _append(graph: onnx.GraphProto, want: Wanted) -> onnx.ValueInfoProto:
             graph.initializer.append(helper.make_tensor(name, kind, dims, values))
         return name
 
+    if want.times:
+        value = add("Mul", [value, want.times], f"{stem}:product")
+    if want.positive:
+        value = add("Relu", [value], f"{stem}:above")
     if want.head_mean:
         axes = constant("attlas.head_axis", TensorProto.INT64, [1], [1])
-        value = add("ReduceMean", [value, axes], f"{want.source}:mean", keepdims=0)
+        value = add("ReduceMean", [value, axes], stem, keepdims=0)
     if want.form == "uint8":
         value = add("Sqrt", [value], f"{value}:root")
         value = add("Mul", [value, constant("attlas.255", TensorProto.FLOAT, [], [255.0])], f"{value}:scaled")
         value = add("Round", [value], f"{value}:rounded")
     value = add("Cast", [value], want.name, to=_TYPES[want.form])
     return helper.make_tensor_value_info(value, _TYPES[want.form], None)
+
+
+def _fix_target(graph: onnx.GraphProto) -> None:
+    """Where no gradient is wanted the classes to derive are no input, and what leads to gradients is dead."""
+    for i, entry in enumerate(graph.input):
+        if entry.name == TARGET:
+            del graph.input[i]
+            graph.initializer.append(helper.make_tensor(TARGET, TensorProto.INT64, [1], [-1]))
+            return
 
 
 def _external(model: onnx.ModelProto) -> set[str]:

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..exporter.errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
 from .graph import graph_digest, read_spec
 from .labels import map_labels
-from .layout import Keep, Reducer, Statistics, arrays, templates, to_append
+from .layout import GRADIENTS, Keep, Reducer, Statistics, arrays, templates, to_append
 from .plan import Plan, digest, make_plan, spread
 from .session import probe_batch, resolve_provider
 from .sources import Folder, Item, Source
 from .store import LAYERED, Store, Template, read_attrs
+from .targets import choose
 
 __all__ = ["Estimate", "Job", "Request", "make_job", "open_store", "versions"]
 
@@ -64,6 +66,7 @@ class Request:
     store_dtype: str
     batch_size: int | None
     provider: str
+    target: str
     limit: int | None
     seed: int
     reducer: Callable[[GraphSpec], Reducer] | None
@@ -86,6 +89,7 @@ class Job:
     reducer: Reducer | None
     plan: Plan
     estimate: Estimate
+    targets: npt.NDArray[np.int64] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -106,6 +110,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source) -> Job:
     items = [source.items[i] for i in spread(len(source.items), request.limit)]
     reducer = request.reducer(spec) if request.reducer is not None else None
     kept = templates(spec, keep, reducer)
+    targets = _targets(request, keep, spec, items)
     existing = None
     if request.output.exists() and not request.overwrite:
         existing = Plan.from_dict(read_attrs(request.output)["plan"])
@@ -114,7 +119,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source) -> Job:
     def planned(batch: int | None) -> Plan:
         return make_plan(
             len(items),
-            layer_bytes=spec.heads * spec.tokens**2 * (4 if keep.reduced == "float32" else 2),
+            layer_bytes=spec.heads * spec.tokens**2 * (4 if "float32" in keep.widths else 2),
             image_bytes=image_bytes,
             identity=_identity(request, spec, keep, items, reducer),
             batch=batch,
@@ -133,7 +138,16 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source) -> Job:
         fits = probe_batch(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
         plan = planned(fits) if fits < plan.batch else plan
     estimate = _estimate(request, source, plan, kept, keep, spec)
-    return Job(request, spec, keep, source, items, kept, reducer, plan, estimate)
+    return Job(request, spec, keep, source, items, kept, reducer, plan, estimate, targets)
+
+
+def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Sequence[Item]) -> npt.NDArray[np.int64] | None:
+    """The classes to derive, (image) int64, where gradients are kept."""
+    if keep.gradients:
+        return choose(request.target, spec, [i.label for i in items])
+    if request.target != "predicted":
+        raise UsageError(f"--target {request.target}: is of gradients; --keep {', '.join(GRADIENTS)} keeps them")
+    return None
 
 
 def _identity(
@@ -146,6 +160,7 @@ def _identity(
         "items": digest([i.key, i.label] for i in items),
         "recipe": str(spec.recipe),
         **keep.identity(),
+        **({"target": request.target} if keep.gradients else {}),
         "statistics": sorted(t.name for t in reducer.templates) if reducer is not None else [],
         "seed": request.seed,
     }
@@ -203,7 +218,7 @@ def open_store(job: Job) -> Store:
         "selection": _selection(job),
         "versions": versions(),
         "kept": job.keep.identity(),
-        "coordinates": "path label label_class valid error height width",
+        "coordinates": "path label label_class valid error height width" + (" target" if job.keep.gradients else ""),
     }
     return Store.create(output, job.spec, job.plan, layout, values=values, attrs=attrs)
 

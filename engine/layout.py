@@ -19,7 +19,8 @@ from .store import ArraySpec, Template
 
 __all__ = ["KEEP", "STORE_DTYPES", "Keep", "Reducer", "templates", "to_append"]
 
-KEEP = ("attention", "attention_mean", "tokens", "none")
+GRADIENTS = ("gradient", "gradient_mean", "gradient_positive")
+KEEP = ("attention", "attention_mean", *GRADIENTS, "tokens", "none")
 STORE_DTYPES = ("float16", "float32", "uint8")
 Statistics = Literal["auto", "graph", "host"]  # where they are computed
 
@@ -74,8 +75,10 @@ class Keep:
             UsageError: a name, a layer or a dtype that is not there, or uint8 for attention that it cannot carry.
         """
         for name in keep:
-            if name in ("gradient", "gradient_mean", "gradient_positive"):
-                raise UsageError(f"--keep {name}: this graph gives no gradients")
+            if name in GRADIENTS and not spec.gradients:
+                raise UsageError(
+                    f"--keep {name}: this graph gives no gradients; `attlas export --gradients` makes one that does"
+                )
             if name not in KEEP:
                 raise UsageError(f"--keep {name}: choose from {', '.join(KEEP)}")
         if "none" in keep and len(set(keep)) > 1:
@@ -96,13 +99,25 @@ class Keep:
         return cls(arrays, tuple(sorted(set(layers if layers is not None else spec.layers))), dtype)  # type: ignore[arg-type]
 
     @property
+    def gradients(self) -> bool:
+        """Whether anything kept is of gradients, so that every image has a class to derive."""
+        return any(name in GRADIENTS for name in self.arrays)
+
+    @property
     def reduced(self) -> Literal["float16", "float32"]:
         """The form in which statistics see attention: the stored one, and float16 where codes or nothing is stored."""
         return "float32" if self.dtype == "float32" else "float16"
 
-    def wanted(self, spec: GraphSpec, *, appended: bool = False) -> dict[str, Wanted]:
-        """The prepared graph's outputs by role: result, pool_attention, tokens, attention.l, code.l, mean.l.
+    @property
+    def widths(self) -> set[str]:
+        """The dtypes of what has one chunk per layer."""
+        return {self.reduced, "float32"} if self.gradients else {self.reduced}
 
+    def wanted(self, spec: GraphSpec, *, appended: bool = False) -> dict[str, Wanted]:
+        """The prepared graph's outputs by role.
+
+        Roles: result, pool_attention, tokens, attention.l, code.l, mean.l, gradient.l, gradient_mean.l,
+        gradient_positive.l.
         With the statistics `appended` to the graph, attention is an output only where it is stored.
         """
         result = "logits" if spec.output("logits") else "features"
@@ -119,7 +134,18 @@ class Keep:
                 found[f"code.{layer}"] = Wanted(f"attention.{layer}", "uint8")
             if "attention_mean" in self.arrays:
                 found[f"mean.{layer}"] = Wanted(f"attention.{layer}", self.reduced, head_mean=True)
+            found |= self._derived(layer)
         return found
+
+    def _derived(self, layer: int) -> dict[str, Wanted]:
+        """What is kept of one layer's gradients: float32, since float16 would lose most of them."""
+        source, times = f"gradient.{layer}", f"attention.{layer}"
+        forms = {
+            "gradient": Wanted(source),
+            "gradient_mean": Wanted(source, head_mean=True, times=times),
+            "gradient_positive": Wanted(source, head_mean=True, times=times, positive=True),
+        }
+        return {f"{name}.{layer}": form for name, form in forms.items() if name in self.arrays}
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to resume."""
@@ -175,6 +201,7 @@ def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Temp
         found.append(
             Template("attention_mean", ("image", "layer", "query", "key"), (layers, n, n), keep.reduced, nan, attrs)
         )
+    found += _gradient_templates(spec, keep)
     if "tokens" in keep.arrays:
         tokens = spec.output("tokens")
         assert tokens is not None
@@ -210,6 +237,29 @@ def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Temp
     for edge in ("height", "width"):
         attrs = {"long_name": f"{edge} of the original image", "units": "pixel"}
         found.append(Template(edge, ("image",), (), "int32", 0, attrs))
+    return found
+
+
+def _gradient_templates(spec: GraphSpec, keep: Keep) -> list[Template]:
+    """The arrays of gradients, and the class each image's are of."""
+    n, layers = spec.tokens, len(spec.layers)
+    found = []
+    if "gradient" in keep.arrays:
+        attrs = {"long_name": "derivative of the target's logit by attention", "units": "1"}
+        shape = (layers, spec.heads, n, n)
+        found.append(
+            Template("gradient", ("image", "layer", "head", "query", "key"), shape, "float32", math.nan, attrs)
+        )
+    words = {
+        "gradient_mean": "attention times gradient, mean over heads",
+        "gradient_positive": "attention times gradient where above 0, mean over heads",
+    }
+    for name in (name for name in words if name in keep.arrays):
+        attrs = {"long_name": words[name], "units": "1"}
+        found.append(Template(name, ("image", "layer", "query", "key"), (layers, n, n), "float32", math.nan, attrs))
+    if found:
+        attrs = {"long_name": "index of the class whose logit is derived, -1 where the image could not be read"}
+        found.append(Template("target", ("image",), (), "int32", -1, attrs))
     return found
 
 

@@ -89,6 +89,7 @@ def run(
     store_dtype: str = "float16",
     batch_size: int | None = None,
     provider: str = "auto",
+    target: str = "predicted",
     workers: int | None = None,
     shard: tuple[int, int] = (1, 1),
     limit: int | None = None,
@@ -106,12 +107,14 @@ def run(
         graph: an ONNX file from `attlas export`.
         images: a folder, or any `Source`.
         output: the store. One of the same plan is resumed; a finished one is left as it is.
-        keep: which large arrays: attention, attention_mean, tokens, or none.
+        keep: which large arrays: attention, attention_mean, tokens, or none; of a graph with gradients also gradient,
+            gradient_mean and gradient_positive, which are float32 whatever the attention is.
         layers: the blocks whose attention is kept, by index from 0; all by default.
         store_dtype: of the attention: float16, float32, or uint8 codes (for averages only).
         batch_size: images of a batch, which is one chunk of the store; chosen from the model by default.
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
-        workers: units worked on at once; by default the cores.
+        target: the class whose logit gradients are of: `predicted`, `label` (the image's own) or a class's number.
+        workers: units worked on at once; by default a quarter more than the cores.
         shard: (k, n): do every n-th unit from the k-th on, counted from 1, so that n processes share a store.
         limit: take this many images, evenly spread over the sorted list.
         seed: of the sample of pictures.
@@ -133,8 +136,8 @@ def run(
     output = Path(output)
     request = Request(
         graph=Path(graph), output=output, keep=keep, layers=layers, store_dtype=store_dtype, batch_size=batch_size,
-        provider=provider, limit=limit, seed=seed, reducer=reducer, statistics=statistics, overwrite=overwrite,
-        dry_run=dry_run,
+        provider=provider, target=target, limit=limit, seed=seed, reducer=reducer, statistics=statistics,
+        overwrite=overwrite, dry_run=dry_run,
     )  # fmt: skip
     job = make_job(request, images)
     if dry_run:
@@ -148,7 +151,7 @@ def run(
         if shard == (1, 1):
             store.sweep()
         started = time.perf_counter()
-        count = max(1, min(workers or cores(), len(mine)))
+        count = max(1, min(workers or _workers(), len(mine)))
         session = _session(job, provider, statistics, _threads(count))
         _compare_record(job, store, session.provider)
         total = UnitResult()
@@ -171,7 +174,7 @@ def _units(job: Job, store: Store, session: Session, mine: Sequence[int], count:
     """Do the units, `count` at once, and yield each result as it comes; on an error the units in flight still end."""
     idle: SimpleQueue[Tools] = SimpleQueue()
     for _ in range(count):
-        idle.put(Tools(session, store, job.source, job.items, job.keep, job.kept, job.reducer))
+        idle.put(Tools(session, store, job.source, job.items, job.keep, job.kept, job.reducer, job.targets))
 
     def work(k: int) -> UnitResult:
         tools = idle.get()
@@ -218,6 +221,11 @@ def _left(job: Job, store: Store, shard: tuple[int, int]) -> list[int]:
     """The units of this shard that are not done."""
     done = store.done
     return [k for k in range(shard[0] - 1, job.plan.units, shard[1]) if not done[k]]
+
+
+def _workers() -> int:
+    """A quarter more than the cores: while one worker waits for the disk, another has its core."""
+    return -(-cores() * 5 // 4)
 
 
 def _threads(workers: int) -> int:

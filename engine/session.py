@@ -21,8 +21,9 @@ import onnxruntime as ort
 from ..exporter.errors import AttlasError, UsageError
 from .decode import DecodeError, decode, prepare
 from .device import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, Wanted, appended_outputs, read_spec
+from .graph import APPENDED, TARGET, Wanted, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
+from .targets import PREDICTED
 
 __all__ = ["Session", "cores", "probe_batch", "providers", "resolve_provider"]
 
@@ -81,6 +82,7 @@ class Session:
         provider: the execution provider in use.
         wanted: what it computes; every float32 output of the graph unless told otherwise.
         appended: the outputs of the appended model: shape without the image axis, and dtype.
+        derives: whether gradients are wanted, so that a run takes classes.
     """
 
     def __init__(
@@ -126,7 +128,11 @@ class Session:
         self.provider: str = self._session.get_providers()[0]
         self._device = device or DEVICES.get(self.provider)
         self.on_cpu = self.provider == CPU and self._device is None
-        self._input = self._session.get_inputs()[0].name
+        self._inputs: dict[str, tuple[tuple[int, ...], str]] = {
+            entry.name: ((), "int64") if entry.name == TARGET else ((*self.spec.image_size, 3), "uint8")
+            for entry in self._session.get_inputs()
+        }
+        self.derives = TARGET in self._inputs
         # A card does one batch at a time; a second one beside it would only share its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
         self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
@@ -154,37 +160,50 @@ class Session:
         """An array for `run_into`'s pixels (image, row, column, channel), black; pinned for a card."""
         return self._copies.host((batch, *self.spec.image_size, 3), "uint8")
 
-    def run_into(self, pixels: npt.NDArray[np.uint8], buffers: Mapping[str, npt.NDArray[Any]], count: int) -> None:
+    def run_into(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        buffers: Mapping[str, npt.NDArray[Any]],
+        count: int,
+        target: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         """Run the first `count` images of `pixels` (image, row, column, channel) and fill the front of `buffers`.
 
+        `target`, as long as `pixels`, holds the classes to derive, -1 for the predicted one; without it all are.
         Safe to call from several threads with buffers of their own. Beyond `count`, pixels and buffers hold nothing
         of meaning: an accelerator runs the padded batch whole, since a new shape costs it more.
 
         Raises:
             AttlasError: onnxruntime fails, or the device has not enough memory (`OutOfMemoryError`).
         """
+        given: dict[str, npt.NDArray[Any]] = dict.fromkeys(self._inputs, pixels)
+        if self.derives:
+            given[TARGET] = np.full(len(pixels), PREDICTED, np.int64) if target is None else target
         with self._failures(len(pixels)):
             if self._device is not None:
-                self._run_on_device(pixels, buffers, count)
+                self._run_on_device(given, buffers, count)
                 return
             step = CPU_STEP if self.on_cpu else len(pixels)
             with self._lock:
                 for start in range(0, count, step):
                     stop = min(start + step, count) if self.on_cpu else len(pixels)
                     binding = self._session.io_binding()
-                    part = pixels[start:stop]
-                    binding.bind_input(self._input, "cpu", 0, np.uint8, part.shape, part.ctypes.data)
+                    for name, values in given.items():
+                        part = values[start:stop]
+                        binding.bind_input(name, "cpu", 0, values.dtype.type, part.shape, part.ctypes.data)
                     for name, buffer in buffers.items():
                         out = buffer[start:stop]
                         binding.bind_output(name, "cpu", 0, buffer.dtype.type, out.shape, out.ctypes.data)
                     self._session.run_with_iobinding(binding)
 
     def _run_on_device(
-        self, pixels: npt.NDArray[np.uint8], buffers: Mapping[str, npt.NDArray[Any]], count: int
+        self, given: Mapping[str, npt.NDArray[Any]], buffers: Mapping[str, npt.NDArray[Any]], count: int
     ) -> None:
-        """Bring pixels, run, fetch: only the run itself holds the lock, so that copies overlap another batch's run."""
-        with self._slots(len(pixels)).slot() as slot:
-            self._copies.upload(slot.pixels, pixels)
+        """Bring inputs, run, fetch: only the run itself holds the lock, so that copies overlap another batch's run."""
+        batch = len(next(iter(given.values())))
+        with self._slots(batch).slot() as slot:
+            for name, values in given.items():
+                self._copies.upload(slot.inputs[name], values)
             with self._lock:
                 # Returns when the device is done: onnxruntime waits for its stream at the end of every run.
                 self._session.run_with_iobinding(slot.binding)
@@ -196,8 +215,7 @@ class Session:
         with self._ring_lock:
             if self._ring is None or self._ring.batch != batch:
                 # Bound to what it needs and not to this object, which would then outlive its last user.
-                pixels = (self._input, (*self.spec.image_size, 3))
-                make = partial(Slot, self._session, batch, pixels, self._batched(), str(self._device))
+                make = partial(Slot, self._session, batch, self._inputs, self._batched(), str(self._device))
                 self._ring = None
                 self._ring = Ring(make, batch)
             return self._ring
@@ -220,12 +238,14 @@ class Session:
                 ) from None
             raise AttlasError(f"{self.path}: onnxruntime fails ({' '.join(str(error).split())[:300]})") from None
 
-    def __call__(self, images: Any) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, images: Any, target: int | Sequence[int] = PREDICTED) -> dict[str, npt.NDArray[Any]]:
         """Logits and attention of a few pictures.
 
         Args:
             images: one or a sequence of paths, encoded bytes, Pillow images, or uint8 arrays (row, column, channel)
                 that are the recipe's crop already.
+            target: of a graph with gradients: the class to derive, one for all images or one each; -1 for the
+                predicted one.
 
         Returns:
             The graph's outputs by name, with `attention.0`, `attention.1` ... stacked as `attention`
@@ -233,6 +253,7 @@ class Session:
 
         Raises:
             AttlasError: a picture cannot be read.
+            UsageError: the model has no such class, or the graph no gradients.
         """
         one = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
         if one or (isinstance(images, np.ndarray) and images.ndim == 3):
@@ -243,19 +264,32 @@ class Session:
         # Ordinary memory, since the caller keeps it.
         buffers = {name: np.zeros((len(pixels), *shape), dtype) for name, (shape, dtype) in self._batched().items()}
         if len(pixels):
-            self.run_into(pixels, buffers, len(pixels))
+            self.run_into(pixels, buffers, len(pixels), self._targets(target, len(pixels)))
         constants = [w.name for w in self.wanted if w.name not in buffers]
         found = dict(buffers)
         if constants and len(pixels):
-            found |= zip(constants, self._session.run(constants, {self._input: pixels[:1]}), strict=True)
+            found |= {name: self.constant(name) for name in constants}
         return stack_layers(found)
+
+    def _targets(self, target: int | Sequence[int], count: int) -> npt.NDArray[np.int64] | None:
+        """The classes to derive, one per image, checked."""
+        asked = np.asarray(target, np.int64)
+        if not self.derives:
+            if (asked != PREDICTED).any():
+                raise UsageError(
+                    f"target: {self.path} gives no gradients; `attlas export --gradients` makes one that does"
+                )
+            return None
+        logits = self.spec.output("logits")
+        classes = int((logits.shape[-1] if logits is not None else 0) or 0)
+        if asked.size not in (1, count) or not ((asked >= PREDICTED) & (asked < classes)).all():
+            raise UsageError(f"target: one class for all images or one each, from 0 to {classes - 1}, or -1")
+        return np.ascontiguousarray(np.broadcast_to(asked.reshape(-1), count))
 
     def constant(self, name: str) -> npt.NDArray[np.float32]:
         """An output that no image changes (the position embedding), by running one black picture."""
-        height, width = self.spec.image_size
-        value: npt.NDArray[np.float32] = self._session.run(
-            [name], {self._input: np.zeros((1, height, width, 3), np.uint8)}
-        )[0]
+        given = {n: np.zeros((1, *shape), dtype) for n, (shape, dtype) in self._inputs.items()}
+        value: npt.NDArray[np.float32] = self._session.run([name], given)[0]
         return value
 
     def _pixels(self, image: Any) -> npt.NDArray[np.uint8]:

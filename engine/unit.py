@@ -14,11 +14,12 @@ import numpy.typing as npt
 from ..exporter.errors import AttlasError
 from .decode import DecodeError, decode
 from .graph import APPENDED
-from .layout import Keep, Reducer
+from .layout import GRADIENTS, Keep, Reducer
 from .plan import Plan
 from .session import Session
 from .sources import ChangedError, Item, Source
 from .store import LARGE, Store, Template
+from .targets import PREDICTED
 
 __all__ = ["Tools", "UnitResult", "run_unit"]
 
@@ -53,11 +54,11 @@ class Tools:
 
     def __init__(
         self, session: Session, store: Store, source: Source, items: list[Item], keep: Keep,
-        kept: list[Template], reducer: Reducer | None,
+        kept: list[Template], reducer: Reducer | None, targets: npt.NDArray[np.int64] | None = None,
     ) -> None:  # fmt: skip
         """Allocate the buffers of one batch."""
         self.session, self.store, self.source, self.items = session, store, source, items
-        self.keep, self.reducer = keep, reducer
+        self.keep, self.reducer, self.targets = keep, reducer, targets
         self.spec = session.spec
         wanted = keep.wanted(session.spec, appended=bool(session.appended))
         self.roles = {role: want.name for role, want in wanted.items()}
@@ -67,6 +68,14 @@ class Tools:
         self.pixels = session.pixels(batch)
         # The small arrays are written once a unit, since their chunks are units.
         self.small = {t.name: t for t in kept if t.name not in LARGE}
+
+    def given(self, batch: range) -> tuple[npt.NDArray[np.int64], ...]:
+        """What the session takes beside pixels: the classes to derive, as long as the pixels, where there are any."""
+        if self.targets is None:
+            return ()
+        target = np.full(len(self.pixels), PREDICTED, np.int64)
+        target[: len(batch)] = self.targets[batch.start : batch.stop]
+        return (target,)
 
     def buffer(self, role: str, count: int) -> npt.NDArray[Any]:
         """The first `count` images of an output."""
@@ -92,7 +101,7 @@ def run_unit(plan: Plan, k: int, tools: Tools) -> UnitResult:
         with result.stage("decode"):
             _load(tools, batch, part)
         with result.stage("inference"):
-            tools.session.run_into(tools.pixels, tools.buffers, len(batch))
+            tools.session.run_into(tools.pixels, tools.buffers, len(batch), *tools.given(batch))
         with result.stage("reduce"):
             _reduce(tools, batch, part)
         with result.stage("write"), _writing(tools.store):
@@ -138,6 +147,9 @@ def _reduce(tools: Tools, batch: range, rows: dict[str, npt.NDArray[Any]]) -> No
         found |= {name: tools.buffer(name, count) for name in tools.session.appended}
     else:
         found |= _on_host(tools, count, pool)
+    if tools.targets is not None:
+        asked = tools.targets[batch.start : batch.stop]
+        found["target"] = np.where(asked < 0, tools.buffer("result", count).argmax(-1), asked)
     finite = found.pop("_finite")
     valid = rows["valid"].astype(bool)
     for i, layer in np.argwhere(~finite & valid[:, None]):
@@ -167,6 +179,7 @@ def _write_large(tools: Tools, batch: range, valid: npt.NDArray[Any]) -> None:
     """Write what has chunks of a batch, layer by layer; rows of unreadable images are set to fill first."""
     invalid = ~valid.astype(bool)
     names = {"attention": "code" if tools.keep.dtype == "uint8" else "attention", "attention_mean": "mean"}
+    names |= {name: name for name in GRADIENTS}
     for kept, role in names.items():
         if kept not in tools.keep.arrays:
             continue
@@ -174,6 +187,11 @@ def _write_large(tools: Tools, batch: range, valid: npt.NDArray[Any]) -> None:
         for place, layer in enumerate(tools.spec.layers):
             if layer in tools.keep.layers:
                 values = tools.buffer(f"{role}.{layer}", len(batch))
+                if kept in GRADIENTS and not np.isfinite(values[~invalid]).all():
+                    raise AttlasError(
+                        f"{tools.items[batch.start].key} and the {len(batch) - 1} images after it: gradients of layer "
+                        f"{layer} are not finite; the weights are at fault, not the pictures"
+                    )
                 if invalid.any():
                     values[invalid] = 0 if role == "code" else np.nan
                 tools.store.write(name, batch.start, values[:, None], layer=slice(place, place + 1))

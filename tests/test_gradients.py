@@ -14,15 +14,21 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 from attlas.analysis import formulas, rollouts  # noqa: E402
+from attlas.analysis.dataset import open as attlas_open  # noqa: E402
+from attlas.analysis.statistics import analyze  # noqa: E402
+from attlas.engine.runner import run as run_images  # noqa: E402
 from attlas.engine.session import Session  # noqa: E402
+from attlas.engine.store import Store  # noqa: E402
 from attlas.exporter import GraphSpec, export  # noqa: E402
 from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter.gradients import Gradients  # noqa: E402
 from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
 from attlas.exporter.models import Model, build, describe  # noqa: E402
-from attlas.exporter.parity import compare, example, gradient_difference, pictures  # noqa: E402
+from attlas.exporter.parity import compare, example, gradient_difference  # noqa: E402
+from attlas.exporter.parity import pictures as synthetic  # noqa: E402
 from attlas.exporter.tapped import Tapped  # noqa: E402
 from attlas.exporter.taps import Taps  # noqa: E402
+from support import make_picture  # noqa: E402
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}
 DEIT = "deit_tiny_patch16_224"
@@ -69,7 +75,7 @@ def test_gradients_equal_autograd_for_any_batch_and_target(name: str, tmp_path: 
     """Predicted and given classes in one batch of another size than the traced one."""
     built = make(name)
     result = export_model(built, tmp_path / "graph.onnx", gradients=True)
-    images = pictures(5, built.image_size, seed=9)
+    images = synthetic(5, built.image_size, seed=9)
     target = np.array([-1, 7, 0, 999, -1])
     outputs = run(result.path, images, target)
     expected = derive(built).run(images, target)
@@ -84,7 +90,7 @@ def test_gradient_is_the_logits_change_when_attention_changes(name: str) -> None
     built = make(name)
     derived = derive(built)
     derived.tapped.double()
-    image = torch.from_numpy(pictures(1, built.image_size))
+    image = torch.from_numpy(synthetic(1, built.image_size))
     target = torch.tensor([5])
     with torch.no_grad():
         pixels = derived.tapped.pixels(image).double()
@@ -129,7 +135,7 @@ def _logit(
 def test_minus_one_is_the_predicted_class(exported: Any) -> None:
     """The same gradients as with the class of the largest logit written out."""
     _, result = exported
-    images = pictures(3, result.spec.image_size)
+    images = synthetic(3, result.spec.image_size)
     asked = run(result.path, images, np.full(3, -1))
     given = run(result.path, images, asked["logits"].argmax(-1))
     np.testing.assert_array_equal(asked["gradient.0"], given["gradient.0"])
@@ -138,7 +144,7 @@ def test_minus_one_is_the_predicted_class(exported: Any) -> None:
 def test_image_alone_has_the_gradients_it_has_in_a_batch(exported: Any) -> None:
     """The sum over a batch that is derived has each image's own gradient."""
     _, result = exported
-    images, target = pictures(4, result.spec.image_size), np.array([-1, 1, 2, 3])
+    images, target = synthetic(4, result.spec.image_size), np.array([-1, 1, 2, 3])
     together = run(result.path, images, target)["gradient.0"]
     alone = np.concatenate([run(result.path, images[i : i + 1], target[i : i + 1])["gradient.0"] for i in range(4)])
     assert np.abs(alone - together).max() <= 1e-5 * np.abs(together).max()
@@ -147,7 +153,7 @@ def test_image_alone_has_the_gradients_it_has_in_a_batch(exported: Any) -> None:
 def test_last_layer_has_gradients_in_the_row_that_is_read_alone(exported: Any) -> None:
     """Only the class token's row of the last block feeds the logit."""
     _, result = exported
-    gradient = run(result.path, pictures(2, result.spec.image_size), np.array([-1, 3]))["gradient.1"]
+    gradient = run(result.path, synthetic(2, result.spec.image_size), np.array([-1, 3]))["gradient.1"]
     assert np.abs(gradient[:, :, 0]).max() > 0
     assert np.abs(gradient[:, :, 1:]).max() == 0
 
@@ -156,7 +162,7 @@ def test_chosen_layers_have_gradients_under_their_own_numbers(tmp_path: Path) ->
     """A subset of layers gives a subset of gradients, unchanged."""
     built = make(depth=3)
     result = export_model(built, tmp_path / "graph.onnx", gradients=True, layers=[1])
-    images, target = pictures(2, built.image_size), np.array([4, -1])
+    images, target = synthetic(2, built.image_size), np.array([4, -1])
     outputs, expected = run(result.path, images, target), derive(built).run(images, target)
     assert [n for n in outputs if n.startswith("gradient")] == ["gradient.1"]
     assert gradient_difference(outputs, {"gradient.1": expected["gradient.1"]}).max() <= 1e-4
@@ -235,6 +241,177 @@ def test_float16_gradients_are_refused(tmp_path: Path) -> None:
     """They would be zeros for the most part."""
     with pytest.raises(UsageError, match="float16's smallest numbers"):
         export_model(make(), tmp_path / "graph.onnx", gradients=True, dtype="float16")
+
+
+# A run ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine pictures in three folders named like classes, and one file that is no picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(9):
+        place = folder / ("tench", "n01514859", "great_white_shark")[i % 3]
+        place.mkdir(exist_ok=True)
+        make_picture(i).save(place / f"{i}.png")
+    (folder / "tench" / "x.png").write_bytes(b"no picture")
+    return folder
+
+
+ALL = ("attention", "gradient", "gradient_mean", "gradient_positive")
+
+
+def test_run_stores_gradients_and_both_products_as_float32(exported: Any, photos: Path, tmp_path: Path) -> None:
+    """Equal to autograd and to the formulas; the class of each image stands beside them, fill where there is none."""
+    built, result = exported
+    run_images(result.path, photos, tmp_path / "s.zarr", keep=ALL, batch_size=2)
+    store = Store(tmp_path / "s.zarr")
+    valid = store.read("valid").astype(bool)
+    assert valid.sum() == 9
+    crops = store.read("pixels")[np.argsort(store.read("sample"))][valid]
+    expected = derive(built).run(crops, np.full(9, -1))
+    logits, target = store.read("logits"), store.read("target")
+    np.testing.assert_array_equal(target[valid], logits[valid].argmax(-1))
+    assert target[~valid].tolist() == [-1]
+    for layer in result.spec.layers:
+        a, g = expected[f"attention.{layer}"], expected[f"gradient.{layer}"]
+        wanted = {
+            "gradient": g, "gradient_mean": rollouts.gradient_mean(a, g),
+            "gradient_positive": rollouts.gradient_positive(a, g),
+        }  # fmt: skip
+        for name, values in wanted.items():
+            stored = store.read(name)
+            assert stored.dtype == np.float32
+            assert np.isnan(stored[~valid]).all()
+            assert np.abs(stored[valid, layer] - values).max() <= 1e-4 * np.abs(values).max()
+
+
+def test_run_derives_the_label_the_folders_name(exported: Any, photos: Path, tmp_path: Path) -> None:
+    """Folders are read as class names or ids, as for top-1."""
+    _, result = exported
+    run_images(result.path, photos, tmp_path / "s.zarr", keep=["gradient_positive"], target="label")
+    store = Store(tmp_path / "s.zarr")
+    valid = store.read("valid").astype(bool)
+    np.testing.assert_array_equal(store.read("target")[valid], store.read("label_class")[valid])
+    assert set(store.read("target")[valid].tolist()) == {0, 2, 8}
+    assert "target" in attlas_open(tmp_path / "s.zarr").coords
+
+
+def test_run_derives_one_class_for_all_images(exported: Any, photos: Path, tmp_path: Path) -> None:
+    """A number is a class; the layers that are not kept stay empty."""
+    built, result = exported
+    run_images(result.path, photos, tmp_path / "s.zarr", keep=["gradient"], target="7", layers=[1])
+    store = Store(tmp_path / "s.zarr")
+    valid = store.read("valid").astype(bool)
+    crops = store.read("pixels")[np.argsort(store.read("sample"))][valid]
+    expected = derive(built).run(crops, np.full(9, 7))["gradient.1"]
+    assert set(store.read("target")[valid].tolist()) == {7}
+    assert np.isnan(store.read("gradient")[:, 0]).all()
+    assert np.abs(store.read("gradient")[valid, 1] - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_another_target_is_another_run(exported: Any, photos: Path, tmp_path: Path) -> None:
+    """A store is resumed for its own classes alone."""
+    _, result = exported
+    run_images(result.path, photos, tmp_path / "s.zarr", keep=["gradient_mean"])
+    with pytest.raises(AttlasError, match="target predicted there, 7 now"):
+        run_images(result.path, photos, tmp_path / "s.zarr", keep=["gradient_mean"], target="7")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"keep": ["gradient"], "target": "label"}, "the labels of 50 of 50 images name no class"),
+        ({"keep": ["gradient"], "target": "1000"}, "the model has classes 0 to 999"),
+        ({"keep": ["gradient"], "target": "best"}, "choose predicted, label, or a class's number"),
+        ({"keep": ["attention"], "target": "7"}, "--keep gradient, gradient_mean, gradient_positive keeps them"),
+    ],
+)
+def test_wrong_target_is_refused_before_the_first_image(
+    exported: Any, pictures: Path, tmp_path: Path, choices: dict[str, Any], message: str
+) -> None:
+    """One line, and no store."""
+    with pytest.raises(UsageError, match=message):
+        run_images(exported[1].path, pictures, tmp_path / "s.zarr", **choices)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graph_with_gradients_runs_as_one_without(exported: Any, photos: Path, tmp_path: Path) -> None:
+    """Where no gradient is kept no class is asked for, and the attention is the same."""
+    built, result = exported
+    plain = export_model(built, tmp_path / "plain.onnx")
+    for name, graph in (("a", result.path), ("b", plain.path)):
+        run_images(graph, photos, tmp_path / f"{name}.zarr")
+    a, b = (Store(tmp_path / f"{name}.zarr").read("attention") for name in "ab")
+    # float16 rounds the last bits of float32 to either side.
+    np.testing.assert_allclose(a, b, rtol=1e-3)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_session_takes_classes(exported: Any, device: str | None) -> None:
+    """One for all images or one each, on the host and by the way of an accelerator."""
+    built, result = exported
+    session = Session(result.path, provider="cpu", device=device)
+    images = synthetic(3, result.spec.image_size)
+    expected = derive(built).run(images, np.array([4, -1, 9]))
+    found = session(list(images), target=[4, -1, 9])["gradient"]
+    assert found.shape == (3, 2, 3, 17, 17)
+    assert np.abs(found[:, 0] - expected["gradient.0"]).max() <= 1e-4 * np.abs(expected["gradient.0"]).max()
+    np.testing.assert_array_equal(session(list(images), target=9)["gradient"][2], found[2])
+
+
+@pytest.mark.parametrize("target", [1000, -2, [1, 2]])
+def test_session_refuses_classes_that_there_are_not(exported: Any, target: Any) -> None:
+    """The graph would give zeros without a word."""
+    session = Session(exported[1].path, provider="cpu")
+    with pytest.raises(UsageError, match="from 0 to 999"):
+        session(list(synthetic(3, exported[1].spec.image_size)), target=target)
+
+
+def test_session_without_gradients_takes_no_class(tiny_graph: Path) -> None:
+    """A class that would change nothing is refused."""
+    with pytest.raises(UsageError, match="gives no gradients"):
+        Session(tiny_graph, provider="cpu")([np.zeros((16, 24, 3), np.uint8)], target=1)
+
+
+# An analysis ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [("attention", "gradient"), ("gradient_mean", "gradient_positive")])
+def test_analysis_gives_the_published_maps(exported: Any, photos: Path, tmp_path: Path, keep: tuple[str, ...]) -> None:
+    """From attention and gradient, or from their products alone; an unreadable image has none."""
+    built, result = exported
+    run_images(result.path, photos, tmp_path / "s.zarr", keep=keep, store_dtype="float32", batch_size=2)
+    both = keep[0] == "attention"
+    names = ["gradient_rollout", "chefer", *(["head_importance"] if both else [])]
+    analyzed = analyze(tmp_path / "s.zarr", names)
+    assert set(analyzed.made) == set(names)
+    store = Store(tmp_path / "s.zarr")
+    valid = store.read("valid").astype(bool)
+    crops = store.read("pixels")[np.argsort(store.read("sample"))][valid]
+    values = derive(built).run(crops, np.full(9, -1))
+    layers = [(values[f"attention.{i}"], values[f"gradient.{i}"]) for i in result.spec.layers]
+    wanted = {
+        "gradient_rollout": rollouts.gradient_rollout([rollouts.gradient_mean(a, g) for a, g in layers], (4, 4)),
+        "chefer": rollouts.chefer([rollouts.gradient_positive(a, g) for a, g in layers], (4, 4)),
+        "head_importance": np.stack([formulas.head_importance(a, g) for a, g in layers], axis=1),
+    }
+    for name in names:
+        stored = store.read(name)
+        assert np.isnan(stored[~valid]).all()
+        assert np.abs(stored[valid] - wanted[name]).max() <= 1e-4 * np.abs(wanted[name]).max()
+        assert np.abs(store.read(f"{name}_mean") - wanted[name].mean(0)).max() <= 1e-4 * np.abs(wanted[name]).max()
+
+
+def test_analysis_says_what_the_run_would_have_to_keep(exported: Any, photos: Path, tmp_path: Path) -> None:
+    """Without gradients, or without all layers, in one line."""
+    _, result = exported
+    run_images(result.path, photos, tmp_path / "a.zarr", keep=["gradient_mean"])
+    with pytest.raises(AttlasError, match="chefer needs gradient_positive, or attention and gradient"):
+        analyze(tmp_path / "a.zarr", ["chefer"])
+    run_images(result.path, photos, tmp_path / "b.zarr", keep=["gradient_positive"], layers=[0])
+    with pytest.raises(AttlasError, match="chefer follows all 2 layers"):
+        analyze(tmp_path / "b.zarr", ["chefer"])
 
 
 # Real weights and images ---------------------------------------------------------------------------------------------

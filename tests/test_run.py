@@ -524,10 +524,9 @@ def test_real_weights_classify_the_real_images(shared: Path, tmp_path: Path) -> 
     """deit_tiny's store gives PyTorch's own predictions, 132 of 167 right; rows and statistics are within 1e-3."""
     torch = pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
+    from attlas.analysis import formulas
     from PIL import Image
     from safetensors.torch import load_file
-
-    from attlas.analysis import formulas
 
     weights = shared / "models" / "deit_tiny_patch16_224.safetensors"
     attlas.export("deit_tiny_patch16_224", tmp_path / "deit.onnx", checkpoint=weights)
