@@ -93,6 +93,7 @@ def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> l
               help="Replace parts of the recipe: mean=0.5,std=0.5,resize=squash:256,crop=224.")  # fmt: skip
 @click.option("--layers", metavar="0,3-5", callback=numbers, help="Only these blocks' attention, counted from 0.")
 @click.option("--num-classes", type=int, help="Of the checkpoint's head.")
+@click.option("--gradients", is_flag=True, help="Gradients of a class's logit by the attention as outputs, too.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
 def export(
     model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: Path | None, **options: Any
@@ -117,6 +118,8 @@ def export(
         f"{head} within {parity.head:.1e}; {len(result.spec.layers)} layers, {result.spec.heads} heads, "
         f"{result.spec.tokens} tokens; {_bytes(result.bytes)} in {result.seconds:.0f} s"
     )
+    if parity.gradient_max is not None:
+        note(f"largest gradient difference {parity.gradient_max:.1e} of the layer's maximum")
     click.echo(result.path)
 
 
@@ -138,13 +141,18 @@ def _size(text: str) -> int | tuple[int, int]:
 @click.argument("images", type=path_argument)
 @click.option("-o", "--output", required=True, type=path_argument, help="The store, NAME.zarr.")
 @click.option("--keep", default="attention", show_default=True,
-              help="Large arrays to keep, comma-separated: attention, attention_mean, tokens; or none.")  # fmt: skip
+              help="Large arrays to keep, comma-separated: attention, attention_mean, gradient, gradient_mean, "
+              "gradient_positive, tokens; or none.")  # fmt: skip
 @click.option("--layers", metavar="0,3-5", callback=numbers, help="Keep only these blocks' attention, counted from 0.")
 @click.option("--store-dtype", type=click.Choice(["float16", "float32", "uint8"]), default="float16", show_default=True,
               help="Of the stored attention; uint8 holds companded codes, for averages only.")  # fmt: skip
+@click.option("--target", default="predicted", show_default=True, metavar="predicted|label|N",
+              help="The class whose logit the gradients are of.")  # fmt: skip
 @click.option("--batch-size", default="auto", show_default=True, help="Images of a batch, which is one chunk.")
 @click.option("--provider", default="auto", show_default=True, help="auto, cpu, cuda or any that `doctor` lists.")
-@click.option("--workers", type=click.IntRange(1), help="Units worked on at once; by default a quarter more than the cores.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Units at work at once; by default a quarter more than the cores."
+)
 @click.option("--shard", default="1/1", show_default=True, help="K/N: the K-th of N processes that share the store.")
 @click.option("--limit", type=int, help="Take this many images, evenly spread over the sorted list.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample of pictures in the store.")
@@ -307,9 +315,11 @@ def analyze(store: Path | None, names: tuple[str, ...], workers: int | None, ove
     """
     if list_names:
         from .analysis.catalog import CATALOG
+        from .analysis.gradients import WEIGHTED
 
-        for name, statistic in CATALOG.items():
-            click.echo(f"{name:<30} {statistic.long_name} [{statistic.units}]")
+        rows = [(s.name, s.long_name, s.units) for s in (*CATALOG.values(), *WEIGHTED.values())]
+        for name, text, units in rows:
+            click.echo(f"{name:<30} {text} [{units}]")
         return
     if store is None:
         raise UsageError("which store? `attlas analyze STORE.zarr`")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import default_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -96,8 +97,12 @@ class Gradients:
             tracing_mode="fake",
             _allow_non_fake_inputs=True,
         )
+        # Python's own rules for shapes: the compiled ones of some operators (the padding of hybrids' stems) make a
+        # constant of the batch.
+        with enable_python_dispatcher():
+            module = trace(*examples)
         # It has no parts that train, but whoever exports it asks.
-        return trace(*examples).eval()
+        return module.eval()
 
 
 def separate_square_weights(graph: ir.Graph) -> None:

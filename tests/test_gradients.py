@@ -32,10 +32,11 @@ from support import make_picture  # noqa: E402
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}
 DEIT = "deit_tiny_patch16_224"
-# A class token, two read tokens, registers and a mean, relative positions, parallel attention, a difference of maps.
+# A class token, two read tokens, registers and a mean, relative positions, parallel attention, a difference of maps, a
+# stem of convolutions.
 KINDS = (
     DEIT, "deit_tiny_distilled_patch16_224", "vit_medium_patch16_reg4_gap_256", "vit_relpos_small_patch16_224",
-    "vit_small_patch16_18x2_224", "vit_dpwee_patch16_reg1_gap_256",
+    "vit_small_patch16_18x2_224", "vit_dpwee_patch16_reg1_gap_256", "vit_tiny_r_s16_p8_224",
 )  # fmt: skip
 
 

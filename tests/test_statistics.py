@@ -49,7 +49,8 @@ def fill_unit(store: Store, k: int, a: np.ndarray, layers: Any = None, reducer: 
             for batch in store.plan.batches(k):
                 part = a[batch.start : batch.stop, place]
                 part = np.round(255 * np.sqrt(part)) if name == "attention_code" else part
-                store.write(name, batch.start, part.astype(store.array(name).dtype), place)
+                block = part.astype(store.array(name).dtype)[:, None]
+                store.write(name, batch.start, block, slice(place, place + 1))
     small = [key for key, dim in store.unit_arrays() if dim == "image" and key != name]
     arrays = {key: store.array(key) for key in small}
     rows = {key: np.zeros((len(images), *array.shape[1:]), array.dtype) for key, array in arrays.items()}
