@@ -317,9 +317,9 @@ def analyze(store: Path | None, names: tuple[str, ...], workers: int | None, ove
         from .analysis.catalog import CATALOG
         from .analysis.gradients import WEIGHTED
 
-        rows = [(s.name, s.long_name, s.units) for s in (*CATALOG.values(), *WEIGHTED.values())]
-        for name, text, units in rows:
-            click.echo(f"{name:<30} {text} [{units}]")
+        known: list[Any] = [*CATALOG.values(), *WEIGHTED.values()]
+        for statistic in known:
+            click.echo(f"{statistic.name:<30} {statistic.long_name} [{statistic.units}]")
         return
     if store is None:
         raise UsageError("which store? `attlas analyze STORE.zarr`")
