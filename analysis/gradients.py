@@ -72,7 +72,8 @@ def check(store: Store, name: str) -> None:
         UsageError: the model's head reads by attention pooling, and the statistic follows a row.
     """
     statistic = WEIGHTED[name]
-    if statistic.product not in store and not ("attention" in store and "gradient" in store):
+    whole = "attention" in store and "gradient" in store
+    if not whole and not (statistic.product and statistic.product in store):
         product = f"{statistic.product}, or " if statistic.product else ""
         keep = statistic.product or "attention,gradient"
         raise AttlasError(

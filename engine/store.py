@@ -118,7 +118,7 @@ class Store:
         return tuple(sorted(p.parent.name for p in self.path.glob("*/zarr.json") if _is_array(p)))
 
     def __contains__(self, name: str) -> bool:
-        return (self.path / name / "zarr.json").is_file()
+        return bool(name) and (self.path / name / "zarr.json").is_file()
 
     def array(self, name: str) -> zarr.Array[Any]:
         """The zarr array of that name, for slicing; `run/done` reaches into the group `run`.

@@ -410,6 +410,10 @@ def test_analysis_says_what_the_run_would_have_to_keep(exported: Any, photos: Pa
     run_images(result.path, photos, tmp_path / "a.zarr", keep=["gradient_mean"])
     with pytest.raises(AttlasError, match="chefer needs gradient_positive, or attention and gradient"):
         analyze(tmp_path / "a.zarr", ["chefer"])
+    before = Store(tmp_path / "a.zarr").names
+    with pytest.raises(AttlasError, match="head_importance needs attention and gradient"):
+        analyze(tmp_path / "a.zarr", ["head_importance"])
+    assert Store(tmp_path / "a.zarr").names == before
     run_images(result.path, photos, tmp_path / "b.zarr", keep=["gradient_positive"], layers=[0])
     with pytest.raises(AttlasError, match="chefer follows all 2 layers"):
         analyze(tmp_path / "b.zarr", ["chefer"])
