@@ -224,8 +224,8 @@ def _lay_out(store: Store, work: _Work, overwrite: bool) -> None:
         store.add([ArraySpec.from_template(t, store.plan) for t in fresh])
     for name, template in work.rows.items():
         # A unit is a chunk, and a chunk's file is written whole.
-        chunk = "/".join("0" * len(template.shape))
-        there = [(store.path / name / "c" / str(k) / chunk).is_file() for k in range(store.plan.units)]
+        rest = [0] * len(template.shape)
+        there = [store.chunk_path(name, (k, *rest)).is_file() for k in range(store.plan.units)]
         work.todo[name] = done & ~np.array(there, np.bool_)
     for statistic in work.extras:
         if not statistic.per_image:

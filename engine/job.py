@@ -80,7 +80,6 @@ class Job:
     """A run made ready: everything but the session."""
 
     request: Request
-
     spec: GraphSpec
     keep: Keep
     source: Source
@@ -115,13 +114,14 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source) -> Job:
     if request.output.exists() and not request.overwrite:
         existing = Plan.from_dict(read_attrs(request.output)["plan"])
     image_bytes = sum(_bytes(t, keep, spec) for t in kept)
+    identity = _identity(request, spec, keep, items, reducer)  # once: it hashes the whole graph
 
     def planned(batch: int | None) -> Plan:
         return make_plan(
             len(items),
             layer_bytes=spec.heads * spec.tokens**2 * (4 if "float32" in keep.widths else 2),
             image_bytes=image_bytes,
-            identity=_identity(request, spec, keep, items, reducer),
+            identity=identity,
             batch=batch,
             gpu=accelerator,
             seed=request.seed,

@@ -241,7 +241,7 @@ class Store:
             padded[: len(block)] = block
             block = padded
         data = numcodecs.Blosc(**_blosc(dtype.itemsize)).encode(np.ascontiguousarray(block, dtype))
-        path = self.path / name / "c" / "/".join(map(str, index))
+        path = self.chunk_path(name, index)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{threading.get_ident()}.partial")
         with beside.open("wb") as file:
@@ -262,6 +262,10 @@ class Store:
         """Take unit k's mark away, so that the next run does it again."""
         (self.path / "run" / "done" / "c" / str(k)).unlink(missing_ok=True)
 
+    def chunk_path(self, name: str, index: Iterable[int]) -> Path:
+        """Where the chunk of that index lies: zarr's default key, a folder per axis."""
+        return self.path / name / "c" / "/".join(map(str, index))
+
     def unit_files(self, k: int) -> Iterator[Path]:
         """The chunk files that unit k writes, in every array whose first dimension is image, and its pictures."""
         images = self.plan.unit_range(k)
@@ -278,7 +282,7 @@ class Store:
                 # Layers that are not kept have no chunks: they read as fill.
                 rest[0] = self.kept_layers
             for index in itertools.product(first, *rest):
-                yield self.path / name / "c" / "/".join(map(str, index))
+                yield self.chunk_path(name, index)
 
     @functools.cached_property
     def kept_layers(self) -> list[int]:
