@@ -19,7 +19,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .analysis.dataset import open as open
-    from .analysis.page import report as report
+    from .analysis.report.page import report as report
     from .analysis.statistics import analyze as analyze
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
@@ -38,7 +38,7 @@ _HOMES = {
     "export": "exporter.graph",
     "inspect": "engine.inspect",
     "open": "analysis.dataset",
-    "report": "analysis.page",
+    "report": "analysis.report.page",
     "verify": "engine.verify",
 }
 # What each room needs beyond the core, so that a missing package is named with its extra.
@@ -129,4 +129,4 @@ def demo(
     say(f"{graph}: largest row total variation from PyTorch {result.parity.row_max:.1e}")
     run(graph, photos, store, overwrite=True)
     _load("analysis.statistics").analyze(store)
-    return _load("analysis.page").report([store], page, overwrite=True)
+    return _load("analysis.report.page").report([store], page, overwrite=True)

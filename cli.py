@@ -6,25 +6,35 @@ images could not be read; 130 interrupted, the same command goes on.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attlas
 import click
 
+from .engine import words
 from .exporter.errors import AttlasError, Interrupted, UsageError
 
 READ_ERRORS = 3
 INTERRUPTED = 130
 
 path_argument = click.Path(path_type=Path)
+
+
+def store_path(value: str) -> Any:
+    """A path of this machine, or a URL."""
+    from .engine.places import locate
+
+    return locate(value)
 
 
 class _Commands(click.Group):
@@ -94,6 +104,7 @@ def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> l
 @click.option("--layers", metavar="0,3-5", callback=numbers, help="Only these blocks' attention, counted from 0.")
 @click.option("--num-classes", type=int, help="Of the checkpoint's head.")
 @click.option("--gradients", is_flag=True, help="Gradients of a class's logit by the attention as outputs, too.")
+@click.option("--norms", is_flag=True, help="Norms of values, attention branches and tokens as outputs, too.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
 def export(
     model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: Path | None, **options: Any
@@ -116,10 +127,12 @@ def export(
     note(
         f"largest row total variation from PyTorch {parity.row_max:.1e} (mean {parity.row_mean:.1e}), "
         f"{head} within {parity.head:.1e}; {len(result.spec.layers)} layers, {result.spec.heads} heads, "
-        f"{result.spec.tokens} tokens; {_bytes(result.bytes)} in {result.seconds:.0f} s"
+        f"{result.spec.tokens} tokens; {words.amount(result.bytes)} in {result.seconds:.0f} s"
     )
     if parity.gradient_max is not None:
         note(f"largest gradient difference {parity.gradient_max:.1e} of the layer's maximum")
+    if parity.norm_max is not None:
+        note(f"largest difference of a norm {parity.norm_max:.1e} of the layer's maximum")
     click.echo(result.path)
 
 
@@ -136,10 +149,10 @@ def _size(text: str) -> int | tuple[int, int]:
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
-@cli.command(short_help="A graph and a folder of images become an attention store.")
+@cli.command(short_help="A graph and images become an attention store.")
 @click.argument("graph", type=path_argument)
-@click.argument("images", type=path_argument)
-@click.option("-o", "--output", required=True, type=path_argument, help="The store, NAME.zarr.")
+@click.argument("images")
+@click.option("-o", "--output", required=True, type=store_path, help="The store, NAME.zarr, or a URL.")
 @click.option("--keep", default="attention", show_default=True,
               help="Large arrays to keep, comma-separated: attention, attention_mean, gradient, gradient_mean, "
               "gradient_positive, tokens; or none.")  # fmt: skip
@@ -150,17 +163,27 @@ def _size(text: str) -> int | tuple[int, int]:
               help="The class whose logit the gradients are of.")  # fmt: skip
 @click.option("--batch-size", default="auto", show_default=True, help="Images of a batch, which is one chunk.")
 @click.option("--provider", default="auto", show_default=True, help="auto, cpu, cuda or any that `doctor` lists.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Units at work at once; by default a quarter more than the cores."
-)
+@click.option("--workers", type=click.IntRange(1), metavar="N",
+              help="N local processes, each with cores or a card of its own, and not this one.")  # fmt: skip
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster does the work.")
+@click.option("--threads", type=click.IntRange(1), hidden=True)
 @click.option("--shard", default="1/1", show_default=True, help="K/N: the K-th of N processes that share the store.")
 @click.option("--limit", type=int, help="Take this many images, evenly spread over the sorted list.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample of pictures in the store.")
 @click.option("--dry-run", is_flag=True, help="Say what the run would be, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Put aside and delete a store that is there.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
-def run(graph: Path, images: Path, output: Path, as_json: bool, **options: Any) -> None:
-    """Stream IMAGES (a folder) through GRAPH into a store. The same command resumes what was stopped."""
+def run(graph: Path, images: str, output: Path, as_json: bool, **options: Any) -> None:
+    r"""Stream IMAGES through GRAPH into a store. The same command resumes what was stopped.
+
+    \b
+    IMAGES is, on this machine or by URL (s3://bucket/...):
+      a folder of images, or of .tar or .parquet files
+      a table with the column path: .csv, .tsv, .jsonl, .parquet; its column label, and any others, stay with the images
+      a .tar of images, plain or by WebDataset's convention
+      a .parquet with a column of images
+      several of these two: 'train-{000..127}.tar', 'train-*.parquet'
+    """
     options["keep"] = tuple(part.strip() for part in options["keep"].split(","))
     options["batch_size"] = _batch_size(options["batch_size"])
     options["shard"] = _shard(options["shard"])
@@ -171,9 +194,9 @@ def run(graph: Path, images: Path, output: Path, as_json: bool, **options: Any) 
     for line in result.notes:
         note(f"note: {line}")
     if options["dry_run"]:
-        say_json(_estimate(result)) if as_json else click.echo("\n".join(_describe(result)))
+        say_json(words.plan_data(result)) if as_json else click.echo("\n".join(words.plan_lines(result)))
         return
-    say_json(_summary(result)) if as_json else click.echo("\n".join(_outcome(result)))
+    say_json(words.outcome_data(result)) if as_json else click.echo("\n".join(words.outcome_lines(result)))
     if result.errors:
         sys.exit(READ_ERRORS)
 
@@ -215,22 +238,22 @@ class _RunProgress:
         self.moving = sys.stderr.isatty()
         self.last = 0.0
         self.begun = False
+        self.workers = ""
 
     def __call__(self, progress: Any) -> None:
         if not self.begun:
             self.begun = True
-            for line in _estimate_lines(progress.estimate):
+            for line in words.estimate_lines(progress.estimate):
                 note(line)
+        if progress.workers != self.workers:
+            self.workers = progress.workers
+            note(("\n" if self.moving and self.last else "") + progress.workers)
         now = time.monotonic()
         soon = now - self.last < (0.2 if self.moving else 30) and progress.done < progress.total
         if soon or not progress.rate:
             return
         self.last = now
-        left = "" if progress.left is None else f", {_seconds(progress.left)} left"
-        line = (
-            f"{progress.done:,}/{progress.total:,} images, {progress.rate:.1f} images/s, "
-            f"{_bytes(progress.bytes_rate)}/s, mostly {progress.limit}{left}"
-        )
+        line = words.progress_line(progress)
         click.echo(f"\r{line:<90}" if self.moving else line, err=True, nl=not self.moving)
 
     def end(self) -> None:
@@ -238,108 +261,65 @@ class _RunProgress:
             click.echo("", err=True)
 
 
-def _estimate_lines(estimate: Any) -> list[str]:
-    lines = [
-        f"{estimate.images:,} images"
-        + (f" of {estimate.total:,}, evenly spread" if estimate.images < estimate.total else "")
-        + f", {_bytes(estimate.bytes_raw)} raw, about {_bytes(estimate.bytes_expected)} on disk, "
-        f"{_bytes(estimate.bytes_free)} free"
-    ]
-    left = estimate.bytes_expected * (1 - estimate.done / estimate.plan.units)
-    if left > estimate.bytes_free:
-        lines.append("warning: that is more than is free; keep less (--keep, --layers, --store-dtype) or --limit")
-    if estimate.others:
-        lines.append("left out: " + ", ".join(f"{n:,} {why}" for why, n in sorted(estimate.others.items())))
-    return lines
-
-
-def _estimate(result: Any) -> dict[str, Any]:
-    estimate = result.estimate
-    return {
-        "images": estimate.images, "images_found": estimate.total, "left_out": estimate.others,
-        "bytes_raw": estimate.bytes_raw, "bytes_expected": estimate.bytes_expected, "bytes_free": estimate.bytes_free,
-        "batch": estimate.plan.batch, "images_per_unit": estimate.plan.unit, "units": estimate.plan.units,
-        "units_done": estimate.done,
-    }  # fmt: skip
-
-
-def _describe(result: Any) -> list[str]:
-    plan = result.estimate.plan
-    return [
-        *_estimate_lines(result.estimate),
-        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}; {result.estimate.done:,} units are done",
-    ]
-
-
-def _summary(result: Any) -> dict[str, Any]:
-    return {
-        "path": str(result.path), "images": result.images, "done": result.done, "errors": result.errors,
-        "finished": result.finished, "seconds": round(result.seconds, 3),
-        "images_per_second": round(result.done / result.seconds, 2) if result.seconds else None,
-        "stages": {name: round(value, 3) for name, value in result.stages.items()}, "provider": result.provider,
-        "labelled": result.labelled, "top1": result.top1, "top5": result.top5, "notes": list(result.notes),
-    }  # fmt: skip
-
-
-def _outcome(result: Any) -> list[str]:
-    if result.done:
-        rate = f"{result.done:,} images in {_seconds(result.seconds)}, {result.done / result.seconds:.1f} images/s"
-    else:
-        rate = "nothing was left to do"
-    lines = [f"{result.path}: {rate}, {result.provider.removesuffix('ExecutionProvider')}"]
-    if result.labelled:
-        lines.append(
-            f"top-1 {result.top1}/{result.labelled} ({result.top1 / result.labelled:.1%}), "
-            f"top-5 {result.top5}/{result.labelled} ({result.top5 / result.labelled:.1%})"
-        )
-    if result.errors:
-        lines.append(f"{result.errors:,} images could not be read; the store's `error` says why")
-    if not result.finished:
-        lines.append("not finished: other shards, or the same command, do the rest")
-    return lines
-
-
 # --- analyze, report --------------------------------------------------------------------------------------------------
 
 
 @cli.command(short_help="A store gets its statistics over the dataset.")
-@click.argument("store", type=path_argument, required=False)
+@click.argument("store", type=store_path, required=False)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--workers", type=click.IntRange(1), help="Threads; by default the cores.")
+@click.option("--by", metavar="COLUMN", default="",
+              help="By class too: label, predicted, or any column of the store.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), metavar="N",
+              help="N local processes; by default threads of this one.")  # fmt: skip
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster does the work.")
 @click.option("--overwrite", is_flag=True, help="Compute again what is there.")
 @click.option("--list", "list_names", is_flag=True, help="List the names of the statistics.")
-def analyze(store: Path | None, names: tuple[str, ...], workers: int | None, overwrite: bool, list_names: bool) -> None:
+def analyze(
+    store: Path | None, names: tuple[str, ...], list_names: bool, workers: int | None, scheduler: str | None,
+    **options: Any,
+) -> None:  # fmt: skip
     """Compute statistics from STORE and write them into it: by default what the run did not compute, and the dataset's.
 
     NAME adds further statistics; --list shows them.
     """
     if list_names:
-        from .analysis.catalog import CATALOG
-        from .analysis.gradients import WEIGHTED
+        from .analysis.catalog import described
 
-        known: list[Any] = [*CATALOG.values(), *WEIGHTED.values()]
-        for statistic in known:
-            click.echo(f"{statistic.name:<30} {statistic.long_name} [{statistic.units}]")
+        for name, meaning in described().items():
+            click.echo(f"{name:<38} {meaning}")
         return
     if store is None:
         raise UsageError("which store? `attlas analyze STORE.zarr`")
-    result = attlas.analyze(store, list(names) or None, workers=workers, overwrite=overwrite, progress=_images_of())
+    with _pool(workers, scheduler) as who:
+        result = attlas.analyze(store, list(names) or None, progress=_images_of(), **who, **options)
     for line in result.notes:
         note(f"note: {line}")
-    note(f"{result.images:,} images, {_bytes(result.read)} of attention read, {_seconds(result.seconds)}")
+    note(f"{result.images:,} images, {words.amount(result.read)} of attention read, {words.duration(result.seconds)}")
     for name in (*result.made, *result.summed):
         click.echo(name)
 
 
 @cli.command(short_help="One self-contained HTML page with the figures.")
-@click.argument("stores", type=path_argument, nargs=-1, required=True, metavar="STORE...")
-@click.option("-o", "--output", required=True, type=path_argument, help="The page, NAME.html.")
+@click.argument("stores", type=store_path, nargs=-1, required=True, metavar="STORE...")
+@click.option("-o", "--output", type=path_argument, help="The page, NAME.html.")
+@click.option("--methods", is_flag=True,
+              help="Print what the stores' statistics are, as a paragraph with BibTeX, and no page.")  # fmt: skip
 @click.option("--images", type=path_argument, help="The folder of the run, for pictures beyond the store's sample.")
-@click.option("--figures", type=path_argument, help="Write every figure here, too: PDF, PNG, and its data as CSV.")
+@click.option("--figures", type=path_argument, help="Write every figure here, too: PDF, SVG, PNG, and its data as CSV.")
 @click.option("--examples", default=4, show_default=True, type=click.IntRange(0), help="How many pictures to show.")
+@click.option("--baseline", type=store_path, multiple=True,
+              help="A store to compare with and no more, such as random weights; may be given again.")  # fmt: skip
+@click.option("--boxes", type=path_argument, help="Objects in the original images: COCO JSON.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing page.")
-def report(stores: tuple[Path, ...], output: Path, **options: Any) -> None:
+def report(stores: tuple[Path, ...], output: Path | None, methods: bool, **options: Any) -> None:
     """Write a report of STORE; several stores stand side by side."""
+    if methods == (output is not None):
+        raise UsageError("name the page with -o NAME.html, or print the methods alone with --methods")
+    if output is None:
+        from .analysis.report.methods import describe
+
+        click.echo(describe(stores))
+        return
     progress = note if sys.stderr.isatty() else None
     click.echo(attlas.report(list(stores), output, progress=progress, **options))
 
@@ -348,7 +328,7 @@ def report(stores: tuple[Path, ...], output: Path, **options: Any) -> None:
 
 
 @cli.command(short_help="What a graph or a store holds.")
-@click.argument("path", type=path_argument)
+@click.argument("path", type=store_path)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(path: Path, as_json: bool) -> None:
     """Describe the graph or store at PATH; of an unfinished store, how far it is."""
@@ -367,7 +347,7 @@ def _show(key: str, value: Any, indent: int = 0) -> None:
         click.echo(f"{pad}arrays")
         for name, array in value.items():
             dims = ", ".join(f"{d} {n}" for d, n in array["dims"].items())
-            click.echo(f"{pad}  {name:<26} {array['dtype']:<9} ({dims})  {_bytes(array['bytes'])}")
+            click.echo(f"{pad}  {name:<26} {array['dtype']:<9} ({dims})  {words.amount(array['bytes'])}")
     elif key == "outputs":
         click.echo(f"{pad}outputs")
         for name, dims in value.items():
@@ -382,12 +362,12 @@ def _show(key: str, value: Any, indent: int = 0) -> None:
     else:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         if key.startswith(("bytes", "attention_bytes")):
-            text = _bytes(value)
+            text = words.amount(value)
         click.echo(f"{pad}{key:<26} {text}")
 
 
 @cli.command(short_help="Whether a store holds what it promises.")
-@click.argument("store", type=path_argument)
+@click.argument("store", type=store_path)
 @click.option("--repair", is_flag=True, help="Reopen the faulty units; the same run does them again.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def verify(store: Path, repair: bool, as_json: bool) -> None:
@@ -407,17 +387,34 @@ def verify(store: Path, repair: bool, as_json: bool) -> None:
 
 @cli.command(short_help="What can be exported.")
 @click.argument("pattern", default="*")
+@click.option("--names", is_flag=True, help="Names alone, at once.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def models(pattern: str, as_json: bool) -> None:
-    """List timm's models whose name matches PATTERN (wildcards) and whose attention can be exported."""
-    from .exporter import list_models
+def models(pattern: str, names: bool, as_json: bool) -> None:
+    """List timm's models whose name matches PATTERN (wildcards) and whose attention can be exported.
 
-    found = list_models(pattern)
+    Each line: the tokens before the patches, the grid of patches, what the head reads, layers, heads, weights, and the
+    bytes that the maps of one image take as float16. The exact name of a model that cannot be exported says why.
+    """
+    from .exporter.models import list_models
+    from .exporter.summary import summaries
+
+    if names:
+        listed = list_models(pattern)
+        say_json(listed) if as_json else click.echo("\n".join(listed))
+        return
+    found = summaries(pattern)
     if as_json:
-        say_json(found)
-    else:
-        for name in found:
-            click.echo(name)
+        say_json([dataclasses.asdict(one) for one in found])
+        return
+    line = "{:<54} {:<24} {:>9} {:<9} {:>6} {:>5} {:>8} {:>9}"
+    for number, one in enumerate(found):
+        if number == 0:
+            click.echo(line.format("model", "prefix", "grid", "pooling", "layers", "heads", "weights", "maps"))
+        counts = {kind: one.prefix.count(kind) for kind in one.prefix}
+        kinds = [f"{count} {kind}" if count > 1 else kind for kind, count in counts.items()]
+        grid, weights = f"{one.grid[0]} x {one.grid[1]}", f"{one.parameters / 1e6:.1f} M"
+        texts = (one.name, ", ".join(kinds) or "none", grid, one.pooling, one.depth, one.heads, weights)
+        click.echo(line.format(*texts, words.amount(one.attention_bytes)))
 
 
 @cli.command(short_help="What works on this machine.")
@@ -456,6 +453,26 @@ def demo(output: Path, model: str, checkpoint: Path | None) -> None:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]:
+    """Who does the work of an analysis, as its arguments; nobody else by default."""
+    if workers is not None and scheduler is not None:
+        raise UsageError("--workers, --scheduler: choose one")
+    if scheduler is not None:
+        from .engine.executors.cluster import Cluster
+
+        with Cluster(scheduler) as cluster, cluster.pool() as executor:
+            note(cluster.words)
+            yield {"executor": executor, "workers": 2 * cluster.hands}
+    elif workers is not None:
+        from .engine.executors.processes import pool
+
+        with pool(workers) as executor:
+            yield {"executor": executor, "workers": workers}
+    else:
+        yield {}
+
+
 def _percent() -> Callable[[int, int], None] | None:
     """Progress as (done, total), on a terminal only."""
     if not sys.stderr.isatty():
@@ -471,21 +488,6 @@ def _images_of() -> Callable[[Any], None] | None:
     """Progress with `done` and `total`, on a terminal only."""
     show = _percent()
     return None if show is None else lambda progress: show(progress.done, progress.total)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def main(arguments: list[str] | None = None) -> None:

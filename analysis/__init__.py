@@ -1,9 +1,10 @@
 """The analysis room: stores in, statistics, figures and a report out. Neither PyTorch nor onnxruntime is needed.
 
-`formulas` holds every statistic once, on plain arrays of any library, with `rollouts` and `maps` beside it; `kernel` is
-the fused pass that a run or `analyze` computes the default ones with. `catalog` lists what can be asked for by name,
-`statistics` brings a store's rows up to date and sums the dataset up with `moments`, and `dataset` opens the result
-as one lazy Dataset. The formulas are names of this package too: `attlas.analysis.rollout(...)`.
+`formulas` holds every statistic once, on plain arrays of any library, with `rollouts`, `maps`, `norms`, `histograms`
+and `boxes` beside it; `kernel` is the fused pass that a run or `analyze` computes the default ones with, `compiled` its
+loops. `catalog` lists what can be asked for by name, `partials` computes what some units contribute, `statistics`
+hands units out and merges, `summary` sums the dataset up, by `groups` too, and `dataset` opens the result as one lazy
+Dataset. The formulas are names of this package too: `attlas.analysis.rollout(...)`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["CATALOG", "AnalyzeResult", "Moments", "Reducer", "analyze", "open", "report"]
+__all__ = [
+    "CATALOG", "AnalyzeResult", "Moments", "Partial", "Pooled", "Reducer", "analyze", "merge", "open",
+    "partial_statistics", "pooled", "report",
+]  # fmt: skip
 
 _HOMES = {
-    "AnalyzeResult": "statistics", "CATALOG": "catalog", "Moments": "moments", "Reducer": "kernel",
-    "analyze": "statistics", "open": "dataset", "report": "page",
+    "AnalyzeResult": "statistics", "CATALOG": "catalog", "Moments": "moments", "Partial": "partials",
+    "Pooled": "statistics", "Reducer": "kernel", "analyze": "statistics", "merge": "partials", "open": "dataset",
+    "partial_statistics": "partials", "pooled": "statistics", "report": "page",
 }  # fmt: skip
+# Plain functions of arrays.
+_FORMULAS = ("formulas", "norms", "baselines", "histograms", "differences", "boxes")
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    formulas = importlib.import_module(".formulas", __name__)
-    if name in formulas.__all__:
-        return getattr(formulas, name)
+    for home in _FORMULAS:
+        module = importlib.import_module(f".{home}", __name__)
+        if name in module.__all__:
+            return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

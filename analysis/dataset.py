@@ -39,7 +39,7 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | None = None) 
     found: Any
     try:
         # Undecoded, since xarray would make float64 of float16, and would do so before it could be cut.
-        found = xr.open_zarr(store.path, chunks={}, mask_and_scale=False, decode_times=False, zarr_format=3)
+        found = xr.open_zarr(store.zarr, chunks={}, mask_and_scale=False, decode_times=False, zarr_format=3)
     except (ValueError, OSError, KeyError) as error:
         raise AttlasError(f"{path}: does not read as a Zarr store ({' '.join(str(error).split())})") from None
     found = found.assign({str(name): _decoded(variable) for name, variable in found.data_vars.items()})
@@ -48,7 +48,7 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | None = None) 
     beside = ("path", "label", "label_class", "valid", "error", "height", "width", "class_name", "target")
     found = found.set_coords([name for name in beside if name in found])
     # Small and asked for at every turn.
-    found = found.assign_coords({name: found[name].compute() for name in found.coords if found[name].ndim == 1})
+    found = found.assign_coords({n: v.compute() for n, v in found.coords.variables.items() if v.ndim == 1})
     found = found.assign_coords(done=("image", store.done_images, {"long_name": "the image's unit is done"}))
     found.attrs = _attrs(store)
     opened: xr.Dataset = found if chunks is None else found.chunk(dict(chunks))

@@ -89,7 +89,7 @@ def mass_mask(maps: Array, threshold: float = 0.6) -> Array:
     flat = xp.reshape(m, (*m.shape[:-2], -1))
     flat = flat / xp.sum(flat, axis=-1, keepdims=True)
     order = xp.argsort(-flat, axis=-1, stable=True)
-    rank = xp.argsort(order, axis=-1, stable=True)
+    rank = xp.asarray(xp.argsort(order, axis=-1, stable=True), dtype=m.dtype)
     descending = -xp.sort(-flat, axis=-1)
     before = xp.cumulative_sum(descending, axis=-1) - descending
     size = xp.sum(xp.where(before < threshold, before * 0 + 1, before * 0), axis=-1, keepdims=True)

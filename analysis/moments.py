@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["QUANTILES", "Moments", "interval", "quantiles"]
+__all__ = ["QUANTILES", "Moments", "Totals", "interval", "quantiles"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 RESAMPLES = 1000
-BLOCK_BYTES = 64 * 2**20  # of bootstrap weights held at once
+BLOCK_BYTES = 4 * 2**20  # of bootstrap weights held at once
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,16 +40,6 @@ class Moments:
         second = (np.where(there, wide - mean, 0) ** 2).sum(axis=0)
         return cls(count, mean, second)
 
-    @classmethod
-    def of_mean(cls, values: npt.NDArray[Any]) -> Moments:
-        """Gather (image, ...) values for their mean alone, in one sweep; the second moment stays 0."""
-        total = np.add.reduce(values, axis=0, dtype=np.float64)
-        count = np.full(total.shape, float(len(values)))
-        if np.isnan(total).any():
-            there = ~np.isnan(values)
-            count, total = there.sum(axis=0, dtype=np.float64), np.where(there, values, 0).sum(axis=0, dtype=np.float64)
-        return cls(count, total / np.maximum(count, 1), np.zeros_like(total))
-
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
         delta = other.mean - self.mean
@@ -67,6 +57,35 @@ class Moments:
     def std(self) -> Floats:
         """The standard deviation over images (n - 1); NaN where fewer than two were counted."""
         return np.sqrt(np.where(self.count > 1, self.second, np.nan) / np.maximum(self.count - 1, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The sum of maps over images, and of how many: what large arrays need for their mean. They merge by adding up.
+
+    An entry that is NaN in one image stays NaN.
+    """
+
+    count: float
+    total: Floats
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any]) -> Totals:
+        """Gather (image, ...) values."""
+        return cls(float(len(values)), np.add.reduce(values, axis=0, dtype=np.float64))
+
+    @classmethod
+    def of_mean(cls, mean: npt.NDArray[Any], count: float) -> Totals:
+        """What `average` was made from."""
+        return cls(float(count), np.asarray(mean, np.float64) * count)
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.count + other.count, self.total + other.total)
+
+    @property
+    def average(self) -> Floats:
+        """The mean; NaN where nothing was counted."""
+        return self.total / self.count if self.count else np.full_like(self.total, np.nan)
 
 
 def quantiles(values: npt.NDArray[Any]) -> Floats:
@@ -118,6 +137,7 @@ def _resampled(images: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
     step = max(1, min(RESAMPLES, BLOCK_BYTES // (4 * images)))
     for start in range(0, RESAMPLES, step):
         draws = min(step, RESAMPLES - start)
-        yield np.stack(
-            [np.bincount(random.integers(0, images, images), minlength=images).astype(np.float32) for _ in range(draws)]
-        )
+        weights = np.empty((draws, images), np.float32)
+        for row in weights:
+            row[:] = np.bincount(random.integers(0, images, images), minlength=images)
+        yield weights

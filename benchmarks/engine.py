@@ -89,7 +89,7 @@ def write_alone(store: Store, folder: Path) -> float:
     """CPU seconds per image of writing what the store holds, from one thread, done-marks and all."""
     plan = store.plan
     units = range(min(plan.units, max(1, ALONE // plan.unit)))
-    held = {}
+    held: dict[str, np.ndarray] = {}
     for name, dim in store.unit_arrays():
         if dim == "image":
             stop = plan.unit_range(units[-1]).stop
@@ -99,19 +99,24 @@ def write_alone(store: Store, folder: Path) -> float:
     shutil.copytree(store.path, folder, ignore=lambda d, names: ["c"] if "c" in names and Path(d).name in held else [])
     shutil.rmtree(folder / "run" / "done" / "c", ignore_errors=True)
     copy = Store(folder, writable=True)
+    # Contiguous, as a run has them: one array per batch and layer.
+    attention = held.pop("attention")
+    blocks = {
+        (batch.start, layer): np.ascontiguousarray(attention[batch.start : batch.stop, layer : layer + 1])
+        for k in units
+        for batch in plan.batches(k)
+        for layer in range(attention.shape[1])
+    }
+    del attention
     start = cpu()
     images = 0
     for k in units:
         for batch in plan.batches(k):
-            for name in ("attention",):
-                if name in held:
-                    for layer in range(held[name].shape[1]):
-                        block = held[name][batch.start : batch.stop, layer : layer + 1]
-                        copy.write(name, batch.start, block, layer=slice(layer, layer + 1))
+            for layer in range(len(copy.spec.layers)):
+                copy.write("attention", batch.start, blocks[batch.start, layer], layer=slice(layer, layer + 1))
         unit = plan.unit_range(k)
         for name, values in held.items():
-            if name != "attention":
-                copy.write(name, unit.start, values[unit.start : unit.stop])
+            copy.write(name, unit.start, values[unit.start : unit.stop])
         copy.mark_done(k)
         images += len(unit)
     spent = cpu() - start
@@ -160,7 +165,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--skip-plain", action="store_true")
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--graph", type=Path, help="an exported deit_tiny; by default it is exported first")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="attlas-bench-") as place:
@@ -183,12 +188,12 @@ def bench(place: Path, options: argparse.Namespace) -> None:
     def add(name: str, value: float) -> None:
         rows.setdefault(name, []).append(value)
 
-    workers = ["--workers", str(options.workers)] if options.workers else []
+    threads = ["--threads", str(options.threads)] if options.threads else []
     run = [sys.executable, "-m", "attlas.cli", "run", str(graph), str(folder)]
     setting = ""
     for number in range(options.rounds):
         shutil.rmtree(store_path, ignore_errors=True)
-        seconds, peak = whole([*run, "-o", str(store_path), *workers])
+        seconds, peak = whole([*run, "-o", str(store_path), *threads])
         add("full, whole process (images/s)", options.count / seconds)
         add("full, peak MiB", peak)
         record = json.loads((store_path / "run" / "zarr.json").read_text())["attributes"]["runs"][-1]
@@ -196,7 +201,7 @@ def bench(place: Path, options: argparse.Namespace) -> None:
         add("full, the run itself (images/s)", rate)
         none_path = place / "none.zarr"
         shutil.rmtree(none_path, ignore_errors=True)
-        _, none_peak = whole([*run, "-o", str(none_path), "--keep", "none", *workers])
+        _, none_peak = whole([*run, "-o", str(none_path), "--keep", "none", *threads])
         none = json.loads((none_path / "run" / "zarr.json").read_text())["attributes"]["runs"][-1]
         none_rate = options.count / none["seconds"]
         add("keep none, the run itself (images/s)", none_rate)

@@ -23,6 +23,7 @@ import numpy as np
 from attlas.engine import Session, Store
 from attlas.engine.decode import prepare
 from attlas.engine.graph import read_spec
+from attlas.engine.places import place_at
 from PIL import Image
 
 from engine import repeat
@@ -40,11 +41,8 @@ def run(*arguments: object, codes: tuple[int, ...] = (0,)) -> subprocess.Complet
 
 
 def chunk_files(store: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(store)): p.read_bytes()
-        for p in store.rglob("*")
-        if p.is_file() and "c" in p.relative_to(store).parts and p.name != "zarr.json"
-    }
+    place = place_at(store)
+    return {key: place.read(key) for key, _ in place.listing() if "c" in key.split("/")}
 
 
 def same(a: Path, b: Path) -> bool:

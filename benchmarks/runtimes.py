@@ -1,23 +1,29 @@
-"""A graph in every runtime at hand: the conformance vector, and the table of differences.
+"""A graph in every runtime at hand: the conformance vector, the table of differences, and what attention costs.
 
     python benchmarks/runtimes.py vector GRAPH.onnx PICTURE -o VECTOR
     python benchmarks/runtimes.py table GRAPH.onnx IMAGES [--openvino PYTHON] [--node FOLDER] [--cuda] [--trt]
+    python benchmarks/runtimes.py speed [MODEL...] [--rounds N] [--threads N]
 
 `table` runs the programs of docs/deployment.md as they are printed there, and compares every output in full with
 onnxruntime on the CPU, which `attlas export` has compared with PyTorch. `--openvino` names an
-interpreter that has OpenVINO, `--node` a folder with node_modules.
+interpreter that has OpenVINO, `--node` a folder with node_modules. `speed` times onnxruntime on one picture: the plain
+classifier, as `torch.onnx.export` makes it from timm's model, against the graphs of `attlas export`, interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,7 @@ from attlas.exporter.spec import GraphSpec
 from PIL import Image
 
 DOCS = Path(__file__).parent.parent / "docs" / "deployment.md"
+FOUR = ["deit_tiny_patch16_224", "vit_base_patch32_224", "vit_base_patch16_224", "vit_large_patch16_224"]
 Arrays = dict[str, npt.NDArray[np.float32]]
 
 
@@ -49,10 +56,17 @@ def main() -> None:
     many.add_argument("--node", type=Path, help="a folder with node_modules/onnxruntime-web and onnxruntime-node")
     many.add_argument("--cuda", action="store_true")
     many.add_argument("--trt", action="store_true", help="TensorRT")
+    fast = commands.add_parser("speed")
+    fast.add_argument("models", nargs="*", default=FOUR)
+    fast.add_argument("--rounds", type=int, default=7)
+    fast.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     try:
         if asked.command == "vector":
             write_vector(asked.graph, asked.picture, asked.output)
+        elif asked.command == "speed":
+            for line in speed(asked.models, asked.rounds, asked.threads):
+                print(line, flush=True)
         else:
             print(table(asked))
     except AttlasError as error:
@@ -129,7 +143,7 @@ def differences(found: Arrays, reference: Arrays, spec: GraphSpec) -> str:
     head = spec.outputs[0].name
     rows = [
         np.abs(found[o.name].astype(np.float64) - reference[o.name]).sum(-1).ravel() / 2
-        for o in spec.outputs if o.name.startswith("attention.") or o.name == "pool_attention"
+        for o in spec.outputs if o.name.partition(".")[0] in ("attention", "class_attention", "pool_attention")
     ]  # fmt: skip
     variation = np.concatenate(rows)
     gradients = [_relative(found[o.name], reference[o.name]) for o in spec.outputs if o.name.startswith("gradient.")]
@@ -155,6 +169,66 @@ def pixels(files: list[Path], spec: GraphSpec) -> npt.NDArray[np.uint8]:
     if not files:
         raise UsageError("no pictures there")
     return np.stack([decode(file.read_bytes(), spec.recipe)[0] for file in files])
+
+
+# What attention costs ------------------------------------------------------------------------------------------------
+
+
+def speed(models: list[str], rounds: int, threads: int) -> Iterator[str]:
+    """Markdown: per model the milliseconds of one picture, by what is asked for; medians and spread of the rounds."""
+    kinds = ("plain classifier", "logits of the graph", "logits and all maps", "with norms", "with gradients")
+    yield f"| model | {' | '.join(kinds)} | all maps against plain |"
+    yield f"|---|{'---|' * (len(kinds) + 1)}"
+    for model in models:
+        with tempfile.TemporaryDirectory() as temporary:
+            sessions = _sessions(model, Path(temporary), threads)
+            times: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for turn in range(rounds + 1):
+                for kind, (session, names, feeds) in zip(kinds, sessions, strict=True):
+                    started = time.perf_counter()
+                    runs = 0
+                    while runs < 3 or time.perf_counter() - started < 0.5:
+                        session.run(names, feeds)
+                        runs += 1
+                    if turn:  # the first round warms up
+                        times[kind].append((time.perf_counter() - started) / runs * 1e3)
+        cells = [f"{statistics.median(t):.1f} ({min(t):.1f}-{max(t):.1f})" for t in times.values()]
+        ratio = statistics.median(times[kinds[2]]) / statistics.median(times[kinds[0]])
+        yield f"| {model} | {' | '.join(cells)} | {ratio:.2f} |"
+
+
+def _sessions(model: str, folder: Path, threads: int) -> list[tuple[Any, list[str], dict[str, Any]]]:
+    """What `speed` compares: sessions, the outputs to ask for, and the feeds."""
+    import onnxruntime
+    import timm
+    import torch
+    from attlas.exporter.graph import export
+    from attlas.exporter.parity import pictures
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+
+    def load(path: Path) -> Any:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    plain = folder / "plain.onnx"
+    module = timm.create_model(model).eval()
+    shape = tuple(module.pretrained_cfg["input_size"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        torch.onnx.export(module, (torch.zeros(1, *shape),), plain, dynamo=True, input_names=["pixels"])
+    session = load(plain)
+    names = [output.name for output in session.get_outputs()]
+    found = [(session, names, {"pixels": np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)})]
+    image = {"image": pictures(1, shape[1:])}
+    for kind in ({}, {"norms": True}, {"gradients": True}):
+        result = export(model, folder / f"{len(found)}.onnx", random_init=True, **kind)
+        session = load(result.path)
+        every = [output.name for output in result.spec.outputs if output.shape[0] is None]
+        feeds = image | ({"target": np.array([-1])} if result.spec.gradients else {})
+        if not kind:
+            found.append((session, every[:1], feeds))
+        found.append((session, every, feeds))
+    return found
 
 
 # The conformance vector ----------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
-"""What storing attention costs: codecs by size and speed, dtypes by size and by the error of each statistic.
+"""What storing attention costs: codecs, ways to write a chunk, dtypes by size and by the error of each statistic.
 
     python benchmarks/storage.py GRAPH.onnx IMAGES --count 64
+
+Where zarrs is installed (`pip install zarrs`), its codec pipeline is among the ways to write.
 
 Speeds are of one thread, in uncompressed bytes per second of wall time; each codec is timed in turn, five rounds,
 medians. Errors are relative to float32 attention: max|x - y| / max|y| over one image, the worst image.
@@ -9,15 +11,22 @@ medians. Errors are relative to float32 attention: max|x - y| / max|y| over one 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import shutil
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import zarr
 from attlas.analysis import formulas
 from attlas.analysis.kernel import Reducer
 from attlas.engine import Session
+from attlas.engine.plan import make_plan
 from attlas.engine.sources import Folder
+from attlas.engine.store import ArraySpec, Store
+from attlas.exporter.spec import GraphSpec
 from numcodecs import Blosc, blosc
 
 CODECS = {
@@ -49,6 +58,38 @@ def codecs(chunks: list[np.ndarray]) -> None:
     for name, times in rounds.items():
         write, read = (raw / statistics.median(t[i] for t in times) / 1e9 for i in (0, 1))
         print(f"| {name} | {sizes[name] / raw:.2f} | {write:.2f} | {read:.2f} |")
+
+
+def ways(chunks: list[np.ndarray], folder: Path, spec: GraphSpec) -> None:
+    """One chunk after the other, from one thread: by zarr's own pipeline, by zarrs', and as a run does."""
+    raw, shape = sum(c.nbytes for c in chunks), chunks[0].shape
+    template = ArraySpec("a", ("image", "head", "query", "key"), (len(chunks) * shape[0], *shape[1:]), shape,
+                         "float16", np.nan)  # fmt: skip
+    pipelines = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "the run's own": ""}
+    if importlib.util.find_spec("zarrs"):
+        import zarrs  # noqa: F401 - registers itself
+
+        pipelines["zarrs"] = "zarrs.ZarrsCodecPipeline"
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
+    for _ in range(5):
+        for name, pipeline in pipelines.items():
+            shutil.rmtree(folder, ignore_errors=True)
+            plan = make_plan(template.shape[0], layer_bytes=1, image_bytes=1, identity={}, batch=shape[0])
+            settings = {"codec_pipeline.path": pipeline, "threading.max_workers": 1} if pipeline else {}
+            with zarr.config.set(settings):
+                store = Store.create(folder, spec, plan, [template], values={}, attrs={})
+                array = store.array("a")
+                before, start = time.process_time(), time.perf_counter()
+                for i, chunk in enumerate(chunks):
+                    if pipeline:
+                        array[i * shape[0] : (i + 1) * shape[0]] = chunk
+                    else:
+                        store.write("a", i * shape[0], chunk)
+                rounds[name].append((time.perf_counter() - start, time.process_time() - before))
+    print("\n| chunks written by | GB/s | core ms per 10 MB |\n|---|---|---|")
+    for name, times in rounds.items():
+        wall, cpu = (statistics.median(t[i] for t in times) for i in (0, 1))
+        print(f"| {name} | {raw / wall / 1e9:.2f} | {cpu / raw * 1e10:.1f} |")
 
 
 def error(found: np.ndarray, true: np.ndarray) -> float:
@@ -95,7 +136,10 @@ def main() -> None:
     paths = [options.images / item.key for item in source.items[: options.count]]
     attention = session(paths)["attention"]
     layers = [np.ascontiguousarray(attention[:, layer]) for layer in range(attention.shape[1])]
-    codecs([np.ascontiguousarray(a[i : i + 16]).astype(np.float16) for a in layers for i in range(0, len(a), 16)])
+    chunks = [np.ascontiguousarray(a[i : i + 16]).astype(np.float16) for a in layers for i in range(0, len(a), 16)]
+    codecs(chunks)
+    with tempfile.TemporaryDirectory(prefix="attlas-bench-") as place:
+        ways(chunks, Path(place) / "store.zarr", session.spec)
     dtypes(session, layers)
 
 

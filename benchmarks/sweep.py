@@ -1,10 +1,10 @@
 """Export every timm model with global attention over patches, and say for each whether the graph is the model.
 
 Each name is built with at most `--depth` blocks and random weights. Random weights give uniform attention, which any
-wrong graph would reproduce, so queries are scaled until the mean entropy of each layer is about half of ln N. The graph
-is traced with two pictures and compared with PyTorch on batches of 1 and 3. Every name appends one JSON line to
-`--results`; names that stand there already are skipped, so the sweep can be stopped and run again. `--table` writes the
-lines as a Markdown table.
+wrong graph would reproduce, so queries are scaled until the mean entropy of each layer is about half of ln N. The
+graph, with norms where the model's blocks have them, is traced with two pictures and compared with PyTorch on batches
+of 1 and 3. Every name appends one JSON line to `--results`; names that stand there already are skipped, so it can
+be stopped and run again. `--table` writes the lines as a Markdown table.
 
     python benchmarks/sweep.py --results sweep.jsonl --table sweep.md [PATTERN...]
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 import timm
 import torch
-from attlas.exporter.errors import AttlasError
+from attlas.exporter.errors import AttlasError, UsageError
 from attlas.exporter.graph import export_model
 from attlas.exporter.models import MODULES, Model, build, describe
 from attlas.exporter.parity import check, pictures
@@ -74,17 +74,22 @@ def sweep(name: str, depth: int) -> dict[str, Any]:
         built = small(name, depth)
         taps = Taps(built.module, built.full_name)
         line["entropy"] = round(sharpen(built, taps), 3)
-        tapped = Tapped(built, taps, describe(built, taps.trunk), tuple(range(taps.depth)))
+        facts, layers = describe(built, taps), tuple(range(taps.depth))
+        try:
+            tapped = Tapped(built, taps, facts, layers, norms=True)
+        except UsageError as error:
+            line["without_norms"] = str(error)
+            tapped = Tapped(built, taps, facts, layers)
         with tempfile.TemporaryDirectory() as folder:
-            result = export_model(built, Path(folder) / "model.onnx")
+            result = export_model(built, Path(folder) / "model.onnx", norms=tapped.branches is not None)
             alone = check(result.path, result.spec, tapped.run, images=1)
         spec, parity = result.spec, result.parity
         line |= {
             "prefix": list(spec.prefix), "pooling": spec.pooling, "grid": list(spec.grid), "heads": spec.heads,
             "kind": spec.attention_kind, "position": spec.position, "image_size": list(spec.image_size),
-            "outputs": [o.name for o in spec.outputs if not o.name.startswith("attention.")],
+            "outputs": list(dict.fromkeys(o.name.partition(".")[0] for o in spec.outputs)),
             "row_mean": max(parity.row_mean, alone.row_mean), "row_max": max(parity.row_max, alone.row_max),
-            "head": parity.head / parity.head_scale, "top1": parity.top1,
+            "head": parity.head / parity.head_scale, "top1": parity.top1, "norm_max": parity.norm_max,
         }  # fmt: skip
     except AttlasError as error:
         line["error"] = str(error)
@@ -105,7 +110,7 @@ def small(name: str, depth: int) -> Model:
         # Such a family states its key heads block by block: one block with fewer keys than queries, one without.
         kwargs["num_kv_heads"] = [4 if i % 2 else None for i in range(depth)]
         built = build(name, random_init=True, model_kwargs=kwargs)
-    facts = describe(built, Taps(built.module, name).trunk)
+    facts = describe(built, Taps(built.module, name))
     if facts.tokens <= MOST_TOKENS:
         return built
     # Twenty-four patches an edge: projectors that merge two or three of them divide it.
@@ -115,19 +120,24 @@ def small(name: str, depth: int) -> Model:
 def sharpen(built: Model, taps: Taps, target: float = 0.5) -> float:
     """Scale every layer's queries until its mean entropy is `target` times ln N; the mean that was reached."""
     images = torch.from_numpy(pictures(1, built.image_size)).permute(0, 3, 1, 2) / 127.5 - 1
-    low, high = dict.fromkeys(taps.owners, -4.0), dict.fromkeys(taps.owners, 14.0)
-    factor = dict.fromkeys(taps.owners, 0.0)
+    places = dict(enumerate([*taps.owners.values(), *([owner] for owner in taps.class_owners)]))
+    for owner in (owner for owners in places.values() for owner in owners if hasattr(owner, "proj_l")):
+        # Heads that talk: random mixing alone would leave next to nothing of what it mixes.
+        for mixing in (owner.proj_l, owner.proj_w):
+            mixing.weight.data += torch.eye(len(mixing.weight))
+    low, high, factor = (dict.fromkeys(places, start) for start in (-4.0, 14.0, 0.0))
     reached: dict[int, float] = {}
     for _ in range(9):
-        for layer, owners in taps.owners.items():
+        for layer, owners in places.items():
             middle = (low[layer] + high[layer]) / 2
             for owner in owners:
                 scale_queries(owner, 2 ** (middle - factor[layer]))
             factor[layer] = middle
         with torch.no_grad(), taps.recording() as seen:
             built.module(images)
-        for layer in taps.owners:
-            a = seen.maps[layer][0].clamp_min(1e-30)
+        for layer, a in enumerate([*(seen.maps[layer][0] for layer in taps.owners), *seen.class_maps]):
+            a = a.clamp_min(1e-30)
+            a = a / a.sum(-1, keepdim=True)
             reached[layer] = float(-(a * a.log()).sum(-1).mean()) / math.log(a.shape[-1])
             (low if reached[layer] > target else high)[layer] = factor[layer]
     return sum(reached.values()) / len(reached)
@@ -146,12 +156,14 @@ def table(lines: list[dict[str, Any]]) -> str:
         groups[line["module"]].append(line)
     good = [line for line in lines if "error" not in line]
     rows = [f"{len(good)} of {len(lines)} names tried export with parity; timm {timm.__version__}.", ""]
-    rows += ["| module | names tried | parity | worst mean row variation | worst row variation |"]
-    rows += ["|---|---|---|---|---|"]
+    rows += ["| module | names tried | parity | worst mean row variation | worst row | with norms | worst norm |"]
+    rows += ["|---|---|---|---|---|---|---|"]
     for module, group in groups.items():
         fine = [line for line in group if "error" not in line]
         worst = [f"{max((line[k] for line in fine), default=math.nan):.1e}" for k in ("row_mean", "row_max")]
         tried = f"{len(group)} of {len(timm.list_models(module=module))}"
+        norms = [line["norm_max"] for line in fine if line.get("norm_max") is not None]
+        worst += [str(len(norms)), f"{max(norms):.1e}"] if norms else ["", ""]
         rows.append(f"| {module} | {tried} | {len(fine)} | {' | '.join(worst)} |")
     misses = [f"- `{line['model']}`: {line['error']}" for line in lines if "error" in line]
     return "\n".join([*rows, "", *(["Misses:", "", *misses, ""] if misses else [])])

@@ -16,7 +16,10 @@ __all__ = ["doctor"]
 WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon")
 EXTRAS = {
     "exporter": ("torch", "torchvision", "timm", "onnxscript", "safetensors"),
-    "analysis": ("numba", "xarray", "dask", "matplotlib"),
+    "analysis": ("numba", "xarray", "dask", "matplotlib", "scipy"),
+    "parquet": ("pyarrow",),
+    "remote": ("fsspec", "s3fs"),
+    "distributed": ("distributed",),
     "demo": ("scikit-image",),
 }
 CORE = ("attlas", "numpy", "onnx", "pillow", "zarr", "click")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -69,14 +70,21 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def read_spec(path: str | os.PathLike[str], model: onnx.ModelProto | None = None) -> GraphSpec:
+def read_spec(path: str | os.PathLike[str]) -> GraphSpec:
     """The spec in a graph's metadata.
 
     Raises:
         AttlasError: there is no such file, it is no ONNX model, has no metadata of ours, or of a newer format.
     """
-    model = model or load(path)
-    for entry in model.metadata_props:
+    path = Path(path)
+    found = path.stat() if path.is_file() else None
+    return _spec(path, *((found.st_mtime_ns, found.st_size) if found else (0, 0)))
+
+
+# A run asks five times, and each time the whole file with its weights would be parsed.
+@functools.lru_cache(maxsize=8)
+def _spec(path: Path, _mtime_ns: int, _size: int) -> GraphSpec:
+    for entry in load(path).metadata_props:
         if entry.key == METADATA_KEY:
             return GraphSpec.from_json(entry.value, str(path))
     raise AttlasError(

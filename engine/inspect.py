@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..exporter.errors import AttlasError
 from ..exporter.spec import GraphSpec
 from .graph import graph_digest, read_spec
+from .places import locate
 from .store import Store
 
 __all__ = ["inspect"]
@@ -20,8 +22,8 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         AttlasError: `path` is neither.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = locate(path)
+    if not isinstance(path, Path) or path.is_dir():
         return _store(Store(path))
     if path.suffix == ".json":
         return {"kind": "graph", **_spec(GraphSpec.from_json(path.read_text("utf-8"), str(path)))}
@@ -45,6 +47,9 @@ def _store(store: Store) -> dict[str, Any]:
     attrs, plan = store.attrs, store.plan
     done = store.done
     valid = store.read("valid")
+    sizes = Counter[str]()
+    for key, size in store.place.listing():
+        sizes[key.partition("/")[0]] += size
     arrays = {}
     for name in store.names:
         array = store.array(name)
@@ -52,7 +57,7 @@ def _store(store: Store) -> dict[str, Any]:
             "dims": dict(zip(store.dims(name), array.shape, strict=True)),
             "dtype": "str" if array.dtype.kind == "T" else str(array.dtype),
             "chunks": list(array.chunks),
-            "bytes": sum(f.stat().st_size for f in (store.path / name).rglob("*") if f.is_file()),
+            "bytes": sizes[name],
         }
     images_done = int(store.done_images.sum())
     return {

@@ -19,12 +19,15 @@ from ..exporter.errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
 from .graph import graph_digest, read_spec
 from .labels import map_labels
-from .layout import GRADIENTS, Keep, Reducer, Statistics, arrays, templates, to_append
+from .layout import COORDINATES, GRADIENTS, Keep, Reducer, Statistics, arrays, templates, to_append, with_room
+from .places import Url
 from .plan import Plan, digest, make_plan, spread
-from .session import probe_batch, resolve_provider
-from .sources import Folder, Item, Source
+from .session import constants, probe_batch, resolve_provider
+from .sources import Items, Source, open_source
+from .sources.items import UNKNOWN
 from .store import LAYERED, Store, Template, read_attrs
 from .targets import choose
+from .unit import Share
 
 __all__ = ["Estimate", "Job", "Request", "make_job", "open_store", "versions"]
 
@@ -40,7 +43,7 @@ class Estimate:
         images: in the plan; `total`: in the source, before `limit`.
         others: what the source left out, counted by reason.
         bytes_raw: of all arrays; `bytes_expected`: after compression, from what real attention gave.
-        bytes_free: on the disk of the store.
+        bytes_free: on the disk of the store; None where it lies in a bucket.
         plan: the plan itself.
         done: units that are done already, when a store is resumed.
     """
@@ -50,7 +53,7 @@ class Estimate:
     others: dict[str, int]
     bytes_raw: int
     bytes_expected: int
-    bytes_free: int
+    bytes_free: int | None
     plan: Plan
     done: int
 
@@ -60,7 +63,7 @@ class Request:
     """What a run is asked for: the arguments of `run` that decide the plan and the store."""
 
     graph: Path
-    output: Path
+    output: Path | Url
     keep: Sequence[str]
     layers: Sequence[int] | None
     store_dtype: str
@@ -83,7 +86,7 @@ class Job:
     spec: GraphSpec
     keep: Keep
     source: Source
-    items: list[Item]
+    items: Items
     kept: list[Template]
     reducer: Reducer | None
     plan: Plan
@@ -91,9 +94,20 @@ class Job:
     targets: npt.NDArray[np.int64] | None = None
     notes: list[str] = field(default_factory=list)
 
+    def share(self, k: int) -> Share:
+        """Unit k as it is handed out."""
+        images = self.plan.unit_range(k)
+        at = slice(images.start, images.stop)
+        return Share(k, self.items[at], self.source, None if self.targets is None else self.targets[at])
 
-def make_job(request: Request, images: str | os.PathLike[str] | Source) -> Job:
+
+def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: Callable[..., int] = probe_batch) -> Job:
     """Read the graph, list the images, and make the plan or take the store's own.
+
+    Args:
+        request: what is asked for.
+        images: a place, or a source.
+        probe: `probe_batch`, or the same where the work is done.
 
     Raises:
         UsageError: choices that do not fit the graph.
@@ -105,12 +119,15 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source) -> Job:
     spec = read_spec(request.graph)
     keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype)
     accelerator = resolve_provider(request.provider)[0] != "CPUExecutionProvider"
-    source: Source = Folder.scan(images) if isinstance(images, str | os.PathLike) else images
-    items = [source.items[i] for i in spread(len(source.items), request.limit)]
+    source: Source = open_source(images) if isinstance(images, str | os.PathLike) else images
+    items = Items.of(source.items)
+    if request.limit is not None:
+        items = items.take(spread(len(items), request.limit))
     reducer = request.reducer(spec) if request.reducer is not None else None
     kept = templates(spec, keep, reducer)
+    items, unkept = with_room(items, spec, kept, chosen=getattr(source, "chosen_columns", False))
     targets = _targets(request, keep, spec, items)
-    existing = None
+    existing, notes = None, list[str]()
     if request.output.exists() and not request.overwrite:
         existing = Plan.from_dict(read_attrs(request.output)["plan"])
     image_bytes = sum(_bytes(t, keep, spec) for t in kept)
@@ -131,33 +148,34 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source) -> Job:
     if existing is not None:
         _compare(request.output, existing, plan, request.batch_size)
         plan = existing
+        notes = _compare_files(request.output, items)
     elif accelerator and request.batch_size is None and not request.dry_run:
         # Once, into the plan: what the device's memory holds.
         appended = to_append(spec, keep, reducer, request.statistics, accelerator=True)
         wanted = list(keep.wanted(spec, appended=appended is not None).values())
-        fits = probe_batch(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
+        fits = probe(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
         plan = planned(fits) if fits < plan.batch else plan
     estimate = _estimate(request, source, plan, kept, keep, spec)
-    return Job(request, spec, keep, source, items, kept, reducer, plan, estimate, targets)
+    if unkept:
+        estimate.others[f"columns that the store has no place for ({', '.join(unkept[:5])})"] = len(unkept)
+    return Job(request, spec, keep, source, items, kept, reducer, plan, estimate, targets, notes)
 
 
-def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Sequence[Item]) -> npt.NDArray[np.int64] | None:
+def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Items) -> npt.NDArray[np.int64] | None:
     """The classes to derive, (image) int64, where gradients are kept."""
     if keep.gradients:
-        return choose(request.target, spec, [i.label for i in items])
+        return choose(request.target, spec, items.labels)
     if request.target != "predicted":
         raise UsageError(f"--target {request.target}: is of gradients; --keep {', '.join(GRADIENTS)} keeps them")
     return None
 
 
-def _identity(
-    request: Request, spec: GraphSpec, keep: Keep, items: Sequence[Item], reducer: Reducer | None
-) -> dict[str, Any]:
+def _identity(request: Request, spec: GraphSpec, keep: Keep, items: Items, reducer: Reducer | None) -> dict[str, Any]:
     """What must be equal for a run to resume."""
     return {
         "graph": graph_digest(request.graph),
         "images": len(items),
-        "items": digest([i.key, i.label] for i in items),
+        "items": digest(zip(items.keys, items.labels, strict=True)),
         "recipe": str(spec.recipe),
         **keep.identity(),
         **({"target": request.target} if keep.gradients else {}),
@@ -185,7 +203,7 @@ def _estimate(
     )
 
 
-def _compare(output: Path, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
+def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
     """Refuse to go on with a store that was planned from something else, and show the difference."""
     old, new = dict(theirs.identity), dict(ours.identity)
     if batch_size is not None:
@@ -201,24 +219,43 @@ def _compare(output: Path, theirs: Plan, ours: Plan, batch_size: int | None) -> 
         )
 
 
+def _compare_files(output: Path | Url, items: Items) -> list[str]:
+    """Hold what the source lists now against what the store was planned from; returns notes.
+
+    Raises:
+        AttlasError: an image has another size now, so that it is another one.
+    """
+    store = Store(output)
+    size, mtime = store.read("run/size"), store.read("run/mtime_ns")
+    other = np.flatnonzero((size != items.sizes) & (size != UNKNOWN) & (items.sizes != UNKNOWN))
+    if len(other):
+        first = int(other[0])
+        raise AttlasError(
+            f"{output}: {len(other):,} images are not those that it was planned from (the first: {items.keys[first]}, "
+            f"{size[first]:,} bytes then, {items.sizes[first]:,} now); choose another output, or --overwrite"
+        )
+    touched = int(((mtime != items.mtimes) & (mtime != UNKNOWN) & (items.mtimes != UNKNOWN)).sum())
+    if touched:
+        return [f"{touched:,} images have another time than when the store was planned; taken as copies of the same"]
+    return []
+
+
 def open_store(job: Job) -> Store:
     """The store to write to: the existing one of this plan, or a new one."""
     output = job.request.output
-    if output.exists():
-        if not job.request.overwrite:
-            return Store(output, writable=True)
-        read_attrs(output)  # refuses what is not our store
-        aside = output.with_name(f".{output.name}.{os.getpid()}.deleted")
-        output.rename(aside)
-        shutil.rmtree(aside)
-    labels = map_labels([i.label for i in job.items], job.spec.classes)
-    layout, values = arrays(job.spec, job.plan, job.kept, job.items, labels)
+    if job.request.overwrite:
+        Store.remove(output)
+    elif output.exists():
+        return Store(output, writable=True)
+    labels = map_labels(job.items.labels, job.spec.classes)
+    layout, values = arrays(job.spec, job.plan, job.kept, job.items, labels, constants(job.request.graph))
     attrs = {
         "dataset": job.source.name,
         "selection": _selection(job),
         "versions": versions(),
         "kept": job.keep.identity(),
-        "coordinates": "path label label_class valid error height width" + (" target" if job.keep.gradients else ""),
+        "coordinates": " ".join([*COORDINATES, *(["target"] if job.keep.gradients else []), *job.items.columns]),
+        "columns": list(job.items.columns),
     }
     return Store.create(output, job.spec, job.plan, layout, values=values, attrs=attrs)
 
@@ -250,8 +287,10 @@ def _bytes(template: Template, keep: Keep, spec: GraphSpec) -> int:
     return size
 
 
-def _free(output: Path) -> int:
-    """Free bytes where the store will lie."""
+def _free(output: Path | Url) -> int | None:
+    """Free bytes where the store will lie; a bucket does not say."""
+    if isinstance(output, Url):
+        return None
     place = output.resolve()
     while not place.exists() and place != place.parent:
         place = place.parent

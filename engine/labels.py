@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from ..exporter.spec import ClassName
 __all__ = ["accuracy", "map_labels"]
 
 
-def map_labels(labels: Sequence[str], classes: Sequence[ClassName]) -> npt.NDArray[np.int32]:
+def map_labels(labels: Sequence[str] | npt.NDArray[Any], classes: Sequence[ClassName]) -> npt.NDArray[np.int32]:
     """The class index of each label, (image) int32; -1 where its text names no class, or more than one.
 
     A label is a class's id (`n01514859`), its whole name (`tench, Tinca tinca`) or one of the names in it (`hen`);
@@ -32,7 +33,11 @@ def map_labels(labels: Sequence[str], classes: Sequence[ClassName]) -> npt.NDArr
     # An id is unique, whatever other class's name looks like it.
     ids = {_plain(one.id): index for index, one in enumerate(classes)}
     table = {text: index for text, index in table.items() if text not in ambiguous} | ids
-    return np.array([table.get(_plain(label), -1) for label in labels], np.int32)
+    known: dict[str, int] = {}  # a million labels are a thousand different ones
+    for label in labels:
+        if label not in known:
+            known[label] = table.get(_plain(label), -1)
+    return np.fromiter((known[label] for label in labels), np.int32, len(labels))
 
 
 def accuracy(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -10,17 +12,30 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.errors import UsageError
-from ..exporter.spec import GraphSpec
+from ..exporter.errors import AttlasError, UsageError
+from ..exporter.spec import GraphSpec, Output
 from .graph import Wanted, appended_outputs
 from .plan import Plan
-from .sources import Item
+from .sources.items import Item, Items, text
 from .store import ArraySpec, Template
 
 __all__ = ["KEEP", "STORE_DTYPES", "Keep", "Reducer", "templates", "to_append"]
 
+# What `arrays` adds to the templates, and what stands beside it.
+COORDINATES = ("path", "label", "label_class", "valid", "error", "height", "width")
+OWN = frozenset(
+    {*COORDINATES, "target", "sample", "layer", "prefix", "class", "class_name", "pixels", "row", "column",
+     "channel_rgb", "image", "run", "done", "zarr.json"}
+)  # fmt: skip
+_NAME = re.compile(r"[^\W_][\w.+-]{0,127}")
 GRADIENTS = ("gradient", "gradient_mean", "gradient_positive")
 KEEP = ("attention", "attention_mean", *GRADIENTS, "tokens", "none")
+_WORDS = {
+    "value_norm": "norm of each key's value times its head's slice of the output projection",
+    "branch_ratio": "norm of what the attention branch adds over that of the stream it is added to",
+    "token_norm": "norm of the residual stream that enters the block",
+    "class_attention": "attention of the class token in blocks where it alone attends",
+}
 STORE_DTYPES = ("float16", "float32", "uint8")
 Statistics = Literal["auto", "graph", "host"]  # where they are computed
 
@@ -117,7 +132,7 @@ class Keep:
         """The prepared graph's outputs by role.
 
         Roles: result, pool_attention, tokens, attention.l, code.l, mean.l, gradient.l, gradient_mean.l,
-        gradient_positive.l.
+        gradient_positive.l, and the names of `per_layer`.
         With the statistics `appended` to the graph, attention is an output only where it is stored.
         """
         result = "logits" if spec.output("logits") else "features"
@@ -126,6 +141,7 @@ class Keep:
             found["pool_attention"] = Wanted("pool_attention")
         if "tokens" in self.arrays:
             found["tokens"] = Wanted("tokens", self.reduced)
+        found |= {o.name: Wanted(o.name) for outputs in per_layer(spec).values() for o in outputs}
         stored = self.layers if "attention" in self.arrays and self.dtype != "uint8" else ()
         for layer in stored if appended else spec.layers:
             found[f"attention.{layer}"] = Wanted(f"attention.{layer}", self.reduced)
@@ -180,6 +196,16 @@ def to_append(
     return model
 
 
+def per_layer(spec: GraphSpec) -> dict[str, list[Output]]:
+    """What else the graph gives of each layer, by its array's name: small, and therefore always kept."""
+    found: dict[str, list[Output]] = {}
+    for output in spec.outputs:
+        kind, dot, _ = output.name.partition(".")
+        if dot and kind not in ("attention", "gradient"):
+            found.setdefault(kind, []).append(output)
+    return found
+
+
 def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Template]:
     """Every per-image array that a run writes, the large ones first."""
     n, layers, nan = spec.tokens, len(spec.layers), math.nan
@@ -230,6 +256,13 @@ def templates(spec: GraphSpec, keep: Keep, reducer: Reducer | None) -> list[Temp
             Template("pool_attention", ("image", "pool_head", "pool_query", "key"), pool_shape, "float32", nan,
                      {"long_name": "attention of the pool's own queries", "units": "1"})
         )  # fmt: skip
+    for name, outputs in per_layer(spec).items():
+        axis = "class_layer" if name == "class_attention" else "layer"
+        sizes = tuple(size for size in outputs[0].shape if size is not None)
+        attrs = {"long_name": _WORDS.get(name, name), "units": "1"}
+        found.append(
+            Template(name, ("image", axis, *outputs[0].dims[1:]), (len(outputs), *sizes), "float32", nan, attrs)
+        )
     if reducer is not None:
         found.extend(reducer.templates)
     found.append(Template("valid", ("image",), (), "bool", False, {"long_name": "the image could be read"}))
@@ -263,26 +296,54 @@ def _gradient_templates(spec: GraphSpec, keep: Keep) -> list[Template]:
     return found
 
 
+def with_room(items: Items, spec: GraphSpec, kept: Sequence[Template], *, chosen: bool) -> tuple[Items, list[str]]:
+    """The items with those columns alone that a store has a place for, and the names of the others.
+
+    Args:
+        items: of a source.
+        spec: of the graph.
+        kept: the per-image arrays of the run.
+        chosen: somebody chose the columns, so that none may fall away.
+
+    Raises:
+        AttlasError: `chosen`, and one has the name of an array or a dimension of the store, or none that it could have.
+    """
+    taken = OWN | {t.name for t in kept} | {d for t in kept for d in t.dims}
+    taken |= {o.name for o in spec.outputs} | {d for o in spec.outputs for d in o.dims}
+    out = [name for name in items.columns if name in taken or not _NAME.fullmatch(name)]
+    if out and chosen:
+        why = "is a name that the store uses itself" if out[0] in taken else "is no name that an array can have"
+        raise AttlasError(f"column {out[0]!r} of the images {why}; rename or remove it")
+    columns = {name: values for name, values in items.columns.items() if name not in out}
+    return dataclasses.replace(items, columns=columns), out
+
+
 def arrays(
-    spec: GraphSpec, plan: Plan, kept: Sequence[Template], items: Sequence[Item], label_class: npt.NDArray[np.int32]
-) -> tuple[list[ArraySpec], dict[str, Any]]:
-    """The whole layout of a store: every array, and the values of those that are known before the run."""
+    spec: GraphSpec, plan: Plan, kept: Sequence[Template], items: Sequence[Item], label_class: npt.NDArray[np.int32],
+    constants: Mapping[str, npt.NDArray[np.float32]] = {},
+) -> tuple[list[ArraySpec], dict[str, Any]]:  # fmt: skip
+    """The whole layout of a store: every array, and the values of those that are known before the run.
+
+    `constants` are outputs of the graph that no image changes.
+    """
     count, height, width = plan.images, *spec.recipe.crop
+    items = Items.of(items)
     found = [ArraySpec.from_template(t, plan) for t in kept]
     values: dict[str, Any] = {
-        "path": _text([i.key for i in items]),
-        "label": _text([i.label for i in items]),
+        "path": items.keys,
+        "label": items.labels,
         "label_class": label_class,
         "sample": np.array(plan.sample, np.int64),
         "layer": np.array(spec.layers, np.int32),
-        "run/size": np.array([i.size for i in items], np.int64),
-        "run/mtime_ns": np.array([i.mtime_ns for i in items], np.int64),
+        "run/size": items.sizes,
+        "run/mtime_ns": items.mtimes,
+        **items.columns,
     }
     if spec.prefix:
-        values["prefix"] = _text(spec.prefix)
+        values["prefix"] = text(spec.prefix)
     if spec.classes:
-        values["class"] = _text([c.id for c in spec.classes])
-        values["class_name"] = _text([c.name for c in spec.classes])
+        values["class"] = text([c.id for c in spec.classes])
+        values["class_name"] = text([c.name for c in spec.classes])
     dims: Mapping[str, tuple[str, ...]] = {
         "layer": ("layer",), "prefix": ("prefix",), "class": ("class",), "class_name": ("class",),
         "sample": ("sample",),
@@ -292,23 +353,25 @@ def arrays(
         "sample": {"long_name": "index of the image whose pixels are stored"},
         "layer": {"long_name": "index of the block, from 0"},
     }
+    fill = {"U": "", "T": "", "O": "", "f": math.nan}
     for name, value in values.items():
         own = dims.get(name, ("image",))
         dtype = "str" if value.dtype.kind in "UTO" else str(value.dtype)
         chunk = min(len(value), 1 << 16)
         found.append(
-            ArraySpec(name, own, value.shape, (chunk,), dtype, "" if dtype == "str" else 0, notes.get(name, {}))
+            ArraySpec(name, own, value.shape, (chunk,), dtype, fill.get(value.dtype.kind, 0), notes.get(name, {}))
         )
+    for name, value in constants.items():
+        output = spec.output(name)
+        assert output is not None
+        found.append(ArraySpec(name, output.dims, value.shape, value.shape, "float32", math.nan))
+        values[name] = value
     found.append(
         ArraySpec("pixels", ("sample", "row", "column", "channel_rgb"), (len(plan.sample), height, width, 3),
                   (1, height, width, 3), "uint8", 0, {"long_name": "the crop that the model saw"})
     )  # fmt: skip
     assert count == len(items)
     return found, values
-
-
-def _text(values: Sequence[str]) -> npt.NDArray[Any]:
-    return np.array(values, dtype=np.dtypes.StringDType())
 
 
 def _ranges(numbers: Sequence[int]) -> str:

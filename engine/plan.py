@@ -119,10 +119,13 @@ def spread(total: int, limit: int | None) -> list[int]:
     return [(2 * i + 1) * total // (2 * limit) for i in range(limit)]
 
 
+_plain_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def digest(values: Iterable[Any] | Sequence[Any]) -> str:
     """SHA-256 over the values' JSON, one a line."""
     hasher = hashlib.sha256()
     for value in values:
-        hasher.update(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+        hasher.update(_plain_json(value).encode())
         hasher.update(b"\n")
     return hasher.hexdigest()

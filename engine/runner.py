@@ -7,24 +7,24 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 
 from ..exporter.errors import AttlasError, Interrupted, UsageError
 from ..exporter.spec import GraphSpec
+from .executors import Executor, Ready, ThisProcess, orders_of
 from .job import Estimate, Job, Request, make_job, open_store, versions
 from .labels import accuracy
-from .layout import Reducer, Statistics, to_append
-from .session import Session, cores, resolve_provider
+from .layout import Reducer, Statistics
+from .locks import locked
+from .places import Url, locate
 from .sources import Source
+from .sources.files import is_url
 from .store import Store
-from .unit import Tools, UnitResult, run_unit
+from .unit import UnitResult
 
 __all__ = ["Estimate", "Progress", "RunResult", "run"]
 
@@ -34,11 +34,12 @@ class Progress:
     """How far a run is: handed to `progress` at the start and after every unit.
 
     Attributes:
-        done: images done, those of earlier runs included; `total`: of the plan.
+        done: images done by the store's own marks, whoever did them; `total`: of the plan.
         rate: images per second of this run; `bytes_rate`: raw bytes per second.
-        left: seconds left at that rate.
+        left: seconds left of this run at that rate.
         limit: the stage that takes most of the workers' time.
         estimate: the whole.
+        workers: who does it, in words, where that is not this process.
     """
 
     done: int
@@ -48,6 +49,7 @@ class Progress:
     left: float | None
     limit: str
     estimate: Estimate
+    workers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class RunResult:
         notes: what the user should know: a resume under other versions, statistics left out.
     """
 
-    path: Path
+    path: Path | Url
     images: int
     done: int
     errors: int
@@ -91,6 +93,8 @@ def run(
     provider: str = "auto",
     target: str = "predicted",
     workers: int | None = None,
+    scheduler: str | None = None,
+    threads: int | None = None,
     shard: tuple[int, int] = (1, 1),
     limit: int | None = None,
     seed: int = 0,
@@ -105,7 +109,8 @@ def run(
 
     Args:
         graph: an ONNX file from `attlas export`.
-        images: a folder, or any `Source`.
+        images: a folder, a table of paths, tar or Parquet files, here or by URL (`open_source` says how it is told), or
+            any `Source`.
         output: the store. One of the same plan is resumed; a finished one is left as it is.
         keep: which large arrays: attention, attention_mean, tokens, or none; of a graph with gradients also gradient,
             gradient_mean and gradient_positive, which are float32 whatever the attention is.
@@ -114,7 +119,9 @@ def run(
         batch_size: images of a batch, which is one chunk of the store; chosen from the model by default.
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
         target: the class whose logit gradients are of: `predicted`, `label` (the image's own) or a class's number.
-        workers: units worked on at once; by default a quarter more than the cores.
+        workers: local processes, each with cores (or a card) of its own; by default this process does the work.
+        scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work.
+        threads: units worked on at once in this process, or in each of `workers`; by default one per core.
         shard: (k, n): do every n-th unit from the k-th on, counted from 1, so that n processes share a store.
         limit: take this many images, evenly spread over the sorted list.
         seed: of the sample of pictures.
@@ -123,7 +130,7 @@ def run(
         reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
         statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator, so that
             attention leaves it only to be stored.
-        progress: called in this thread with a `Progress`.
+        progress: called in this thread with a `Progress`, also while workers are waited for.
         stop: set it to end the run after the units in flight.
 
     Raises:
@@ -133,88 +140,85 @@ def run(
     """
     if not 1 <= shard[0] <= shard[1]:
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
-    output = Path(output)
-    request = Request(
-        graph=Path(graph), output=output, keep=keep, layers=layers, store_dtype=store_dtype, batch_size=batch_size,
-        provider=provider, target=target, limit=limit, seed=seed, reducer=reducer, statistics=statistics,
-        overwrite=overwrite, dry_run=dry_run,
-    )  # fmt: skip
-    job = make_job(request, images)
-    if dry_run:
-        return _result(job, output, None, UnitResult(), 0.0, "")
-    store = open_store(job)
-    mine = _left(job, store, shard)
-    if not mine:
-        return _result(job, output, store, UnitResult(), 0.0, _last_provider(store))
-    with _locked(store, shard):
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: at least one process")
+    if scheduler is not None and (workers is not None or threads is not None):
+        raise UsageError("--scheduler: its own workers do the work; leave out --workers and threads")
+    output = locate(output)
+    stop = stop or threading.Event()
+    if scheduler is not None and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
+        images = os.path.abspath(images)  # noqa: PTH100 - workers elsewhere start in other folders
+    with _executor(workers, scheduler, threads) as team:
+        request = Request(
+            graph=Path(graph), output=output, keep=keep, layers=layers, store_dtype=store_dtype, batch_size=batch_size,
+            provider=team.provider(provider), target=target, limit=limit, seed=seed, reducer=reducer,
+            statistics=statistics, overwrite=overwrite, dry_run=dry_run,
+        )  # fmt: skip
+        job = make_job(request, images, team.probe)
+        if dry_run:
+            return _result(job, output, None, UnitResult(), 0.0, "")
+        job, store = _laid_out(job, team)
         mine = _left(job, store, shard)
-        if shard == (1, 1):
-            store.sweep()
-        started = time.perf_counter()
-        count = max(1, min(workers or _workers(), len(mine)))
-        session = _session(job, provider, statistics, _threads(count))
-        _compare_record(job, store, session.provider)
-        total = UnitResult()
-        before = int(store.done_images.sum())
-        show = progress or (lambda _progress: None)
-        show(_progress(job, before, total, 0.0))
-        try:
-            for result in _units(job, store, session, mine, count, stop or threading.Event()):
-                total += result
-                show(_progress(job, before, total, time.perf_counter() - started))
-        finally:
-            _write_record(store, session, count, total, time.perf_counter() - started)
-    if stop is not None and stop.is_set() and total.images < sum(len(job.plan.unit_range(k)) for k in mine):
+        if not mine:
+            return _result(job, output, store, UnitResult(), 0.0, _last_provider(store))
+        with locked(store.path, shard):
+            return _run(job, store, shard, team, progress or (lambda _progress: None), stop)
+
+
+def _run(
+    job: Job, store: Store, shard: tuple[int, int], team: Executor, show: Callable[[Progress], None],
+    stop: threading.Event,
+) -> RunResult:  # fmt: skip
+    """Do what is left of a shard whose lock is held."""
+    mine = _left(job, store, shard)
+    if shard == (1, 1):
+        store.sweep()
+    count = _Count(job, store, mine)
+    show(count.progress(UnitResult(), team))
+    ready = team.open(orders_of(job, store), len(mine), job.share(mine[0]), stop)
+    job.notes.extend(ready.notes)
+    _compare_record(job, store, ready.provider)
+    total = UnitResult()
+    count.start()
+    show(count.progress(total, team))
+    try:
+        for result in team.units(mine, job.share, stop):
+            total += result
+            show(count.progress(total, team))
+    finally:
+        _write_record(store, ready, team, total, count.seconds)
+    if stop.is_set() and total.images < count.mine:
         done = int(store.done_images.sum())
-        raise Interrupted(f"{output}: stopped with {done} of {job.plan.images} images done; the same command goes on")
-    return _result(job, output, store, total, time.perf_counter() - started, session.provider)
+        raise Interrupted(
+            f"{store.path}: stopped with {done} of {job.plan.images} images done; the same command goes on"
+        )
+    return _result(job, job.request.output, store, total, count.seconds, ready.provider)
 
 
-def _units(job: Job, store: Store, session: Session, mine: Sequence[int], count: int, stop: threading.Event) -> Any:
-    """Do the units, `count` at once, and yield each result as it comes; on an error the units in flight still end."""
-    idle: SimpleQueue[Tools] = SimpleQueue()
-    for _ in range(count):
-        idle.put(Tools(session, store, job.source, job.items, job.keep, job.kept, job.reducer, job.targets))
+def _executor(workers: int | None, scheduler: str | None, threads: int | None) -> Executor:
+    """Who does the work; what only one of them needs is loaded for it alone."""
+    if scheduler is not None:
+        from .executors.cluster import Cluster
 
-    def work(k: int) -> UnitResult:
-        tools = idle.get()
-        try:
-            return run_unit(job.plan, k, tools)
-        finally:
-            idle.put(tools)
+        return Cluster(scheduler)
+    if workers is not None:
+        from .executors.processes import Processes
 
-    waiting = iter(mine)
-    flying: set[Future[UnitResult]] = set()
-    with ThreadPoolExecutor(count, thread_name_prefix="attlas") as pool:
-        try:
-            while True:
-                while len(flying) < count and not stop.is_set() and (k := next(waiting, None)) is not None:
-                    flying.add(pool.submit(work, k))
-                if not flying:
-                    return
-                ended, flying = wait(flying, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield future.result()
-        except KeyboardInterrupt:
-            stop.set()
-            wait(flying)
+        return Processes(workers, threads)
+    return ThisProcess(threads)
+
+
+def _laid_out(job: Job, team: Executor) -> tuple[Job, Store]:
+    """The job and its store. Where another process lays it out at the same moment, its plan is the one that holds."""
+    try:
+        store = open_store(job)
+        if store.plan == job.plan:
+            return job, store
+    except AttlasError:
+        if job.request.overwrite or not job.request.output.exists():
             raise
-        finally:
-            wait(flying)
-
-
-def _session(job: Job, provider: str, statistics: Statistics, threads: int) -> Session:
-    """The graph, with the statistics behind it where they belong there."""
-    accelerator = resolve_provider(provider)[0] != "CPUExecutionProvider"
-    appended = to_append(job.spec, job.keep, job.reducer, statistics, accelerator=accelerator)
-    if appended is None and accelerator and statistics == "auto" and job.reducer is not None:
-        job.notes.append("statistics on the host, which is slower (`pip install 'attlas[gpu]'` puts them in the graph)")
-    wanted = list(job.keep.wanted(job.spec, appended=appended is not None).values())
-    session = Session(job.request.graph, provider=provider, wanted=wanted, appended=appended, threads=threads)
-    if session.on_cpu and appended is not None and statistics == "auto":
-        # A card was there and does not work: on a CPU the host's statistics are ten times as fast.
-        return _session(job, "cpu", statistics, threads)
-    return session
+    job = make_job(job.request, job.source, team.probe)  # refuses the other's plan where it is another run's
+    return job, open_store(job)
 
 
 def _left(job: Job, store: Store, shard: tuple[int, int]) -> list[int]:
@@ -223,27 +227,51 @@ def _left(job: Job, store: Store, shard: tuple[int, int]) -> list[int]:
     return [k for k in range(shard[0] - 1, job.plan.units, shard[1]) if not done[k]]
 
 
-def _workers() -> int:
-    """A quarter more than the cores: while one worker waits for the disk, another has its core."""
-    return -(-cores() * 5 // 4)
+class _Count:
+    """How far a run is. Done is what the store's marks say, so that every executor and `inspect` say the same."""
+
+    def __init__(self, job: Job, store: Store, mine: Sequence[int]) -> None:
+        self._job, self._store = job, store
+        self.mine = sum(len(job.plan.unit_range(k)) for k in mine)
+        self._done, self._again = 0, 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Count seconds from here."""
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._started
+
+    def progress(self, total: UnitResult, team: Executor) -> Progress:
+        """After `total` of this run."""
+        job, rate = self._job, total.images / self.seconds if total.images else 0.0
+        # One thread of each worker commits, where all its hands do the rest.
+        busy = {
+            name: spent / (team.workers if name == "commit" else team.hands) for name, spent in total.seconds.items()
+        }
+        return Progress(
+            done=self._marked(total.images >= self.mine), total=job.plan.images, rate=rate,
+            bytes_rate=rate * job.estimate.bytes_raw / job.plan.images,
+            left=(self.mine - total.images) / rate if rate else None,
+            limit=max(busy, key=lambda s: busy[s], default=""), estimate=job.estimate, workers=team.words,
+        )  # fmt: skip
+
+    def _marked(self, now: bool) -> int:
+        """Images done; the marks of a large store are listed now and then, since that takes a while."""
+        began = time.perf_counter()
+        if now or began >= self._again:
+            self._done = int(self._store.done_images.sum())
+            ended = time.perf_counter()
+            self._again = ended + 50 * (ended - began)
+        return self._done
 
 
-def _threads(workers: int) -> int:
-    """Onnxruntime's threads within one operation, so that all workers together use the cores once."""
-    return max(1, cores() // workers)
-
-
-def _progress(job: Job, before: int, total: UnitResult, seconds: float) -> Progress:
-    done = before + total.images
-    rate = total.images / seconds if seconds else 0.0
-    left = (job.plan.images - done) / rate if rate else None
-    return Progress(
-        done=done, total=job.plan.images, rate=rate, bytes_rate=rate * job.estimate.bytes_raw / job.plan.images,
-        left=left, limit=max(total.seconds, key=lambda s: total.seconds[s], default=""), estimate=job.estimate,
-    )  # fmt: skip
-
-
-def _result(job: Job, output: Path, store: Store | None, total: UnitResult, seconds: float, provider: str) -> RunResult:
+def _result(
+    job: Job, output: Path | Url, store: Store | None, total: UnitResult, seconds: float, provider: str
+) -> RunResult:
     labelled = top1 = top5 = errors = 0
     finished = False
     if store is not None:
@@ -273,30 +301,6 @@ def _score(store: Store) -> tuple[int, int, int]:
     return int(usable.sum()), right[1], right[5]
 
 
-@contextmanager
-def _locked(store: Store, shard: tuple[int, int]) -> Any:
-    """Hold the slice of the store that this run writes; the lock of a dead process is free."""
-    path = store.path / "run" / f".lock-{shard[0]}-of-{shard[1]}"
-    try:
-        handle = path.open("w")
-    except OSError as error:
-        raise AttlasError(f"{store.path}: cannot be written ({error.strerror})") from None
-    with handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # no such locks on Windows
-        except OSError:
-            raise AttlasError(
-                f"{store.path}: another run is writing shard {shard[0]}/{shard[1]} of it; wait, or take another shard"
-            ) from None
-        yield
-        with suppress(OSError):
-            path.unlink()
-
-
 def _compare_record(job: Job, store: Store, provider: str) -> None:
     """Note when a store is resumed under another provider, processor or version: its numbers may differ there."""
     last = (store.record.get("runs") or [{}])[-1]
@@ -307,15 +311,22 @@ def _compare_record(job: Job, store: Store, provider: str) -> None:
         job.notes.append(f"resumed under other conditions ({'; '.join(different)}): bits may differ from here on")
 
 
-def _write_record(store: Store, session: Session, workers: int, total: UnitResult, seconds: float) -> None:
+def _write_record(store: Store, ready: Ready, team: Executor, total: UnitResult, seconds: float) -> None:
     entry = {
         "images": total.images,
         "errors": total.errors,
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in total.seconds.items()},
-        "workers": workers,
-        "provider": session.provider,
-        "statistics": "graph" if session.appended else "host",
+        "batches": total.batches,
+        "seconds_per_batch": {
+            name: {"mean": round(value / max(total.batches, 1), 6), "max": round(total.slowest[name], 6)}
+            for name, value in total.seconds.items()
+        },
+        "executor": team.kind,
+        "workers": team.workers,
+        "units_at_once": team.hands,
+        "provider": ready.provider,
+        "statistics": ready.statistics,
         "processor": platform.machine(),
         "versions": versions(),
     }

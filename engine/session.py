@@ -25,7 +25,7 @@ from .graph import APPENDED, TARGET, Wanted, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
 from .targets import PREDICTED
 
-__all__ = ["Session", "cores", "probe_batch", "providers", "resolve_provider"]
+__all__ = ["Session", "constants", "cores", "probe_batch", "providers", "resolve_provider"]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -37,6 +37,10 @@ DEVICES = {CUDA: "cuda", TENSORRT: "cuda"}
 # On a CPU a batch is run in steps of this many images: the bits do not change, and activations stay in the caches
 # (deit_tiny on two cores: 134 images/s one at a time, 99 eight at a time).
 CPU_STEP = 1
+
+# A CPU computes half precision between casts, and drops those that undo each other. Merging equal casts hides such
+# pairs, so that a value would be rounded or not by what else reads it.
+CAST_MERGING = ("CommonSubexpressionElimination",)
 
 # Set once: onnxruntime reports by exceptions here, never by lines on somebody's terminal.
 ort.set_default_logger_severity(4)
@@ -124,7 +128,9 @@ class Session:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self.path.parent.resolve())
         )
-        self._session = _create(model, options, candidates, self.path, strict=provider.lower() != "auto")
+        left_out = CAST_MERGING if self.spec.dtype == "float16" and candidates[0] == CPU else ()
+        strict = provider.lower() != "auto"
+        self._session = _create(model, options, candidates, self.path, strict=strict, left_out=left_out)
         self.provider: str = self._session.get_providers()[0]
         self._device = device or DEVICES.get(self.provider)
         self.on_cpu = self.provider == CPU and self._device is None
@@ -315,12 +321,23 @@ class Session:
 
 def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """Stack `attention.0`, `attention.1` ... on a layer axis behind the image's; other arrays stay as they are."""
-    found: dict[str, npt.NDArray[Any]] = {}
-    for prefix in ("attention", "gradient"):
-        layers = sorted((int(n.split(".")[1]), n) for n in arrays if n.startswith(f"{prefix}."))
-        if layers:
-            found[prefix] = np.stack([arrays[name] for _, name in layers], axis=1)
+    layers: dict[str, list[tuple[int, str]]] = {}
+    for name in arrays:
+        kind, dot, number = name.partition(".")
+        if dot:
+            layers.setdefault(kind, []).append((int(number), name))
+    found = {kind: np.stack([arrays[n] for _, n in sorted(each)], axis=1) for kind, each in layers.items()}
     return {n: a for n, a in arrays.items() if "." not in n} | found
+
+
+def constants(graph: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """The outputs of a graph that no image changes, by name: the position embedding, where it has one."""
+    fixed = [Wanted(o.name) for o in read_spec(graph).outputs if None not in o.shape]
+    if not fixed:
+        return {}
+    # Everything else is pruned from the graph, so that this costs next to nothing.
+    session = Session(graph, provider="cpu", wanted=fixed, threads=1)
+    return {want.source: session.constant(want.source) for want in fixed}
 
 
 def probe_batch(
@@ -380,8 +397,13 @@ def _probe(
     return fitting_batch(batch, free=after, used=max(before - after, 0), output=output, ring=RING)
 
 
-def _create(model: bytes, options: Any, candidates: list[str], path: Path, *, strict: bool) -> Any:
-    """A session on the first candidate that works; `strict` makes anything but the first an error."""
+def _create(
+    model: bytes, options: Any, candidates: list[str], path: Path, *, strict: bool, left_out: Sequence[str] = ()
+) -> Any:
+    """A session on the first candidate that works; `strict` makes anything but the first an error.
+
+    `left_out` names optimisers of onnxruntime's that are not to run.
+    """
     if candidates[0] == TENSORRT:
         # TensorRT multiplies float32 in TF32 unless the driver forbids it; onnxruntime has no option for that.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
@@ -395,7 +417,7 @@ def _create(model: bytes, options: Any, candidates: list[str], path: Path, *, st
     if candidates[-1] != CPU:
         chosen.append((CPU, {}))
     try:
-        session = ort.InferenceSession(model, options, providers=chosen)
+        session = ort.InferenceSession(model, options, providers=chosen, disabled_optimizers=list(left_out))
     except Exception as error:  # onnxruntime's own exception types share no base but Exception
         reason = " ".join(str(error).split())
         raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None

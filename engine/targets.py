@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ __all__ = ["PREDICTED", "choose"]
 PREDICTED = -1
 
 
-def choose(target: str, spec: GraphSpec, labels: Sequence[str]) -> npt.NDArray[np.int64]:
+def choose(target: str, spec: GraphSpec, labels: Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """The class of each image, (image) int64; `PREDICTED` where the graph is to take the largest logit.
 
     Args:
@@ -37,7 +38,7 @@ def choose(target: str, spec: GraphSpec, labels: Sequence[str]) -> npt.NDArray[n
         if len(unknown):
             raise UsageError(
                 f"--target label: the labels of {len(unknown)} of {len(labels)} images name no class of the model (the "
-                f"first: {labels[unknown[0]]!r}); name folders by class name or id, or use predicted or a number"
+                f"first: {str(labels[unknown[0]])!r}); name folders by class name or id, or use predicted or a number"
             )
         return found
     if not target.isdecimal():

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor as Pool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,30 +19,75 @@ import numpy.typing as npt
 from ..exporter.errors import AttlasError
 from .decode import DecodeError, decode
 from .graph import APPENDED
-from .layout import GRADIENTS, Keep, Reducer
+from .layout import GRADIENTS, Keep, Reducer, per_layer
 from .plan import Plan
 from .session import Session
-from .sources import ChangedError, Item, Source
+from .sources.items import ChangedError, Items, Source
 from .store import LARGE, Store, Template
 from .targets import PREDICTED
 
-__all__ = ["Tools", "UnitResult", "run_unit"]
+__all__ = ["Share", "Tools", "UnitResult", "commit_unit", "write_unit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One unit as it is handed out: all of it that a worker does not know already.
+
+    Attributes:
+        k: its number in the plan.
+        items: its images alone.
+        source: gives their bytes.
+        targets: (image) int64, the classes to derive, where gradients are kept.
+    """
+
+    k: int
+    items: Items
+    source: Source
+    targets: npt.NDArray[np.int64] | None = None
+
+    def alone(self) -> Share:
+        """The same with a source of these images alone: a dataset of a million does not travel with every unit.
+
+        What a source knows of each image are arrays as long as its list. A source that is no dataclass stays whole.
+        """
+        source: Any = self.source
+        if not dataclasses.is_dataclass(source):
+            return self
+        count = len(self.source.items)
+        known = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)}
+        own = {
+            name: values[self.items.places]
+            for name, values in known.items() if isinstance(values, np.ndarray) and len(values) == count
+        }  # fmt: skip
+        items = dataclasses.replace(self.items, places=np.arange(len(self.items)), columns={})
+        alone: Any = dataclasses.replace(source, items=items, **own)  # type: ignore[type-var]
+        return dataclasses.replace(self, items=items, source=alone)
 
 
 @dataclass
 class UnitResult:
-    """What a unit was: how many images, how many of them unreadable, and the seconds of each stage."""
+    """What one or more units were.
+
+    Attributes:
+        images: how many; `errors`: how many of them could not be read; `batches`: in how many batches.
+        seconds: by stage; `slowest`: of its slowest batch (of a whole unit, for what happens once a unit).
+    """
 
     images: int = 0
     errors: int = 0
+    batches: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    slowest: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: UnitResult) -> UnitResult:
-        seconds = {
-            name: self.seconds.get(name, 0.0) + other.seconds.get(name, 0.0)
-            for name in {**self.seconds, **other.seconds}
-        }
-        return UnitResult(self.images + other.images, self.errors + other.errors, seconds)
+        stages = {**self.seconds, **other.seconds}
+        return UnitResult(
+            self.images + other.images,
+            self.errors + other.errors,
+            self.batches + other.batches,
+            {name: self.seconds.get(name, 0.0) + other.seconds.get(name, 0.0) for name in stages},
+            {name: max(self.slowest.get(name, 0.0), other.slowest.get(name, 0.0)) for name in stages},
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -46,19 +96,20 @@ class UnitResult:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            spent = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.slowest[name] = max(self.slowest.get(name, 0.0), spent)
 
 
 class Tools:
-    """What one worker holds while it does unit after unit: the shared session and store, and buffers of its own."""
+    """What one hand holds while it does unit after unit: the shared session and store, and buffers of its own."""
 
     def __init__(
-        self, session: Session, store: Store, source: Source, items: list[Item], keep: Keep,
-        kept: list[Template], reducer: Reducer | None, targets: npt.NDArray[np.int64] | None = None,
+        self, session: Session, store: Store, keep: Keep, kept: list[Template], reducer: Reducer | None,
+        readers: Pool | None = None,
     ) -> None:  # fmt: skip
-        """Allocate the buffers of one batch."""
-        self.session, self.store, self.source, self.items = session, store, source, items
-        self.keep, self.reducer, self.targets = keep, reducer, targets
+        """Allocate the buffers of one batch; `readers` read ahead where a source is far away."""
+        self.session, self.store, self.keep, self.reducer, self.readers = session, store, keep, reducer, readers
         self.spec = session.spec
         wanted = keep.wanted(session.spec, appended=bool(session.appended))
         self.roles = {role: want.name for role, want in wanted.items()}
@@ -69,12 +120,12 @@ class Tools:
         # The small arrays are written once a unit, since their chunks are units.
         self.small = {t.name: t for t in kept if t.name not in LARGE}
 
-    def given(self, batch: range) -> tuple[npt.NDArray[np.int64], ...]:
+    def given(self, asked: npt.NDArray[np.int64] | None) -> tuple[npt.NDArray[np.int64], ...]:
         """What the session takes beside pixels: the classes to derive, as long as the pixels, where there are any."""
-        if self.targets is None:
+        if asked is None:
             return ()
         target = np.full(len(self.pixels), PREDICTED, np.int64)
-        target[: len(batch)] = self.targets[batch.start : batch.stop]
+        target[: len(asked)] = asked
         return (target,)
 
     def buffer(self, role: str, count: int) -> npt.NDArray[Any]:
@@ -82,8 +133,14 @@ class Tools:
         return self.buffers[self.roles[role]][:count]
 
 
-def run_unit(plan: Plan, k: int, tools: Tools) -> UnitResult:
-    """Do unit k and mark it done.
+def commit_unit(k: int, store: Store, result: UnitResult) -> None:
+    """Bring what `write_unit` wrote of unit k to the disk, then mark the unit done."""
+    with result.stage("commit"), _writing(store):
+        store.mark_done(k)
+
+
+def write_unit(plan: Plan, share: Share, tools: Tools) -> UnitResult:
+    """Do a unit but for its mark: read, decode, infer, reduce, write.
 
     An image that cannot be decoded, or that is not the file the plan was made from, keeps its place: the graph sees
     black, its rows are set to fill, and `error` says why.
@@ -92,37 +149,71 @@ def run_unit(plan: Plan, k: int, tools: Tools) -> UnitResult:
         AttlasError: a file cannot be read, the store cannot be written, or attention is not finite.
     """
     result = UnitResult()
-    images = plan.unit_range(k)
+    images = plan.unit_range(share.k)
     rows = {name: _empty(t, len(images)) for name, t in tools.small.items()}
     sample = {image: place for place, image in plan.sampled(images)}
-    for batch in plan.batches(k):
-        at = slice(batch.start - images.start, batch.stop - images.start)
-        part = {name: values[at] for name, values in rows.items()}
-        with result.stage("decode"):
-            _load(tools, batch, part)
-        with result.stage("inference"):
-            tools.session.run_into(tools.pixels, tools.buffers, len(batch), *tools.given(batch))
-        with result.stage("reduce"):
-            _reduce(tools, batch, part)
-        with result.stage("write"), _writing(tools.store):
-            _write_large(tools, batch, part["valid"])
-            for place, image in ((sample[i], i) for i in batch if i in sample):
-                tools.store.write("pixels", place, tools.pixels[image - batch.start][None])
+    with _reading(share, tools.readers) as reads:
+        for batch in plan.batches(share.k):
+            result.batches += 1
+            at = slice(batch.start - images.start, batch.stop - images.start)
+            part = {name: values[at] for name, values in rows.items()}
+            keys = share.items.keys[at]
+            asked = None if share.targets is None else share.targets[at]
+            with result.stage("decode"):
+                _load(tools, keys, reads, part)
+            with result.stage("inference"):
+                tools.session.run_into(tools.pixels, tools.buffers, len(batch), *tools.given(asked))
+            with result.stage("reduce"):
+                _reduce(tools, keys, asked, part)
+            with result.stage("write"), _writing(tools.store):
+                _write_large(tools, batch, keys, part["valid"])
+                for place, image in ((sample[i], i) for i in batch if i in sample):
+                    tools.store.write("pixels", place, tools.pixels[image - batch.start][None], later=True)
     with result.stage("write"), _writing(tools.store):
         for name, values in rows.items():
-            tools.store.write(name, images.start, values)
-        tools.store.mark_done(k)
+            tools.store.write(name, images.start, values, later=True)
     result.images = len(images)
     result.errors = int((~rows["valid"].astype(bool)).sum())
     return result
 
 
-def _load(tools: Tools, batch: range, rows: dict[str, npt.NDArray[Any]]) -> None:
+@contextmanager
+def _reading(share: Share, pool: Pool | None) -> Iterator[Iterator[Callable[[], bytes]]]:
+    """For each image in order what gives its bytes; of a source far away they are fetched while others are computed.
+
+    On this machine nothing is read ahead: the system does that, and threads would cost more than they bring.
+    """
+    items = iter(share.items)
+    if pool is None:
+        yield (partial(share.source.read, item) for item in items)
+        return
+    waiting = deque(pool.submit(share.source.read, item) for item in islice(items, 2 * readers(share.source)))
+
+    def reads() -> Iterator[Callable[[], bytes]]:
+        while waiting:
+            first = waiting.popleft()
+            waiting.extend(pool.submit(share.source.read, item) for item in islice(items, 1))
+            yield first.result
+
+    try:
+        yield reads()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def readers(source: Source) -> int:
+    """How many reads at once a source says that it is worth; 0 for one on this machine."""
+    return int(getattr(source, "readers", 0))
+
+
+def _load(
+    tools: Tools, keys: npt.NDArray[Any], reads: Iterator[Callable[[], bytes]], rows: dict[str, npt.NDArray[Any]]
+) -> None:
     """Fill the pixel buffer and the rows that describe the pictures themselves."""
-    for i, image in enumerate(batch):
-        item = tools.items[image]
+    for i, (key, read) in enumerate(zip(keys, reads, strict=False)):
         try:
-            pixels, (rows["height"][i], rows["width"][i]) = decode(tools.source.read(item), tools.spec.recipe)
+            pixels, (rows["height"][i], rows["width"][i]) = decode(read(), tools.spec.recipe)
             tools.pixels[i] = pixels
             rows["valid"][i] = True
         except (DecodeError, ChangedError) as error:
@@ -130,31 +221,34 @@ def _load(tools: Tools, batch: range, rows: dict[str, npt.NDArray[Any]]) -> None
             rows["error"][i] = str(error)
         except OSError as error:
             raise AttlasError(
-                f"{item.key}: cannot be read ({error.strerror or error}); what is done stays, "
+                f"{key}: cannot be read ({error.strerror or error}); what is done stays, "
                 "run the same command again when it can be"
             ) from None
-    tools.pixels[len(batch) :] = 0
+    tools.pixels[len(keys) :] = 0
 
 
-def _reduce(tools: Tools, batch: range, rows: dict[str, npt.NDArray[Any]]) -> None:
+def _reduce(
+    tools: Tools, keys: npt.NDArray[Any], asked: npt.NDArray[np.int64] | None, rows: dict[str, npt.NDArray[Any]]
+) -> None:
     """Take from the batch's outputs all that is small: result, prefix rows, statistics."""
-    spec, count = tools.spec, len(batch)
+    spec, count = tools.spec, len(keys)
     found: dict[str, npt.NDArray[Any]] = {tools.session.wanted[0].source: tools.buffer("result", count)}
     pool = None
     if "pool_attention" in tools.roles:
         pool = found["pool_attention"] = tools.buffer("pool_attention", count)
+    for name, outputs in per_layer(spec).items():
+        found[name] = np.stack([tools.buffer(output.name, count) for output in outputs], axis=1)
     if tools.session.appended:
         found |= {name: tools.buffer(name, count) for name in tools.session.appended}
     else:
         found |= _on_host(tools, count, pool)
-    if tools.targets is not None:
-        asked = tools.targets[batch.start : batch.stop]
+    if asked is not None:
         found["target"] = np.where(asked < 0, tools.buffer("result", count).argmax(-1), asked)
     finite = found.pop("_finite")
     valid = rows["valid"].astype(bool)
     for i, layer in np.argwhere(~finite & valid[:, None]):
         raise AttlasError(
-            f"{tools.items[batch[i]].key}: attention of layer {spec.layers[layer]} is not finite; the weights or the "
+            f"{keys[i]}: attention of layer {spec.layers[layer]} is not finite; the weights or the "
             "graph's dtype are at fault, not the picture (a float32 graph may carry what float16 cannot)"
         )
     for name, values in found.items():
@@ -175,7 +269,7 @@ def _on_host(tools: Tools, count: int, pool: npt.NDArray[np.float32] | None) -> 
     return found
 
 
-def _write_large(tools: Tools, batch: range, valid: npt.NDArray[Any]) -> None:
+def _write_large(tools: Tools, batch: range, keys: npt.NDArray[Any], valid: npt.NDArray[Any]) -> None:
     """Write what has chunks of a batch, layer by layer; rows of unreadable images are set to fill first."""
     invalid = ~valid.astype(bool)
     names = {"attention": "code" if tools.keep.dtype == "uint8" else "attention", "attention_mean": "mean"}
@@ -189,16 +283,16 @@ def _write_large(tools: Tools, batch: range, valid: npt.NDArray[Any]) -> None:
                 values = tools.buffer(f"{role}.{layer}", len(batch))
                 if kept in GRADIENTS and not np.isfinite(values[~invalid]).all():
                     raise AttlasError(
-                        f"{tools.items[batch.start].key} and the {len(batch) - 1} images after it: gradients of layer "
+                        f"{keys[0]} and the {len(batch) - 1} images after it: gradients of layer "
                         f"{layer} are not finite; the weights are at fault, not the pictures"
                     )
                 if invalid.any():
                     values[invalid] = 0 if role == "code" else np.nan
-                tools.store.write(name, batch.start, values[:, None], layer=slice(place, place + 1))
+                tools.store.write(name, batch.start, values[:, None], layer=slice(place, place + 1), later=True)
     if "tokens" in tools.keep.arrays:
         values = tools.buffer("tokens", len(batch))
         values[invalid] = np.nan
-        tools.store.write("tokens", batch.start, values)
+        tools.store.write("tokens", batch.start, values, later=True)
 
 
 def _empty(template: Template, count: int) -> npt.NDArray[Any]:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..exporter.errors import AttlasError
 from .plan import Plan
-from .store import LAYERED, Store
+from .store import LAYERED, DamagedError, Store
 
 __all__ = ["Verification", "verify"]
 
@@ -62,9 +61,9 @@ def verify(
 
 def _check(store: Store, plan: Plan, k: int) -> str | None:
     """The first fault of unit k, or None."""
-    missing = next((f for f in store.unit_files(k) if not f.is_file()), None)
+    missing = next((key for key in store.unit_keys(k) if not store.place.exists(key)), None)
     if missing is not None:
-        return f"{missing.relative_to(store.path).as_posix()} is missing"
+        return f"{missing} is missing"
     images = plan.unit_range(k)
     try:
         valid = store.read("valid", slice(images.start, images.stop))
@@ -81,8 +80,8 @@ def _check(store: Store, plan: Plan, k: int) -> str | None:
             else:
                 for place, _ in plan.sampled(images):
                     store.read(name, place)
-    except AttlasError as error:
-        return str(error).partition(": ")[2].partition(";")[0]
+    except DamagedError as error:
+        return str(error).removeprefix(f"{store.path}: ").partition(";")[0]
     return None
 
 

@@ -27,17 +27,17 @@ from torch import nn
 from .errors import AttlasError, UsageError
 from .gradients import Gradients, separate_square_weights
 from .half import to_float16
+from .memory import refuse_too_large
 from .models import Facts, Model, build, describe
 from .parity import Parity, check, example
-from .spec import METADATA_KEY, GraphSpec, Output
+from .spec import LARGEST_FILE, METADATA_KEY, GraphSpec, Output
+from .summary import summarize
 from .tapped import Tapped
 from .taps import Taps
 
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
 OPSET = 20
-# Protobuf ends at 2 GiB; a little room is left for the nodes.
-_LARGEST_FILE = 2**31 - 2**24
 
 Progress = Callable[[str], None]
 
@@ -66,6 +66,7 @@ def export(
     preprocess: str | Mapping[str, object] | None = None,
     layers: Sequence[int] | None = None,
     gradients: bool = False,
+    norms: bool = False,
     num_classes: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -78,7 +79,8 @@ def export(
     (image, head, pool_query, key) where the head pools with a learned query, with zeros for keys it does not see; and
     `position_embedding` (token or patch, channel) where the model has a learned absolute one. With `gradients` there
     is a second input, `target` (image) int64, a class each or -1 for the predicted one, and `gradient.L`
-    (image, head, query, key) is the derivative of that class's logit by `attention.L`.
+    (image, head, query, key) is the derivative of that class's logit by `attention.L`. With `norms` there are
+    `value_norm.L` (image, head, key), `branch_ratio.L` and `token_norm.L` (image, token), see `norms`.
 
     Args:
         model: timm's name, with or without a pretrained tag.
@@ -93,6 +95,7 @@ def export(
         preprocess: replaces parts of the tag's recipe: `mean=..,std=..,resize=squash:256,crop=224`.
         layers: the blocks whose attention is an output; all by default.
         gradients: whether gradients are outputs too; of models that classify, in float32.
+        norms: whether norms of values, attention branches and tokens are outputs too.
         num_classes: of the checkpoint's head; 0 for none.
         overwrite: replace files that exist.
         progress: called with one line as each stage begins.
@@ -100,12 +103,15 @@ def export(
     Raises:
         UsageError: the request is wrong: unknown model, an existing file, a layer that does not exist, a model
             without global attention over patches, gradients of a model without classes.
-        AttlasError: weights that cannot be had or do not fit, or a graph that differs from PyTorch. No file is left.
+        AttlasError: weights that cannot be had or do not fit, too little memory, or a graph that differs from PyTorch.
+            No file is left.
     """
     started = time.perf_counter()
     say = progress or (lambda line: None)
     path = _target(Path(output), overwrite)
     say(f"building {model}")
+    with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
+        refuse_too_large(summarize(model, img_size=img_size))
     built = build(
         model,
         checkpoint=None if checkpoint is None else Path(checkpoint),
@@ -117,7 +123,15 @@ def export(
         num_classes=num_classes,
     )
     return export_model(
-        built, path, dtype=dtype, layers=layers, gradients=gradients, overwrite=overwrite, progress=say, started=started
+        built,
+        path,
+        dtype=dtype,
+        layers=layers,
+        gradients=gradients,
+        norms=norms,
+        overwrite=overwrite,
+        progress=say,
+        started=started,
     )
 
 
@@ -128,6 +142,7 @@ def export_model(
     dtype: Literal["float32", "float16"] = "float32",
     layers: Sequence[int] | None = None,
     gradients: bool = False,
+    norms: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     started: float | None = None,
@@ -141,9 +156,9 @@ def export_model(
     if gradients and dtype != "float32":
         raise UsageError("--gradients: most of a gradient lies below float16's smallest numbers; export in float32")
     taps = Taps(built.module, built.full_name)
-    facts = describe(built, taps.trunk)
+    facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
-    tapped = Tapped(built, taps, facts, chosen)
+    tapped = Tapped(built, taps, facts, chosen, norms=norms)
     derived = Gradients(tapped, built.full_name) if gradients else None
     spec = _spec(built, taps, facts, tapped, dtype, gradients)
     say(f"tracing {spec.name}: {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
@@ -181,7 +196,12 @@ def _spec(
         "logits": ("image", "class"),
         "features": ("image", "feature"),
         "tokens": ("image", "token", "channel"),
+        "attention": ("image", "head", "query", "key"),
+        "class_attention": ("image", "head", "class_query", "class_key"),
         "pool_attention": ("image", "head", "pool_query", "key"),
+        "value_norm": ("image", "head", "key"),
+        "branch_ratio": ("image", "token"),
+        "token_norm": ("image", "token"),
     }
     outputs = []
     for name, value in tapped.examples.items():
@@ -190,7 +210,7 @@ def _spec(
             axis = "token" if shape[0] == facts.tokens else "patch"
             outputs.append(Output(name, (axis, "channel"), shape))
         else:
-            outputs.append(Output(name, dims.get(name, ("image", "head", "query", "key")), (None, *shape[1:])))
+            outputs.append(Output(name, dims[name.partition(".")[0]], (None, *shape[1:])))
     if gradients:
         maps = [o for o in outputs if o.name.startswith("attention.")]
         outputs += [Output(o.name.replace("attention", "gradient"), o.dims, o.shape) for o in maps]
@@ -213,6 +233,7 @@ def _spec(
         outputs=tuple(outputs),
         classes=built.classes if built.head == "logits" else (),
         gradients=gradients,
+        norms=tapped.branches is not None,
         versions={
             "attlas": _version(),
             "torch": torch.__version__.partition("+")[0],
@@ -375,7 +396,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 def _save(model: ir.Model, path: Path, spec: GraphSpec) -> None:
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights > _LARGEST_FILE else None)
+    ir.save(model, path, external_data=f"{path.name}.data" if weights > LARGEST_FILE else None)
     _refuse_paths(path, spec)
     spec_path(path).write_text(spec.to_json(indent=1) + "\n", encoding="utf-8")
 

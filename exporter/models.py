@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import timm
 import torch
@@ -29,12 +29,15 @@ from .recipe import override, pair
 from .spec import ClassName, Recipe, Weights
 from .weights import StateDict, digest, load_into, read
 
-__all__ = ["MODULES", "Facts", "Model", "build", "describe", "list_models"]
+if TYPE_CHECKING:
+    from .taps import Taps
+
+__all__ = ["MODULES", "Facts", "Model", "build", "describe", "list_models", "refusal"]
 
 # The modules of timm whose models attend over all patches. Others are refused by what their blocks show, not by name.
 MODULES = (
     "vision_transformer", "deit", "eva", "beit", "vision_transformer_relpos", "vision_transformer_hybrid",
-    "naflexvit", "deepseek_vit", "qwen3_vit", "gemma4_vit",
+    "naflexvit", "deepseek_vit", "qwen3_vit", "gemma4_vit", "cait", "vitamin",
 )  # fmt: skip
 
 # Above any image-text projection in timm (1,280 wide), below any set of classes that is not ImageNet's.
@@ -173,21 +176,32 @@ def build(
     return Model(module, name, cfg.get("tag") or "", source, image_size, recipe, classes, head, size is not None)
 
 
-def describe(model: Model, trunk: nn.Module) -> Facts:
+def describe(model: Model, taps: Taps) -> Facts:
     """Read tokens, grid, pooling and positions from the model; nothing is guessed from its name.
 
     Args:
         model: as `build` gives it.
-        trunk: the module that holds the blocks: the model itself, or its encoder.
+        taps: where its attention is read.
 
     Raises:
         UsageError: the model counts more prefix tokens than can be named.
     """
-    prefix = _prefix(model, trunk)
+    trunk = taps.trunk
+    # A class token with blocks of its own is none of the tokens that the other blocks attend over.
+    prefix = () if taps.class_owners else _prefix(model, trunk)
     grid = _grid(model, trunk)
     patch = _patch_size(model, trunk, grid)
     embedding = _position_embedding(trunk, len(prefix), grid)
     return Facts(prefix, grid, patch, _pooling(model.module), _position(trunk, embedding), embedding)
+
+
+def refusal(model: str, reason: str) -> UsageError:
+    """The one line that says why a model has no maps to export, and which of those that have is called most like it."""
+    near = difflib.get_close_matches(split_model_name_tag(model)[0], list_models(), n=1)
+    return UsageError(
+        f"{model}: cannot be exported: {reason}; models with global attention over patches can "
+        f"({f'such as {near[0]}; ' if near else ''}`attlas models` lists them)"
+    )
 
 
 # Names and sources ---------------------------------------------------------------------------------------------------
@@ -373,9 +387,10 @@ def _prefix(model: Model, trunk: nn.Module) -> tuple[str, ...]:
         kinds += [kind] * (0 if found is None else found.shape[-2])
     counted = int(getattr(trunk, "num_prefix_tokens", getattr(model.module, "num_prefix_tokens", len(kinds))))
     if counted != len(kinds):
-        raise UsageError(
-            f"{model.full_name}: cannot be exported: it puts {counted} tokens before the patches, of which "
-            f"{len(kinds)} are known ({', '.join(kinds) or 'none'})"
+        raise refusal(
+            model.full_name,
+            f"it puts {counted} tokens before the patches, of which {len(kinds)} are known "
+            f"({', '.join(kinds) or 'none'})",
         )
     return tuple(kinds)
 
@@ -388,9 +403,7 @@ def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
     if grid is None:
         patch = getattr(embed, "patch_size", None) or getattr(trunk, "patch_size", None)
         if patch is None:
-            raise UsageError(
-                f"{model.full_name}: cannot be exported: it has no one grid of patches (convolutional, or in stages)"
-            )
+            raise refusal(model.full_name, "it has no one grid of patches (convolutional, or in stages)")
         rows, columns = pair(patch, "patch size")
         if height % rows or width % columns:
             raise UsageError(

@@ -13,10 +13,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from .errors import AttlasError
-from .spec import GraphSpec
+from .spec import NORMS, GraphSpec
 
 __all__ = [
-    "LIMITS", "Limits", "Parity", "check", "compare", "example", "gradient_difference", "pictures", "row_variation",
+    "LIMITS", "Limits", "Parity", "check", "compare", "example", "pictures", "relative_difference", "row_variation",
 ]  # fmt: skip
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -52,11 +52,13 @@ class Parity:
     Attributes:
         images: pictures compared, in one batch, of another size than the one the graph was traced with.
         row_mean, row_max: total variation (half the L1 distance) per row of attention, over all layers, heads and
-            queries, the pool's map included.
+            queries, the pool's and the class token's own maps included.
         head: largest absolute difference of logits or features; `head_scale`: the largest of them.
         top1: share of pictures with the same first class; 1.0 where there are no classes.
         gradient_max, gradient_median: largest difference from autograd relative to the largest gradient, per image
             and layer; the largest and the median of these. None where there are no gradients.
+        norm_max: largest difference of a norm relative to the largest of its kind, image and layer. None where there
+            are none.
     """
 
     images: int
@@ -67,6 +69,7 @@ class Parity:
     top1: float
     gradient_max: float | None = None
     gradient_median: float | None = None
+    norm_max: float | None = None
 
 
 def check(path: Path, spec: GraphSpec, reference: Callable[..., Arrays], images: int = 3) -> Parity:
@@ -106,7 +109,7 @@ def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
         AttlasError: they differ by more than `LIMITS` allow for the graph's dtype.
     """
     limits = LIMITS[spec.dtype]
-    maps = [name for name in outputs if name.startswith("attention.") or name == "pool_attention"]
+    maps = [name for name in outputs if name.partition(".")[0] in ("attention", "class_attention", "pool_attention")]
     rows = [row_variation(outputs[name], expected[name]) for name in maps]
     head = "logits" if "logits" in outputs else "features"
     difference = np.abs(outputs[head] - expected[head]).max(-1)
@@ -135,12 +138,12 @@ def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
             f"(largest {scale:.3g}), the first class agrees on {figures.top1:.0%} of the pictures; nothing was written"
         )
     if spec.gradients:
-        return _with_gradients(figures, outputs, expected, spec)
-    return figures
+        figures = _with_gradients(figures, outputs, expected, spec)
+    return _with_norms(figures, outputs, expected, spec) if spec.norms else figures
 
 
 def _with_gradients(figures: Parity, outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
-    each = gradient_difference(outputs, expected)
+    each = relative_difference(outputs, expected, "gradient")
     largest, median = float(each.max()), float(np.median(each))
     # Written so that NaN fails too.
     if not (largest <= GRADIENT_MAX and median <= GRADIENT_MEDIAN):
@@ -153,13 +156,24 @@ def _with_gradients(figures: Parity, outputs: Arrays, expected: Arrays, spec: Gr
     return dataclasses.replace(figures, gradient_max=largest, gradient_median=median)
 
 
-def gradient_difference(outputs: Arrays, expected: Arrays) -> NDArray[np.float64]:
-    """Largest difference of gradients relative to the largest gradient of image and layer: (layer, image) float64.
+def _with_norms(figures: Parity, outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
+    each = {name: float(relative_difference(outputs, expected, name).max()) for name in NORMS}
+    name, largest = max(each.items(), key=lambda item: item[1])
+    if not largest <= LIMITS[spec.dtype].head:
+        raise AttlasError(
+            f"{spec.name}: the exported graph is not the model: {name} differs from PyTorch by up to {largest:.2g} of "
+            f"the largest of image and layer (allowed {LIMITS[spec.dtype].head:g}); nothing was written"
+        )
+    return dataclasses.replace(figures, norm_max=largest)
 
-    Where all gradients of a layer are 0, as of one that the head does not read, the difference itself.
+
+def relative_difference(outputs: Arrays, expected: Arrays, kind: str) -> NDArray[np.float64]:
+    """Largest difference of outputs `kind.L` relative to the largest of image and layer: (layer, image) float64.
+
+    Where all numbers of a layer are 0, as gradients of one that the head does not read, the difference itself.
     """
     found = []
-    for name in (n for n in expected if n.startswith("gradient.")):
+    for name in (n for n in expected if n.startswith(f"{kind}.")):
         a, b = (values[name].astype(np.float64).reshape(len(values[name]), -1) for values in (outputs, expected))
         scale = np.abs(b).max(1)
         found.append(np.abs(a - b).max(1) / np.where(scale == 0, 1, scale))

@@ -7,6 +7,7 @@ The same JSON stands in the ONNX file's `metadata_props` under the key `attlas` 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -18,11 +19,18 @@ from typing import Any, Literal
 from .errors import AttlasError
 
 __all__ = [
-    "FORMAT", "METADATA_KEY", "ClassName", "GraphSpec", "Output", "Readout", "Recipe", "Weights",
+    "FORMAT", "LARGEST_FILE", "METADATA_KEY", "NORMS", "ClassName", "GraphSpec", "Output", "Readout", "Recipe",
+    "Weights",
 ]  # fmt: skip
 
 FORMAT = 1
 METADATA_KEY = "attlas"
+
+# Protobuf ends at 2 GiB; a little room is left for the nodes. Weights that are larger lie beside the graph.
+LARGEST_FILE = 2**31 - 2**24
+
+# The outputs per layer of a graph with norms.
+NORMS = ("value_norm", "branch_ratio", "token_norm")
 
 Readout = Literal["class", "mean", "pool", "distilled"]
 
@@ -91,7 +99,8 @@ class GraphSpec:
         image_size: (height, width) of the input `image`, NHWC uint8 RGB.
         patch_size: (height, width) in input pixels of one token of the grid.
         grid: (rows, columns) of patch tokens.
-        prefix: the kinds of the tokens before the patches, in order: class, distillation, register.
+        prefix: the kinds of the tokens before the patches, in order: class, distillation, register. A class token
+            that joins only after the blocks is not among them; its own blocks' maps are `class_attention.L`.
         pooling: what the head reads: class, mean (of the patches), mean_all (of every token), max (of the patches),
             pool (a learned query attends), distilled (class and distillation token), none.
         layers: the blocks whose attention is an output, by index from 0; `depth` is how many the model has.
@@ -102,6 +111,7 @@ class GraphSpec:
         outputs: every output, in the graph's order.
         gradients: whether there is a second input, `target` (image) int64: a class each, or -1 for the one with the
             largest logit; and outputs `gradient.L`, the derivatives of its logit.
+        norms: whether there are outputs `value_norm.L`, `branch_ratio.L` and `token_norm.L`.
         versions: of the programs that wrote the graph.
     """
 
@@ -123,6 +133,7 @@ class GraphSpec:
     outputs: tuple[Output, ...]
     classes: tuple[ClassName, ...] = ()
     gradients: bool = False
+    norms: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     attlas_format: int = FORMAT
 
@@ -140,9 +151,10 @@ class GraphSpec:
     def readout(self) -> Readout:
         """Which row of the attention the head reads: what `readout="auto"` means for this model."""
         match self.pooling:
-            case "class" | "pool" | "distilled":
+            case "pool" | "distilled":
                 return self.pooling
-            case "none":
+            case "class" | "none":
+                # A class token that joins after these blocks has no row in their maps.
                 return "class" if "class" in self.prefix else "mean"
             case _:
                 return "mean"
@@ -196,11 +208,17 @@ class GraphSpec:
         return cls.from_dict(data, where)
 
 
+# A spec has a thousand classes, and looking their hints up each time took most of opening a store.
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _read(kind: Any, value: Any) -> Any:
     """Rebuild a value of the annotated type from JSON; unknown keys, of a later minor change, are ignored."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(typing.cast(Any, kind))
         known = {f.name: f for f in dataclasses.fields(kind)}
         missing = [
             n for n, f in known.items()

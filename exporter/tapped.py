@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import UsageError
 from .models import Facts, Model
+from .norms import Branches
 from .parity import pictures
 from .taps import Seen, Taps
 
@@ -18,12 +21,13 @@ __all__ = ["Tapped"]
 class Tapped(nn.Module):
     """The model from uint8 pictures to its outputs and maps, in the order of `names`."""
 
-    def __init__(self, built: Model, taps: Taps, facts: Facts, layers: tuple[int, ...]) -> None:
+    def __init__(self, built: Model, taps: Taps, facts: Facts, layers: tuple[int, ...], *, norms: bool = False) -> None:
         super().__init__()
         self.model = built.module
         self.taps = taps
         self.facts = facts
         self.layers = layers
+        self.branches = Branches(taps) if norms else None
         self.head = built.head
         self.image_size = built.image_size
         for name, values in (("mean", built.recipe.mean), ("std", built.recipe.std)):
@@ -31,11 +35,16 @@ class Tapped(nn.Module):
         self.register_buffer("position", facts.position_embedding, persistent=False)
         seen, out = self._first_look(built)
         taps.check(seen, 2, facts.tokens)
-        if seen.tokens is None or seen.tokens.shape[1] != facts.tokens:
+        if seen.tokens is None or seen.tokens.shape[1] != facts.tokens + bool(taps.class_owners):
             raise taps.refusal(f"its last block does not give the {facts.tokens} tokens of its maps")
+        if self.branches is not None:
+            self.branches.check()
+            for layer in layers:
+                self.register_buffer(f"value_factor_{layer}", self.branches.factor(layer), persistent=False)
         self.mixed = _mixed(seen)
         self.has_pool = seen.pool is not None
-        self.examples = self.outputs(seen, out)
+        # For names and shapes alone: the numbers of a large model are gigabytes.
+        self.examples = {name: value.to("meta") for name, value in self.outputs(seen, out).items()}
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +69,7 @@ class Tapped(nn.Module):
 
     def look(self, pixels: Tensor) -> tuple[Seen, Tensor]:
         """What one forward pass shows, and what the model returns."""
-        with self.taps.recording() as seen:
+        with self.taps.recording() as seen, self.branches or contextlib.nullcontext():
             out = self.model(pixels)
         return seen, out
 
@@ -76,8 +85,12 @@ class Tapped(nn.Module):
     def outputs(self, seen: Seen, out: Tensor) -> dict[str, Tensor]:
         """The outputs by name, from what a forward pass showed and returned."""
         assert seen.tokens is not None
-        named = {self.head: self.pooled(out), "tokens": seen.tokens}
+        # A class token with blocks of its own comes before the tokens of the maps.
+        named = {self.head: self.pooled(out), "tokens": seen.tokens[:, -self.facts.tokens :]}
         named |= {f"attention.{layer}": seen.attention(layer) for layer in self.layers}
+        named |= {f"class_attention.{layer}": a for layer, a in enumerate(seen.class_maps)}
+        if self.branches is not None:
+            named |= self.branches.outputs({n: self.get_buffer(f"value_factor_{n}") for n in self.layers})
         if seen.pool is not None:
             unseen = self.facts.tokens - seen.pool.shape[-1]
             # A pool that reads the patches alone gives the prefix no weight; so all keys are the same axis.

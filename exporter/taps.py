@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .models import refusal
 
 __all__ = ["Seen", "Taps", "effective_gradient"]
 
@@ -24,12 +25,14 @@ class Seen:
     """What one forward pass showed.
 
     `maps[layer]` holds the block's maps (image, head, query, key), and `sources[layer]` the attention module of each
-    with the tensor that it computes on from; `pool` the head's own map (image, head, pool_query, key); `tokens` the
+    with the tensor that it computes on from; `class_maps` those of blocks in which the class token alone attends
+    (image, head, class_query, class_key); `pool` the head's own map (image, head, pool_query, key); `tokens` the
     sequence after the final norm (image, token, channel).
     """
 
     maps: dict[int, list[Tensor]] = field(default_factory=dict)
     sources: dict[int, list[tuple[nn.Module, Tensor]]] = field(default_factory=dict)
+    class_maps: list[Tensor] = field(default_factory=list)
     pool: Tensor | None = None
     tokens: Tensor | None = None
 
@@ -37,6 +40,10 @@ class Seen:
         """One block's attention (image, head, query, key); parallel attentions of one block stand side by side."""
         maps = self.maps[layer]
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+
+
+# Attention modules in which the class token, held back from the blocks before, alone has a query.
+_CLASS_ATTENTION = frozenset({"ClassAttn", "ClassAttention"})
 
 
 class Taps:
@@ -50,11 +57,16 @@ class Taps:
         self.model = model
         self.name = name
         self.owners: dict[int, list[nn.Module]] = {}
+        self.class_owners: list[nn.Module] = []
         lists: dict[str, str] = {}
         for path, module in model.named_modules():
             parts = path.split(".")
             numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-            if numbers and isinstance(getattr(module, "attn_drop", None), nn.Module):
+            if not (numbers and isinstance(getattr(module, "attn_drop", None), nn.Module)):
+                continue
+            if type(module).__name__ in _CLASS_ATTENTION:
+                self.class_owners.append(module)
+            else:
                 lists[".".join(parts[: numbers[0]])] = type(module).__name__
                 self.owners.setdefault(int(parts[numbers[0]]), []).append(module)
         if not self.owners:
@@ -65,19 +77,18 @@ class Taps:
         self.blocks_path = next(iter(lists))
         self.trunk = model.get_submodule(self.blocks_path.rpartition(".")[0])
         blocks = model.get_submodule(self.blocks_path)
-        self.depth = len(list(blocks.children()))
-        self.last_block = list(blocks.children())[-1]
+        self.blocks = list(blocks.children())
+        self.depth = len(self.blocks)
         without = sorted(set(range(self.depth)) - set(self.owners))
         if without:
-            raise self.refusal(f"its blocks {', '.join(map(str, without[:3]))} have no attention over patches")
+            raise self.refusal(
+                f"{self.blocks_path}.{without[0]} has no attention over patches (convolutional or local, or in stages)"
+            )
         self.pool = next((m for m in model.modules() if _is_pool(m)), None)
 
     def refusal(self, reason: str) -> UsageError:
         """The one line that says why this model has no maps to export."""
-        return UsageError(
-            f"{self.name}: cannot be exported: {reason}; models with global attention over patches can "
-            "(see `attlas models`)"
-        )
+        return refusal(self.name, reason)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Seen]:
@@ -87,8 +98,11 @@ class Taps:
         for layer, owners in self.owners.items():
             drops = [(owner, owner.get_submodule("attn_drop")) for owner in owners]
             hooks += [drop.register_forward_hook(_map_hook(seen, layer, owner)) for owner, drop in drops]
+        for owner in self.class_owners:
+            drop = owner.get_submodule("attn_drop")
+            hooks.append(drop.register_forward_hook(lambda m, i, a: seen.class_maps.append(a)))
         # Where there is a final norm it runs last and overwrites what the block left.
-        ends = (self.last_block, getattr(self.trunk, "norm", None))
+        ends = (self.blocks[-1], getattr(self.trunk, "norm", None))
         hooks += [m.register_forward_hook(_tokens_hook(seen)) for m in ends if isinstance(m, nn.Module)]
         if self.pool is not None:
             hooks += _pool_hooks(seen, self.pool)
@@ -117,7 +131,7 @@ class Taps:
     def _check_map(self, layer: int, shape: tuple[int, ...], images: int, tokens: int) -> None:
         text = " x ".join(map(str, shape[1:]))
         if len(shape) != 4:
-            raise self.refusal(f"the attention of block {layer} is no map of queries and keys ({text} an image)")
+            raise self.refusal(f"the attention of block {layer} is no map of heads, queries and keys ({text})")
         if shape[0] != images:
             raise self.refusal(f"its attention runs inside windows of {shape[-1]} tokens, not over the whole picture")
         if shape[2] != shape[3]:

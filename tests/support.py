@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from attlas.engine.places import place_at
 from attlas.exporter.spec import METADATA_KEY, ClassName, GraphSpec, Output, Recipe, Weights
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -25,6 +26,7 @@ def make_spec(
     outputs = [
         Output("logits", ("image", "class"), (None, classes)),
         Output("tokens", ("image", "token", "channel"), (None, n, 16)),
+        Output("position_embedding", ("token", "channel"), (n, 16)),
     ]
     outputs += [Output(f"attention.{i}", ("image", "head", "query", "key"), (None, heads, n, n)) for i in range(layers)]
     values: dict[str, Any] = {
@@ -72,6 +74,7 @@ def make_graph(path: Path, *, seed: int = 0, sharpness: float = 3.0, **changes: 
         prefix = add("Expand", [weight("prefix", 1, len(spec.prefix), channels), shape], "prefixes")
         x = add("Concat", [prefix, x], "sequence", axis=1)
     x = add("Add", [x, weight("position", n, channels)], "placed")
+    add("Identity", ["position"], "position_embedding")
     split = constant("split", np.array([0, 0, heads, channels // heads]))
     for layer in range(spec.depth):
         parts = {}
@@ -93,7 +96,10 @@ def make_graph(path: Path, *, seed: int = 0, sharpness: float = 3.0, **changes: 
     pooled = add("ReduceMean", ["tokens", constant("axis", np.array([1]))], "pooled", keepdims=0)
     add("MatMul", [pooled, weight("head", channels, len(spec.classes))], "logits")
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *spec.image_size, 3])]
-    outputs = [helper.make_tensor_value_info(o.name, TensorProto.FLOAT, ["batch", *o.shape[1:]]) for o in spec.outputs]
+    outputs = [
+        helper.make_tensor_value_info(o.name, TensorProto.FLOAT, ["batch" if s is None else s for s in o.shape])
+        for o in spec.outputs
+    ]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
@@ -122,10 +128,7 @@ def make_images(folder: Path, count: int, classes: int = 4) -> Path:
     return folder
 
 
-def chunk_files(store: Path) -> dict[str, bytes]:
+def chunk_files(store: str | Path) -> dict[str, bytes]:
     """Every chunk file of a store by its path: what two runs must agree on."""
-    return {
-        p.relative_to(store).as_posix(): p.read_bytes()
-        for p in sorted(store.rglob("*"))
-        if p.is_file() and "c" in p.relative_to(store).parts and p.name != "zarr.json"
-    }
+    place = place_at(store)
+    return {key: place.read(key) for key, _ in sorted(place.listing()) if "c" in key.split("/")}

@@ -34,7 +34,7 @@ def test_the_way_through(tiny_graph: Path, pictures: Path, tmp_path: Path) -> No
     data = json.loads(done.stdout)
     assert (data["done"], data["errors"], data["finished"], data["labelled"]) == (50, 0, True, 50)
     assert data["provider"] == "CPUExecutionProvider"
-    assert set(data["stages"]) == {"decode", "inference", "reduce", "write"}
+    assert set(data["stages"]) == {"decode", "inference", "reduce", "write", "commit"}
     data = json.loads(attlas_command("inspect", "s.zarr", "--json", cwd=tmp_path).stdout)
     assert (data["images"], data["images_done"], data["finished"]) == (50, 50, True)
     assert data["arrays"]["attention"]["dims"] == {"image": 50, "layer": 2, "head": 2, "query": 7, "key": 7}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.engine.session import Session
+from attlas.exporter.spec import NORMS, GraphSpec
 from support import make_picture
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +28,27 @@ def runtimes() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_page_on_the_graph_names_every_key_and_output() -> None:
+    """docs/graph.md is the specification: what the spec holds and the exporter writes stands there."""
+    text = (ROOT / "docs" / "graph.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(GraphSpec):
+        assert f"`{field.name}`" in text, field.name
+    for name in ("logits", "features", "tokens", "pool_attention", "position_embedding"):
+        assert f"| `{name}` |" in text
+    for name in ("attention", "class_attention", "gradient", *NORMS):
+        assert f"| `{name}.L` |" in text
+
+
+def test_smallest_metadata_of_the_page_is_taken() -> None:
+    """What the page prints for whoever writes graphs is read without a word, and means what it says."""
+    text = (ROOT / "docs" / "graph.md").read_text(encoding="utf-8")
+    spec = GraphSpec.from_json(text.split("```json")[1].split("```")[0], "docs/graph.md")
+    assert (spec.tokens, spec.readout, spec.gradients, spec.norms) == (5, "class", False, False)
+    output = spec.output("attention.0")
+    assert output is not None
+    assert output.shape == (None, spec.heads, spec.tokens, spec.tokens)
 
 
 def test_every_runtime_has_a_program(runtimes: Any) -> None:

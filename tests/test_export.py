@@ -22,6 +22,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 import timm  # noqa: E402
+from attlas.engine.runner import run as run_images  # noqa: E402
+from attlas.engine.session import Session  # noqa: E402
+from attlas.engine.store import Store  # noqa: E402
 from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
 from attlas.exporter import graph as graph_module  # noqa: E402
 from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
@@ -32,6 +35,7 @@ from attlas.exporter.spec import METADATA_KEY  # noqa: E402
 from attlas.exporter.tapped import Tapped  # noqa: E402
 from attlas.exporter.taps import Taps  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from support import make_images  # noqa: E402
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}
 DEIT = "deit_tiny_patch16_224"
@@ -55,6 +59,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...], str, str, str]] = {
     "vit_dpwee_patch16_reg1_gap_256": ({}, ("register",), "mean", "absolute", "logits"),
     "qwen3_vit_88m": ({}, (), "mean", "rotary", "features"),
     "naflexvit_base_patch16_map": ({}, ("register",), "pool", "absolute", "logits"),
+    "cait_xxs24_224": ({"num_heads": 4}, (), "class", "absolute", "logits"),
 }  # fmt: skip
 
 _SHARED = os.environ.get("ATTLAS_SHARED")
@@ -94,7 +99,7 @@ def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def reference(built: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     taps = Taps(built.module, built.name)
-    return Tapped(built, taps, describe(built, taps.trunk), tuple(range(taps.depth))).run
+    return Tapped(built, taps, describe(built, taps), tuple(range(taps.depth))).run
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +198,44 @@ def test_differential_attention_is_marked_mixed(exported: Any) -> None:
     assert run(result.path, pictures(1, built.image_size))["attention.0"].min() < 0
 
 
+def test_class_token_that_joins_late_has_maps_of_its_own(exported: Any) -> None:
+    """CaiT: the blocks attend over patches and mix their heads; then the class token alone has a query."""
+    built, result = exported("cait_xxs24_224")
+    assert result.spec.attention_kind == "mixed"
+    assert (result.spec.tokens, result.spec.readout) == (16, "mean")
+    output = result.spec.output("class_attention.1")
+    assert output is not None
+    assert output.dims == ("image", "head", "class_query", "class_key")
+    caught: dict[str, Any] = {}
+    attn = built.module.blocks_token_only[1].attn
+    hooks = [
+        attn.v.register_forward_hook(lambda m, i, o: caught.update(values=o)),
+        attn.proj.register_forward_pre_hook(lambda m, i: caught.update(mixed=i[0])),
+    ]
+    images = pictures(2, built.image_size)
+    outputs = run(result.path, images)
+    expected = reference(built)(images)
+    for hook in hooks:
+        hook.remove()
+    values = caught["values"].double().numpy().reshape(2, 17, 4, -1).transpose(0, 2, 1, 3)
+    by_hand = (outputs["class_attention.1"] @ values).transpose(0, 2, 1, 3).reshape(2, 1, -1)
+    np.testing.assert_allclose(by_hand, caught["mixed"].numpy(), atol=1e-5)
+    assert outputs["tokens"].shape[1] == result.spec.tokens
+    np.testing.assert_allclose(outputs["tokens"], expected["tokens"], atol=1e-5)
+
+
+def test_run_stores_the_class_tokens_own_maps(tmp_path: Path, exported: Any) -> None:
+    """Beside those of the blocks, on an axis of their own, as the graph gives them."""
+    _, result = exported("cait_xxs24_224")
+    folder = make_images(tmp_path / "images", 3)
+    run_images(result.path, folder, tmp_path / "cait.zarr", reducer=None)
+    store = Store(tmp_path / "cait.zarr")
+    expected = Session(result.path, provider="cpu")([folder / str(p) for p in store.read("path")])
+    assert expected["class_attention"].shape == (3, 2, 4, 1, 17)
+    np.testing.assert_array_equal(store.read("class_attention"), expected["class_attention"])
+    np.testing.assert_array_equal(store.read("attention"), expected["attention"].astype(np.float16))
+
+
 def test_parallel_attentions_of_a_block_stand_side_by_side(exported: Any) -> None:
     """A block with two attentions has the heads of both, first those of the first."""
     _, result = exported("vit_small_patch16_18x2_224")
@@ -284,6 +327,27 @@ def test_float16_graph_gives_float32_outputs_near_pytorch(tmp_path: Path, export
     assert onnx.TensorProto.FLOAT16 in kinds
 
 
+def test_float16_graph_rounds_alike_whatever_is_asked_for(tmp_path: Path) -> None:
+    """On a CPU, too, which drops casts: logits and maps are the same bits beside statistics, tokens or nothing."""
+    pytest.importorskip("ndonnx")
+    from attlas.analysis.kernel import Reducer
+    from attlas.engine.graph import Wanted
+
+    result = export_model(make(DEIT), tmp_path / "half.onnx", dtype="float16")
+    statistics = Reducer(result.spec).graph("float16")
+    assert statistics is not None
+    images, logits, half = pictures(2, result.spec.image_size), Wanted("logits"), Wanted("attention.1", "float16")
+    found = []
+    for appended, wanted in ((None, [logits]), (statistics, [logits, half]), (None, [logits, half, Wanted("tokens")])):
+        session = Session(result.path, provider="cpu", wanted=wanted, appended=appended)
+        buffers = session.buffers(2)
+        session.run_into(images, buffers, 2)
+        found.append(buffers)
+    for buffers in found[1:]:
+        np.testing.assert_array_equal(buffers["logits"], found[0]["logits"])
+    np.testing.assert_array_equal(found[1][half.name], found[2][half.name])
+
+
 # The file ------------------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +419,7 @@ def test_graph_that_differs_from_pytorch_leaves_no_file(tmp_path: Path, monkeypa
 
 def test_weights_above_the_limit_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """External data lies in NAME.onnx.data, by relative name, and the pair can be moved."""
-    monkeypatch.setattr(graph_module, "_LARGEST_FILE", 1000)
+    monkeypatch.setattr(graph_module, "LARGEST_FILE", 1000)
     built = make(DEIT)
     result = export_model(built, tmp_path / "deit.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deit.json", "deit.onnx", "deit.onnx.data"]
@@ -540,8 +604,9 @@ def test_unknown_model_suggests_near_names(tmp_path: Path) -> None:
     [
         ("swin_tiny_patch4_window7_224", "windows of 49 tokens"),
         ("resnet18", "no attention blocks"),
-        ("xcit_nano_12_p16_224", "several kinds or stages .*XCA"),
-        ("cait_xxs24_224", "several kinds or stages .*blocks_token_only"),
+        ("xcit_nano_12_p16_224", "over channels"),
+        ("volo_d1_224", r"network\.1 has no attention over patches"),
+        ("visformer_tiny", "several kinds or stages .*stage2 of Attention, stage3"),
         ("levit_128s", "shows no map over all patches"),
         ("hiera_tiny_224", "MaskUnitAttention.* shows no map"),
         ("pit_ti_224", "blocks|grid"),

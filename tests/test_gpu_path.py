@@ -152,13 +152,13 @@ def test_a_run_by_way_of_a_device_stores_the_same(
     statistics: str, accelerated: None, graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Full batches, the padded tail, a broken picture, more workers than slots."""
+    """Full batches, the padded tail, a broken picture, more threads than slots."""
     folder = tmp_path / "images"
     shutil.copytree(pictures, folder)
     min(folder.rglob("*.jpg")).write_bytes(b"no picture at all")
     graph = graph_factory(**GRAPHS["registers, 3 x 5"])
     one = attlas.run(
-        graph, folder, tmp_path / "one.zarr", batch_size=4, workers=RING + 2, statistics=statistics
+        graph, folder, tmp_path / "one.zarr", batch_size=4, threads=RING + 2, statistics=statistics
     )  # fmt: skip
     monkeypatch.undo()
     other = attlas.run(graph, folder, tmp_path / "other.zarr", batch_size=4)
@@ -291,7 +291,7 @@ def test_tensorrt_leaves_the_rest_to_cuda(
     seen: list[Any] = []
 
     class Fake:
-        def __init__(self, model: bytes, options: Any, providers: Any) -> None:
+        def __init__(self, model: bytes, options: Any, providers: Any, **_: Any) -> None:
             seen.extend(providers)
 
         def get_providers(self) -> list[str]:
@@ -454,7 +454,7 @@ def test_a_run_through_cudas_library_stores_the_same(
 ) -> None:
     """Pinned buffers and streams of every worker, played by the host."""
     monkeypatch.setattr(session_module, "OrtCopies", lambda: Cudart(FakeCuda()))
-    one = run(tiny_graph, pictures, tmp_path / "one.zarr", batch_size=3, workers=3)
+    one = run(tiny_graph, pictures, tmp_path / "one.zarr", batch_size=3, threads=3)
     monkeypatch.undo()
     other = run(tiny_graph, pictures, tmp_path / "other.zarr", batch_size=3)
     assert_same_store(one.path, other.path, tolerance=1e-6)
@@ -467,7 +467,7 @@ def test_where_a_card_does_not_work_a_run_is_as_without_one(
     monkeypatch.setattr(session_module, "_has_driver", lambda: True)
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
     real = ort.InferenceSession
-    monkeypatch.setattr(ort, "InferenceSession", lambda model, options, providers=(): real(model, options, [CPU]))
+    monkeypatch.setattr(ort, "InferenceSession", lambda model, options, **_: real(model, options, [CPU]))
     one = attlas.run(tiny_graph, pictures, tmp_path / "one.zarr", keep=("none",), batch_size=4)
     monkeypatch.undo()
     other = attlas.run(tiny_graph, pictures, tmp_path / "other.zarr", keep=("none",), batch_size=4)

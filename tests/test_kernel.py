@@ -175,16 +175,6 @@ def test_mixed_attention_has_no_entropies_and_some_layers_no_rollout() -> None:
     assert "rollout" not in kernel.Reducer(some)(attention(some, 1))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
-def test_score_matrices_equal_the_formula(dtype: str) -> None:
-    of = spec(prefix=("class", "register"))
-    [a] = attention(of, 3)[:1]
-    a = np.round(255 * np.sqrt(a)).astype(np.uint8) if dtype == "uint8" else a.astype(dtype)
-    plain = f.decode_codes(a, np.float64) if dtype == "uint8" else a.astype(np.float64)
-    got = kernel.score_matrix(a, of.grid)
-    np.testing.assert_allclose(got, f.score_matrix(plain, of.grid), rtol=2e-6)
-
-
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [(lambda a: a[:, :1], "shape"), (lambda a: a.astype(np.float64), "float64"), (lambda a: a[0], "shape")],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import dataclasses
+import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -23,14 +24,18 @@ from attlas.exporter.spec import GraphSpec, Output, Weights
 from support import PATCH, make_spec
 
 pytest.importorskip("matplotlib")
-page = pytest.importorskip("attlas.analysis.page")
+page = pytest.importorskip("attlas.analysis.report.page")
 kernel = pytest.importorskip("attlas.analysis.kernel")
-facts = pytest.importorskip("attlas.analysis.facts")
-gallery = pytest.importorskip("attlas.analysis.gallery")
+facts = pytest.importorskip("attlas.analysis.report.facts")
+gallery = pytest.importorskip("attlas.analysis.report.gallery")
+methods = pytest.importorskip("attlas.analysis.report.methods")
+objects = pytest.importorskip("attlas.analysis.report.objects")
+contrasts = pytest.importorskip("attlas.analysis.report.contrasts")
+positions = pytest.importorskip("attlas.analysis.report.positions")
 formulas = pytest.importorskip("attlas.analysis.formulas")
 
 IMAGES, UNIT, BROKEN = 22, 4, 5
-LINK = re.compile(r"^https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.)")
+LINK = re.compile(r"^https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.|github\.com/)")
 
 
 def spec_of(**changes: Any) -> GraphSpec:
@@ -180,9 +185,14 @@ def test_it_loads_nothing_and_every_tag_is_closed(made: tuple[Store, Path, Path]
     html, seen = read(made[1])
     assert seen.open == []
     assert all(source.startswith("data:") for source in seen.loaded)
+    narrow = re.findall(r'srcset="([^"]*)"', html)
+    assert narrow
+    assert not any(" " in source for source in narrow)  # at a space a browser takes the URL to end
     assert not {"script", "iframe", "object", "video"} & set(seen.tags)
-    assert "url(" not in html
-    assert "@import" not in html
+    outside = re.sub(r'src(set)?="data:[^"]*"', "", html)
+    assert "url(" not in outside
+    assert "@import" not in outside
+    assert not re.findall(r"url\((?!#)|href='(?!#|data:)", unquote(" ".join(seen.loaded)))
     assert all(LINK.match(link) or link.startswith("#") for link in seen.links)
     assert {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
     assert len(seen.ids) == len(set(seen.ids))
@@ -190,7 +200,7 @@ def test_it_loads_nothing_and_every_tag_is_closed(made: tuple[Store, Path, Path]
 
 def test_no_path_of_this_machine_is_on_the_page(made: tuple[Store, Path, Path]) -> None:
     html, seen = read(made[1])
-    hidden = [base64.b64decode(s.partition("base64,")[2]).decode() for s in seen.loaded if "base64," in s]
+    hidden = [unquote(source) for source in seen.loaded]
     for text in (html, *hidden):
         assert str(made[0].path.parent) not in text
         assert str(Path.cwd()) not in text
@@ -219,10 +229,10 @@ def test_wilsons_interval_is_the_published_one() -> None:
 
 def test_every_caption_states_n_and_every_figure_has_words(made: tuple[Store, Path, Path]) -> None:
     _, seen = read(made[1])
-    assert len(seen.captions) == len(seen.alts) == 11
+    assert len(seen.captions) == len(seen.alts) == 12
     assert all(re.search(r"n = (21 images|7 images|1 image)", caption) for caption in seen.captions)
     assert all(len(alt) > 40 for alt in seen.alts)
-    assert [c.partition(".")[0] for c in seen.captions] == [f"Figure {i}" for i in range(1, 12)]
+    assert [c.partition(".")[0] for c in seen.captions] == [f"Figure {i}" for i in range(1, 13)]
 
 
 def test_figures_are_printed_with_their_numbers_beside_them(made: tuple[Store, Path, Path]) -> None:
@@ -230,11 +240,12 @@ def test_figures_are_printed_with_their_numbers_beside_them(made: tuple[Store, P
     names = {p.stem for p in folder.iterdir()}
     assert names == {
         "distance", "entropy", "prefix_mass", "rollout_mean", "examples", "heads", "score_matrix", "score_matrix_mean",
-        "query_map", "matrices", "extremes",
+        "query_map", "matrices", "extremes", "distributions",
     }  # fmt: skip
     for name in names:
         pdf, png = ((folder / f"{name}.{suffix}").read_bytes() for suffix in ("pdf", "png"))
         assert b"/Type /Font" in pdf
+        assert b"<svg" in (folder / f"{name}.svg").read_bytes()
         assert b"Type3" not in pdf
         box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", pdf)
         assert box is not None
@@ -350,7 +361,9 @@ def test_where_attention_was_not_kept_the_prefix_rows_still_show_and_the_rest_na
     make_store(tmp_path / "s.zarr", keep=("none",), reduce=True)
     _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", figures=tmp_path / "f"))
     names = {p.stem for p in (tmp_path / "f").iterdir()}
-    assert names == {"distance", "entropy", "prefix_mass", "rollout_mean", "examples", "heads", "extremes"}
+    assert names == {
+        "distance", "entropy", "prefix_mass", "distributions", "rollout_mean", "examples", "heads", "extremes",
+    }  # fmt: skip
     assert seen.text.count("attlas run --keep attention would have kept the score matrix") == 2
     assert "no large array" in seen.text
 
@@ -375,7 +388,7 @@ def test_head_means_and_codes_show_what_they_can(tmp_path: Path, kind: str) -> N
         assert "rows are no distributions, and have no entropy" in seen.text
     else:
         assert "uint8 codes, good for averages" in seen.text
-        assert len(seen.captions) == 11
+        assert len(seen.captions) == 12
 
 
 def test_two_stores_stand_side_by_side_on_the_images_they_share(tmp_path: Path) -> None:
@@ -448,3 +461,197 @@ def test_extremes_are_the_extremes_and_said_to_be_chosen_after_looking(tmp_path:
         assert found == [str(store.read("path", i)) for i in [*order[:2], *order[-2:]]]
         assert "Chosen after looking" in shown.caption
         assert f"out of n = {len(order)} images" in shown.caption
+
+
+def test_the_methods_are_those_of_the_stores_own_statistics(made: tuple[Store, Path, Path]) -> None:
+    """Each definition that the store holds, none that it does not, and an entry for every citation."""
+    text = methods.describe([made[0].path])
+    paragraph, *entries = text.split("\n\n")
+    assert "entropy_patch: The same over patch keys" in paragraph
+    assert "Raghu et al. 2021, fig. 3" in paragraph
+    assert "21 images" in paragraph
+    assert "<code" not in paragraph
+    for absent in ("chefer", "sink_share", "Welch"):
+        assert absent not in text
+    keys = {entry.partition("{")[2].partition(",")[0] for entry in entries}
+    assert keys == {"abnar2020", "darcet2024", "dosovitskiy2021", "efron1979", "hebbar", "park2023", "raghu2021",
+                    "wilson1927"}  # fmt: skip
+    assert "eprint = {2108.08810}" in text
+    assert text.isascii() or all(entry.isascii() for entry in entries)
+
+
+def test_every_statistic_of_the_catalog_has_words_of_its_own(tmp_path: Path) -> None:
+    """What this module does not define is told by the array's own description, so that no number goes unsaid."""
+    store = make_store(tmp_path / "s.zarr")
+    catalog = pytest.importorskip("attlas.analysis.catalog").CATALOG
+    for name, statistic in catalog.items():
+        if name not in store:
+            array = layout.ArraySpec(name, ("layer",), (2,), (2,), "float32", math.nan, {})
+            store = Store(store.path, writable=True)
+            store.add([array])
+        text = methods.describe([store.path])
+        told = methods.METHODS.get(name.removesuffix("_mean"), ("", ""))[0] or statistic.long_name
+        assert told in text
+
+
+def test_the_methods_are_printed_without_a_page(made: tuple[Store, Path, Path], capsys: Any) -> None:
+    from attlas.cli import main
+
+    main(["report", str(made[0].path), "--methods"])
+    assert capsys.readouterr().out.strip() == methods.describe([made[0].path])
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(made[0].path)])
+    assert stopped.value.code == 2
+    assert "--methods" in capsys.readouterr().err
+
+
+def add(store: Store, name: str, dims: tuple[str, ...], values: Any) -> Store:
+    """Put an array into a store, as another command would have."""
+    given = np.asarray(values)
+    kind, fill = ("str", "") if given.dtype.kind in "UT" else (str(given.dtype), 0)
+    writable = Store(store.path, writable=True)
+    if kind == "str":
+        given = given.astype(np.dtypes.StringDType())
+    writable.add([layout.ArraySpec(name, dims, given.shape, given.shape, kind, fill, {})], {name: given})
+    return Store(store.path)
+
+
+def coco(path: Path, marks: dict[str, list[tuple[float, ...]]]) -> Path:
+    """A COCO file of boxes (x, y, width, height) by file name, all of one kind."""
+    images = [{"id": i, "file_name": name} for i, name in enumerate(marks)]
+    boxes = [(i, box) for i, one in enumerate(marks.values()) for box in one]
+    found = [{"id": n, "image_id": i, "category_id": 1, "bbox": list(box)} for n, (i, box) in enumerate(boxes)]
+    data = {"images": images, "categories": [{"id": 1, "name": "thing"}], "annotations": found}
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_a_baseline_is_compared_and_no_more(tmp_path: Path) -> None:
+    """It has a letter, a line and a difference, and no figures of its own; stores of one model keep their names."""
+    make_store(tmp_path / "one.zarr", reduce=True)
+    random = spec_of(weights=Weights("random", "ab" * 32))
+    make_store(tmp_path / "idle.zarr", random, seed=3, reduce=True)
+    out = page.report(tmp_path / "one.zarr", tmp_path / "r.html", baseline=tmp_path / "idle.zarr",
+                      figures=tmp_path / "f", examples=1)  # fmt: skip
+    _, seen = read(out)
+    names = {p.stem for p in (tmp_path / "f").iterdir()}
+    assert {"compare_distance_renormalized_difference", "compare_entropy_difference", "compare_attention"} <= names
+    assert "a-distance" in names
+    assert not [name for name in names if name.startswith("b-")]
+    assert "idle.zarr (baseline)" in seen.text
+    values = [Store(tmp_path / f"{n}.zarr").read("entropy").astype(float) for n in ("one", "idle")]
+    good = [i for i in range(IMAGES) if i != BROKEN]
+    wanted = (values[1][good].mean(axis=2) - values[0][good].mean(axis=2)).mean(axis=0) / math.log(17)
+    rows = rows_of(tmp_path / "f" / "compare_entropy_difference.csv")
+    np.testing.assert_allclose([float(r["mean"]) for r in rows], wanted, rtol=1e-5)
+    assert all(float(r["low"]) <= float(r["mean"]) <= float(r["high"]) for r in rows)
+
+
+def test_a_deeper_model_is_read_between_its_layers(tmp_path: Path) -> None:
+    """At the relative depths of the shallower one, which of 4 blocks against 2 are the second and the fourth."""
+    make_store(tmp_path / "two.zarr", reduce=True, images=8)
+    make_store(tmp_path / "four.zarr", spec_of(layers=4, tag="deep"), reduce=True, images=8)
+    both = [Store(tmp_path / f"{n}.zarr") for n in ("two", "four")]
+    comparison = pytest.importorskip("attlas.analysis.report.comparison")
+    for store in both:
+        pytest.importorskip("attlas.analysis.statistics").analyze(store.path)
+    shown, _ = comparison.compare(both, [facts.gather(s, letter) for s, letter in zip(both, "AB", strict=True)])
+    rows = next(e for e in shown if e.name == "compare_entropy_difference").rows
+    good = [i for i in range(8) if i != BROKEN]
+    a, b = (s.read("entropy")[good].astype(float).mean(axis=2) / math.log(17) for s in both)
+    assert [row[1] for row in rows] == [0.5, 1.0]
+    np.testing.assert_allclose([row[2] for row in rows], (b[:, [1, 3]] - a).mean(axis=0), rtol=1e-5)
+
+
+def test_maps_with_gradients_stand_beside_raw_attention_where_the_run_kept_them(tmp_path: Path) -> None:
+    """Their numbers are the formulas', and without gradients the page names the option."""
+    spec = spec_of()
+    store = make_store(tmp_path / "s.zarr", spec, images=8)
+    first = next(iter(gallery.gallery(store, facts.gather(store), 2)))
+    assert {row[1] for row in first.rows} == {"attention", "rollout"}
+    _, seen = read(page.report(store.path, tmp_path / "r.html", examples=1))
+    assert "--keep gradient_mean with a graph of attlas export --gradients" in seen.text.replace("`", "")
+    product = np.random.default_rng(2).normal(size=(8, 2, 17, 17)).astype(np.float32)
+    for name, values in (("gradient_mean", product), ("gradient_positive", np.abs(product))):
+        store = add(store, name, ("image", "layer", "query", "key"), values)
+    store = add(store, "target", ("image",), np.full(8, 1, np.int32))
+    first = next(iter(gallery.gallery(store, facts.gather(store), 1)))
+    path = first.rows[0][0]
+    image = [str(p) for p in store.read("path")].index(path)
+    for kind, layers in (("gradient_rollout", product), ("chefer", np.abs(product))):
+        wanted = np.asarray(getattr(formulas, kind)(list(layers[image]), spec.grid, 0))
+        mine = [row[-1] for row in first.rows if row[1] == kind]
+        np.testing.assert_allclose(mine, (wanted / wanted.mean()).ravel(), rtol=1e-5)
+    assert "gradients of" in first.alt
+
+
+def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
+    """Every test is a point, those at q <= 0.05 are counted, and groups of one image are told."""
+    store = make_store(tmp_path / "s.zarr", images=8)
+    shown = list(contrasts.contrasts(store, facts.gather(store)))
+    assert "--by label" in shown[0].reason
+    q = np.array([[[0.001, 0.2], [0.5, np.nan]], [[0.04, 0.9], [0.6, 0.7]]])
+    where = ("label_group", "layer", "head")
+    store = add(store, "entropy_q_by_label", where, q)
+    store = add(store, "entropy_difference_by_label", where, np.arange(8.0).reshape(2, 2, 2))
+    store = add(store, "label_group", ("label_group",), np.array(["n00000000", "n00000001"]))
+    store = add(store, "label_group_images", ("label_group",), np.array([6, 1]))
+    store = add(store, "rollout_mean_by_label", ("label_group", "y", "x"), np.ones((2, 3, 5)))
+    scatter, maps = contrasts.contrasts(store, facts.gather(store))
+    assert "2 of 7 differences at q ≤ 0.05" in scatter.caption
+    assert "1 of the groups have one image and no test" in scatter.caption
+    assert "fewer than 5" not in scatter.caption
+    assert len(scatter.rows) == 7
+    assert scatter.rows[-1][-2:] == (7.0, 0.7)
+    assert {row[0] for row in maps.rows} == {scatter.rows[0][1]}
+    assert "Welch" in methods.describe([store.path])
+
+
+def test_position_embeddings_are_compared_where_a_model_has_them(tmp_path: Path) -> None:
+    """Prefix rows left out, the cosine of a patch with itself 1; rotary models are told why not."""
+    store = make_store(tmp_path / "s.zarr", images=4)
+    assert "does not hold" in next(iter(positions.positions(store))).reason
+    table = np.random.default_rng(0).normal(size=(17, 6)).astype(np.float32)
+    store = add(store, "position_embedding", ("position", "channel"), table)
+    shown = next(iter(positions.positions(store)))
+    values = np.array([row[-1] for row in shown.rows]).reshape(15, 15)
+    unit = table[2:] / np.linalg.norm(table[2:], axis=1, keepdims=True)
+    np.testing.assert_allclose(values, unit @ unit.T, atol=1e-6)
+    turned = make_store(tmp_path / "r.zarr", dataclasses.replace(spec_of(), position="rotary"), images=4)
+    assert "rotary" in next(iter(positions.positions(turned))).reason
+
+
+def test_objects_are_found_in_the_stored_crop_and_the_rest_is_listed(tmp_path: Path) -> None:
+    """A box over the left half of the picture: its mass is the map's left half, weighed at the middle column."""
+    spec = spec_of(prefix=("class",), grid=(2, 4), layers=1, heads=1)
+    tokens = np.random.default_rng(0).normal(size=(8, 9, 5)).astype(np.float32)
+    store = add(make_store(tmp_path / "s.zarr", spec, images=8), "tokens", ("image", "token", "channel"), tokens)
+    file = coco(tmp_path / "boxes.json", {
+        "001.png": [(0, 0, 20, 30), (20, 0, 20, 30)],  # by its last part, halves of a picture of 40 x 30 pixels
+        "n00000000/002.png": [(0, 0, 40, 30), (100, 0, 5, 5)], "none.png": [(0, 0, 5, 5)], "005.png": [(0, 0, 5, 5)],
+    })  # fmt: skip
+    found, left_out = objects.find(store, file)
+    assert sorted(one.image for one in found) == [1, 2]
+    assert sorted(line.partition(" of ")[2] for line in left_out) == [
+        "005.png: the image is not done or could not be read", "n00000000/002.png: lies outside the crop",
+        "none.png: the image is not in the store",
+    ]  # fmt: skip
+    shown, _ = objects.objects(store, facts.gather(store), file)
+    rows = [row for row in shown[0].rows if row[0].endswith("001.png") and row[3] == "attention"]
+    row = store.read("attention", (1, 0, 0)).astype(np.float64)[0, 1:].reshape(2, 4)
+    assert rows[0][4] == pytest.approx(row[:, :2].sum() / row.sum(), rel=1e-5)
+    assert rows[1][4] == pytest.approx(row[:, 2:].sum() / row.sum(), rel=1e-5)
+    uniform = {row[0][-7:]: row[4:] for row in shown[0].rows if row[3] == "uniform"}
+    assert uniform == {"001.png": (0.5, 0.5, 0.5), "002.png": (1.0, 1.0, 1.0)}
+    (pair,) = shown[1].rows
+    halves = [tokens[1, 1:].reshape(2, 4, 5)[:, at].mean(axis=(0, 1)) for at in (slice(0, 2), slice(2, 4))]
+    wanted = halves[0] @ halves[1] / np.linalg.norm(halves[0]) / np.linalg.norm(halves[1])
+    assert pair[-2] == pytest.approx(wanted, rel=1e-4)
+    out = page.report(store.path, tmp_path / "r.html", boxes=file, examples=0, figures=tmp_path / "f")
+    assert "none.png: the image is not in the store" in read(out)[1].text
+    assert {"localisation", "object_similarity"} <= {p.stem for p in (tmp_path / "f").iterdir()}
+
+
+def test_a_page_of_a_small_store_is_small(made: tuple[Store, Path, Path]) -> None:
+    """Vectors are rounded and rasters packed: 12 figures in two forms each stay well below a megabyte."""
+    assert made[1].stat().st_size < 1_200_000

@@ -152,11 +152,11 @@ def test_shards_together_equal_one_run(tiny_graph: Path, pictures: Path, tmp_pat
     assert chunk_files(tmp_path / "parts.zarr") == chunk_files(tmp_path / "whole.zarr")
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_no_byte(tiny_graph: Path, pictures: Path, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_no_byte(tiny_graph: Path, pictures: Path, tmp_path: Path, threads: int) -> None:
     """However the units are divided."""
     attlas.run(tiny_graph, pictures, tmp_path / "a.zarr")
-    attlas.run(tiny_graph, pictures, tmp_path / "b.zarr", workers=workers)
+    attlas.run(tiny_graph, pictures, tmp_path / "b.zarr", threads=threads)
     assert chunk_files(tmp_path / "a.zarr") == chunk_files(tmp_path / "b.zarr")
 
 
@@ -356,15 +356,50 @@ def test_labels_come_from_folders_or_wordnet_names(tmp_path: Path) -> None:
 
 def test_two_runs_into_one_slice_are_refused(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
     """The lock of a living process holds, that of a dead one does not."""
-    from attlas.engine.runner import _locked
+    from attlas.engine.locks import locked
 
-    run(tiny_graph, pictures, tmp_path / "s.zarr", shard=(1, 2))
-    with (
-        _locked(Store(tmp_path / "s.zarr"), (2, 2)),
-        pytest.raises(AttlasError, match="another run is writing shard 2/2"),
-    ):
-        run(tiny_graph, pictures, tmp_path / "s.zarr", shard=(2, 2))
-    assert run(tiny_graph, pictures, tmp_path / "s.zarr", shard=(2, 2)).finished
+    store = tmp_path / "s.zarr"
+    run(tiny_graph, pictures, store, shard=(1, 2))
+    with locked(store, (2, 2)), pytest.raises(AttlasError, match="another run is writing shard 2/2"):
+        run(tiny_graph, pictures, store, shard=(2, 2))
+    with locked(store, (2, 2)), pytest.raises(AttlasError, match="another run is writing shard 1/1"):
+        run(tiny_graph, pictures, store)
+    with locked(store, (1, 1)), pytest.raises(AttlasError, match="another run is writing shard 2/2"):
+        run(tiny_graph, pictures, store, shard=(2, 2))
+    assert run(tiny_graph, pictures, store, shard=(2, 2)).finished
+
+
+def test_a_store_that_is_being_written_is_not_overwritten(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """Its writer keeps it; afterwards it goes."""
+    from attlas.engine.locks import locked
+
+    store = tmp_path / "s.zarr"
+    run(tiny_graph, pictures, store, limit=3)
+    with locked(store, (1, 1)), pytest.raises(AttlasError, match="a run is writing it"):
+        run(tiny_graph, pictures, store, overwrite=True)
+    assert Store(store).plan.images == 3
+    run(tiny_graph, pictures, store, overwrite=True)
+    assert Store(store).plan.images == 50
+
+
+def test_the_position_embedding_travels_into_the_store(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """What no image changes stands in the store once, as the graph gives it."""
+    run(tiny_graph, pictures, tmp_path / "s.zarr", limit=2, keep=("none",))
+    store = Store(tmp_path / "s.zarr")
+    assert store.dims("position_embedding") == ("token", "channel")
+    expected = attlas.Session(tiny_graph, provider="cpu").constant("position_embedding")
+    assert np.array_equal(store.read("position_embedding"), expected)
+
+
+def test_the_record_has_seconds_of_each_stage_and_batch(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """Every stage with its sum, and the mean and the slowest batch; `inspect` shows them."""
+    run(tiny_graph, pictures, tmp_path / "s.zarr", batch_size=2)
+    (record,) = attlas.inspect(tmp_path / "s.zarr")["runs"]
+    assert set(record["stages"]) == {"decode", "inference", "reduce", "write", "commit"}
+    assert record["batches"] == 25
+    for name, seconds in record["seconds_per_batch"].items():
+        assert 0 < seconds["mean"] <= 25 * seconds["max"]
+        assert seconds["mean"] * 25 == pytest.approx(record["stages"][name], abs=2e-3)
 
 
 def test_a_full_disk_ends_the_run_resumably(
@@ -397,11 +432,11 @@ def test_verify_finds_what_is_damaged_and_repair_reopens_it(tiny_graph: Path, pi
     whole = chunk_files(tmp_path / "s.zarr")
     store = Store(tmp_path / "s.zarr", writable=True)
     assert attlas.verify(store.path).faults == {}
-    flipped = next(f for f in store.unit_files(3) if "attention/c" in f.as_posix())
+    flipped = next(f for f in map(store.path.joinpath, store.unit_keys(3)) if "attention/c" in f.as_posix())
     data = bytearray(flipped.read_bytes())
     data[len(data) // 2] ^= 1
     flipped.write_bytes(data)
-    next(f for f in store.unit_files(5) if "logits/c" in f.as_posix()).unlink()
+    next(f for f in map(store.path.joinpath, store.unit_keys(5)) if "logits/c" in f.as_posix()).unlink()
     images = store.plan.unit_range(7)
     store.write(
         "attention",

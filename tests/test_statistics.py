@@ -30,6 +30,14 @@ SPEC = GraphSpec(
     classes=tuple(ClassName(f"n{i}", f"class {i}") for i in range(4)),
 )  # fmt: skip
 IMAGES, BATCH, UNIT, BROKEN = 22, 2, 4, 5
+NORMS = tuple(
+    Output(f"{name}.{layer}", ("image", *dims), (None, *shape))
+    for name, dims, shape in (
+        ("value_norm", ("head", "key"), (2, 7)), ("branch_ratio", ("token",), (7,)), ("token_norm", ("token",), (7,)),
+    )
+    for layer in (0, 1)
+)  # fmt: skip
+NORMED = dataclasses.replace(SPEC, outputs=(*SPEC.outputs, *NORMS), norms=True)
 
 
 def attention(spec: GraphSpec = SPEC, images: int = IMAGES) -> np.ndarray:
@@ -54,6 +62,10 @@ def fill_unit(store: Store, k: int, a: np.ndarray, layers: Any = None, reducer: 
     small = [key for key, dim in store.unit_arrays() if dim == "image" and key != name]
     arrays = {key: store.array(key) for key in small}
     rows = {key: np.zeros((len(images), *array.shape[1:]), array.dtype) for key, array in arrays.items()}
+    for key in ("value_norm", "branch_ratio", "token_norm"):
+        if key in rows:
+            rows[key] = 1 + np.random.default_rng(k).random(rows[key].shape, np.float32)
+    rows["logits"] = np.eye(4, dtype=np.float32)[[i % 3 for i in images]]
     rows["valid"] = np.array([i != BROKEN for i in images])
     if reducer is not None:
         rows |= reducer([np.ascontiguousarray(x.astype(np.float16)) for x in np.moveaxis(a[at], 1, 0)])
@@ -76,10 +88,16 @@ def make_store(
     items = [Item(f"a/{i:03}.png", "a", 1, 1) for i in range(len(a))]
     kept = layout.templates(spec, choice, reducer)
     specs, values = layout.arrays(spec, plan, kept, items, np.zeros(len(a), np.int32))
+    values["label"] = np.array([label_of(i) for i in range(len(a))], dtype=np.dtypes.StringDType())
     store = Store.create(path, spec, plan, specs, values=values, attrs={"kept": choice.identity(), "dataset": "test"})
     for k in range(plan.units) if units is None else units:
         fill_unit(store, k, a, layers, reducer)
     return store
+
+
+def label_of(image: int) -> str:
+    """One class of many, one that only late units have, and images without a label."""
+    return "late" if image >= 20 else ("dog", "cat", "")[image % 3]
 
 
 def good(values: np.ndarray) -> np.ndarray:
@@ -168,8 +186,8 @@ def test_overwrite_computes_anew_what_analysis_wrote(tmp_path: Path) -> None:
 
 
 def test_every_name_of_the_catalog_gives_an_array_of_its_dims(tmp_path: Path) -> None:
-    make_store(tmp_path / "s.zarr")
-    names = [*statistics.CATALOG, "entropy"]
+    make_store(tmp_path / "s.zarr", spec=NORMED)
+    names = [*statistics.CATALOG, "entropy", "value_norm", "branch_ratio", "token_norm"]
     result = statistics.analyze(tmp_path / "s.zarr", names)
     store = Store(tmp_path / "s.zarr")
     for name, statistic in statistics.CATALOG.items():
@@ -181,6 +199,11 @@ def test_every_name_of_the_catalog_gives_an_array_of_its_dims(tmp_path: Path) ->
         else:
             assert store.dims(name) == statistic.dims
     a = store.read("attention").astype(np.float64)
+    assert store.dims("token_norm_mean") == ("layer", "token")
+    np.testing.assert_allclose(store.read("value_norm_mean"), good(store.read("value_norm")).mean(0), rtol=1e-6)
+    queries = good(f.row_entropy(a))
+    assert (store.read("entropy_histogram").sum(-1) == queries.size / 4).all()
+    assert store.read("entropy_edge")[[0, -1]] == pytest.approx([0, np.log(7)])
     np.testing.assert_allclose(store.read("attention_matrix_mean"), good(a).mean(0), rtol=1e-6)
     explained = f.rollout_vit_explain([a[:, 0], a[:, 1]], SPEC.grid)
     np.testing.assert_allclose(good(store.read("rollout_vit_explain")), good(explained), rtol=1e-5)
@@ -206,6 +229,14 @@ def test_some_layers_give_what_needs_no_others(tmp_path: Path) -> None:
         ({"keep": ("none",)}, ["self_mass"], "--keep attention"),
         ({"keep": ("none",)}, None, "neither attention nor statistics"),
         ({"dtype": "uint8"}, ["rollout_vit_explain"], "--store-dtype float16"),
+        ({"dtype": "uint8"}, ["chefer"], "--keep gradient_positive"),
+        ({"dtype": "uint8"}, ["gradient_rollout"], "--keep gradient_mean"),
+        ({"dtype": "uint8"}, ["head_importance"], "--keep attention,gradient"),
+        ({}, ["norm_weighted_entropy"], "--norms"),
+        ({}, ["token_norm"], "--norms"),
+        ({"layers": (1,)}, ["rollout_vit_explain"], "without --layers"),
+        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["effective_tokens"], "mixed"),
+        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["entropy_histogram"], "mixed"),
         ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["head_similarity"], "mixed"),
         ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["entropy"], "mixes"),
     ],

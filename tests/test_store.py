@@ -68,12 +68,12 @@ def test_an_absent_array_is_named_with_those_that_are_there(tmp_path: Path) -> N
 
 def test_a_store_is_laid_out_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault on the way leaves nothing behind."""
-    from attlas.engine import store as module
+    from attlas.engine import places
 
     def fail(_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "consolidate", fail)
+    monkeypatch.setattr(places, "_sync", fail)
     with pytest.raises(AttlasError, match="No space left"):
         make_store(tmp_path / "s", "float32", (3,), 4, 2)
     assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import io
@@ -15,14 +14,20 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..engine.store import Store
-from ..exporter.errors import AttlasError, UsageError
+from ...engine.places import Url, locate
+from ...engine.store import Store
+from ...exporter.errors import AttlasError, UsageError
 from . import figures as drawing
-from .comparison import compare
+from .comparison import compare, named
+from .contrasts import contrasts
 from .exhibits import Absent, Exhibit, exhibits
 from .facts import Facts, gather, table, warnings
 from .gallery import gallery
-from .methods import READING, linked, methods, references
+from .heads import heads
+from .methods import READING, linked, methods, paragraph, references
+from .objects import objects, told
+from .positions import positions
+from .vectors import data_url
 
 __all__ = ["report"]
 
@@ -68,6 +73,8 @@ def report(
     images: str | os.PathLike[str] | None = None,
     figures: str | os.PathLike[str] | None = None,
     examples: int = 4,
+    baseline: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
+    boxes: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -79,8 +86,11 @@ def report(
         stores: one store or several, which are then also compared.
         output: the page.
         images: the folder of the original images, for pictures that are not in a store's own sample.
-        figures: a folder for every figure as PDF and PNG, with its numbers as CSV beside it.
+        figures: a folder for every figure as PDF, SVG and PNG, with its numbers as CSV beside it.
         examples: how many pictures are shown of each store.
+        baseline: stores that the others are compared with and of which nothing else is shown, such as one of the same
+            model with random weights.
+        boxes: a COCO JSON file of objects in the original images, by file name.
         overwrite: replace a page that is at `output`.
         progress: called with one line as each figure begins.
 
@@ -91,9 +101,11 @@ def report(
         UsageError: no store is named, or `output` exists.
         AttlasError: a store does not read, or a file cannot be written.
     """
-    paths = [Path(p) for p in ([stores] if isinstance(stores, str | os.PathLike) else stores)]
+    shown, against = ([locate(p) for p in ([given] if isinstance(given, str | os.PathLike) else given)]
+                      for given in (stores, baseline))  # fmt: skip
+    paths = [*shown, *against]
     output, folder = Path(output), None if figures is None else Path(figures)
-    if not paths:
+    if not shown:
         raise UsageError("no store is named: a report needs at least one")
     if len(paths) > len(LETTERS):
         raise UsageError(f"{len(paths)} stores are too many for one page; {len(LETTERS)} fit")
@@ -101,13 +113,16 @@ def report(
         raise UsageError(f"{output}: exists; choose another name, or --overwrite")
     say = progress or (lambda line: None)
     opened = [_ready(path, say) for path in paths]
-    facts = [gather(store, letter) for store, letter in zip(opened, LETTERS, strict=False)]
+    facts = [
+        gather(store, letter, baseline=place >= len(shown))
+        for place, (store, letter) in enumerate(zip(opened, LETTERS, strict=False))
+    ]
     beside = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         page = _Page(say, folder)
-        _fill(page, opened, facts, examples, images)
+        _fill(page, opened, facts, examples, images, boxes)
         output.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(_rendered(page, facts), "utf-8")
         beside.replace(output)
@@ -119,7 +134,7 @@ def report(
     return output
 
 
-def _ready(path: Path, say: Callable[[str], None]) -> Store:
+def _ready(path: Path | Url, say: Callable[[str], None]) -> Store:
     """The store, with dataset statistics of all images that are done, as far as it can have them."""
     store = Store(path)
     done = int((store.done_images & store.read("valid").astype(bool)).sum())
@@ -131,7 +146,7 @@ def _ready(path: Path, say: Callable[[str], None]) -> Store:
     if all(name in store and store.array(name).attrs.get("images") == done for name in wanted):
         return store
     say(f"{path}: summing up {done} images")
-    from .statistics import analyze  # numba is only needed here
+    from ..statistics import analyze  # numba is only needed here
 
     try:
         analyze(path)
@@ -141,7 +156,7 @@ def _ready(path: Path, say: Callable[[str], None]) -> Store:
     return Store(path)
 
 
-def _fill(page: _Page, stores: Sequence[Store], facts: Sequence[Facts], examples: int, images: Any) -> None:
+def _fill(page: _Page, stores: Sequence[Store], facts: Sequence[Facts], examples: int, images: Any, boxes: Any) -> None:
     """Everything below the header, in order."""
     page.heading("What was run", "facts")
     page.body.append(_facts_table(facts))
@@ -150,21 +165,36 @@ def _fill(page: _Page, stores: Sequence[Store], facts: Sequence[Facts], examples
         page.methods.append("accuracy")
     if len(stores) > 1:
         page.heading("Side by side", "comparison")
-        shown, text = compare(stores, facts)
+        shown, text = compare(stores, facts, examples, images)
         for exhibit in shown:
             page.add(exhibit)
         page.body.append(text)
     for store, one in zip(stores, facts, strict=True):
+        if one.baseline:
+            continue
         prefix = f"{one.letter.lower()}-" if len(stores) > 1 else ""
-        title = f"{one.letter}. {one.spec.name}" if len(stores) > 1 else "What attention does"
+        title = named(one, facts, ". ") if len(stores) > 1 else "What attention does"
         page.heading(title, f"store-{one.letter.lower()}")
-        for exhibit in itertools.chain(exhibits(store, one), gallery(store, one, examples, images)):
+        everything = itertools.chain(
+            exhibits(store, one), heads(store, one), gallery(store, one, examples, images), contrasts(store, one),
+            positions(store),
+        )  # fmt: skip
+        for exhibit in everything:
             page.add(exhibit, prefix)
+        if boxes is not None:
+            found, left_out = objects(store, one, boxes, images)
+            for exhibit in found:
+                page.add(exhibit, prefix)
+            page.body.append(told(left_out))
     page.heading("How to read this", "reading")
     page.body += [f"<p>{linked(text)}</p>" for text in READING]
     page.heading("Methods", "methods")
     definitions = "".join(f"<dt>{html.escape(title)}</dt><dd>{text}</dd>" for title, text in methods(page.methods))
     page.body.append(f'<p>Layers and heads are counted from 0.</p><dl class="methods">{definitions}</dl>')
+    page.body.append(
+        "<details><summary>The store's own statistics as a paragraph with BibTeX, to copy</summary>"
+        f"<pre>{html.escape(paragraph(stores, facts))}</pre></details>"
+    )
     page.heading("References", "references")
     page.body.append(_references(page))
 
@@ -175,11 +205,11 @@ def _rendered(page: _Page, facts: Sequence[Facts]) -> str:
     names = [f.spec.name for f in facts]
     several = len(facts) > 1
     notes = [f"{f.letter}: {text}" if several else text for f in facts for text in warnings(f)]
-    return Template((here / "report.html").read_text("utf-8")).substitute(
+    return Template((here / "page.html").read_text("utf-8")).substitute(
         version=_version(),
-        title=html.escape(f"attlas: {', '.join(names)}"),
-        style=(here / "report.css").read_text("utf-8").strip(),
-        heading=html.escape(" · ".join(names)),
+        title=html.escape(f"attlas: {', '.join(dict.fromkeys(names))}"),
+        style=(here / "page.css").read_text("utf-8").strip(),
+        heading=html.escape(" · ".join(dict.fromkeys(names))),
         lede=_lede(facts),
         warnings="\n".join(f'<p class="note" role="note">{html.escape(text)}</p>' for text in notes),
         tiles="" if several else _tiles(first),
@@ -249,10 +279,10 @@ def _unreadable(facts: Facts, several: bool) -> str:
 
 def _figure(shown: Exhibit, printed: Any, number: int, anchor: str) -> str:
     """A figure in two forms, of which the browser takes the one that fits its width."""
-    wide = _data(drawing.svg(printed))
-    narrow = _data(drawing.svg(shown.draw(True))) if shown.wide else wide
+    wide = data_url(drawing.svg(printed))
+    narrow = data_url(drawing.svg(shown.draw(True))) if shown.wide else wide
     alt = html.escape(shown.alt, quote=True)
-    source = "" if narrow == wide else f'<source media="(max-width: 40rem)" srcset="{narrow}">'
+    source = "" if narrow == wide else f'<source media="(max-width: 40rem)" srcset="{narrow.replace(" ", "%20")}">'
     half = "" if shown.wide else ' class="half"'
     return (
         f'<figure id="{anchor}"{half}><div class="card"><picture>{source}<img alt="{alt}" src="{wide}"></picture></div>'
@@ -274,12 +304,8 @@ def _paired(parts: Sequence[str]) -> list[str]:
     return found
 
 
-def _data(image: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(image).decode()
-
-
 def _print(shown: Exhibit, printed: Any, folder: Path, name: str) -> None:
-    """PDF and PNG for print, and the numbers as CSV."""
+    """PDF, SVG and PNG for print, and the numbers as CSV."""
     drawing.write(printed, folder, name)
     target = io.StringIO(newline="")
     writer = csv.writer(target, lineterminator="\n")
@@ -305,8 +331,9 @@ def _contents(entries: Iterable[tuple[str, str, int]]) -> str:
 def _references(page: _Page) -> str:
     text = "\n".join(page.body)
     items = "".join(
-        f'<li id="ref-{key}">{html.escape(r.authors)}. <i>{html.escape(r.title)}</i>. '
-        f'<a href="{r.url}" rel="noreferrer">{html.escape(r.place)}</a>.</li>'
+        '<li id="ref-{}">{}. <i>{}</i>. <a href="{}" rel="noreferrer">{}</a>.</li>'.format(
+            key, *(html.escape(part) for part in r.line[:2]), r.url, html.escape(r.line[2])
+        )
         for key, r in references(page.methods, text)
     )
     return f'<ol class="references">{items}</ol>'

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.store import Store
-from . import figures, formulas
+from ...engine.store import Store
+from .. import formulas
+from . import figures
 from .exhibits import Absent, Cell, Exhibit, analyze_first, extent, keep, no_rollout, row_name, where
 from .facts import Facts
 from .methods import cite
 from .pictures import (
+    MAPS,
     Example,
     attention,
     choose,
     example,
+    lacking,
+    map_of,
     mean_attention,
     patches,
     readout_row,
-    rollout_map,
     times_uniform,
 )
 
 __all__ = ["gallery"]
 
 Floats = npt.NDArray[np.floating[Any]]
-
-_HEADINGS = {
-    "class": "class token's", "mean": "patches' mean", "pool": "pool's own", "distilled": "class & distillation",
-}  # fmt: skip
 
 
 def gallery(store: Store, facts: Facts, examples: int, images: Any = None) -> Iterator[Exhibit | Absent]:
@@ -53,61 +53,57 @@ def gallery(store: Store, facts: Facts, examples: int, images: Any = None) -> It
 
 def _gallery(
     store: Store, chosen: Sequence[Example], name: str, title: str, lead: str, notes: Sequence[str] = ()
-) -> tuple[Exhibit, set[str]]:
+) -> tuple[Exhibit, list[str]]:
     """Pictures with their maps, and which of the maps this store cannot give."""
     spec, size = store.spec, extent(store)
-    last = len(spec.layers) - 1
+    maps = [{kind: map_of(store, one.image, kind) for kind in MAPS} for one in chosen]
+    kept = [kind for kind in MAPS if all(found[kind] is not None for found in maps)]
     rows: list[figures.Row] = []
     numbers: list[tuple[Cell, ...]] = []
-    lacking: set[str] = set()
-    maps = []
-    for one in chosen:
-        row, rolled = readout_row(store, one.image, last), rollout_map(store, one.image)
-        found = {
-            "attention": None if row is None else times_uniform(row, spec.grid).mean(axis=0),
-            "rollout": None if rolled is None else rolled / rolled.mean(),
-        }
-        maps.append(found)
-        lacking |= {which for which, values in found.items() if values is None}
-    kept = [which for which in ("attention", "rollout") if which not in lacking]
     for one, found in zip(chosen, maps, strict=True):
         panels = [] if one.pixels is None else [figures.Panel("", one.pixels, size, spec.grid)]
-        for which in kept:
-            values = found[which]
+        for kind in kept:
+            values = found[kind]
             assert values is not None
             panels.append(figures.Panel("", values, size))
-            numbers += [(one.path, which, *at, float(value)) for at, value in np.ndenumerate(values)]
+            numbers += [(one.path, kind, *at, float(value)) for at, value in np.ndenumerate(values)]
         note = notes[len(rows)] if notes else ""
         rows.append(figures.Row(note + one.title, tuple(panels)))
-    heading = {
-        "attention": f"{_HEADINGS[spec.readout]}\nattention, layer {spec.layers[last]}",
-        "rollout": "rollout,\nall layers",
-    }
-    label = {"attention": "× uniform", "rollout": "× mean over patches"}
-    told = " and ".join(heading[which].replace("\n", " ") for which in kept)
-    root = [False, *(which == "attention" for which in kept)]
-    headings, labels = ["input and\npatch grid", *(heading[n] for n in kept)], [None, *(label[n] for n in kept)]
+    headings = ["input and\npatch grid", *(MAPS[kind].heading.format(last=spec.layers[-1]) for kind in kept)]
+    told = ", ".join(heading.replace("\n", " ") for heading in headings[1:])
+    pictured = all(one.pixels is not None for one in chosen)
+    labels, root = [None, *(MAPS[kind].unit for kind in kept)], [False, *(MAPS[kind].root for kind in kept)]
+    first = 0 if pictured else 1
     return Exhibit(
         name=name, title=title, caption=_caption(store, lead, kept),
         alt=f"{len(chosen)} pictures, each with {told or 'its patch grid'}: " + "; ".join(r.title for r in rows) + ".",
-        draw=lambda narrow: figures.picture_rows(rows, headings, labels, narrow=narrow, root=root),
+        draw=lambda narrow: figures.picture_rows(
+            rows, headings[first:], labels[first:], narrow=narrow, root=root[first:]
+        ),
         columns=("path", "map", "y", "x", "times_uniform"), rows=numbers,
-        methods=tuple({"attention": "readout", "rollout": "rollout"}[n] for n in kept),
-    ), lacking  # fmt: skip
+        methods=tuple(MAPS[kind].method for kind in kept),
+    ), [kind for kind in MAPS if kind not in kept]  # fmt: skip
 
 
 def _examples(store: Store, chosen: Sequence[Example]) -> Iterator[Exhibit | Absent]:
     lead = (
         f"{len(chosen)} image{'s' if len(chosen) != 1 else ''}, evenly spread over the store's random sample by order "
-        "alone, "
-        "so that none is chosen for its looks; n = 1 image each."
+        "alone, so that none is chosen for its looks; n = 1 image each."
     )
-    shown, lacking = _gallery(store, chosen, "examples", "Example pictures", lead)
+    shown, absent = _gallery(store, chosen, "examples", "Example pictures", lead)
     yield shown
-    if "attention" in lacking:
+    if "attention" in absent:
         yield Absent("Readout attention of the examples", keep(store, "attention", "the readout rows of single images"))
-    if "rollout" in lacking:
+    if "rollout" in absent:
         yield Absent("Rollout of the examples", no_rollout(store, None))
+    weighted = [kind for kind in ("gradient_rollout", "chefer") if kind in absent]
+    if weighted:
+        names = {"gradient_rollout": "Gradient rollout", "chefer": "Chefer relevance"}
+        title = " and ".join(names[kind] for kind in weighted)
+        yield Absent(
+            f"{title} of the examples",
+            re.sub("`(.+?)`", r"<code>\1</code>", html.escape(lacking(store, weighted[0]))) + ".",
+        )
 
 
 def _extremes(store: Store, images: Any, count: int = 2) -> Iterator[Exhibit]:
@@ -143,17 +139,19 @@ def _extremes(store: Store, images: Any, count: int = 2) -> Iterator[Exhibit]:
 
 def _caption(store: Store, lead: str, kept: Sequence[str]) -> str:
     spec = store.spec
+    told = {
+        "attention": f"Attention: {row_name(store)} of layer {spec.layers[-1]}, mean over heads, divided by what "
+        f"uniform attention would be ({cite('caron2021')}).",
+        "rollout": f"Rollout: followed through all layers ({cite('abnar2020')}).",
+        "gradient_rollout": f"Gradient rollout: the same with attention weighted by its gradient ({cite('hebbar')}).",
+        "chefer": f"Chefer: relevance of what speaks for the class ({cite('chefer2021')}).",
+    }
     parts = [lead, f"The crop is what the model saw, its {spec.grid[0]} × {spec.grid[1]} patches marked."]
-    if "attention" in kept:
-        parts.append(
-            f"Attention: {row_name(store)} of layer {spec.layers[-1]}, mean over heads, divided by what uniform "
-            "attention "
-            f"would be ({cite('caron2021')})."
-        )
-    if "rollout" in kept:
-        parts.append(f"Rollout: followed through all layers, divided by its mean over patches ({cite('abnar2020')}).")
-    if kept:
-        parts.append("Each column has one scale.")
+    parts += [told[kind] for kind in kept]
+    if len(kept) > 1:
+        parts.append("All but the first map are divided by their mean over patches. Each column has one scale.")
+    if {"gradient_rollout", "chefer"} & set(kept):
+        parts.append("Only the maps with gradients know which class is asked for.")
     return " ".join(parts)
 
 

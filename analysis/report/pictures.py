@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.plan import spread
-from ..engine.store import Store
-from . import formulas
+from ...engine.plan import spread
+from ...engine.store import Store
+from ...exporter.errors import AttlasError
+from .. import formulas, gradients
 
 __all__ = [
+    "MAPS",
     "Example",
+    "Map",
     "attention",
     "choose",
     "class_name",
     "example",
+    "lacking",
+    "map_of",
     "mean_attention",
     "patches",
     "readout_row",
@@ -32,6 +37,27 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Map:
+    """One kind of map of an image: its column's heading, the unit at its colour bar, and whether colours follow roots.
+
+    `method` is the definition that it needs.
+    """
+
+    heading: str
+    unit: str
+    root: bool
+    method: str
+
+
+MAPS = {
+    "attention": Map("attention,\nlayer {last}", "× uniform", True, "readout"),
+    "rollout": Map("rollout,\nall layers", "× mean", False, "rollout"),
+    "gradient_rollout": Map("gradient rollout,\nall layers", "× mean", True, "gradient_rollout"),
+    "chefer": Map("Chefer,\nall layers", "× mean", True, "chefer"),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One image of a store.
 
@@ -40,6 +66,7 @@ class Example:
         pixels: (row, column, channel) uint8, the crop that the model saw, or None.
         predicted: the most probable class in words, "" where the model has no classes; `probability`: of it.
         truth: the label's class in words, or the label's text where it names no class.
+        target: the class that gradients are of, in words, where it is not the predicted one.
     """
 
     image: int
@@ -49,13 +76,15 @@ class Example:
     predicted: str
     probability: float
     truth: str
+    target: str = ""
 
     @property
     def title(self) -> str:
         """What the model said of it, in one line."""
         said = f"predicted {self.predicted} ({self.probability:.2f})" if self.predicted else ""
         known = f"label {self.truth}" if self.truth else ""
-        return " · ".join(part for part in (said, known) if part) or self.path
+        asked = f"gradients of {self.target}" if self.target else ""
+        return " · ".join(part for part in (said, known, asked) if part) or self.path
 
 
 def choose(store: Store, count: int, images: str | os.PathLike[str] | None = None) -> list[Example]:
@@ -72,14 +101,16 @@ def example(store: Store, image: int, images: str | os.PathLike[str] | None = No
     """One image; its crop out of the store's sample, else made from its file below `images`, else None."""
     path, label = str(store.read("path", image)), str(store.read("label", image))
     target = int(store.read("label_class", image))
-    predicted, probability = "", 0.0
+    predicted, probability, best = "", 0.0, -1
     if "logits" in store:
         logits = store.read("logits", image).astype(np.float64)
         shares = np.exp(logits - logits.max())
         best = int(logits.argmax())
         predicted, probability = class_name(store, best), float(shares[best] / shares.sum())
     truth = class_name(store, target) if target >= 0 else label.replace("_", " ")
-    return Example(image, path, label, _pixels(store, image, path, images), predicted, probability, truth)
+    derived = int(store.read("target", image)) if "target" in store else best
+    asked = class_name(store, derived) if derived != best and derived >= 0 else ""
+    return Example(image, path, label, _pixels(store, image, path, images), predicted, probability, truth, asked)
 
 
 def class_name(store: Store, index: int) -> str:
@@ -93,7 +124,7 @@ def _pixels(store: Store, image: int, path: str, images: str | os.PathLike[str] 
         return store.read("pixels", store.plan.sample.index(image)).astype(np.uint8)
     if images is None:
         return None
-    from ..engine.decode import DecodeError, decode  # Pillow is only needed here
+    from ...engine.decode import DecodeError, decode  # Pillow is only needed here
 
     try:
         return decode((Path(images) / path).read_bytes(), store.spec.recipe)[0]
@@ -184,3 +215,40 @@ def _start(store: Store, image: int) -> Sequence[int] | Floats:
         return formulas.readout_rows(spec.prefix, spec.grid, spec.readout)
     pool = store.read("pool_attention", image).astype(np.float32).mean(axis=(0, 1))
     return np.pad(pool, (spec.tokens - pool.size, 0))  # some pools see the patches alone
+
+
+def map_of(store: Store, image: int, kind: str) -> Floats | None:
+    """A map of `MAPS` of one image, in its unit: (y, x); None where the store cannot give it."""
+    spec = store.spec
+    if kind == "attention":
+        row = readout_row(store, image, len(spec.layers) - 1)
+        return None if row is None else times_uniform(row, spec.grid).mean(axis=0)
+    found = rollout_map(store, image) if kind == "rollout" else _gradient_map(store, image, kind)
+    mean = None if found is None else float(found.mean())
+    if found is None or not mean or not np.isfinite(mean):
+        return None
+    return found / mean
+
+
+def _gradient_map(store: Store, image: int, kind: str) -> Floats | None:
+    """A map that weighs attention by its gradient: as analysed, else from what the run kept."""
+    if kind in store:
+        rows: Floats = store.read(kind, image).astype(np.float64)
+        if np.isfinite(rows).all():
+            return rows
+    try:
+        gradients.check(store, kind)
+    except AttlasError:
+        return None
+    found, _ = gradients.computed(store, [kind], slice(image, image + 1))
+    made: Floats = found[kind][0].astype(np.float64)
+    return made
+
+
+def lacking(store: Store, kind: str) -> str:
+    """Why a gradient map of `MAPS` cannot be had: one line, plain text."""
+    try:
+        gradients.check(store, kind)
+    except AttlasError as error:
+        return str(error).removeprefix(f"{store.path}: ")
+    return "its gradients are not finite"

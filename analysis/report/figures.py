@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+from .panels import Depth, Line, Measure, Panel, Row, Scatter
+from .vectors import shrunk
+
 __all__ = [
-    "NARROW", "WIDE", "Depth", "Line", "Panel", "Row", "curves", "depth", "map_grid", "picture_rows", "sorted_heads",
-    "stacked", "svg", "write",
+    "NARROW", "WIDE", "Depth", "Line", "Measure", "Panel", "Row", "Scatter", "curves", "depth", "map_grid",
+    "measures", "mosaic", "objects", "picture_rows", "scatter", "sorted_heads", "stacked", "svg", "write",
 ]  # fmt: skip
 
 NARROW, WIDE = 3.25, 6.75  # one and two columns of a printed page, inches
@@ -48,68 +50,6 @@ STYLE: dict[str, Any] = {
 Floats = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """One statistic of every head, by layer.
-
-    Attributes:
-        title: its name.
-        unit: what stands at the axis.
-        layers: (layer), the blocks' indices.
-        mean, low, high: (layer, head).
-        reference: what uniform attention gives; `reference_label` says so.
-    """
-
-    title: str
-    unit: str
-    layers: Sequence[int]
-    mean: Floats
-    low: Floats
-    high: Floats
-    reference: float
-    reference_label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One map or picture.
-
-    Attributes:
-        title: above it, may be empty.
-        values: (y, x) numbers, or (row, column, 3) uint8 for a picture.
-        grid: (rows, columns) of patches to draw over a picture, or None.
-        size: (height, width) it stands for, which gives its shape on paper.
-        mark: (y, x) of a cell to frame, or None; `lines`: after how many rows and columns a line is drawn, 0 for none.
-    """
-
-    title: str
-    values: npt.NDArray[Any]
-    size: tuple[int, int]
-    grid: tuple[int, int] | None = None
-    mark: tuple[int, int] | None = None
-    lines: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of text and the panels under it."""
-
-    title: str
-    panels: tuple[Panel, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One store in a comparison: its mean over heads with an interval, (layer) each, and its heads (layer, head)."""
-
-    label: str
-    x: Floats
-    mean: Floats
-    low: Floats
-    high: Floats
-    heads: Floats
-
-
 @contextmanager
 def _style() -> Iterator[None]:
     with mpl.rc_context():
@@ -118,19 +58,20 @@ def _style() -> Iterator[None]:
         yield
 
 
-def svg(figure: Any) -> bytes:
-    """The figure as SVG, text as outlines so that it looks alike everywhere."""
+def svg(figure: Any) -> str:
+    """The figure as SVG, text as outlines so that it looks alike everywhere, as small as keeps it sharp."""
     target = io.BytesIO()
     with _style():
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-    return target.getvalue()
+    return shrunk(target.getvalue().decode())
 
 
 def write(figure: Any, folder: Path, name: str) -> None:
-    """`name.pdf` with embedded TrueType fonts, and `name.png` at 300 dpi."""
+    """`name.pdf` with embedded TrueType fonts, `name.svg` with text as outlines, and `name.png` at 300 dpi."""
     with _style():
         for path, options in (
             (folder / f"{name}.pdf", {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}}),
+            (folder / f"{name}.svg", {"metadata": {"Date": None, "Creator": None}}),
             (folder / f"{name}.png", {"dpi": 300, "metadata": {"Software": None}}),
         ):
             figure.savefig(path, **options)
@@ -157,19 +98,26 @@ def _draw_depth(ax: Any, panel: Depth) -> None:
     offset = np.linspace(-0.28, 0.28, heads) if heads > 1 else np.zeros(1)
     x = np.asarray(panel.layers, float)[:, None] + offset
     size = 3.2 if heads <= 8 else 2.2
-    ax.axhline(panel.reference, color=QUIET, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.plot(panel.layers, _nanmean(panel.mean), color=FAINT, lw=1.4, zorder=2)
-    bars = np.stack([panel.mean - panel.low, panel.high - panel.mean]).clip(min=0)
-    ax.errorbar(
-        x.ravel(), panel.mean.ravel(), yerr=np.nan_to_num(bars.reshape(2, -1)), fmt="o", ms=size, mew=0, color=ACCENT,
-        ecolor=ACCENT, elinewidth=0.9, alpha=0.9, zorder=3,
-    )  # fmt: skip
+    if panel.inner is not None:
+        lines = {"colors": ACCENT, "alpha": 0.9}
+        ax.vlines(x.ravel(), panel.low.ravel(), panel.high.ravel(), lw=0.7, **lines)
+        ax.vlines(x.ravel(), *panel.inner.reshape(2, -1), lw=2.6 if heads <= 8 else 1.4, **lines)
+        ax.plot(x.ravel(), panel.mean.ravel(), "o", ms=0.55 * size, mfc="white", mec=ACCENT, mew=0.5, zorder=4)
+    else:
+        bars = np.stack([panel.mean - panel.low, panel.high - panel.mean]).clip(min=0)
+        ax.errorbar(
+            x.ravel(), panel.mean.ravel(), yerr=np.nan_to_num(bars.reshape(2, -1)), fmt="o", ms=size, mew=0,
+            color=ACCENT, ecolor=ACCENT, elinewidth=0.9, alpha=0.9, zorder=3,
+        )  # fmt: skip
     ax.set_title(panel.title, loc="left", fontweight="bold")
-    ax.set_title(f"- - {panel.reference_label}", loc="right", fontsize=7, color=QUIET)
+    if panel.reference is not None:
+        ax.axhline(panel.reference, color=QUIET, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.set_title(f"- - {panel.reference_label}", loc="right", fontsize=7, color=QUIET)
     ax.set_ylabel(panel.unit)
     ax.set_xlabel("layer")
     highest = np.nanmax(panel.high) if np.isfinite(panel.high).any() else 0.0
-    ax.set_ylim(0, 1.08 * max(panel.reference, float(highest), 1e-12))
+    ax.set_ylim(0, 1.08 * max(panel.reference or 0.0, float(highest), 1e-12))
     ax.set_xlim(min(panel.layers) - 0.6, max(panel.layers) + 0.6)
     ax.set_xticks(_ticks(panel.layers))
 
@@ -184,22 +132,77 @@ def curves(lines: Sequence[Line], title: str, unit: str, reference: float | None
     with _style():
         figure = Figure(figsize=(NARROW, 2.75 + 0.16 * len(lines)), layout="constrained")
         ax = figure.subplots()
-        for number, line in enumerate(lines):
-            colour = SERIES[number % len(SERIES)]
-            ax.plot(
-                np.repeat(line.x, line.heads.shape[1]), line.heads.ravel(), "o", ms=1.8, mew=0, color=colour, alpha=0.35
-            )
+        colours = iter(SERIES * 4)
+        for line in lines:
+            colour = QUIET if line.baseline else next(colours)
+            if line.heads is not None and not line.baseline:
+                places = np.repeat(line.x, line.heads.shape[1])
+                ax.plot(places, line.heads.ravel(), "o", ms=1.8, mew=0, color=colour, alpha=0.35)
             ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.25, lw=0)
-            marker = "o" if line.x.size == 1 else ""
-            ax.plot(line.x, line.mean, color=colour, lw=1.5, marker=marker, label=line.label)
+            marker, style = "o" if line.x.size == 1 else "", ":" if line.baseline else "-"
+            ax.plot(line.x, line.mean, color=colour, lw=1.5, ls=style, marker=marker, label=line.label)
         if reference is not None:
             ax.axhline(reference, color=QUIET, lw=0.9, ls=(0, (4, 3)))
         ax.set_title(title, loc="left", fontweight="bold")
         ax.set_xlabel("relative depth, (layer + 1) / blocks")
         ax.set_ylabel(unit)
         ax.set_xlim(0, 1.03)
-        ax.set_ylim(bottom=0)
-        figure.legend(loc="outside lower left", frameon=False, ncols=1, handlelength=1.4, borderpad=0.1)
+        if all(np.nanmin(line.low, initial=0.0) >= 0 for line in lines):
+            ax.set_ylim(bottom=0)
+        figure.legend(loc="outside lower left", frameon=False, ncols=1, handlelength=1.8, borderpad=0.1)
+    return figure
+
+
+def scatter(panels: Sequence[Scatter], *, narrow: bool = False) -> Any:
+    """A difference against -log10 of its q value, a panel each; the points above the dashed line count."""
+    columns = 1 if narrow or len(panels) == 1 else 2
+    rows = -(-len(panels) // columns)
+    with _style():
+        figure = Figure(figsize=(NARROW if columns == 1 else WIDE, 2.75 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for ax in axes[len(panels) :]:
+            ax.remove()
+        for ax, panel in zip(axes, panels, strict=False):
+            for which, colour, size in ((~panel.counts, "#b6bcc4", 1.6), (panel.counts, ACCENT, 2.4)):
+                ax.plot(panel.x[which], panel.y[which], "o", ms=size, mew=0, color=colour, alpha=0.8,
+                        rasterized=panel.x.size > 3000)  # fmt: skip
+            ax.axhline(panel.threshold, color=QUIET, lw=0.9, ls=(0, (4, 3)))
+            ax.axvline(0, color=FAINT, lw=0.8, zorder=0)
+            reach = 1.12 * max(float(np.nanmax(np.abs(panel.x), initial=0.0)), 1e-12)
+            ax.set_xlim(-reach, reach)
+            ax.set_ylim(0, 1.12 * max(float(np.nanmax(panel.y, initial=0.0)), panel.threshold))
+            top, last = ax.get_ylim()[1], np.inf
+            for index, name in sorted(panel.names, key=lambda one: -panel.y[one[0]]):
+                right = bool(panel.x[index] > 0)
+                last = min(float(panel.y[index]), last - 0.055 * top)  # names of neighbours would hide one another
+                ax.annotate(name, (panel.x[index], last), (-4 if right else 4, 0), fontsize=6, va="center",
+                            textcoords="offset points", ha="right" if right else "left")  # fmt: skip
+            ax.set_title(panel.title, loc="left", fontweight="bold")
+            ax.set_xlabel(panel.unit)
+            ax.set_ylabel("−log₁₀ q")
+    return figure
+
+
+def measures(panels: Sequence[Measure], *, narrow: bool = False) -> Any:
+    """Means with their intervals, a line of text each, a panel a measure; baselines are grey."""
+    columns = 1 if narrow else len(panels)
+    rows = -(-len(panels) // columns)
+    count = len(panels[0].values)
+    with _style():
+        figure = Figure(figsize=(NARROW if narrow else WIDE, rows * (0.75 + 0.2 * count)), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=not narrow).ravel()
+        for ax, panel in zip(axes, panels, strict=True):
+            for place, (_, mean, low, high) in enumerate(panel.values):
+                colour = QUIET if place >= count - panel.baselines else ACCENT
+                ax.plot([low, high], [place, place], color=colour, lw=1.2)
+                ax.plot([mean], [place], "o", color=colour, ms=4)
+            ax.set_yticks(range(count), [label for label, *_ in panel.values])
+            ax.set_ylim(count - 0.4, -0.6)
+            ax.set_xlim(0, max(0.05, 1.1 * max(high for *_, high in panel.values)))
+            ax.set_title(panel.title, loc="left", fontweight="bold")
+            ax.tick_params(axis="y", length=0)
+            ax.grid(axis="x", color=FAINT, lw=0.5)
+            ax.set_axisbelow(True)
     return figure
 
 
@@ -278,6 +281,90 @@ def map_grid(
     return figure
 
 
+def mosaic(
+    values: Floats,
+    label: str,
+    names: tuple[str, str],
+    *,
+    ticks: tuple[Sequence[int], Sequence[int]] | None = None,
+    limits: tuple[float, float] | None = None,
+    root: bool = False,
+    narrow: bool = False,
+) -> Any:
+    """Many small maps on one scale, (row, column, y, x), with what rows and columns count at the margins."""
+    down, across, height, width = values.shape
+    gap = max(1, round(0.08 * max(height, width)))
+    whole = np.full((down * (height + gap) - gap, across * (width + gap) - gap), np.nan)
+    for (row, column), one in ((at, values[at]) for at in np.ndindex(down, across)):
+        top, left = row * (height + gap), column * (width + gap)
+        whole[top : top + height, left : left + width] = one
+    page = NARROW if narrow else WIDE
+    left, right, foot, head = 0.36, 0.04, 0.62, 0.06
+    wide = page - left - right
+    tall = wide * whole.shape[0] / whole.shape[1]
+    if tall > 7.2:  # a printed page ends
+        wide, tall = wide * 7.2 / tall, 7.2
+    scale = _scale(limits or _limits([whole]), root)
+    with _style():
+        figure = Figure(figsize=(page, tall + foot + head))
+        total = tall + foot + head
+        ax = figure.add_axes((left / page, foot / total, wide / page, tall / total))
+        image = ax.imshow(whole, cmap=COLOURS, norm=scale)
+        counts = ticks or (range(down), range(across))
+        for axis, numbers, step, edge in (
+            (ax.yaxis, counts[0], height + gap, height), (ax.xaxis, counts[1], width + gap, width)
+        ):  # fmt: skip
+            skip = max(1, -(-len(numbers) * 8 // (round(72 * (tall if axis is ax.yaxis else wide)))))
+            places = [n * step + (edge - 1) / 2 for n in range(len(numbers))]
+            axis.set_ticks(places[::skip], [str(n) for n in numbers][::skip])
+        ax.tick_params(length=0, pad=1.5)
+        for side in ax.spines.values():
+            side.set_visible(False)
+        ax.set_ylabel(names[0], labelpad=2)
+        ax.set_xlabel(names[1], labelpad=1.5)
+        bar = figure.add_axes((left / page, 0.27 / total, min(2.56, wide) / page, 0.075 / total))
+        _bar(figure, bar, image, label, root)
+    return figure
+
+
+def objects(panel: Panel, matrices: Sequence[tuple[str, Floats]], *, narrow: bool = False) -> Any:
+    """A picture with its numbered boxes, and matrices of the cosine between them."""
+    page, count = NARROW if narrow else WIDE, 1 + len(matrices)
+    gap, margin, foot, head = 0.34, 0.04, 0.5, 0.2
+    columns = 1 if narrow else count
+    edge = min((page - 2 * margin - (columns - 1) * gap) / columns, 2.2)
+    tall = edge * panel.size[0] / panel.size[1]
+    heights = [tall, *[edge] * len(matrices)] if narrow else [max(tall, edge)]
+    total = sum(heights) + len(heights) * head + foot + (0.25 * (len(heights) - 1) if narrow else 0)
+    with _style():
+        figure = Figure(figsize=(page, total))
+        image = None
+        top = total
+        for place, (title, values) in enumerate([(panel.title, None), *matrices]):
+            if place == 0 or narrow:
+                top -= head + (0.25 if place and narrow else 0)
+            left = margin + (0.2 if values is not None and narrow else 0) + (0 if narrow else place * (edge + gap))
+            size = tall if values is None else edge
+            ax = figure.add_axes((left / page, (top - size) / total, edge / page, size / total))
+            ax.set_title(title, loc="left", fontweight="bold", pad=3, fontsize=7.5)
+            if values is None:
+                _draw_panel(ax, panel, None)
+            else:
+                image = ax.imshow(values, cmap="viridis", vmin=min(0.0, min(m.min() for _, m in matrices)), vmax=1)
+                numbers = [str(n + 1) for n in range(len(values))]
+                ax.set_xticks(range(len(values)), numbers)
+                ax.set_yticks(range(len(values)), numbers)
+                ax.tick_params(length=0)
+                for (y, x), value in np.ndenumerate(values if len(values) <= 8 else values[:0]):
+                    ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6,
+                            color="black" if value > 0.6 else "white")  # fmt: skip
+            if narrow:
+                top -= size
+        bar = figure.add_axes(((margin + 0.2) / page, 0.28 / total, min(2.0, page - 0.5) / page, 0.075 / total))
+        _bar(figure, bar, image, "cosine", False)
+    return figure
+
+
 def picture_rows(
     rows: Sequence[Row],
     headings: Sequence[str],
@@ -285,22 +372,28 @@ def picture_rows(
     *,
     narrow: bool = False,
     root: Sequence[bool] = (),
+    shared: bool = False,
 ) -> Any:
     """Rows of panels under column headings; a column with a label is a map with one scale and a colour bar.
 
-    `root` says of each column whether its colours follow square roots, as in `map_grid`.
+    `root` says of each column whether its colours follow square roots, as in `map_grid`; `shared`, that all maps have
+    one scale.
     """
     width = NARROW if narrow else WIDE
     count, (height, across) = len(headings), rows[0].panels[0].size
     gap, title, margin = 0.12, 0.24, 0.04
-    head, foot, small = (0.32, 0.66, 6) if narrow else (0.22, 0.55, 7)
+    tight = narrow or count > 4  # headings and units take two lines
+    head, foot = 0.32 if tight else 0.22, 0.66 if tight else 0.55
+    small = 6 if narrow and count < 5 else 5 if narrow else 7
     edge = min((width - 2 * margin - (count - 1) * gap) / count, 2.2)
     roots = [*root, *[False] * count]
     tall = edge * height / across
     total = head + len(rows) * (tall + title) + foot + margin
-    scales = [
-        _scale(_limits([r.panels[c].values for r in rows]), roots[c]) if labels[c] else None for c in range(count)
-    ]
+    maps = [[r.panels[c].values for r in rows] if labels[c] else [] for c in range(count)]
+    if shared:
+        everything = [values for one in maps for values in one]
+        maps = [everything if one else one for one in maps]
+    scales = [_scale(_limits(one), roots[c]) if one else None for c, one in enumerate(maps)]
     with _style():
         figure = Figure(figsize=(width, total))
         images: dict[int, Any] = {}
@@ -316,7 +409,7 @@ def picture_rows(
                 images[column] = _draw_panel(ax, panel, scales[column])
         for column, (heading, label) in enumerate(zip(headings, labels, strict=True)):
             left = margin + column * (edge + gap)
-            heading = heading if narrow else heading.replace("\n", " ")
+            heading = heading if tight else heading.replace("\n", " ")
             figure.text(
                 left / width,
                 (total - margin - head / 2) / total,
@@ -329,7 +422,7 @@ def picture_rows(
                 bar = figure.add_axes(
                     ((left + 0.03) / width, (foot - 0.22) / total, (edge - 0.06) / width, 0.075 / total)
                 )
-                _bar(figure, bar, images[column], label, roots[column], wrap=narrow)
+                _bar(figure, bar, images[column], label, roots[column], wrap=tight, small=narrow and count > 4)
     return figure
 
 
@@ -343,6 +436,10 @@ def _draw_panel(ax: Any, panel: Panel, scale: Any) -> Any:
             ax.set_xticks(np.arange(1, columns) * width / columns)
             ax.set_yticks(np.arange(1, rows) * height / rows)
             ax.grid(color="white", lw=0.3, alpha=0.55)
+        for number, (top, left, bottom, right) in enumerate(panel.boxes, 1):
+            ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="#5eead4", lw=1.2))
+            ax.text(left + 2, top + 2, str(number), color="black", fontsize=6.5, va="top",
+                    bbox={"fc": "#5eead4", "ec": "none", "pad": 0.8})  # fmt: skip
     else:
         image = ax.imshow(panel.values, extent=extent, cmap=COLOURS, norm=scale)
         y, x = height / panel.values.shape[0], width / panel.values.shape[1]
@@ -360,16 +457,17 @@ def _draw_panel(ax: Any, panel: Panel, scale: Any) -> Any:
     return image
 
 
-def _bar(figure: Any, ax: Any, image: Any, label: str, root: bool, *, wrap: bool = False) -> None:
+def _bar(figure: Any, ax: Any, image: Any, label: str, root: bool, *, wrap: bool = False, small: bool = False) -> None:
     bar = figure.colorbar(image, cax=ax, orientation="horizontal")
     bar.outline.set_visible(False)
-    bar.locator = FixedLocator(_root_ticks(*image.get_clim())) if root else MaxNLocator(5)
+    ticks = _root_ticks(*image.get_clim())[:: 2 if small else 1]
+    bar.locator = FixedLocator(ticks) if root else MaxNLocator(3 if small else 5)
     bar.formatter = FuncFormatter(lambda value, place: f"{value:g}")
     bar.minorticks_off()
     bar.update_ticks()
-    ax.tick_params(length=2, pad=1.5, labelsize=6.5)
-    text = f"{label}, square-root scale" if root else label
-    ax.set_xlabel(text.replace(", ", ",\n") if wrap else text, fontsize=6.5, labelpad=1.5, loc="left")
+    ax.tick_params(length=2, pad=1.5, labelsize=5 if small else 6.5)
+    text = f"{label}, {'root' if small else 'square-root'} scale" if root else label
+    ax.set_xlabel(text.replace(", ", ",\n") if wrap else text, fontsize=5 if small else 6.5, labelpad=1.5, loc="left")
 
 
 def _scale(limits: tuple[float, float], root: bool) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.store import Store
-from . import figures, formulas
+from ...engine.store import Store
+from .. import formulas
+from . import figures
 from .facts import Facts
 from .methods import cite
 
@@ -22,9 +23,11 @@ __all__ = [
     "Exhibit",
     "Summary",
     "analyze_first",
+    "depth_exhibit",
     "exhibits",
     "extent",
     "keep",
+    "more",
     "no_rollout",
     "row_name",
     "summary",
@@ -33,6 +36,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.floating[Any]]
 Cell = str | int | float
+BANDS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the stored quantiles, those that a distribution shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +83,20 @@ class Summary:
 
 
 def exhibits(store: Store, facts: Facts) -> Iterator[Exhibit | Absent]:
-    """What describes the whole dataset, in the order of the page; what an `analyze` was not asked for is left out."""
+    """What sums the whole dataset up, in the order of the page; what an `analyze` was not asked for is left out."""
     yield _distance(store, facts)
     yield _entropy(store, facts)
+    yield from _distributions(store, facts)
     yield _prefix_mass(store, facts)
     yield _mean_rollout(store, facts)
-    yield from _sorted_heads(store, facts)
-    further = [*_masses(store, facts), *_others(store, facts), *_offsets(store, facts)]
-    yield from further
-    if not further and any(name in store for name in ("attention", "attention_code")):
-        names = "self_mass neighbour_mass rest_mass sink_share normalized_mutual_information offset_map_mean"
+    masses = list(_masses(store, facts))
+    yield from masses
+    if not masses and any(name in store for name in ("attention", "attention_code")):
         yield Absent(
             "Where attention goes in detail",
-            f"<code>attlas analyze {html.escape(facts.name)} {names}</code> adds it, in one pass over the attention.",
-        )
+            more(facts, "self_mass neighbour_mass rest_mass sink_share received_attention head_similarity "
+                 "normalized_mutual_information offset_map_mean"),
+        )  # fmt: skip
 
 
 # -- by depth ---------------------------------------------------------------------------------------------------------
@@ -164,18 +168,20 @@ def _by_depth(
         for part, reference in parts
         if (s := found[part]) is not None
     ]
-    return _depth_exhibit(facts, name, title, panels, text, tuple(part for part, _ in parts), unit)
+    return depth_exhibit(facts, name, title, panels, text, tuple(part for part, _ in parts), unit)
 
 
-def _depth_exhibit(
+def depth_exhibit(
     facts: Facts, name: str, title: str, panels: list[figures.Depth], text: str, methods: tuple[str, ...], unit: str
 ) -> Exhibit:
+    """A figure of statistics (layer, head), its numbers and its words; `text` begins the caption."""
     rows: list[tuple[Cell, ...]] = [
-        (p.title, int(layer), head, float(p.mean[i, head]), float(p.low[i, head]), float(p.high[i, head]), p.reference)
+        (p.title, int(layer), head, float(p.mean[i, head]), float(p.low[i, head]), float(p.high[i, head]),
+         "" if p.reference is None else p.reference)
         for p in panels
         for i, layer in enumerate(p.layers)
         for head in range(p.mean.shape[1])
-    ]
+    ]  # fmt: skip
     alt = f"{title}, {facts.n}. " + " ".join(_told(p, unit) for p in panels)
     return Exhibit(
         name=name, title=title, alt=alt,
@@ -195,9 +201,10 @@ def _told(panel: figures.Depth, unit: str) -> str:
         return f"{there.min():.3g} to {there.max():.3g} {unit}" if there.size else "no value"
 
     first, last = panel.layers[0], panel.layers[-1]
+    uniform = "" if panel.reference is None else f"; uniform attention {panel.reference:.4g} {unit}"
     return (
         f"{panel.title}: heads of layer {first} from {span(panel.mean[0])}, of layer {last} from "
-        f"{span(panel.mean[-1])}; uniform attention {panel.reference:.4g} {unit}."
+        f"{span(panel.mean[-1])}{uniform}."
     )
 
 
@@ -222,7 +229,7 @@ def _prefix_mass(store: Store, facts: Facts) -> Exhibit | Absent:
         f"queries; a share of 1. Tokens that draw far more than uniform attention, 1/{spec.tokens} = {uniform:.4f} "
         f"(dashed), are sinks: compare {cite('darcet2024')}."
     )
-    return _depth_exhibit(facts, "prefix_mass", title, panels, text, ("prefix_mass",), "of the attention")
+    return depth_exhibit(facts, "prefix_mass", title, panels, text, ("prefix_mass",), "of the attention")
 
 
 def _numbered(kinds: Sequence[str]) -> list[str]:
@@ -233,6 +240,44 @@ def _numbered(kinds: Sequence[str]) -> list[str]:
         seen[kind] = seen.get(kind, 0) + 1
         names.append(f"{kind} {seen[kind]}" if kinds.count(kind) > 1 else kind)
     return [f"{name} token" for name in names]
+
+
+def _distributions(store: Store, facts: Facts) -> Iterator[Exhibit]:
+    """How far the images spread around these means."""
+    spec = store.spec
+    uniform = formulas.uniform_distance(spec.grid, spec.patch_size)
+    parts = [("distance_renormalized", "pixels", uniform, "px"), ("entropy", "nats", math.log(spec.tokens), "nats")]
+    panels = []
+    for name, axis, reference, unit in parts:
+        if f"{name}_quantile" in store and set(BANDS) <= set(store.read("quantile").tolist()):
+            places = store.read("quantile").tolist()
+            low, quarter, middle, three, high = (
+                store.read(f"{name}_quantile")[places.index(q)].astype(np.float64) for q in BANDS
+            )
+            label = f"uniform {reference:.4g} {unit}"
+            inner = np.stack([quarter, three])
+            panels.append(figures.Depth(name, axis, spec.layers, middle, low, high, reference, label, inner))
+    if not panels:
+        return
+    yield Exhibit(
+        name="distributions", title="Distributions over images", wide=len(panels) > 1,
+        caption="Each head's values over images: the thin line from the 5 % to the 95 % quantile, the thick one from "
+        "the 25 % to the 75 %, the ring at the median, the pale line the mean of the medians. It shows how much single "
+        "images differ, where the figures above show how well their mean is known; a long line is a head that looks "
+        f"elsewhere in other pictures. Dashed: uniform attention. {facts.n}.",
+        alt=f"Quantiles over images, {facts.n}. " + " ".join(
+            f"{p.title}: the middle half of the images spans at most {float(np.nanmax(p.inner[1] - p.inner[0])):.3g} "
+            f"{p.unit} in one head." for p in panels if p.inner is not None
+        ),
+        draw=lambda narrow: figures.depth(panels, narrow=narrow),
+        columns=("statistic", "layer", "head", *(f"quantile_{q:g}" for q in BANDS)),
+        rows=[
+            (p.title, layer, head, *(float(v[i, head]) for v in (p.low, p.inner[0], p.mean, p.inner[1], p.high)))
+            for p in panels if p.inner is not None
+            for i, layer in enumerate(p.layers) for head in range(p.mean.shape[1])
+        ],
+        methods=(*(p.title for p in panels), "quantiles"),
+    )  # fmt: skip
 
 
 # -- maps -------------------------------------------------------------------------------------------------------------
@@ -265,26 +310,6 @@ def _mean_rollout(store: Store, facts: Facts) -> Exhibit | Absent:
     )  # fmt: skip
 
 
-def _sorted_heads(store: Store, facts: Facts) -> Iterator[Exhibit]:
-    found = summary(store, "distance_renormalized")
-    if found is None or store.spec.heads < 4:
-        return
-    values = np.sort(found.mean, axis=1)
-    uniform = formulas.uniform_distance(store.spec.grid, store.spec.patch_size)
-    yield Exhibit(
-        name="distance_sorted", title="Heads sorted by distance", wide=False,
-        caption="<code>distance_renormalized</code> of each layer's heads, sorted within the layer, in the form of "
-        f"{cite('raghu2021')}, fig. 3; pixels. Dashed: uniform attention. {facts.n}.",
-        alt=f"A line a layer over its sorted heads: layer {store.spec.layers[0]} from {values[0, 0]:.1f} to "
-        f"{values[0, -1]:.1f} "
-        f"pixels, layer {store.spec.layers[-1]} from {values[-1, 0]:.1f} to {values[-1, -1]:.1f} pixels.",
-        draw=lambda narrow: figures.sorted_heads(store.spec.layers, values, "pixels", uniform),
-        columns=("layer", "rank", "distance_renormalized_mean"),
-        rows=[(store.spec.layers[i], rank, float(value)) for (i, rank), value in np.ndenumerate(values)],
-        methods=("distance_renormalized",),
-    )  # fmt: skip
-
-
 def _masses(store: Store, facts: Facts) -> Iterator[Exhibit]:
     """Where the attention of patches goes; the shares add up to 1."""
     parts: dict[str, Floats] = {}
@@ -312,54 +337,7 @@ def _masses(store: Store, facts: Facts) -> Iterator[Exhibit]:
         draw=lambda narrow: figures.stacked(layers, parts, "share of attention"),
         columns=("layer", "part", "share"),
         rows=[(layer, label, float(values[i])) for label, values in parts.items() for i, layer in enumerate(layers)],
-        methods=("masses",),
-    )  # fmt: skip
-
-
-def _others(store: Store, facts: Facts) -> Iterator[Exhibit]:
-    """What else an analysis was asked for, of one number a head."""
-    spec = store.spec
-    edges = [1 / max(edge - 1, 1) for edge in spec.grid]
-    known = {
-        "distance_unit_square": (formulas.uniform_distance(spec.grid, (edges[0], edges[1])), "unit square's edge"),
-        "effective_tokens": (float(spec.tokens), "keys"), "sink_share": (0.0, "share of patches"),
-        "normalized_mutual_information": (0.0, "NMI"), "position_deviation": (0.0, "standard deviation"),
-    }  # fmt: skip
-    panels = [
-        figures.Depth(name, unit, spec.layers, s.mean, s.low, s.high, uniform, f"uniform {uniform:.4g}")
-        for name, (uniform, unit) in known.items()
-        if (s := summary(store, name)) is not None
-    ]
-    if panels:
-        names = tuple(panel.title for panel in panels)
-        text = "Further statistics of every head, defined below; dashed: uniform attention."
-        yield _depth_exhibit(facts, "further", "Further statistics by depth", panels, text, names, "")
-
-
-def _offsets(store: Store, facts: Facts) -> Iterator[Exhibit]:
-    if "offset_map_mean" not in store:
-        return
-    spec = store.spec
-    values = store.read("offset_map_mean").astype(np.float64).mean(axis=1)
-    (rows, columns), (height, width) = spec.grid, spec.patch_size
-    size = ((2 * rows - 1) * height, (2 * columns - 1) * width)
-    panels = [figures.Panel(f"layer {layer}", v, size) for layer, v in zip(spec.layers, values, strict=True)]
-    yield Exhibit(
-        name="offset_map", title="Attention by offset",
-        caption="Where patches look, relative to themselves: the centre is the patch itself. Averaged over the "
-        "queries that "
-        f"have such a key inside the image, over heads and images; a probability. One scale. {facts.n}.",
-        alt=f"{len(panels)} maps of {2 * rows - 1} by {2 * columns - 1} offsets, one a layer. At the centre: "
-        + ", ".join(f"{v[rows - 1, columns - 1]:.3g}" for v in values) + ".",
-        draw=lambda narrow: figures.map_grid(
-            panels, "mean attention at this offset", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
-            narrow=narrow, root=True,
-        ),
-        columns=("layer", "offset_y", "offset_x", "attention"),
-        rows=[
-            (spec.layers[i], y - rows + 1, x - columns + 1, float(value)) for (i, y, x), value in np.ndenumerate(values)
-        ],
-        methods=("offset_map",),
+        methods=("self_mass", "neighbour_mass", "rest_mass", *(["prefix_mass"] if store.spec.prefix else [])),
     )  # fmt: skip
 
 
@@ -389,6 +367,11 @@ def row_name(store: Store) -> str:
 def analyze_first(facts: Facts) -> str:
     """Which command makes what the store lacks: HTML."""
     return f"The store has no dataset statistics; <code>attlas analyze {html.escape(facts.name)}</code> makes them."
+
+
+def more(facts: Facts, names: str) -> str:
+    """Which command adds statistics that are made on request: HTML."""
+    return f"<code>attlas analyze {html.escape(facts.name)} {names}</code> adds it, in one pass over the attention."
 
 
 def keep(store: Store, array: str, what: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.labels import accuracy
-from ..engine.store import Store
-from ..exporter.spec import GraphSpec
+from ...engine.labels import accuracy
+from ...engine.store import Store
+from ...exporter.spec import GraphSpec
 
 __all__ = ["Facts", "Share", "gather", "table", "warnings", "wilson"]
 
@@ -47,6 +47,7 @@ class Facts:
         images: planned; `done`: run so far; `valid`: done and readable, the n of every statistic.
         unreadable: (path, reason) of the first ones that could not be read.
         top1, top5: where labels name classes.
+        baseline: whether it is there for the others to be compared with, such as random weights.
         attrs, record: the store's own attributes, and its runs' account of themselves.
     """
 
@@ -62,6 +63,7 @@ class Facts:
     graph: str
     attrs: dict[str, Any]
     record: dict[str, Any]
+    baseline: bool = False
 
     @property
     def errors(self) -> int:
@@ -84,7 +86,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def gather(store: Store, letter: str = "A") -> Facts:
+def gather(store: Store, letter: str = "A", *, baseline: bool = False) -> Facts:
     """Read a store's facts; the logits unit by unit, so that memory does not grow with the images."""
     done, valid = store.done_images, store.read("valid").astype(bool)
     top1, top5 = _accuracy(store, done & valid)
@@ -94,6 +96,7 @@ def gather(store: Store, letter: str = "A") -> Facts:
         name=store.path.name, letter=letter, spec=store.spec, images=store.plan.images, done=int(done.sum()),
         valid=int((done & valid).sum()), unreadable=reasons, top1=top1, top5=top5,
         graph=str(store.plan.identity.get("graph", "")), attrs=store.attrs, record=store.record,
+        baseline=baseline,
     )  # fmt: skip
 
 
@@ -198,7 +201,7 @@ def _versions(facts: Facts) -> str:
 
 
 _ROWS = (
-    ("Store", lambda f: f.name),
+    ("Store", lambda f: f"{f.name} (baseline)" if f.baseline else f.name),
     ("Model", lambda f: f.spec.model),
     ("Pretrained tag", lambda f: f.spec.tag),
     ("Weights", _weights),

@@ -1,0 +1,47 @@
+"""What attention that knows nothing gives: every key alike. Random weights sit close to it; so does a wrong graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..exporter.errors import UsageError
+from .formulas import uniform_distance
+
+__all__ = ["uniform_distance", "uniform_entropy", "uniform_rollout"]
+
+
+def uniform_entropy(keys: int) -> float:
+    """`entropy` of uniform attention: ln `keys`, nats. With the number of patches it is that of `entropy_patch`."""
+    if keys < 1:
+        raise UsageError(f"{keys} keys have no entropy")
+    return math.log(keys)
+
+
+def uniform_rollout(
+    grid: tuple[int, int], prefix: int, layers: int, readout: int | Sequence[int] = 0, *, residual: float = 0.5
+) -> tuple[tuple[float, ...], ...]:
+    """`rollout` of uniform attention through `layers` layers: (y, x).
+
+    The product of a U + (1 - a) I is (1 - a)^L I + (1 - (1 - a)^L) U: flat, but for the readout's own tokens.
+
+    Args:
+        grid: (rows, columns) of patches.
+        prefix: how many prefix tokens there are.
+        layers: how many are followed.
+        readout: the row or rows of the readout, as for `rollout`.
+        residual: a, the weight of the attention.
+    """
+    rows, columns = grid
+    tokens = prefix + rows * columns
+    chosen = (readout,) if isinstance(readout, int) else tuple(readout)
+    if not chosen or not all(0 <= r < tokens for r in chosen):
+        raise UsageError(f"readout rows {chosen} do not all lie in 0..{tokens - 1}")
+    if not 0 < residual <= 1:
+        raise UsageError(f"residual {residual} does not lie in (0, 1]")
+    own = (1 - residual) ** layers
+    flat = (1 - own) / tokens
+    return tuple(
+        tuple(flat + own * chosen.count(prefix + y * columns + x) / len(chosen) for x in range(columns))
+        for y in range(rows)
+    )

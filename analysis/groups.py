@@ -1,0 +1,85 @@
+"""Images by class, or by any column of the store: which belong together, and what is gathered of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engine.store import Store
+from ..exporter.errors import AttlasError, UsageError
+
+__all__ = ["Key", "check_column", "gathered", "key_order", "merged", "read_column"]
+
+Array = npt.NDArray[Any]
+Key = str | int | float
+T = TypeVar("T")
+
+CLASSES = ("label_class", "target", "predicted")  # indices of classes, of which -1 is none
+LIMIT = 10_000  # groups: more is no grouping, and every one has means of its own
+
+
+def check_column(store: Store, by: str) -> None:
+    """Refuse what cannot group images.
+
+    Raises:
+        UsageError: the store has no such array, or it has more dimensions than `image`.
+        AttlasError: predicted classes are asked of a model without a head.
+    """
+    if by == "predicted" and by not in store:
+        if "logits" not in store:
+            raise AttlasError(f"{store.path}: predicted needs logits, and {store.spec.name} has no head")
+        return
+    columns = [name for name in store.names if store.dims(name) == ("image",)]
+    if by not in columns:
+        raise UsageError(f"--by {by}: no column of {store.path.name}; there are {', '.join(['predicted', *columns])}")
+
+
+def read_column(store: Store, by: str, at: slice = slice(None)) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """A column's values of the images `at`, and which of them are there: no empty text, no class -1, no NaN."""
+    values = store.read(by, at) if by in store else _predicted(store, at)
+    if values.dtype.kind == "f":
+        return values, ~np.isnan(values)
+    if values.dtype.kind in "iub":
+        return values, (values >= 0) if by in CLASSES else np.ones(len(values), np.bool_)
+    text = values.astype(object)
+    return text, text != ""
+
+
+def gathered(values: Array, keys: Array, there: Array, gather: Callable[[Array], T]) -> dict[Key, T]:
+    """`gather` of the (image, ...) values of each key, in the keys' order."""
+    places = np.flatnonzero(there)
+    found, group = np.unique(keys[places], return_inverse=True)
+    if len(found) > LIMIT:
+        raise UsageError(f"{len(found):,} groups: no more than {LIMIT:,} are taken; choose a column with fewer values")
+    order = np.argsort(group, kind="stable")
+    ends = np.searchsorted(group[order], np.arange(1, len(found)))
+    parts = np.split(places[order], ends) if len(found) else []
+    return {key.item() if isinstance(key, np.generic) else str(key): gather(values[part])
+            for key, part in zip(found, parts, strict=True)}  # fmt: skip
+
+
+def key_order(keys: Any) -> list[Key]:
+    """Keys in the order in which they are stored."""
+    return sorted(set(keys))
+
+
+def merged(one: Mapping[Key, T], other: Mapping[Key, T]) -> dict[Key, T]:
+    """Groups of two parts, those of the same key added."""
+    found: dict[Key, Any] = dict(one)
+    for key, value in other.items():
+        found[key] = found[key] + value if key in found else value
+    return found
+
+
+def _predicted(store: Store, at: slice) -> Array:
+    """The class of the largest logit, a unit at a time; -1 where the image could not be read."""
+    start, stop, _ = at.indices(store.plan.images)
+    parts = [np.empty(0, np.int32)]
+    for first in range(start, stop, store.plan.unit):
+        logits = store.read("logits", slice(first, min(first + store.plan.unit, stop)))
+        readable = np.isfinite(logits).all(axis=1)
+        parts.append(np.where(readable, np.where(readable[:, None], logits, 0).argmax(axis=1), -1).astype(np.int32))
+    return np.concatenate(parts)

@@ -1,0 +1,45 @@
+"""Histograms with fixed edges, so that counts of any parts of a dataset add up to what the whole gives."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from ..exporter.errors import UsageError
+from .arrays import Array, constant, floating, namespace
+
+__all__ = ["BINS", "distance_edges", "entropy_edges", "histogram"]
+
+BINS = 64
+
+
+def entropy_edges(keys: int, bins: int = BINS) -> tuple[float, ...]:
+    """Equal bins from 0 to ln `keys`, which uniform attention has: bins + 1 edges, nats."""
+    return tuple(math.log(keys) * i / bins for i in range(bins + 1))
+
+
+def distance_edges(grid: tuple[int, int], patch_size: tuple[float, float], bins: int = BINS) -> tuple[float, ...]:
+    """Equal bins from 0 to the distance of the farthest patches: bins + 1 edges, in the unit of `patch_size`."""
+    farthest = math.hypot((grid[0] - 1) * patch_size[0], (grid[1] - 1) * patch_size[1])
+    return tuple(farthest * i / bins for i in range(bins + 1))
+
+
+def histogram(values: Array, edges: Sequence[float]) -> Array:
+    """How many values lie in each bin: (..., value) -> (..., bin), whole numbers in the values' float dtype.
+
+    A bin holds its left edge; the first and the last take what lies outside, as rounding may put it there. NaN is left
+    out.
+
+    Raises:
+        UsageError: there are not two edges, or they do not increase.
+    """
+    if len(edges) < 2 or any(b <= a for a, b in itertools.pairwise(edges)):
+        raise UsageError("a histogram needs two edges at least, increasing")
+    xp, v = namespace(values), floating(values)
+    inner = constant(list(edges[1:-1]), v)
+    ones, zeros = xp.ones_like(v), xp.zeros_like(v)
+    total = xp.sum(xp.where(v == v, ones, zeros), axis=-1)  # NaN differs from itself
+    counts = [xp.sum(xp.where(v >= inner[i], ones, zeros), axis=-1) for i in range(inner.shape[0])]
+    above = [total, *counts, xp.zeros_like(total)]
+    return xp.stack([low - high for low, high in itertools.pairwise(above)], axis=-1)

@@ -1,0 +1,163 @@
+"""One image's attention of one layer as the catalog's statistics see it: decoded once, what they share made once."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..exporter.spec import GraphSpec
+from . import compiled
+from .formulas import patch_distances
+
+__all__ = ["Layer"]
+
+Array = npt.NDArray[Any]
+
+
+def _once(make: Callable[[Layer], Array]) -> property:
+    """A property that is made when it is first asked for, anew for every attention that is shown."""
+
+    @functools.wraps(make)
+    def made(layer: Layer) -> Array:
+        if make.__name__ not in layer._known:
+            layer._known[make.__name__] = make(layer)
+        return layer._known[make.__name__]
+
+    return property(made)
+
+
+@functools.lru_cache(maxsize=8)
+def _distances(grid: tuple[int, int], patch_size: tuple[float, float]) -> Array:
+    return np.asarray(patch_distances(grid, patch_size), np.float32)
+
+
+class Layer:
+    """The place where one layer's attention of one image after another is shown; for one thread at a time.
+
+    Attributes:
+        spec: of the graph.
+        codes: the stored values (head, query, key) as the compiled loops take them (`kernel.seen`).
+        norms: (head, key) float32, the lengths of the value vectors, where the store holds them.
+    """
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.spec, self.prefix, self.patches = spec, len(spec.prefix), spec.patches
+        self.codes: Array = np.empty(0, np.float32)
+        self.norms: Array | None = None
+        self._known: dict[str, Array] = {}
+        self._wide = np.empty((spec.heads, spec.tokens, spec.tokens), np.float32)
+        self._weighted: Array | None = None
+        self._distances = _distances(spec.grid, spec.patch_size)
+
+    def show(self, codes: Array, norms: Array | None = None) -> None:
+        """The next attention; what was made of the one before is no longer valid."""
+        self.codes, self.norms = codes, norms
+        self._known.clear()
+
+    @_once
+    def attention(self) -> Array:
+        """(head, query, key), float32; codes with rows divided by their sums."""
+        compiled.decode(self.codes, self.codes.dtype == np.uint8, self._wide)
+        return self._wide
+
+    @_once
+    def rows(self) -> Array:
+        """Per row its mass, patch mass, patch mass x distance and sum of a ln a: (head, query, 4), float64."""
+        return self._sums(self.attention, self._distances)
+
+    @_once
+    def unit_square(self) -> Array:
+        """`rows` with distances on the unit square."""
+        rows, columns = self.spec.grid
+        return self._sums(self.attention, _distances(self.spec.grid, (1 / (rows - 1), 1 / (columns - 1))))
+
+    @_once
+    def weighted(self) -> Array:
+        """`norms.norm_weighted`: (head, query, key), float32."""
+        assert self.norms is not None
+        if self._weighted is None:
+            self._weighted = np.empty_like(self._wide)
+        compiled.weigh(self.attention, self.norms, self._weighted)
+        return self._weighted
+
+    @_once
+    def weighted_rows(self) -> Array:
+        """`rows` of the norm-weighted attention."""
+        return self._sums(self.weighted, self._distances)
+
+    @_once
+    def rings(self) -> Array:
+        """Mass on the patch itself, its neighbours and the rest: (ring, head), float64."""
+        found = np.empty((3, self.spec.heads))
+        compiled.rings(self.attention, self.prefix, *self.spec.grid, found)
+        return found
+
+    @_once
+    def received(self) -> Array:
+        """Mean attention of the patch queries on each patch: (head, patch), float64."""
+        return self.received_of(self.attention, self.prefix)
+
+    @_once
+    def offsets(self) -> Array:
+        """Patch mass by offset, rows of mass 1, summed over patch queries: (head, offset_y, offset_x), float64."""
+        rows, columns = self.spec.grid
+        found = np.empty((self.spec.heads, 2 * rows - 1, 2 * columns - 1))
+        compiled.offsets(self.attention, self.prefix, rows, columns, found)
+        return found
+
+    def received_of(self, a: Array, first: int) -> Array:
+        """Mean over the queries from `first` on of what each patch gets: (head, patch), float64."""
+        found = np.empty((self.spec.heads, self.patches))
+        compiled.received(a, self.prefix, first, found)
+        return found
+
+    def peaks(self, reading: str) -> Array:
+        """`formulas.score_matrix`: (y, x)."""
+        best = np.empty(self.patches, np.float32)
+        if reading == "query":  # of the default statistics, so straight from what is stored
+            short = np.empty(self.patches, np.float32)
+            compiled.peaks_of_codes(self.codes, self.prefix, self.codes.dtype == np.uint8, best, short)
+            return short.reshape(self.spec.grid)
+        found = np.empty(self.patches)
+        compiled.peaks(self.attention, self.prefix, reading == "head", best, found)
+        return found.reshape(self.spec.grid)
+
+    def spread(self, *, over: str) -> Array:
+        """Standard deviation of attention over positions (head) or heads ()."""
+        mean, second = np.empty(self.patches), np.empty(self.patches)
+        if over == "heads":
+            return np.asarray(compiled.head_spread(self.attention, self.prefix, mean, second))
+        found = np.empty(self.spec.heads)
+        compiled.position_spread(self.attention, self.prefix, mean, second, found)
+        return found
+
+    def information(self) -> Array:
+        """`formulas.normalized_mutual_information`: (head)."""
+        found = np.empty(self.spec.heads)
+        compiled.information(self.attention, self.prefix, np.empty(self.patches), found)
+        return found
+
+    def divergences(self) -> Array:
+        """`formulas.head_similarity`: (head, other_head)."""
+        found = np.empty((self.spec.heads, self.spec.heads))
+        compiled.divergences(self.attention, found)
+        return found
+
+    def explain(self, row: Array, *, discard: float = 0.9) -> Array:
+        """`formulas.rollout_vit_explain` through this layer: from the row (query) behind it to the one (key) before."""
+        fused = self.attention.max(axis=0)
+        k = int(fused.size * discard)
+        edge = np.partition(fused.reshape(-1), k - 1)[k - 1] if k else np.float32(-math.inf)
+        following = np.empty(self.spec.tokens)
+        compiled.explain_step(fused, np.float32(edge), k, row, np.empty(self.spec.tokens), following)
+        return following
+
+    def _sums(self, a: Array, distances: Array) -> Array:
+        found = np.empty((self.spec.heads, self.spec.tokens, 4))
+        compiled.row_sums(a, self.prefix, distances, found)
+        return found

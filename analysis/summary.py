@@ -1,0 +1,280 @@
+"""What sums a dataset up: arrays of means, deviations, quantiles, intervals and differences, of one store or more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engine.store import ArraySpec, Store
+from .catalog import CATALOG, scalars
+from .differences import group_differences
+from .gradients import WEIGHTED
+from .groups import Key, gathered, key_order, read_column
+from .moments import QUANTILES, RESAMPLES, Moments, Totals, interval, quantiles
+
+__all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "sum_name", "summed_units", "sums_up"]
+
+COLUMN_BYTES = 256 * 2**20  # of per-image values held at once while they are summed up
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+class Summed(NamedTuple):
+    """One array of the dataset's statistics, in the order in which xarray takes its parts."""
+
+    dims: tuple[str, ...]
+    values: Array
+    attrs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One store that is summed up: `done` (unit) and `mask` (image), the valid images of those units."""
+
+    store: Store
+    done: Mask
+    mask: Mask
+
+    @classmethod
+    def of(cls, store: Store) -> Source:
+        """The store as it is now, so that a run that goes on meanwhile changes nothing."""
+        done = store.done
+        images = np.repeat(done, store.plan.unit)[: store.plan.images]
+        return cls(store, done, np.asarray(store.read("valid").astype(np.bool_) & images))
+
+    @property
+    def units(self) -> list[list[int]]:
+        """[start, stop) of the runs of units that are done."""
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], self.done.astype(np.int8), [0]])))
+        return [[int(start), int(stop)] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def sum_name(name: str) -> str:
+    """The array that holds the sum of a map or histogram."""
+    return name if name in CATALOG and not CATALOG[name].per_image else f"{name}_mean"
+
+
+def spec_of(name: str, summed: Summed) -> ArraySpec:
+    """How the array is laid out in a store."""
+    text = summed.values.dtype.kind in "TUO"
+    dtype = "str" if text else str(summed.values.dtype)
+    fill: Any = "" if text else math.nan if summed.values.dtype.kind == "f" else 0
+    shape = summed.values.shape
+    return ArraySpec(name, summed.dims, shape, tuple(max(1, n) for n in shape), dtype, fill, summed.attrs)
+
+
+# -- what an earlier analysis left ------------------------------------------------------------------------------------
+
+
+def summed_units(store: Store, array: str, done: Mask) -> Mask:
+    """Which units an earlier analysis has in this sum; none where one of them was reopened since."""
+    had = np.zeros_like(done)
+    if array in store:
+        said: Any = store.array(array).attrs
+        for start, stop in said.get("units_summed", ()):
+            had[start:stop] = True
+    # A share cannot be taken out again.
+    return np.zeros_like(done) if (had & ~done).any() else had
+
+
+def stored_sum(store: Store, name: str) -> Totals | Array:
+    """The sum that an earlier analysis wrote of a map or histogram."""
+    array = sum_name(name)
+    values = store.read(array)
+    if name in CATALOG and CATALOG[name].edges is not None:
+        return values
+    said: Any = store.array(array).attrs
+    return Totals.of_mean(values, float(said["images"]))
+
+
+def stored_groups(store: Store, name: str, by: str) -> dict[Key, Totals]:
+    """The sums by group that an earlier analysis wrote of a map."""
+    means, counts = store.read(f"{name}_mean_by_{by}"), store.read(f"{name}_count_by_{by}")
+    keys = [key.item() if isinstance(key, np.generic) else str(key) for key in store.read(f"{by}_group")]
+    return {key: Totals.of_mean(mean, float(n)) for key, mean, n in zip(keys, means, counts, strict=True) if n}
+
+
+# -- summing up -------------------------------------------------------------------------------------------------------
+
+
+def sums_up(
+    sources: Sequence[Source], names: Iterable[str], sums: Mapping[str, Any], by: str = "",
+    grouped: Iterable[str] = (), groups: Mapping[str, Mapping[Key, Any]] = {},
+) -> dict[str, Summed]:  # fmt: skip
+    """The dataset's arrays by name.
+
+    Args:
+        sources: the stores, whose rows give what is one number per image, layer and head.
+        names: statistics.
+        sums: of maps and histograms among them, over all images of the sources.
+        by: the column of the groups.
+        grouped: statistics to sum up by group.
+        groups: sums by group of the maps among them.
+    """
+    found: dict[str, Summed] = {}
+    images = sum(int(source.mask.sum()) for source in sources)
+    names = list(names)
+    for name in (name for name in names if name in sums):
+        found |= _of_sum(name, sums[name], _attrs(sources, name, images), sources)
+    found |= _scalars(sources, [name for name in scalars(names) if name not in sums], images)
+    if any(summed.dims[:1] == ("quantile",) for summed in found.values()):
+        found["quantile"] = Summed(("quantile",), np.array(QUANTILES), {})
+        found["bound"] = Summed(("bound",), _text(["lower", "upper"]), {})
+    if by:
+        found |= _by_group(sources, by, list(grouped), groups)
+    return found
+
+
+def _attrs(sources: Sequence[Source], name: str, images: int) -> dict[str, Any]:
+    store = sources[0].store
+    known: dict[str, Any] = {**CATALOG, **WEIGHTED}
+    said = dict(store.array(name).attrs) if name in store else known[name].attrs if name in known else {}
+    attrs: dict[str, Any] = {key: said[key] for key in ("units", "long_name", "source") if key in said}
+    attrs["images"] = images
+    if len(sources) == 1:
+        attrs["units_summed"] = sources[0].units
+    return attrs
+
+
+def _of_sum(name: str, total: Any, attrs: dict[str, Any], sources: Sequence[Source]) -> dict[str, Summed]:
+    statistic, spec = CATALOG.get(name), sources[0].store.spec
+    known = statistic or WEIGHTED.get(name)
+    dims = known.dims if known is not None else sources[0].store.dims(name)[1:]
+    if statistic is None or statistic.edges is None:
+        return {sum_name(name): Summed(dims, total.average, attrs)}
+    edges = np.asarray(statistic.edges(spec))
+    kind = dims[-1].removesuffix("_bin")
+    unit = {"units": "nats" if kind == "entropy" else "pixels", "long_name": f"edges of the bins of {kind}"}
+    return {name: Summed(dims, total, attrs), f"{kind}_edge": Summed((f"{kind}_edge",), edges, unit)}
+
+
+def _scalars(sources: Sequence[Source], names: Sequence[str], images: int) -> dict[str, Summed]:
+    """Mean, deviation, quantiles and interval of one number per layer (and head, prefix token)."""
+    parts: dict[str, list[tuple[Floats, Floats, Floats, Floats]]] = {name: [] for name in names}
+    for block in _blocks(sources, names):
+        columns = [_column(sources, name, layers) for name, layers in block]
+        # Drawn once for all of them: equal draws, and most of the work.
+        flat = np.concatenate([values.reshape(len(values), -1) for values in columns], axis=1)
+        ends = np.cumsum([values[0].size for values in columns])[:-1]
+        bounds = np.split(interval(flat), ends, axis=1)
+        for (name, _), values, bound in zip(block, columns, bounds, strict=True):
+            moments = Moments.of(values)
+            within = bound.reshape(2, *values.shape[1:])
+            parts[name].append((moments.average, moments.std, quantiles(values), within))
+    found: dict[str, Summed] = {}
+    for name, made in parts.items():
+        found |= _scalar(sources, name, _attrs(sources, name, images), made)
+    return found
+
+
+def _blocks(sources: Sequence[Source], names: Sequence[str]) -> Iterator[list[tuple[str, slice]]]:
+    """Layers of statistics that are held at once."""
+    total = sum(source.mask.size for source in sources)
+    block: list[tuple[str, slice]] = []
+    held = 0
+    for name in names:
+        layers, *rest = sources[0].store.array(name).shape[1:]
+        for layer in range(layers):
+            size = math.prod(rest) * total * 8
+            if block and held + size > COLUMN_BYTES:
+                yield block
+                block, held = [], 0
+            if block and block[-1][0] == name:
+                block[-1] = (name, slice(block[-1][1].start, layer + 1))
+            else:
+                block.append((name, slice(layer, layer + 1)))
+            held += size
+    if block:
+        yield block
+
+
+def _scalar(
+    sources: Sequence[Source], name: str, attrs: dict[str, Any], parts: list[tuple[Floats, Floats, Floats, Floats]]
+) -> dict[str, Summed]:
+    first = sources[0].store
+    dims = first.dims(name)[1:]
+    mean, std, quantile, bounds = zip(*parts, strict=True)
+    said = {**attrs, "long_name": attrs.get("long_name", name)}
+    if name in ("distance_renormalized", "entropy_patch") and "rows_without_patch_mass" in first:
+        left_out = [source.store.read("rows_without_patch_mass")[source.mask] for source in sources]
+        said["rows_left_out"] = int(sum(np.maximum(rows, 0).sum() for rows in left_out))
+    drawn = {"method": "percentile bootstrap over images", "level": 0.95, "resamples": RESAMPLES, "seed": 0}
+    return {
+        f"{name}_mean": Summed(dims, np.concatenate(mean), said),
+        f"{name}_std": Summed(dims, np.concatenate(std), {**said, "ddof": 1}),
+        f"{name}_quantile": Summed(("quantile", *dims), np.concatenate(quantile, axis=1), said),
+        f"{name}_interval": Summed(("bound", *dims), np.concatenate(bounds, axis=1), said | drawn),
+    }
+
+
+def _column(sources: Sequence[Source], name: str, layers: slice = slice(None)) -> Array:
+    """Rows of valid images, of all sources one after another."""
+    return np.concatenate([source.store.read(name, (slice(None), layers))[source.mask] for source in sources])
+
+
+# -- by group ---------------------------------------------------------------------------------------------------------
+
+
+def _by_group(
+    sources: Sequence[Source], by: str, names: list[str], groups: Mapping[str, Mapping[Key, Any]]
+) -> dict[str, Summed]:
+    """Everything by group, and the groups themselves."""
+    columns = [read_column(source.store, by) for source in sources]
+    values = np.concatenate([keys[source.mask] for source, (keys, _) in zip(sources, columns, strict=True)])
+    there = np.concatenate([known[source.mask] for source, (_, known) in zip(sources, columns, strict=True)])
+    sizes = gathered(values, values, there, len)
+    keys, dim = key_order(sizes), f"{by}_group"
+    if not keys:
+        return {}
+    left_out = int((~there).sum())
+    found = {
+        dim: Summed((dim,), _text(keys) if isinstance(keys[0], str) else np.array(keys), {"column": by}),
+        f"{dim}_images": Summed((dim,), np.array([sizes[key] for key in keys], np.int64), {"left_out": left_out}),
+    }
+    for name in names:
+        attrs = _attrs(sources, name, int(there.sum())) | {"column": by}
+        if name in groups:
+            found |= _group_maps(name, by, keys, groups[name], attrs)
+        else:
+            moments = gathered(_column(sources, name), values, there, Moments.of)
+            found |= _group_scalars(name, by, sources[0].store.dims(name)[1:], [moments[key] for key in keys], attrs)
+    return found
+
+
+def _group_maps(
+    name: str, by: str, keys: list[Key], totals: Mapping[Key, Totals], attrs: dict[str, Any]
+) -> dict[str, Summed]:
+    dims = CATALOG[name].dims if name in CATALOG else ("y", "x")
+    dim = f"{by}_group"
+    nothing = Totals(0.0, np.zeros_like(next(iter(totals.values())).total))
+    of = [totals.get(key, nothing) for key in keys]
+    return {
+        f"{name}_mean_by_{by}": Summed((dim, *dims), np.stack([t.average for t in of]), attrs),
+        f"{name}_count_by_{by}": Summed((dim,), np.array([int(t.count) for t in of], np.int64), attrs),
+    }
+
+
+def _group_scalars(
+    name: str, by: str, dims: tuple[str, ...], moments: list[Moments], attrs: dict[str, Any]
+) -> dict[str, Summed]:
+    dims = (f"{by}_group", *dims)
+    difference, q = group_differences(moments)
+    test = {"method": "Welch's test of a group against all other images, Benjamini & Hochberg 1995"}
+    return {
+        f"{name}_mean_by_{by}": Summed(dims, np.stack([m.average for m in moments]), attrs),
+        f"{name}_std_by_{by}": Summed(dims, np.stack([m.std for m in moments]), {**attrs, "ddof": 1}),
+        f"{name}_count_by_{by}": Summed(dims, np.stack([m.count for m in moments]).astype(np.int64), attrs),
+        f"{name}_difference_by_{by}": Summed(dims, difference, attrs),
+        f"{name}_q_by_{by}": Summed(dims, q, {**attrs, "units": "1"} | test),
+    }
+
+
+def _text(values: Sequence[Any]) -> Array:
+    return np.array(values, dtype=np.dtypes.StringDType())

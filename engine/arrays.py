@@ -1,0 +1,260 @@
+"""Arrays and their chunks, in a folder or a bucket: the one module that knows zarr.
+
+A chunk is encoded by numcodecs directly; the bytes are those that zarr writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import Store as ZarrStore
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import MemoryStore
+
+from .places import ROOT, Place
+from .plan import Plan
+
+__all__ = [
+    "FLOAT16_ATTRS", "LARGE", "LAYERED", "Array", "ArraySpec", "Template", "create", "decode", "encode", "encoded",
+    "enlist", "laid_out", "member", "opened", "zarr_store",
+]  # fmt: skip
+
+Array: TypeAlias = zarr.Array[Any]
+
+CODECS = ("BytesCodec", "BloscCodec", "Crc32cCodec")  # what numbers are laid out with
+RESIDUE = 0x48674BC7  # what CRC32C gives of any data with its own checksum behind it: no copy without it is needed
+
+# Arrays with a chunk per batch and layer, and those with a chunk per batch; the others have a chunk per unit.
+LAYERED = ("attention", "attention_code", "attention_mean", "gradient", "gradient_mean", "gradient_positive")
+LARGE = (*LAYERED, "tokens")
+
+# numpy and xarray add float16 in float16, which makes a mean over 20,000 rows a third too small. With a CF scale
+# factor xarray decodes to float64 on reading, so that plain `xarray.open_zarr` does not mislead.
+FLOAT16_ATTRS: Mapping[str, Any] = {"scale_factor": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One result per image: `dims` begins with "image", `shape` leaves the image axis out."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    fill: Any
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a store: `dtype` is numpy's name, or "str" for text."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    fill: Any
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_template(cls, template: Template, plan: Plan) -> ArraySpec:
+        """A per-image result whose chunks are the plan's units (batches and single layers for the large arrays)."""
+        shape = (plan.images, *template.shape)
+        if template.name in LARGE:
+            layered = template.name in LAYERED
+            chunks = (plan.batch, 1, *template.shape[1:]) if layered else (plan.batch, *template.shape)
+        else:
+            chunks = (plan.unit, *template.shape)
+        attrs = dict(template.attrs)
+        if template.dtype == "float16":
+            attrs |= FLOAT16_ATTRS
+        return cls(template.name, template.dims, shape, chunks, template.dtype, template.fill, attrs)
+
+
+def opened(place: Place, *, writable: bool) -> zarr.Group:
+    """The group at a place."""
+    return zarr.open_group(zarr_store(place), mode="r+" if writable else "r", zarr_format=3)
+
+
+def member(group: zarr.Group, name: str) -> Array:
+    """The array of that name, to read and to write.
+
+    Raises:
+        KeyError: there is none.
+    """
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    # zarr would not write a chunk that holds nothing but fill, and then its absence would prove nothing.
+    return array.with_config({"write_empty_chunks": True})
+
+
+def zarr_store(place: Place) -> Any:
+    """What zarr, and xarray, open: a folder's own path, or a bucket's adapter."""
+    return place.path if isinstance(place.path, Path) else _Keys(place)
+
+
+def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a new group by key: metadata, and the chunks of `values`; "run/x" goes into the group `run`."""
+    files: dict[str, Buffer] = {}
+    memory = MemoryStore(files)
+    root = zarr.create_group(memory, attributes=dict(attrs))
+    run = root.create_group("run")
+    for array in arrays:
+        parent, name = (run, array.name[4:]) if array.name.startswith("run/") else (root, array.name)
+        create(parent, array, name, values.get(array.name))
+    with warnings.catch_warnings():
+        # zarr warns that the v3 specification has no consolidated metadata yet; readers without it lose nothing.
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(memory)
+    return {key: data.to_bytes() for key, data in files.items()}
+
+
+def enlist(place: Place, names: Iterable[str], attrs: Mapping[str, Any]) -> None:
+    """Put new arrays' metadata beside the others' in the root, from which a store is opened, and set attributes."""
+    root = json.loads(place.read(ROOT))
+    root["attributes"] |= attrs
+    if root.get("consolidated_metadata"):
+        gathered = root["consolidated_metadata"]["metadata"]
+        gathered |= {name: json.loads(place.read(f"{name}/{ROOT}")) for name in names}
+    place.write(ROOT, json.dumps(root, indent=2).encode())
+
+
+def create(parent: zarr.Group, array: ArraySpec, name: str, values: Any = None) -> None:
+    """Lay an array out, and fill it where values are given."""
+    text = array.dtype == "str"
+    # A checksum behind the compressor: a flipped bit is an error on reading, never a number.
+    compressors: list[Any] = [Crc32cCodec()]
+    if not text:
+        size = np.dtype(array.dtype).itemsize
+        blosc = _blosc(size)
+        shuffle: Any = "bitshuffle" if blosc["shuffle"] else "noshuffle"
+        compressors.insert(
+            0, BloscCodec(cname=blosc["cname"], clevel=blosc["clevel"], shuffle=shuffle, typesize=size, blocksize=0)
+        )
+    chunks = tuple(max(1, min(c, n)) if d != "image" else max(1, c) for c, n, d in
+                   zip(array.chunks, array.shape, array.dims, strict=True))  # fmt: skip
+    made = parent.create_array(
+        name,
+        shape=array.shape,
+        chunks=chunks,
+        dtype=str if text else array.dtype,
+        fill_value=array.fill,
+        compressors=compressors,
+        dimension_names=array.dims,
+        attributes=dict(array.attrs),
+        config={"write_empty_chunks": True},
+    )
+    if values is not None and made.shape and 0 not in made.shape:
+        made[...] = values
+
+
+def encode(array: Array, block: npt.NDArray[Any]) -> tuple[bytes, bytes]:
+    """One chunk of numbers, padded with fill at the array's end, as its file's bytes: the data and its checksum."""
+    dtype = array.dtype.newbyteorder("<")
+    if len(block) < array.chunks[0]:
+        padded = np.full(array.chunks, array.fill_value, dtype)
+        padded[: len(block)] = block
+        block = padded
+    data = numcodecs.Blosc(**_blosc(dtype.itemsize)).encode(np.ascontiguousarray(block, dtype))
+    return data, google_crc32c.value(data).to_bytes(4, "little")
+
+
+def encoded(array: Array) -> bool:
+    """Whether the array's chunks are as `encode` makes them."""
+    codecs = getattr(array.metadata, "codecs", ())
+    return tuple(type(codec).__name__ for codec in codecs) == CODECS
+
+
+def decode(data: bytes, out: npt.NDArray[Any]) -> None:
+    """The numbers of a chunk's file, into an array of the chunk's shape.
+
+    Raises:
+        ValueError, RuntimeError: it is damaged.
+    """
+    if len(data) <= 4 or google_crc32c.value(data) != RESIDUE:
+        raise ValueError("its checksum does not fit")
+    numcodecs.Blosc().decode(memoryview(data)[:-4], out=out)
+
+
+def _blosc(itemsize: int) -> dict[str, Any]:
+    """The compressor's setting: attention hardly compresses, so the fastest (docs/engine.md has the table)."""
+    shuffle = numcodecs.Blosc.BITSHUFFLE if itemsize > 1 else numcodecs.Blosc.NOSHUFFLE
+    return {"cname": "lz4", "clevel": 1, "shuffle": shuffle, "blocksize": 0}
+
+
+class _Keys(ZarrStore):
+    """A place as zarr wants it, so that its requests are repeated, and fail, as all others there are and do."""
+
+    supports_writes = True
+    supports_deletes = True
+    supports_listing = True
+
+    def __init__(self, place: Place, *, read_only: bool = False) -> None:
+        super().__init__(read_only=read_only)
+        self._place = place
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Keys) and other._place.path == self._place.path
+
+    def __str__(self) -> str:
+        return str(self._place.path)
+
+    def with_read_only(self, read_only: bool = False) -> _Keys:
+        return _Keys(self._place, read_only=read_only)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        try:
+            data = await asyncio.to_thread(self._place.read, key)
+        except FileNotFoundError:
+            return None
+        match byte_range:
+            case RangeByteRequest():
+                data = data[byte_range.start : byte_range.end]
+            case OffsetByteRequest():
+                data = data[byte_range.offset :]
+            case SuffixByteRequest():
+                data = data[-byte_range.suffix :]
+        return prototype.buffer.from_bytes(data)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        return await asyncio.to_thread(self._place.exists, key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self._check_writable()
+        await asyncio.to_thread(self._place.write, key, value.to_bytes())
+
+    async def delete(self, key: str) -> None:
+        self._check_writable()
+        await asyncio.to_thread(self._place.delete, key)
+
+    def list(self) -> AsyncIterator[str]:
+        return self._each(lambda: [key for key, _ in self._place.listing()])
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        return self._each(lambda: [key for key, _ in self._place.listing(prefix.rstrip("/"))])
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        return self._each(lambda: self._place.names(prefix.rstrip("/")))
+
+    async def _each(self, found: Callable[[], Iterable[str]]) -> AsyncIterator[str]:
+        for key in await asyncio.to_thread(found):
+            yield key

@@ -1,0 +1,376 @@
+"""Where a store's files lie, a folder or a bucket: what each of the two promises of a file that is written.
+
+A folder has renames, locks and a page cache that a power failure empties. An object store has none of them: what is put
+is there whole and for good when the request is answered, and a put can be told to fail where something is already. A
+file's key is its path within the store, with `/`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from ..exporter.errors import AttlasError
+from . import remote
+from .sources import files
+
+__all__ = ["ROOT", "Bucket", "Disk", "Place", "Url", "locate", "place_at"]
+
+ROOT = "zarr.json"  # a store is there when this file is, and it is laid out last
+CLAIM = "run/.layout"
+DELETED = b"deleted"
+REQUESTS = 16  # at once
+
+
+class Url(str):
+    """A place that fsspec reaches, such as `s3://bucket/name.zarr`."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.rpartition("/")[2]
+
+    def exists(self) -> bool:
+        """Whether a store is there.
+
+        Raises:
+            AttlasError: nobody can tell.
+        """
+        try:
+            return Bucket(self).occupied()
+        except OSError as error:
+            raise AttlasError(f"{self}: cannot be read ({error})") from None
+
+
+def locate(where: str | os.PathLike[str]) -> Path | Url:
+    """A URL as it is, and anything else, `file://` included, as a path of this machine."""
+    text = files.place(where)
+    return Url(text.rstrip("/")) if files.is_url(text) else Path(text)
+
+
+class Place(Protocol):
+    """A folder or a bucket. Whatever fails raises OSError."""
+
+    @property
+    def path(self) -> Path | Url:
+        """Where it is."""
+
+    def occupied(self) -> bool:
+        """Whether something is there that is a store, or that no store may be laid out over."""
+
+    def claimed(self) -> bool:
+        """Whether the laying out or the deletion of a store has begun there."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a file of that key."""
+
+    def read(self, key: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    def names(self, folder: str) -> list[str]:
+        """The names of what lies directly in a folder, in no order; none where there is no folder."""
+
+    def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """(key, bytes) of every file below a folder, in no order."""
+
+    def write(self, key: str, *parts: bytes) -> None:
+        """Write a file; it is there whole or not at all, whoever looks and whatever happens."""
+
+    def send(self, key: str, *parts: bytes) -> None:
+        """Write a file by and by: it is there, or has failed, once `keep` was called for it."""
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """See to it that files written or sent survive a power failure from here on; nobody reads them soon."""
+
+    def mark(self, key: str, data: bytes) -> None:
+        """Write a small file that survives a power failure from here on."""
+
+    def delete(self, key: str) -> None:
+        """Delete a file, if it is there."""
+
+    def clear(self, folder: str) -> None:
+        """Delete everything below a folder."""
+
+    def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
+        """Put a new store's files where nothing is, `ROOT` last; whether it was this call that did.
+
+        Args:
+            objects: bytes by key.
+            identity: the same for whoever lays out a store that can take this one's place.
+
+        Raises:
+            AttlasError: something else is there, or is being laid out.
+        """
+
+    def remove(self) -> None:
+        """Delete the store, so that at no moment a part of it looks like a whole one."""
+
+    def sweep(self) -> int:
+        """Delete what killed writers left half written; returns how many files."""
+
+
+def place_at(where: str | os.PathLike[str]) -> Place:
+    """The folder or bucket of a store."""
+    path = locate(where)
+    return Disk(path) if isinstance(path, Path) else Bucket(path)
+
+
+class Disk:
+    """A folder of this machine, or of a file system that behaves like one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def occupied(self) -> bool:
+        """See `Place`."""
+        return self.path.exists()
+
+    def claimed(self) -> bool:
+        """See `Place`. All of it happens beside the place."""
+        return False
+
+    def exists(self, key: str) -> bool:
+        """See `Place`."""
+        return (self.path / key).is_file()
+
+    def read(self, key: str) -> bytes:
+        """See `Place`."""
+        return (self.path / key).read_bytes()
+
+    def names(self, folder: str) -> list[str]:
+        """See `Place`."""
+        try:
+            with os.scandir(self.path / folder) as entries:
+                return [entry.name for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """See `Place`."""
+        for found in (self.path / folder).rglob("*"):
+            if found.is_file():
+                yield found.relative_to(self.path).as_posix(), found.stat().st_size
+
+    def write(self, key: str, *parts: bytes) -> None:
+        """See `Place`."""
+        target = self.path / key
+        beside = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+        try:
+            file = beside.open("wb")
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = beside.open("wb")
+        with file:
+            file.writelines(parts)
+        beside.replace(target)
+
+    send = write  # to the page cache, which is as fast
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """See `Place`."""
+        for key in keys:
+            _sync(self.path / key, forget=True)
+
+    def mark(self, key: str, data: bytes) -> None:
+        """See `Place`."""
+        self.write(key, data)
+        _sync(self.path / key)
+        _sync_entries((self.path / key).parent)
+
+    def delete(self, key: str) -> None:
+        """See `Place`."""
+        (self.path / key).unlink(missing_ok=True)
+
+    def clear(self, folder: str) -> None:
+        """See `Place`."""
+        if (self.path / folder).exists():
+            shutil.rmtree(self.path / folder)
+
+    def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
+        """See `Place`. It is laid out beside its place and renamed."""
+        # A process number alone could be that of a process of another machine.
+        beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for key, data in objects.items():
+                target = beside / key
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+                _sync(target)
+            beside.rename(self.path)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            if self.exists(ROOT):
+                return False
+            raise
+        _sync_entries(self.path.parent)
+        return True
+
+    def remove(self) -> None:
+        """See `Place`."""
+        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.deleted")
+        self.path.rename(aside)
+        shutil.rmtree(aside)
+
+    def sweep(self) -> int:
+        """See `Place`."""
+        leftovers = list(self.path.rglob("*.partial"))
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+        return len(leftovers)
+
+
+class Bucket:
+    """An object store by URL. Requests that fail are repeated, by the library that speaks to it and then here."""
+
+    def __init__(self, path: Url) -> None:
+        self.path = path
+        self._requests = ThreadPoolExecutor(REQUESTS)
+        self._room = threading.Semaphore(2 * REQUESTS)  # what is held in memory
+        self._sent: dict[str, Future[None]] = {}
+
+    def __reduce__(self) -> tuple[type[Bucket], tuple[Url]]:
+        return Bucket, (self.path,)
+
+    def occupied(self) -> bool:
+        """See `Place`."""
+        return self.exists(ROOT)
+
+    def claimed(self) -> bool:
+        """See `Place`."""
+        return self._claim() is not None
+
+    def exists(self, key: str) -> bool:
+        """See `Place`."""
+        return files.persist(lambda: remote.stamp(self._url(key))) is not None
+
+    def read(self, key: str) -> bytes:
+        """See `Place`."""
+        return files.persist(lambda: remote.read(self._url(key)))
+
+    def names(self, folder: str) -> list[str]:
+        """See `Place`."""
+        return files.persist(lambda: remote.names(self._url(folder)))
+
+    def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """See `Place`."""
+        for key, size, _ in files.persist(lambda: list(remote.listing(self._url(folder)))):
+            yield f"{folder}/{key}" if folder else key, size
+
+    def write(self, key: str, *parts: bytes) -> None:
+        """See `Place`."""
+        data = b"".join(parts)
+        files.persist(lambda: remote.write(self._url(key), data))
+
+    def send(self, key: str, *parts: bytes) -> None:
+        """See `Place`. A put takes some 50 ms however small it is, so that many are under way at once."""
+        self._room.acquire()
+        sent = self._requests.submit(self.write, key, *parts)
+        sent.add_done_callback(lambda _: self._room.release())
+        self._sent[key] = sent
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """See `Place`. A put that was answered is kept."""
+        for key in keys:
+            if (sent := self._sent.pop(key, None)) is not None:
+                sent.result()
+
+    def mark(self, key: str, data: bytes) -> None:
+        """See `Place`."""
+        self.write(key, data)
+
+    def delete(self, key: str) -> None:
+        """See `Place`."""
+        files.persist(lambda: remote.delete([self._url(key)]))
+
+    def clear(self, folder: str) -> None:
+        """See `Place`."""
+        self._delete([key for key, _ in self.listing(folder)])
+
+    def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
+        """See `Place`.
+
+        The claim comes first, so that only those lay out at once who put the same; the root comes last. Both are put
+        where nothing is, or not at all. Whoever was stopped in between is followed up by the same call.
+        """
+        if self._claim() == DELETED:
+            self._empty()
+        elif self._claim() is None and not self.exists(ROOT) and any(self.listing()):
+            raise AttlasError(f"{self.path}: holds something that is no attention store; choose another output")
+        if not self._create(CLAIM, identity) and self._claim() != identity:
+            if self.exists(ROOT):
+                return False
+            raise AttlasError(
+                f"{self.path}: another run is being laid out here, or was stopped while it was; run again in a moment, "
+                "choose another output, or --overwrite"
+            )
+        list(self._requests.map(lambda key: self._create(key, objects[key]), (k for k in objects if k != ROOT)))
+        return self._create(ROOT, objects[ROOT])
+
+    def remove(self) -> None:
+        """See `Place`. The claim becomes the mark of a deletion that whoever lays out next would finish."""
+        self.write(CLAIM, DELETED)
+        self._empty()
+
+    def sweep(self) -> int:
+        """See `Place`. A put that was cut off leaves nothing."""
+        return 0
+
+    def _url(self, key: str) -> str:
+        return f"{self.path}/{key}" if key else self.path
+
+    def _claim(self) -> bytes | None:
+        try:
+            return self.read(CLAIM)
+        except FileNotFoundError:
+            return None
+
+    def _create(self, key: str, data: bytes) -> bool:
+        """Put a file where none is; whether there was none."""
+        try:
+            files.persist(lambda: remote.write(self._url(key), data, exclusive=True))
+        except FileExistsError:
+            return False
+        return True
+
+    def _empty(self) -> None:
+        """Delete everything: the root first and the mark of the deletion last."""
+        self.delete(ROOT)
+        self._delete([key for key, _ in self.listing() if key != CLAIM])
+        self.delete(CLAIM)
+
+    def _delete(self, keys: list[str]) -> None:
+        if keys:
+            files.persist(lambda: remote.delete([self._url(key) for key in keys]))
+
+
+def _sync(path: Path, *, forget: bool = False) -> None:
+    """Make a file durable, and have the page cache forget it where asked.
+
+    A run writes more than memory holds, and new pages cost it several times what used ones do (docs/engine.md).
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        if forget and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_entries(folder: Path) -> None:
+    """Make the entries of a folder durable, where the system can."""
+    if os.name == "posix":
+        _sync(folder)

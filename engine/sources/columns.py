@@ -1,0 +1,156 @@
+"""Columns of plain values, collected row by row: what a manifest or a sample's JSON says beside path and label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .items import text
+
+__all__ = ["MAX_COLUMNS", "Columns", "guessed"]
+
+BLOCK = 1 << 16
+MAX_COLUMNS = 256  # a file of a million rows with names of their own would fill the memory
+EXACT = 2**53  # integers up to this are float64 without loss
+_KINDS = {bool: "bool", int: "int", float: "float", str: "str"}
+
+
+class Columns:
+    """Rows of JSON scalars as arrays: bool, int64, float64 (a missing number is NaN), or else text ("" is missing).
+
+    Attributes:
+        skipped: values that are no scalars, and columns beyond `MAX_COLUMNS`, counted by name.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.skipped: dict[str, int] = {}
+        self._kinds: dict[str, set[str]] = {}
+        self._present: dict[str, int] = {}
+        self._blocks: dict[str, list[npt.NDArray[Any]]] = {}
+        self._closed = 0  # rows that are in blocks
+        self._open: dict[str, list[str]] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One more image's values; null is missing."""
+        here = self.rows - self._closed
+        for name, value in row.items():
+            if value is None:
+                continue
+            kind = _KINDS.get(type(value))
+            if kind is None or (name not in self._kinds and len(self._kinds) >= MAX_COLUMNS):
+                self._skip(name, 1)
+                continue
+            self._kinds.setdefault(name, set()).add(kind)
+            self._present[name] = self._present.get(name, 0) + 1
+            column = self._open.setdefault(name, [])
+            column.extend([""] * (here - len(column)))
+            # As text, so that a column which turns out to be mixed is what the file says.
+            column.append(_sound(value) if kind == "str" else json.dumps(value))
+        self.rows += 1
+        if here + 1 == BLOCK:
+            self._close()
+
+    def extend(self, other: Columns) -> None:
+        """Append another collection's rows."""
+        self._close()
+        other._close()
+        for name in {**self._kinds, **other._kinds}:
+            mine = self._blocks.setdefault(name, _missing(self.rows))
+            mine += other._blocks.get(name, _missing(other.rows))
+        self.rows = self._closed = self.rows + other.rows
+        for name, kinds in other._kinds.items():
+            self._kinds.setdefault(name, set()).update(kinds)
+            self._present[name] = self._present.get(name, 0) + other._present[name]
+        for name, count in other.skipped.items():
+            self._skip(name, count)
+
+    def _skip(self, name: str, count: int) -> None:
+        name = name if name in self.skipped or len(self.skipped) < MAX_COLUMNS else "others"
+        self.skipped[name] = self.skipped.get(name, 0) + count
+
+    def arrays(self, plain: Container[str] = ()) -> dict[str, npt.NDArray[Any]]:
+        """(row) arrays by name, in the order in which the names came; those in `plain` are text whatever they hold."""
+        self._close()
+        whole = {name: np.concatenate(self._blocks[name]) for name in self._kinds}
+        return {name: values if name in plain else self._typed(name, values) for name, values in whole.items()}
+
+    def _typed(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        kinds, complete = self._kinds[name], self._present[name] == self.rows
+        if kinds == {"bool"} and complete:
+            return np.asarray(values == "true")
+        if kinds <= {"int", "float"}:
+            return _number(values, integers=kinds == {"int"} and complete)
+        return values
+
+    def _close(self) -> None:
+        """Turn the open rows of every column into an array, missing ones filled."""
+        here = self.rows - self._closed
+        for name in self._kinds:
+            blocks = self._blocks.setdefault(name, _missing(self._closed))
+            values = self._open.pop(name, [])
+            if here:
+                blocks.append(text(values + [""] * (here - len(values))))
+        self._closed = self.rows
+
+
+def _sound(value: str) -> str:
+    """Text that can be encoded: JSON may escape half a surrogate pair."""
+    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _missing(rows: int) -> list[npt.NDArray[Any]]:
+    """Blocks of a column that so far is missing everywhere."""
+    return [np.full(rows, "", np.dtypes.StringDType())]
+
+
+def guessed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A column of text as what it holds: int64, float64 or bool where every value is one, else as it is.
+
+    Only integers as they are usually written count, so that "007" stays text; an empty field among numbers is NaN.
+    """
+    given = values != ""
+    if not given.any():
+        return values
+    if ((values == "true") | (values == "false")).all():
+        return np.asarray(values == "true")
+    try:
+        numbers = values[given].astype(np.int64)
+        if (numbers.astype(values.dtype) == values[given]).all():
+            return _number(values, integers=bool(given.all()))
+        return values
+    except (ValueError, OverflowError):
+        pass
+    if all(map(_decimal, values[given])):
+        return _number(values, integers=False)
+    return values
+
+
+def _decimal(value: str) -> bool:
+    """Whether it is a number as people and programs write it: 0.5, -1e-05, nan; never 007 or 1_000."""
+    bare = value.lstrip("-").lower()
+    if bare in ("nan", "inf", "infinity"):
+        return True
+    head = bare.partition("e")[0].partition(".")[0]
+    if "_" in value or value != value.strip() or (len(head) > 1 and head[0] == "0"):
+        return False
+    try:
+        return abs(float(value)) < EXACT or not bare.isdecimal()
+    except ValueError:
+        return False
+
+
+def _number(values: npt.NDArray[Any], *, integers: bool) -> npt.NDArray[Any]:
+    """Text as int64 or float64; as it is where that would lose digits."""
+    try:
+        if integers:
+            return np.asarray(values.astype(np.int64))
+        whole = np.where(values == "", text(["nan"]), values).astype(np.float64)
+    except (ValueError, OverflowError):
+        return values
+    large = np.flatnonzero(np.abs(whole) >= EXACT)
+    return values if any(str(values[i]).lstrip("-").isdecimal() for i in large) else whole

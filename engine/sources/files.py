@@ -1,0 +1,245 @@
+"""Files by place, on this machine or elsewhere: reading the whole, reading a part, and noticing a change."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
+
+from ...exporter.errors import AttlasError
+from .. import remote
+from .items import UNKNOWN, ChangedError
+
+__all__ = [
+    "MAX_BYTES", "READERS", "Stamp", "expand", "is_url", "join", "name_of", "opened", "parent", "persist", "place",
+    "read", "read_part", "stamp",
+]  # fmt: skip
+
+ATTEMPTS = 3
+READERS = 16  # reads at once of small files elsewhere: each is mostly waiting
+MAX_BYTES = 2**30  # of one encoded image: a file of more is no picture, and would fill the memory
+MAX_PATTERN = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_kept = threading.local()
+T = TypeVar("T")
+
+
+class Stamp(NamedTuple):
+    """What shows that a file is still the one that was listed; -1 where a store has no times."""
+
+    size: int
+    mtime_ns: int
+
+
+def is_url(where: str) -> bool:
+    """Whether a place is reached through fsspec."""
+    return "://" in where
+
+
+def place(where: str | os.PathLike[str]) -> str:
+    """A place as text; `file://` is a path of this machine."""
+    return os.fspath(where).removeprefix("file://")
+
+
+def join(base: str, key: str) -> str:
+    """The place of `key` below `base`."""
+    return f"{base.rstrip('/')}/{key}" if is_url(base) else os.path.join(base, key)  # noqa: PTH118 - by the million
+
+
+def parent(where: str) -> str:
+    """The folder that a file lies in."""
+    return where.rpartition("/")[0] if is_url(where) else str(Path(where).parent)
+
+
+def name_of(where: str) -> str:
+    """A place's own name, for records."""
+    if is_url(where):
+        return where.rstrip("/").rpartition("/")[2]
+    return Path(where).resolve().name
+
+
+def stamp(where: str) -> Stamp | None:
+    """Of a regular file, through links; None where there is none.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    if is_url(where):
+        found = remote.stamp(where)
+        return None if found is None else Stamp(*found)
+    try:
+        status = os.stat(where)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def opened(where: str, *, follow: bool = True) -> BinaryIO:
+    """A regular file to read and to seek in.
+
+    Raises:
+        ChangedError: it is no regular file.
+        OSError: it cannot be opened.
+    """
+    if is_url(where):
+        return remote.opened(where)
+    # Without O_NONBLOCK a pipe of that name would stop the run for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    file = io.FileIO(os.open(where, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ChangedError("is no regular file")
+    return file
+
+
+def read(where: str, expected: Stamp | None = None, *, follow: bool = True) -> bytes:
+    """A whole file's bytes.
+
+    Args:
+        where: its place.
+        expected: as it was listed, where it was.
+        follow: a symbolic link.
+
+    Raises:
+        ChangedError: it is no regular file, not the one expected, or too large for a picture.
+        OSError: it cannot be read now, after three attempts.
+    """
+    return persist(lambda: _read(where, expected, follow))
+
+
+def _read(where: str, expected: Stamp | None, follow: bool) -> bytes:
+    if is_url(where):
+        if expected is not None:
+            _bounded(expected.size)
+        data = remote.read(where, MAX_BYTES + 1)
+        # A time would cost a second request for every image.
+        if expected is not None and len(data) != expected.size:
+            raise ChangedError("has changed since the run was planned")
+        _bounded(len(data))
+        return data
+    with opened(where, follow=follow) as file:
+        status = os.fstat(file.fileno())
+        if expected is not None and (status.st_size, status.st_mtime_ns) != expected:
+            raise ChangedError("has changed since the run was planned")
+        _bounded(status.st_size)
+        return file.read()
+
+
+def read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
+    """`length` bytes from `offset` on of a file that this thread keeps open, since what follows is asked for next.
+
+    Raises:
+        AttlasError: the file is not the one expected.
+        ChangedError: the part is too large for a picture.
+        OSError: it cannot be read now, after three attempts.
+    """
+    _bounded(length)
+    try:
+        return persist(lambda: _read_part(where, offset, length, expected))
+    except BaseException:
+        _let_go()
+        raise
+
+
+def _read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
+    if getattr(_kept, "where", None) != (where, expected):
+        _let_go()
+        _check(where, stamp(where), expected)
+        _kept.file = opened(where)
+        _kept.where = (where, expected)
+    file: BinaryIO = _kept.file
+    try:
+        if not is_url(where):
+            status = os.fstat(file.fileno())
+            _check(where, Stamp(status.st_size, status.st_mtime_ns), expected)
+        with remote.failures():
+            file.seek(offset)
+            data = file.read(length)
+    except OSError:
+        _let_go()
+        raise
+    if len(data) != length:
+        _let_go()
+        raise OSError(f"{where}: gave {len(data)} of {length} bytes")
+    return data
+
+
+def _check(where: str, found: Stamp | None, expected: Stamp) -> None:
+    if found is None:
+        raise FileNotFoundError(2, "No such file or directory", where)
+    if found != expected:
+        raise AttlasError(
+            f"{where}: has changed since the run was planned; run the same command again, which looks at it anew"
+        )
+
+
+def _let_go() -> None:
+    """Close the file that this thread keeps."""
+    file = getattr(_kept, "file", None)
+    _kept.file = _kept.where = None
+    if file is not None:
+        file.close()
+
+
+def persist(action: Callable[[], T]) -> T:
+    """Try again what failed, since networks stumble; what is not there or not allowed is not asked for again."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return action()
+        except (FileNotFoundError, FileExistsError, PermissionError):
+            raise
+        except OSError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(0.1 * 4**attempt)
+    raise AssertionError("unreachable")
+
+
+def expand(pattern: str) -> list[str]:
+    """The places that a pattern names: `{000..012}` and `{a,b}` in the order written, then `*` and `?`, sorted.
+
+    Raises:
+        AttlasError: it names more than a million.
+    """
+    found = [pattern]
+    while any(_BRACES.search(one) for one in found):
+        found = [whole for one in found for whole in _first_braces(one)]
+        if len(found) > MAX_PATTERN:
+            raise AttlasError(f"{pattern}: names more than {MAX_PATTERN:,} files")
+    places = []
+    for one in found:
+        if "*" not in one and "?" not in one:
+            places.append(one)
+        else:
+            places += remote.matches(one) if is_url(one) else sorted(glob.glob(one))  # noqa: PTH207
+    return places
+
+
+def _first_braces(text: str) -> list[str]:
+    match = _BRACES.search(text)
+    if match is None:
+        return [text]
+    numbers = _RANGE.fullmatch(match[1])
+    if numbers is None:
+        choices = match[1].split(",")
+    else:
+        first, last = int(numbers[1]), int(numbers[2])
+        if abs(last - first) >= MAX_PATTERN:
+            raise AttlasError(f"{text}: names more than {MAX_PATTERN:,} files")
+        step = 1 if first <= last else -1
+        choices = [str(n).zfill(len(numbers[1])) for n in range(first, last + step, step)]
+    return [f"{text[: match.start()]}{choice}{text[match.end() :]}" for choice in choices]
+
+
+def _bounded(size: int) -> None:
+    if size > MAX_BYTES and size != UNKNOWN:
+        raise ChangedError(f"has {size:,} bytes, more than the limit of {MAX_BYTES:,} for a picture")

@@ -1,0 +1,157 @@
+"""Every statistic that can be asked for by name, against its formula in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from attlas.analysis import formulas as f
+from attlas.analysis import histograms, norms
+from attlas.exporter.spec import GraphSpec, Recipe, Weights
+
+catalog = pytest.importorskip("attlas.analysis.catalog")
+kernel = pytest.importorskip("attlas.analysis.kernel")
+layer = pytest.importorskip("attlas.analysis.layer")
+
+SPEC = GraphSpec(
+    model="vit_test", tag="", weights=Weights("random", "0"), dtype="float32", image_size=(48, 64),
+    recipe=Recipe((48, 64), (48, 64), "center", "bicubic", (0.5,) * 3, (0.5,) * 3), patch_size=(16, 8),
+    grid=(3, 8), prefix=("class", "register"), pooling="class", layers=(0, 1, 2), depth=3, heads=3,
+    attention_kind="probability", position="absolute", outputs=(),
+)  # fmt: skip
+KINDS = {
+    "class and register": SPEC,
+    "register first": dataclasses.replace(SPEC, prefix=("register", "class")),
+    "no prefix": dataclasses.replace(SPEC, prefix=(), pooling="mean", grid=(5, 5), patch_size=(16, 16)),
+    "distilled": dataclasses.replace(SPEC, prefix=("class", "distillation"), pooling="distilled", grid=(2, 2)),
+}
+
+
+def attention(spec: GraphSpec, seed: int = 0, sharp: float = 3.0) -> np.ndarray:
+    """(head, query, key), float32 rows that sum to 1."""
+    scores = np.random.default_rng(seed).normal(size=(spec.heads, spec.tokens, spec.tokens)) * sharp
+    e = np.exp(scores)
+    return (e / e.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def rows(spec: GraphSpec) -> tuple[int, ...]:
+    return f.readout_rows(spec.prefix, spec.grid, spec.readout)
+
+
+def weighted(a: np.ndarray, v: np.ndarray, spec: GraphSpec) -> np.ndarray:
+    return np.asarray(norms.norm_weighted(a, v))
+
+
+REFERENCES: dict[str, Any] = {
+    "distance_unit_square": lambda a, v, s: f.distance_unit_square(a, s.grid),
+    "effective_tokens": lambda a, v, s: f.effective_tokens(a),
+    "self_mass": lambda a, v, s: f.self_mass(a, s.grid),
+    "neighbour_mass": lambda a, v, s: f.neighbour_mass(a, s.grid),
+    "rest_mass": lambda a, v, s: f.rest_mass(a, s.grid),
+    "sink_share": lambda a, v, s: f.sink_share(a, s.grid),
+    "normalized_mutual_information": lambda a, v, s: f.normalized_mutual_information(a, s.grid),
+    "position_deviation": lambda a, v, s: f.position_deviation(a, s.grid),
+    "head_deviation": lambda a, v, s: f.head_deviation(a, s.grid),
+    "head_similarity": lambda a, v, s: f.head_similarity(a),
+    "score_matrix": lambda a, v, s: f.score_matrix(a, s.grid),
+    "received_attention": lambda a, v, s: f.received_attention(a, s.grid),
+    "readout_map": lambda a, v, s: f.readout_map(a, s.grid, rows(s)),
+    "score_matrix_mean": lambda a, v, s: f.score_matrix(a, s.grid),
+    "score_matrix_key_mean": lambda a, v, s: f.score_matrix(a, s.grid, reading="key"),
+    "score_matrix_head_mean": lambda a, v, s: f.score_matrix(a, s.grid, reading="head"),
+    "offset_map_mean": lambda a, v, s: f.offset_map(a, s.grid),
+    "offset_map_pooled_mean": lambda a, v, s: f.offset_map(a, s.grid, form="pooled"),
+    "attention_matrix_mean": lambda a, v, s: a,
+    "norm_weighted_entropy": lambda a, v, s: norms.norm_weighted_entropy(a, v),
+    "norm_weighted_distance": lambda a, v, s: norms.norm_weighted_distance(a, v, s.grid, s.patch_size),
+    "norm_weighted_readout_map_mean": lambda a, v, s: f.readout_map(weighted(a, v, s), s.grid, rows(s)),
+    "norm_weighted_received_attention_mean": lambda a, v, s: f.received_attention(weighted(a, v, s), s.grid),
+}
+
+
+def shown(spec: GraphSpec, dtype: str, a: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A `Layer` that shows `a` as stored in `dtype`, the stored values in float64, and value norms."""
+    codes = np.round(255 * np.sqrt(a)).astype(np.uint8) if dtype == "uint8" else a.astype(dtype)
+    values = f.decode_codes(codes, np.float64) if dtype == "uint8" else codes.astype(np.float64)
+    v = np.random.default_rng(5).random((spec.heads, spec.tokens)).astype(np.float32) + 0.1
+    view = layer.Layer(spec)
+    view.show(kernel.seen(codes), v)
+    return view, values, v.astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_equals_the_formula_in_float64(name: str, kind: str, dtype: str) -> None:
+    """Within 1e-6 of the largest value, on every stored dtype and kind of model."""
+    spec = KINDS[kind]
+    view, a, v = shown(spec, dtype, attention(spec))
+    got, wanted = catalog.CATALOG[name].function(view), np.asarray(REFERENCES[name](a, v, spec))
+    assert got.shape == wanted.shape == catalog.CATALOG[name].shape(spec)[1:]
+    assert np.abs(got - wanted).max() <= 1e-6 * max(np.abs(wanted).max(), 0.1)
+
+
+def test_the_references_leave_nothing_out() -> None:
+    """Whoever adds a statistic adds its reference."""
+    histogrammed = {name for name, s in catalog.CATALOG.items() if s.edges is not None}
+    assert catalog.CATALOG.keys() == REFERENCES.keys() | histogrammed | {"rollout_vit_explain"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_histograms_count_every_query_once_where_the_formula_puts_it(kind: str) -> None:
+    """Of thousands of queries only such may lie elsewhere that rounding moves over an edge."""
+    spec = KINDS[kind]
+    view, a, _ = shown(spec, "float16", attention(spec))
+    d = np.asarray(f.patch_distances(spec.grid, spec.patch_size))
+    part = a[:, len(spec.prefix) :, len(spec.prefix) :]
+    far, mass = (part * d).sum(-1), part.sum(-1)
+    values = {
+        "entropy_histogram": f.row_entropy(a), "distance_histogram": far, "distance_renormalized_histogram": far / mass,
+    }  # fmt: skip
+    for name, wanted in values.items():
+        statistic = catalog.CATALOG[name]
+        counts = statistic.function(view)
+        assert counts.dtype.kind == "i"
+        assert (counts.sum(-1) == wanted.shape[-1]).all()
+        assert np.abs(counts - histograms.histogram(wanted, statistic.edges(spec))).sum() <= 2
+
+
+@pytest.mark.parametrize("discard", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("ties", [False, True])
+def test_rollout_of_vit_explain_equals_the_formula(discard: float, ties: bool) -> None:
+    """Also where stored values are equal in their hundreds, which decides what is discarded."""
+    spec = SPEC
+    layers = [attention(spec, seed) for seed in range(3)]
+    layers = [(np.round(a * 64) / 64).astype(np.float16) if ties else a.astype(np.float16) for a in layers]
+    row = kernel.Reducer(spec).start(1)[0]
+    for a in reversed(layers):
+        view, _, _ = shown(spec, "float16", a.astype(np.float32))
+        row = view.explain(row, discard=discard)
+    got = row[len(spec.prefix) :].reshape(spec.grid)
+    wanted = f.rollout_vit_explain([a.astype(np.float64) for a in layers], spec.grid, rows(spec), discard=discard)
+    np.testing.assert_allclose(got / got.max(), wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_without_patch_mass_are_left_out() -> None:
+    a = attention(SPEC)
+    a[0, 4] = np.eye(SPEC.tokens)[0]
+    a[1] = np.eye(SPEC.tokens)[0]
+    view, exact, _ = shown(SPEC, "float32", a)
+    for name in ("distance_unit_square", "normalized_mutual_information"):
+        got = catalog.CATALOG[name].function(view)
+        np.testing.assert_allclose(got[[0, 2]], REFERENCES[name](exact, None, SPEC)[[0, 2]], rtol=1e-6)
+        assert np.isnan(got[1])
+    counts = catalog.CATALOG["distance_renormalized_histogram"].function(view)
+    np.testing.assert_array_equal(counts.sum(-1), [SPEC.patches - 1, 0, SPEC.patches])
+
+
+def test_a_layer_forgets_what_it_made_of_the_attention_before() -> None:
+    one, other = attention(SPEC, 1), attention(SPEC, 2)
+    view, _, _ = shown(SPEC, "float32", one)
+    first = view.rows.copy()
+    view.show(kernel.seen(other))
+    assert not np.array_equal(view.rows, first)
+    view.show(kernel.seen(one))
+    np.testing.assert_array_equal(view.rows, first)

@@ -1,0 +1,94 @@
+"""The list of what can be exported, made without a weight."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+from attlas.exporter import export, memory
+from attlas.exporter.errors import AttlasError, UsageError
+from attlas.exporter.models import build, describe
+from attlas.exporter.summary import summaries, summarize
+from attlas.exporter.taps import Taps
+
+
+def attlas(*arguments: str) -> Any:
+    return subprocess.run([sys.executable, "-m", "attlas.cli", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "grid", "depth", "heads", "maps"),
+    [
+        ("deit_tiny_patch16_224", ("class",), (14, 14), 12, 3, 2 * 12 * 3 * 197**2),
+        ("vit_small_patch16_18x2_224", ("class",), (14, 14), 18, 12, 2 * 18 * 12 * 197**2),
+        ("vit_dpwee_patch16_reg1_gap_256", ("register",), (16, 16), 16, 4, 2 * 16 * 4 * 257**2),
+        ("vit_tiny_r_s16_p8_224", ("class",), (7, 7), 12, 3, 2 * 12 * 3 * 50**2),
+        ("cait_xxs24_224", (), (14, 14), 24, 4, 2 * 24 * 4 * 196**2),
+    ],
+)
+def test_summary_is_the_models_own(
+    name: str, prefix: tuple[str, ...], grid: tuple[int, int], depth: int, heads: int, maps: int
+) -> None:
+    """Tokens by kind, grid, layers, heads after parallel and differential blocks, and the bytes of an image's maps."""
+    found = summarize(name)
+    assert (found.prefix, found.grid, found.depth, found.heads) == (prefix, grid, depth, heads)
+    assert found.attention_bytes == maps
+
+
+def test_summary_agrees_with_the_built_model() -> None:
+    """What is read without data is what is read with it."""
+    built = build("vit_tiny_patch16_224", random_init=True)
+    facts, found = describe(built, Taps(built.module, built.name)), summarize("vit_tiny_patch16_224")
+    assert (found.prefix, found.grid, found.pooling, found.tokens) == (
+        facts.prefix, facts.grid, facts.pooling, facts.tokens,
+    )  # fmt: skip
+    assert found.image_size == built.image_size
+    assert found.parameters == sum(p.numel() for p in built.module.parameters())
+
+
+def test_exact_name_that_cannot_be_exported_says_why_and_what_can() -> None:
+    """The reason and the name most like it; a pattern of such names matches nothing."""
+    with pytest.raises(UsageError, match=r"windows of 49 tokens.*such as vit_tiny_patch16_224"):
+        list(summaries("swin_tiny_patch4_window7_224"))
+    with pytest.raises(UsageError, match=r"swin\*: no model that can be exported"):
+        list(summaries("swin*"))
+
+
+def test_model_too_large_for_the_memory_is_refused_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with what it takes and what there is, instead of a killed process."""
+    summary = summarize("vit_giant_patch14_224")
+    assert 10e9 < memory.needed(summary) < 20e9
+    monkeypatch.setattr(memory, "available", lambda: 4e9)
+    monkeypatch.setattr("attlas.exporter.graph.build", lambda *a, **k: pytest.fail("was built"))
+    with pytest.raises(AttlasError, match=r"vit_giant_patch14_224: .*takes about \d\d\.\d GB .* 4\.0 GB are free"):
+        export("vit_giant_patch14_224", tmp_path / "giant.onnx", random_init=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_at_hand_is_that_of_machine_and_container() -> None:
+    """More than nothing, and no more than the machine has."""
+    left = memory.available()
+    if left is None:
+        pytest.skip("this system says nothing about its memory")
+    assert 1e8 < left < 1e14
+
+
+def test_command_line_lists_a_table_and_json() -> None:
+    """A line a model under a heading, or the same as JSON; names alone at once."""
+    lines = attlas("models", "deit_tiny*").stdout.splitlines()
+    assert lines[0].split() == ["model", "prefix", "grid", "pooling", "layers", "heads", "weights", "maps"]
+    assert " ".join(lines[2].split()) == "deit_tiny_patch16_224 class 14 x 14 class 12 3 5.7 M 2.8 MB"
+    found = json.loads(attlas("models", "deit_tiny*", "--json").stdout)
+    assert [one["name"] for one in found] == ["deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"]
+    assert found[0]["prefix"] == ["class", "distillation"]
+    assert attlas("models", "deit_tiny*", "--names").stdout.split() == [one["name"] for one in found]
