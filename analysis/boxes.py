@@ -30,7 +30,8 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[tuple[str, B
 
     Returns:
         (category, box) by file name, in the file's order; and a line for each box that cannot be used: of no area, or
-        of an image that the file does not name.
+        of an image that the file does not name. Without a category a box is an "object"; one whose category has no
+        name is called by its number, as is a box without an id, by its place in the file from 1.
 
     Raises:
         AttlasError: the file does not read, or has no `images` and `annotations`.
@@ -38,9 +39,11 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[tuple[str, B
     try:
         data: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
         files = {image["id"]: str(image["file_name"]) for image in data["images"]}
-        names = {kind["id"]: str(kind["name"]) for kind in data.get("categories", ())}
+        names = {None: "object"}
+        names |= {kind["id"]: str(kind["name"]) for kind in data.get("categories") or () if kind.get("name")}
         given = [
-            (a.get("id"), a["image_id"], a.get("category_id"), *map(float, a["bbox"])) for a in data["annotations"]
+            (place if a.get("id") is None else a["id"], a["image_id"], a.get("category_id"), *map(float, a["bbox"]))
+            for place, a in enumerate(data["annotations"], 1)
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AttlasError(f"{path}: is no COCO file with images and annotations ({error})") from None
@@ -52,7 +55,7 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[tuple[str, B
         elif not (width > 0 and height > 0):
             left_out.append(f"box {number} of {files[image]}: has no area ({width:g} x {height:g})")
         else:
-            found[files[image]].append((names.get(kind, str(kind)), (y, x, y + height, x + width)))
+            found[files[image]].append((names.get(kind, f"category {kind}"), (y, x, y + height, x + width)))
     return dict(found), left_out
 
 

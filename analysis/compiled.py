@@ -15,12 +15,12 @@ from numba.extending import intrinsic
 
 __all__ = [
     "CONVERTS_HALF", "DECODES", "STEP", "accumulate", "decode", "divergences", "explain_step", "fused_batch",
-    "head_spread", "information", "offsets", "peaks", "peaks_of_codes", "position_spread", "received", "rings",
-    "row_sums", "weigh",
+    "head_spread", "information", "offsets", "peaks", "peaks_of_codes", "peaks_of_halves", "position_spread",
+    "received", "rings", "row_sums", "weigh",
 ]  # fmt: skip
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-STEP = 64  # entries that the compiled loops do at a time: four vectors of 16
+STEP = 8  # entries that rows are filled up to a multiple of: the fewest that a vector register holds
 DECODES = {"float16": "uint16", "float32": "float32", "uint8": "uint8"}  # stored dtype -> as the kernel sees it
 # Compilers call a routine that is not there where the processor (x86 before 2012, or numba's "generic") cannot convert.
 CONVERTS_HALF = not config.CPU_NAME and binding.get_host_cpu_features().get("f16c", True)
@@ -247,6 +247,26 @@ def peaks_of_codes(attention: Any, prefix: int, renormalize: bool, peaks: Any, o
                 peaks[j] = a if a > peaks[j] else peaks[j]
         for j in range(n - prefix):
             out[j] += peaks[j]
+    for j in range(n - prefix):
+        out[j] /= heads
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def peaks_of_halves(bits: Any, prefix: int, peaks: Any, out: Any) -> None:
+    """`peaks_of_codes` of float16 by its bits, as int16 (head, query, key), with `peaks` (patch) int16.
+
+    As integers they have the order of the numbers from 0 on, and what is below 0 stays below.
+    """
+    heads, n, _ = bits.shape
+    out[:] = 0.0
+    for h in range(heads):
+        peaks[:] = 0
+        for i in range(prefix, n):
+            here = bits[h, i][prefix:]
+            for j in range(n - prefix):
+                peaks[j] = max(peaks[j], here[j])
+        for j in range(n - prefix):
+            out[j] += _decode(np.uint16(peaks[j]))
     for j in range(n - prefix):
         out[j] /= heads
 

@@ -121,7 +121,12 @@ class Layer:
         best = np.empty(self.patches, np.float32)
         if reading == "query":  # of the default statistics, so straight from what is stored
             short = np.empty(self.patches, np.float32)
-            compiled.peaks_of_codes(self.codes, self.prefix, self.codes.dtype == np.uint8, best, short)
+            if self.codes.dtype == np.uint16:
+                compiled.peaks_of_halves(
+                    self.codes.view(np.int16), self.prefix, np.empty(self.patches, np.int16), short
+                )
+            else:
+                compiled.peaks_of_codes(self.codes, self.prefix, self.codes.dtype == np.uint8, best, short)
             return short.reshape(self.spec.grid)
         found = np.empty(self.patches)
         compiled.peaks(self.attention, self.prefix, reading == "head", best, found)

@@ -185,6 +185,8 @@ def _run(
         for result in team.units(mine, job.share, stop):
             total += result
             show(count.progress(total, team))
+        if shard == (1, 1) and team.kind != ThisProcess.kind:
+            store.sweep()  # after workers that were killed while the run went on
     finally:
         _write_record(store, ready, team, total, count.seconds)
     if stop.is_set() and total.images < count.mine:

@@ -79,6 +79,26 @@ def test_boxes_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
         boxes.cover((5, 5, 5, 9), CROP, (2, 2))
 
 
+def test_boxes_without_a_category_are_objects_and_no_none_is_shown(tmp_path: Path) -> None:
+    """The category left out or null, one that the file does not name, one whose name is null; a box without an id."""
+    data = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 4, "name": None}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "bbox": [0, 0, 1, 1]},
+            {"id": 2, "image_id": 1, "category_id": None, "bbox": [0, 0, 1, 1]},
+            {"id": 3, "image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1]},
+            {"id": 4, "image_id": 1, "category_id": 4, "bbox": [0, 0, 1, 1]},
+            {"image_id": 1, "bbox": [0, 0, 0, 1]},
+        ],
+    }
+    for categories in (data["categories"], None):
+        (tmp_path / "coco.json").write_text(json.dumps(data | {"categories": categories}))
+        found, left_out = boxes.read_coco(tmp_path / "coco.json")
+        assert [kind for kind, _ in found["a.jpg"]] == ["object", "object", "category 7", "category 4"]
+        assert left_out == ["box 5 of a.jpg: has no area (0 x 1)"]
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", "no json", '{"images": [], "annotations": [{"bbox": 1}]}'])
 def test_what_is_no_coco_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)

@@ -14,7 +14,7 @@ from ...engine.plan import spread
 from ...engine.store import Store
 from .. import formulas
 from ..moments import Moments, interval
-from . import figures
+from . import figures, rasters
 from .exhibits import Absent, Exhibit, extent
 from .facts import Facts
 from .methods import cite
@@ -217,16 +217,16 @@ def _pictures(
             continue
         rows, numbers = [], list[tuple[str | int | float, ...]]()
         for place, one in enumerate(own[0]):
-            panels = [] if one.pixels is None else [figures.Panel("", one.pixels, extent(stores[0]))]
+            panels = [] if one.pixels is None else [rasters.Panel("", one.pixels, extent(stores[0]))]
             for store, row, f in zip(stores, maps, facts, strict=True):
                 values = row[place]
                 assert values is not None
-                panels.append(figures.Panel("", values, extent(store)))
+                panels.append(rasters.Panel("", values, extent(store)))
                 numbers += [(one.path, f.letter, *cell, float(v)) for cell, v in np.ndenumerate(values)]
             said = [f"{f.letter}: {row[place].predicted} ({row[place].probability:.2f})"
                     for f, row in zip(facts, own, strict=True) if row[place].predicted]  # fmt: skip
             known = [f"label {one.truth}"] if one.truth else []
-            rows.append(figures.Row(" · ".join(said + known) or one.path, tuple(panels)))
+            rows.append(rasters.Row(" · ".join(said + known) or one.path, tuple(panels)))
         pictured = [] if own[0][0].pixels is None else [f"input,\nas {facts[0].letter} saw it"]
         unit = "uniform attention" if kind == "attention" else "their mean over patches"
         title = how.heading.partition(",")[0]
@@ -249,9 +249,9 @@ def _pictures(
 
 
 def _drawn(
-    rows: list[figures.Row], headings: list[str], labels: list[str | None], root: list[bool]
+    rows: list[rasters.Row], headings: list[str], labels: list[str | None], root: list[bool]
 ) -> Callable[[bool], Any]:
-    return lambda narrow: figures.picture_rows(rows, headings, labels, narrow=narrow, root=root, shared=True)
+    return lambda narrow: rasters.picture_rows(rows, headings, labels, narrow=narrow, root=root, shared=True)
 
 
 def _differences(facts: Sequence[Facts], name: str, unit: str, rows: Sequence[Floats]) -> list[str]:

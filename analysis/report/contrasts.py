@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...engine.store import Store
-from . import figures
+from . import figures, rasters
 from .exhibits import Absent, Cell, Exhibit, extent
 from .facts import Facts
 from .methods import cite
@@ -106,7 +106,7 @@ def _maps(store: Store, column: str) -> Iterator[Exhibit]:
         return
     values = {g: store.read(name, g).astype(np.float64) for g in largest}
     panels = [
-        figures.Panel(f"{words[g][:18]}, n = {int(images[g])}", v / v.mean(), extent(store)) for g, v in values.items()
+        rasters.Panel(f"{words[g][:18]}, n = {int(images[g])}", v / v.mean(), extent(store)) for g, v in values.items()
     ]
     yield Exhibit(
         name=name, title=f"Mean rollout by {column}",
@@ -114,7 +114,7 @@ def _maps(store: Store, column: str) -> Iterator[Exhibit]:
         "groups with the most images, on one scale. What all maps share is the model's habit, often the centre "
         f"({cite('abnar2020')}). n = {int(images[largest].sum()):,} images in these groups.",
         alt=f"{len(panels)} maps: " + "; ".join(panel.title for panel in panels) + ".",
-        draw=lambda narrow: figures.map_grid(
+        draw=lambda narrow: rasters.map_grid(
             panels, "rollout, × mean over patches", columns=3 if narrow else 6 if len(panels) > 4 else 4, narrow=narrow
         ),
         columns=("group", "y", "x", "rollout_mean"),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...engine.store import Store
 from .. import formulas
-from . import figures
+from . import rasters
 from .exhibits import Absent, Cell, Exhibit, analyze_first, extent, keep, no_rollout, row_name, where
 from .facts import Facts
 from .methods import cite
@@ -58,17 +58,17 @@ def _gallery(
     spec, size = store.spec, extent(store)
     maps = [{kind: map_of(store, one.image, kind) for kind in MAPS} for one in chosen]
     kept = [kind for kind in MAPS if all(found[kind] is not None for found in maps)]
-    rows: list[figures.Row] = []
+    rows: list[rasters.Row] = []
     numbers: list[tuple[Cell, ...]] = []
     for one, found in zip(chosen, maps, strict=True):
-        panels = [] if one.pixels is None else [figures.Panel("", one.pixels, size, spec.grid)]
+        panels = [] if one.pixels is None else [rasters.Panel("", one.pixels, size, spec.grid)]
         for kind in kept:
             values = found[kind]
             assert values is not None
-            panels.append(figures.Panel("", values, size))
+            panels.append(rasters.Panel("", values, size))
             numbers += [(one.path, kind, *at, float(value)) for at, value in np.ndenumerate(values)]
         note = notes[len(rows)] if notes else ""
-        rows.append(figures.Row(note + one.title, tuple(panels)))
+        rows.append(rasters.Row(note + one.title, tuple(panels)))
     headings = ["input and\npatch grid", *(MAPS[kind].heading.format(last=spec.layers[-1]) for kind in kept)]
     told = ", ".join(heading.replace("\n", " ") for heading in headings[1:])
     pictured = all(one.pixels is not None for one in chosen)
@@ -77,7 +77,7 @@ def _gallery(
     return Exhibit(
         name=name, title=title, caption=_caption(store, lead, kept),
         alt=f"{len(chosen)} pictures, each with {told or 'its patch grid'}: " + "; ".join(r.title for r in rows) + ".",
-        draw=lambda narrow: figures.picture_rows(
+        draw=lambda narrow: rasters.picture_rows(
             rows, headings[first:], labels[first:], narrow=narrow, root=root[first:]
         ),
         columns=("path", "map", "y", "x", "times_uniform"), rows=numbers,
@@ -162,7 +162,7 @@ def _heads(store: Store, one: Example) -> Iterator[Exhibit | Absent]:
         yield Absent(title, keep(store, "attention", "single heads of the readout"))
         return
     values, layer = times_uniform(row, spec.grid), spec.layers[-1]
-    panels = [figures.Panel(f"head {i}", v, extent(store)) for i, v in enumerate(values)]
+    panels = [rasters.Panel(f"head {i}", v, extent(store)) for i, v in enumerate(values)]
     columns = 4 if len(panels) % 4 == 0 else 3 if len(panels) % 3 == 0 else min(4, len(panels))
     yield Exhibit(
         name="heads", title=title,
@@ -171,7 +171,7 @@ def _heads(store: Store, one: Example) -> Iterator[Exhibit | Absent]:
         "examples.",
         alt=f"{len(panels)} maps, one a head of layer {layer}. "
         + " ".join(f"Head {i}: at most {v.max():.1f} times uniform, at {where(v)}." for i, v in enumerate(values)),
-        draw=lambda narrow: figures.map_grid(
+        draw=lambda narrow: rasters.map_grid(
             panels, "attention, × uniform", columns=min(columns, 3) if narrow else columns if len(panels) < 12 else 6,
             narrow=narrow, root=True,
         ),
@@ -210,7 +210,7 @@ def _mean_scores(store: Store, facts: Facts) -> Exhibit | Absent:
 
 
 def _score_exhibit(store: Store, name: str, title: str, scores: dict[int, Floats], n: str) -> Exhibit:
-    panels = [figures.Panel(f"layer {layer}", values, extent(store)) for layer, values in scores.items()]
+    panels = [rasters.Panel(f"layer {layer}", values, extent(store)) for layer, values in scores.items()]
     peak = max(scores, key=lambda layer: float(scores[layer].max()))
     return Exhibit(
         name=name, title=title,
@@ -218,7 +218,7 @@ def _score_exhibit(store: Store, name: str, title: str, scores: dict[int, Floats
         f"dropped; a probability. All layers share one scale, from input to output. {n}",
         alt=f"{len(panels)} maps, one a layer. The largest value, {scores[peak].max():.3g}, is in layer {peak} at "
         f"{where(scores[peak])}. Means by layer: " + ", ".join(f"{v.mean():.3g}" for v in scores.values()) + ".",
-        draw=lambda narrow: figures.map_grid(
+        draw=lambda narrow: rasters.map_grid(
             panels, "largest attention received", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
             narrow=narrow, root=True,
         ),
@@ -239,7 +239,7 @@ def _query(store: Store, one: Example) -> Iterator[Exhibit]:
             maps[layer] = patches(mean[0, len(spec.prefix) + y * spec.grid[1] + x], spec.grid) * spec.tokens
     if not maps:
         return
-    panels = [figures.Panel(f"layer {layer}", v, size, mark=(y, x)) for layer, v in maps.items()]
+    panels = [rasters.Panel(f"layer {layer}", v, size, mark=(y, x)) for layer, v in maps.items()]
     yield Exhibit(
         name="query_map", title="What the central patch looks at",
         caption=f"Attention of the patch in row {y + 1}, column {x + 1} (framed) to all patches, mean over heads, × "
@@ -247,7 +247,7 @@ def _query(store: Store, one: Example) -> Iterator[Exhibit]:
         f"scale. n = 1 image: <span class=path>{html.escape(one.path)}</span>, the first of the examples.",
         alt=f"{len(panels)} maps, one a layer. The patch's attention to itself: "
         + ", ".join(f"{v[y, x]:.1f}" for v in maps.values()) + " times uniform.",
-        draw=lambda narrow: figures.map_grid(
+        draw=lambda narrow: rasters.map_grid(
             panels, "attention, × uniform", columns=4 if narrow else 6 if len(panels) <= 12 else 8, narrow=narrow,
             root=True,
         ),
@@ -272,7 +272,7 @@ def _matrices(store: Store, one: Example) -> Iterator[Exhibit]:
     n = spec.tokens
     # A few entries on the diagonal would leave all others black.
     top = float(np.quantile(np.stack(list(maps.values())), 0.995)) or 1.0
-    panels = [figures.Panel(f"layer {layer}", v, (n, n), lines=len(spec.prefix)) for layer, v in maps.items()]
+    panels = [rasters.Panel(f"layer {layer}", v, (n, n), lines=len(spec.prefix)) for layer, v in maps.items()]
     count = len(spec.prefix)
     told = f" Lines part the prefix token{'s' if count > 1 else ''} from the patches." if count else ""
     yield Exhibit(
@@ -284,7 +284,7 @@ def _matrices(store: Store, one: Example) -> Iterator[Exhibit]:
         f"n = 1 image: <span class=path>{html.escape(one.path)}</span>, the first of the examples.",
         alt=f"{len(panels)} matrices of {n} by {n}, layers {', '.join(map(str, maps))}. On the diagonal: "
         + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in maps.values()) + " times uniform on average.",
-        draw=lambda narrow: figures.map_grid(
+        draw=lambda narrow: rasters.map_grid(
             panels, "attention, × uniform", columns=3, narrow=narrow, limits=(0.0, top), root=True
         ),
         columns=("layer", "query", "key", "times_uniform"),

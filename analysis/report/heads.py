@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...engine.store import Store
 from .. import formulas
-from . import figures
+from . import figures, rasters
 from .exhibits import Absent, Exhibit, depth_exhibit, summary, where
 from .facts import Facts
 from .methods import cite
@@ -91,7 +91,7 @@ def _received(store: Store, facts: Facts) -> Iterator[Exhibit]:
         alt=f"{values.shape[0] * values.shape[1]} maps of {spec.grid[0]} by {spec.grid[1]} patches. The largest mean "
         f"over heads, {by_layer[peak].max():.2f} times uniform, is in layer {spec.layers[peak]} at "
         f"{where(by_layer[peak])}.",
-        draw=lambda narrow: figures.mosaic(
+        draw=lambda narrow: rasters.mosaic(
             values.swapaxes(0, 1), "received attention, × uniform", ("head", "layer"),
             ticks=(range(spec.heads), spec.layers), root=True, narrow=narrow,
         ),
@@ -121,7 +121,7 @@ def _offsets(store: Store, facts: Facts) -> Iterator[Exhibit]:
         f"Compare {cite('walmer2023')}. {facts.n}.",
         alt=f"{values.shape[0] * values.shape[1]} maps of {2 * rows - 1} by {2 * columns - 1} offsets. At the centre, "
         "mean over heads, by layer: " + ", ".join(f"{v:.3g}" for v in centre) + ".",
-        draw=lambda narrow: figures.mosaic(
+        draw=lambda narrow: rasters.mosaic(
             values.swapaxes(0, 1), "mean attention at this offset", ("head", "layer"),
             ticks=(range(spec.heads), spec.layers), limits=(0.0, top), root=True, narrow=narrow,
         ),
@@ -141,7 +141,7 @@ def _similarity(store: Store, facts: Facts) -> Iterator[Exhibit]:
     spec, n = store.spec, store.spec.heads
     values = store.read("head_similarity_mean").astype(np.float64)
     pairs = values[:, ~np.eye(n, dtype=bool)].mean(axis=1)
-    panels = [figures.Panel(f"layer {layer}", v, (n, n)) for layer, v in zip(spec.layers, values, strict=True)]
+    panels = [rasters.Panel(f"layer {layer}", v, (n, n)) for layer, v in zip(spec.layers, values, strict=True)]
     yield Exhibit(
         name="head_similarity", title="How much heads differ",
         caption="Jensen-Shannon divergence between the heads of a layer, averaged over queries and images; nats, "
@@ -149,7 +149,7 @@ def _similarity(store: Store, facts: Facts) -> Iterator[Exhibit]:
         f"({cite('clark2019')}). One scale. {facts.n}.",
         alt=f"{len(panels)} matrices of {n} by {n} heads. Mean divergence between different heads by layer: "
         + ", ".join(f"{v:.3g}" for v in pairs) + " nats.",
-        draw=lambda narrow: figures.map_grid(
+        draw=lambda narrow: rasters.map_grid(
             panels, "Jensen-Shannon divergence, nats", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
             narrow=narrow,
         ),

@@ -83,7 +83,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "distance_histogram": (
         "distance_histogram",
         "How many patch queries have which attention distance, rows not renormalised, of all images together, edges "
-        "fixed.",
+        "fixed. The distance is that of {raghu2021}.",
     ),
     "distance_renormalized_histogram": (
         "distance_renormalized_histogram",
@@ -230,6 +230,12 @@ METHODS: dict[str, tuple[str, str]] = {
     "quantiles": (
         "Quantiles", "Exact quantiles over images, interpolated linearly, of the values per image that the store keeps."
     ),
+    "spread": (
+        "Distributions over queries",
+        "Each head's counts divided by their sum; a layer's shares are the mean over its heads. Quantiles are "
+        "interpolated linearly within a bin, and so right to within its width. Queries of one image are not "
+        "independent of each other: these are descriptions, without intervals.",
+    ),
     "bootstrap": (
         "Intervals",
         "95 % intervals of means are percentile bootstrap intervals ({efron1979}) over images: images are the samples, "
@@ -255,7 +261,7 @@ READING = (
     "<strong>Heads</strong> are unordered: head 3 of one model has nothing to do with head 3 of another.",
 )
 
-_BARE = {"readout", "query_map", "position_similarity", "objects", "localisation", "comparison", "accuracy"}
+_BARE = {"readout", "query_map", "position_similarity", "objects", "localisation", "comparison", "accuracy", "spread"}
 
 
 def methods(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from ...exporter.errors import UsageError
 from .. import boxes as formulas
 from ..boxes import Box, Cover
 from ..moments import interval
-from . import figures
+from . import figures, rasters
 from .exhibits import Absent, Cell, Exhibit, extent, keep
 from .facts import Facts
 from .methods import cite
@@ -234,8 +234,8 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Exhibit 
     )  # fmt: skip
 
 
-def _drawn(panel: figures.Panel, pairs: list[tuple[str, Floats]]) -> Callable[[bool], Any]:
-    return lambda narrow: figures.objects(panel, pairs, narrow=narrow)
+def _drawn(panel: rasters.Panel, pairs: list[tuple[str, Floats]]) -> Callable[[bool], Any]:
+    return lambda narrow: rasters.objects(panel, pairs, narrow=narrow)
 
 
 def _cosines(store: Store, one: Objects) -> tuple[Floats, Floats] | None:
@@ -252,14 +252,14 @@ def _cosines(store: Store, one: Objects) -> tuple[Floats, Floats] | None:
     return plain, weighted
 
 
-def _picture(store: Store, one: Objects, images: Any) -> figures.Panel:
+def _picture(store: Store, one: Objects, images: Any) -> rasters.Panel:
     """The crop with its boxes, grey where the store has no picture of it."""
     (height, width), (top, left, bottom, right) = extent(store), one.crop
     y, x = height / (bottom - top), width / (right - left)
     boxes = tuple(((b[0] - top) * y, (b[1] - left) * x, (b[2] - top) * y, (b[3] - left) * x) for b in one.boxes)
     pixels = example(store, one.image, images).pixels
     values = np.full((height, width, 3), 190, np.uint8) if pixels is None else pixels
-    return figures.Panel("objects", values, (height, width), boxes=boxes)
+    return rasters.Panel("objects", values, (height, width), boxes=boxes)
 
 
 def told(left_out: Iterable[str], most: int = 10) -> str:

@@ -17,15 +17,16 @@ from typing import Any
 from ...engine.places import Url, locate
 from ...engine.store import Store
 from ...exporter.errors import AttlasError, UsageError
-from . import figures as drawing
+from . import canvas
 from .comparison import compare, named
 from .contrasts import contrasts
-from .exhibits import Absent, Exhibit, exhibits
+from .exhibits import Absent, Exhibit
 from .facts import Facts, gather, table, warnings
 from .gallery import gallery
 from .heads import heads
 from .methods import READING, linked, methods, paragraph, references
 from .objects import objects, told
+from .overview import overview
 from .positions import positions
 from .vectors import data_url
 
@@ -176,7 +177,7 @@ def _fill(page: _Page, stores: Sequence[Store], facts: Sequence[Facts], examples
         title = named(one, facts, ". ") if len(stores) > 1 else "What attention does"
         page.heading(title, f"store-{one.letter.lower()}")
         everything = itertools.chain(
-            exhibits(store, one), heads(store, one), gallery(store, one, examples, images), contrasts(store, one),
+            overview(store, one), heads(store, one), gallery(store, one, examples, images), contrasts(store, one),
             positions(store),
         )  # fmt: skip
         for exhibit in everything:
@@ -279,8 +280,8 @@ def _unreadable(facts: Facts, several: bool) -> str:
 
 def _figure(shown: Exhibit, printed: Any, number: int, anchor: str) -> str:
     """A figure in two forms, of which the browser takes the one that fits its width."""
-    wide = data_url(drawing.svg(printed))
-    narrow = data_url(drawing.svg(shown.draw(True))) if shown.wide else wide
+    wide = data_url(canvas.svg(printed))
+    narrow = data_url(canvas.svg(shown.draw(True))) if shown.wide else wide
     alt = html.escape(shown.alt, quote=True)
     source = "" if narrow == wide else f'<source media="(max-width: 40rem)" srcset="{narrow.replace(" ", "%20")}">'
     half = "" if shown.wide else ' class="half"'
@@ -306,7 +307,7 @@ def _paired(parts: Sequence[str]) -> list[str]:
 
 def _print(shown: Exhibit, printed: Any, folder: Path, name: str) -> None:
     """PDF, SVG and PNG for print, and the numbers as CSV."""
-    drawing.write(printed, folder, name)
+    canvas.write(printed, folder, name)
     target = io.StringIO(newline="")
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(shown.columns)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Box", "Depth", "Line", "Measure", "Panel", "Row", "Scatter"]
+__all__ = ["Box", "Depth", "Line", "Measure", "Panel", "Ridges", "Row", "Scatter"]
 
 Floats = npt.NDArray[np.floating[Any]]
 Box = tuple[float, float, float, float]
@@ -37,6 +37,32 @@ class Depth:
     reference: float | None = None
     reference_label: str = ""
     inner: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ridges:
+    """How the values of all queries are distributed, a row for each layer; NaN where nothing was counted.
+
+    Attributes:
+        title: the statistic's name.
+        unit: what stands at the axis.
+        layers: (layer), the blocks' indices.
+        edges: (bin + 1), of the bins, in the unit.
+        shares: (layer, bin) of the queries, each row's sum 1.
+        bands: (low, median, high; layer), in the unit.
+        heads: (layer, head), the median of each head alone.
+        uniform: (bin), what uniform attention gives; `uniform_bands`: (low, median, high) of it.
+    """
+
+    title: str
+    unit: str
+    layers: Sequence[int]
+    edges: Floats
+    shares: Floats
+    bands: Floats
+    heads: Floats
+    uniform: Floats
+    uniform_bands: Floats
 
 
 @dataclass(frozen=True, slots=True)

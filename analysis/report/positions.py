@@ -8,7 +8,7 @@ import numpy as np
 
 from ...engine.store import Store
 from .. import formulas
-from . import figures
+from . import rasters
 from .exhibits import Absent, Exhibit
 from .methods import cite
 
@@ -48,7 +48,7 @@ def positions(store: Store) -> Iterator[Exhibit | Absent]:
         f"({cite('dosovitskiy2021')}, fig. 7).{left_out} It belongs to the weights, not to images: n = 1 model.",
         alt=f"{shown.shape[0]} by {shown.shape[1]} maps of {rows} by {columns} patches. Between different patches the "
         f"cosine runs from {off.min():.2f} to {off.max():.2f}, on average {off.mean():.2f}.",
-        draw=lambda narrow: figures.mosaic(
+        draw=lambda narrow: rasters.mosaic(
             shown, "cosine", ("patch row", "patch column"),
             ticks=(range(1, rows + 1, step), range(1, columns + 1, step)),
             limits=(min(0.0, float(off.min())), 1.0), narrow=narrow,
