@@ -233,42 +233,40 @@ def _finish(
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]
 def peaks_of_codes(attention: Any, prefix: int, renormalize: bool, peaks: Any, out: Any) -> None:
-    """The largest over patch queries, mean over heads: (head, query, key) codes into `out` (patch)."""
-    heads, n, _ = attention.shape
+    """The largest over patch queries, mean over heads: (image, head, query, key) codes into `out` (image, patch)."""
+    images, heads, n, _ = attention.shape
     out[:] = 0.0
-    for h in range(heads):
-        peaks[:] = 0.0
-        for i in range(prefix, n):
-            codes = attention[h, i]
-            scale = _row_scale(codes, np.uintp(0), np.uintp(n), renormalize)
-            here = codes[prefix:]
+    for image in range(images):
+        for h in range(heads):
+            peaks[:] = 0.0
+            for i in range(prefix, n):
+                codes = attention[image, h, i]
+                scale = _row_scale(codes, np.uintp(0), np.uintp(n), renormalize)
+                here = codes[prefix:]
+                for j in range(n - prefix):
+                    a = _decode(here[j]) * scale
+                    peaks[j] = a if a > peaks[j] else peaks[j]
             for j in range(n - prefix):
-                a = _decode(here[j]) * scale
-                peaks[j] = a if a > peaks[j] else peaks[j]
-        for j in range(n - prefix):
-            out[j] += peaks[j]
-    for j in range(n - prefix):
-        out[j] /= heads
+                out[image, j] += peaks[j] / heads
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def peaks_of_halves(bits: Any, prefix: int, peaks: Any, out: Any) -> None:
-    """`peaks_of_codes` of float16 by its bits, as int16 (head, query, key), with `peaks` (patch) int16.
+    """`peaks_of_codes` of float16 by its bits, as int16 like `peaks` (patch).
 
     As integers they have the order of the numbers from 0 on, and what is below 0 stays below.
     """
-    heads, n, _ = bits.shape
+    images, heads, n, _ = bits.shape
     out[:] = 0.0
-    for h in range(heads):
-        peaks[:] = 0
-        for i in range(prefix, n):
-            here = bits[h, i][prefix:]
+    for image in range(images):
+        for h in range(heads):
+            peaks[:] = 0
+            for i in range(prefix, n):
+                here = bits[image, h, i][prefix:]
+                for j in range(n - prefix):
+                    peaks[j] = max(peaks[j], here[j])
             for j in range(n - prefix):
-                peaks[j] = max(peaks[j], here[j])
-        for j in range(n - prefix):
-            out[j] += _decode(np.uint16(peaks[j]))
-    for j in range(n - prefix):
-        out[j] /= heads
+                out[image, j] += _decode(np.uint16(peaks[j])) / heads
 
 
 PLAIN = {"nogil": True, "cache": True, "fastmath": FAST, "error_model": "numpy"}

@@ -41,22 +41,30 @@ class Layer:
 
     Attributes:
         spec: of the graph.
-        codes: the stored values (head, query, key) as the compiled loops take them (`kernel.seen`).
+        batch: (image, head, query, key), the stored values of some images as the compiled loops take them
+            (`kernel.seen`).
+        codes: those of the image that is shown.
         norms: (head, key) float32, the lengths of the value vectors, where the store holds them.
     """
 
     def __init__(self, spec: GraphSpec) -> None:
         self.spec, self.prefix, self.patches = spec, len(spec.prefix), spec.patches
+        self.batch: Array = np.empty((0, 0, 0, 0), np.float32)
         self.codes: Array = np.empty(0, np.float32)
+        self._image, self._peaks = 0, np.empty((0, 0), np.float32)
         self.norms: Array | None = None
         self._known: dict[str, Array] = {}
         self._wide = np.empty((spec.heads, spec.tokens, spec.tokens), np.float32)
         self._weighted: Array | None = None
         self._distances = _distances(spec.grid, spec.patch_size)
 
-    def show(self, codes: Array, norms: Array | None = None) -> None:
-        """The next attention; what was made of the one before is no longer valid."""
-        self.codes, self.norms = codes, norms
+    def take(self, batch: Array) -> None:
+        """The next images' attention, which `show` takes one by one."""
+        self.batch, self._peaks = batch, np.empty((0, 0), np.float32)
+
+    def show(self, image: int, norms: Array | None = None) -> None:
+        """One image of the batch; what was made of the one before is no longer valid."""
+        self.codes, self.norms, self._image = self.batch[image], norms, image
         self._known.clear()
 
     @_once
@@ -118,19 +126,25 @@ class Layer:
 
     def peaks(self, reading: str) -> Array:
         """`formulas.score_matrix`: (y, x)."""
+        if reading == "query":
+            return self._query_peaks[self._image].reshape(self.spec.grid)
         best = np.empty(self.patches, np.float32)
-        if reading == "query":  # of the default statistics, so straight from what is stored
-            short = np.empty(self.patches, np.float32)
-            if self.codes.dtype == np.uint16:
-                compiled.peaks_of_halves(
-                    self.codes.view(np.int16), self.prefix, np.empty(self.patches, np.int16), short
-                )
-            else:
-                compiled.peaks_of_codes(self.codes, self.prefix, self.codes.dtype == np.uint8, best, short)
-            return short.reshape(self.spec.grid)
         found = np.empty(self.patches)
         compiled.peaks(self.attention, self.prefix, reading == "head", best, found)
         return found.reshape(self.spec.grid)
+
+    @property
+    def _query_peaks(self) -> Array:
+        """(image, patch) float32, of the whole batch and from what is stored: it is one of the default statistics."""
+        if len(self._peaks) != len(self.batch):
+            self._peaks = np.empty((len(self.batch), self.patches), np.float32)
+            if self.batch.dtype == np.uint16:
+                best = np.empty(self.patches, np.int16)
+                compiled.peaks_of_halves(self.batch.view(np.int16), self.prefix, best, self._peaks)
+            else:
+                codes = self.batch.dtype == np.uint8
+                compiled.peaks_of_codes(self.batch, self.prefix, codes, np.empty(self.patches, np.float32), self._peaks)
+        return self._peaks
 
     def spread(self, *, over: str) -> Array:
         """Standard deviation of attention over positions (head) or heads ()."""

@@ -310,8 +310,9 @@ class _Unit:
         follow: dict[str, Array],
     ) -> None:  # fmt: skip
         """Every extra statistic of one layer of a batch."""
+        shown.take(codes)
         for image in np.flatnonzero(there):
-            shown.show(codes[image], norms["value_norm"][image, place] if "value_norm" in norms else None)
+            shown.show(image, norms["value_norm"][image, place] if "value_norm" in norms else None)
             for s in self._extras:
                 if s.follow is not None:
                     follow[s.name][image] = s.follow(shown, follow[s.name][image])

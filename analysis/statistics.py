@@ -346,7 +346,7 @@ def _in_order(submit: Callable[[int], Future[Partial]], units: Iterable[int], ah
     try:
         for k in units:
             running.append(submit(k))
-            if len(running) > ahead:
+            if len(running) > 2 * ahead:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()

@@ -107,7 +107,8 @@ def against_the_limit(store: Store, rounds: int, threads: int) -> None:
             for place in reversed(places):
                 raw = held[place][: len(batch)]
                 reduction.add(raw)
-                for image in seen(raw):
+                view.take(seen(raw))
+                for image in range(len(raw)):
                     view.show(image)
                     view.peaks("query")
             reduction.results()
@@ -164,7 +165,8 @@ def further(store: Store, threads: int, names: Sequence[str]) -> None:
             view, row = Layer(spec), Reducer(spec).start(1)[0]
             total = None if statistic.per_image else np.zeros(statistic.shape(spec)[1:])
             for codes in reversed(held):
-                for image in codes:
+                view.take(codes)
+                for image in range(len(codes)):
                     view.show(image)
                     found = view.explain(row) if statistic.function is None else statistic.function(view)
                     if total is not None:

@@ -77,7 +77,8 @@ def shown(spec: GraphSpec, dtype: str, a: np.ndarray) -> tuple[Any, np.ndarray, 
     values = f.decode_codes(codes, np.float64) if dtype == "uint8" else codes.astype(np.float64)
     v = np.random.default_rng(5).random((spec.heads, spec.tokens)).astype(np.float32) + 0.1
     view = layer.Layer(spec)
-    view.show(kernel.seen(codes), v)
+    view.take(kernel.seen(codes)[None])
+    view.show(0, v)
     return view, values, v.astype(np.float64)
 
 
@@ -151,7 +152,9 @@ def test_a_layer_forgets_what_it_made_of_the_attention_before() -> None:
     one, other = attention(SPEC, 1), attention(SPEC, 2)
     view, _, _ = shown(SPEC, "float32", one)
     first = view.rows.copy()
-    view.show(kernel.seen(other))
+    view.take(kernel.seen(other)[None])
+    view.show(0)
     assert not np.array_equal(view.rows, first)
-    view.show(kernel.seen(one))
+    view.take(kernel.seen(one)[None])
+    view.show(0)
     np.testing.assert_array_equal(view.rows, first)
