@@ -235,7 +235,7 @@ def main() -> None:
     options.add_argument("--images", type=int, default=1200)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options.add_argument("--unit", type=int, default=24, help="images of a unit: 64 MB as a run makes them")
+    options.add_argument("--unit", type=int, help="images of a unit; as many as STORE's")
     options.add_argument("--names", default="", help="further statistics, comma-separated; all by default, `none`")
     options.add_argument("--memory", action="store_true")
     options.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
@@ -247,7 +247,8 @@ def main() -> None:
         if chosen.memory:
             memory(Path(folder))
             return
-        store = enlarged(Store(chosen.store), Path(folder) / "large.zarr", chosen.images, chosen.unit)
+        source = Store(chosen.store)
+        store = enlarged(source, Path(folder) / "large.zarr", chosen.images, chosen.unit or source.plan.unit)
         against_the_limit(store, chosen.rounds, chosen.threads)
         if chosen.names != "none":
             further(store, chosen.threads, [name for name in chosen.names.split(",") if name])

@@ -96,8 +96,13 @@ def write_alone(store: Store, folder: Path) -> float:
             held[name] = store.read(name, slice(0, stop))
     shutil.rmtree(folder, ignore_errors=True)
     # The same layout, without a unit done.
-    shutil.copytree(store.path, folder, ignore=lambda d, names: ["c"] if "c" in names and Path(d).name in held else [])
-    shutil.rmtree(folder / "run" / "done" / "c", ignore_errors=True)
+    shutil.copytree(
+        store.path,
+        folder,
+        ignore=lambda folder, names: [
+            name for name in names if name.startswith("c.") and Path(folder).name in (*held, "done")
+        ],
+    )
     copy = Store(folder, writable=True)
     # Contiguous, as a run has them: one array per batch and layer.
     attention = held.pop("attention")

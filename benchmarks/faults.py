@@ -42,7 +42,7 @@ def run(*arguments: object, codes: tuple[int, ...] = (0,)) -> subprocess.Complet
 
 def chunk_files(store: Path) -> dict[str, bytes]:
     place = place_at(store)
-    return {key: place.read(key) for key, _ in place.listing() if "c" in key.split("/")}
+    return {key: place.read(key) for key, _ in place.listing() if "/c." in key}
 
 
 def same(a: Path, b: Path) -> bool:

@@ -30,7 +30,7 @@ from .plan import Plan, digest
 __all__ = ["FLOAT16_ATTRS", "LARGE", "LAYERED", "ArraySpec", "DamagedError", "Store", "Template", "read_attrs"]
 
 KIND = "attlas.store"
-MARKS = "run/done/c"
+MARKS = "run/done"
 
 
 class DamagedError(AttlasError):
@@ -164,7 +164,8 @@ class Store:
         # read would.
         with _reading(self.path, "what is done"):
             marks = self.place.names(MARKS)
-        done[[int(k) for k in marks if k.isdigit() and int(k) < done.size]] = True
+        found = [int(mark[2:]) for mark in marks if mark.startswith("c.") and mark[2:].isdigit()]
+        done[[k for k in found if k < done.size]] = True
         return done
 
     @property
@@ -251,7 +252,7 @@ class Store:
     def mark_done(self, k: int) -> None:
         """Mark unit k done, durably: its chunks reach the disk before the mark does."""
         self.place.keep(self.unit_keys(k))
-        self.place.mark(f"{MARKS}/{k}", b"".join(layouts.encode(self.array("run/done"), np.ones(1, np.uint8))))
+        self.place.mark(mark_key(k), b"".join(layouts.encode(self.array("run/done"), np.ones(1, np.uint8))))
 
     def reopen(self, k: int) -> None:
         """Take unit k's mark away, so that the next run does it again.
@@ -260,13 +261,13 @@ class Store:
             AttlasError: the place cannot be written.
         """
         try:
-            self.place.delete(f"{MARKS}/{k}")
+            self.place.delete(mark_key(k))
         except OSError as error:
             raise AttlasError(f"{self.path}: cannot be written ({_one_line(error)})") from None
 
     def chunk_key(self, name: str, index: Iterable[int]) -> str:
-        """The chunk of that index by `place`'s key: zarr's default, a folder per axis."""
-        return f"{name}/c/{'/'.join(map(str, index))}"
+        """The chunk of that index by `place`'s key: a file in the array's folder (`arrays.create`)."""
+        return f"{name}/c.{'.'.join(map(str, index))}"
 
     def chunk_path(self, name: str, index: Iterable[int]) -> Path:
         """The chunk of that index as a file; of stores on this machine."""
@@ -336,6 +337,11 @@ class Store:
     def sweep(self) -> int:
         """Remove what a killed writer left half written; returns how many files."""
         return self.place.sweep()
+
+
+def mark_key(k: int) -> str:
+    """The file whose being there says that unit k is done."""
+    return f"{MARKS}/c.{k}"
 
 
 # Written whole when the store is laid out, so that no unit owns their chunks.

@@ -131,4 +131,4 @@ def make_images(folder: Path, count: int, classes: int = 4) -> Path:
 def chunk_files(store: str | Path) -> dict[str, bytes]:
     """Every chunk file of a store by its path: what two runs must agree on."""
     place = place_at(store)
-    return {key: place.read(key) for key, _ in sorted(place.listing()) if "c" in key.split("/")}
+    return {key: place.read(key) for key, _ in sorted(place.listing()) if "/c." in key}

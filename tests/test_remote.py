@@ -261,7 +261,7 @@ def test_an_outage_ends_the_run_with_one_line_and_the_same_command_goes_on(
 ) -> None:
     """What was done stays, and is not done again."""
     url = f"{s3.bucket()}/s.zarr"
-    s3.faults(after(40, fault, lambda method, path: method == "PUT" and "/c/" in path and "run/" not in path))
+    s3.faults(after(40, fault, lambda method, path: method == "PUT" and "/c." in path and "run/" not in path))
     with pytest.raises(AttlasError, match=r"cannot be written .* run the same command again") as caught:
         run(tiny_graph, few, url)
     assert "\n" not in str(caught.value)
@@ -279,7 +279,7 @@ def test_a_run_that_is_killed_goes_on(s3: S3, tiny_graph: Path, few: Path, whole
     puts = threading.Semaphore(0)
 
     def kill(method: str, path: str) -> str:
-        if method == "PUT" and "/c/" in path and "run/" not in path:
+        if method == "PUT" and "/c." in path and "run/" not in path:
             puts.release()
             if puts._value > 30:
                 process.kill()
@@ -378,7 +378,7 @@ def test_verify_finds_damage_and_does_not_take_an_outage_for_it(
     """Repair reopens what is damaged or missing; where the bucket cannot be reached, nothing."""
     url = f"{s3.bucket()}/s.zarr"
     run(tiny_graph, few, url)
-    s3.faults(after(1, "403", lambda method, path: method == "GET" and "prefix_attention/c" in path))
+    s3.faults(after(1, "403", lambda method, path: method == "GET" and "prefix_attention/c." in path))
     with pytest.raises(AttlasError, match="cannot be read now"):
         attlas.verify(url, repair=True)
     s3.sound()

@@ -169,10 +169,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tiny_graph: Pat
     kills = 0
     for _ in range(8):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-        marks = tmp_path / "k.zarr" / "run" / "done" / "c"
+        marks = tmp_path / "k.zarr" / "run" / "done"
         deadline = time.monotonic() + 60
-        had = len(list(marks.glob("*")))
-        while process.poll() is None and len(list(marks.glob("*"))) <= had and time.monotonic() < deadline:
+        had = len(list(marks.glob("c.*")))
+        while process.poll() is None and len(list(marks.glob("c.*"))) <= had and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.03))
         if process.poll() is None:
@@ -190,8 +190,8 @@ def test_an_interrupt_ends_with_130_and_a_hint(tiny_graph: Path, tmp_path: Path)
     folder = make_images(tmp_path / "images", 400)
     command = [sys.executable, "-m", "attlas.cli", "run", str(tiny_graph), str(folder), "-o", "s.zarr"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    marks = tmp_path / "s.zarr" / "run" / "done" / "c"
-    while process.poll() is None and not list(marks.glob("*")):
+    marks = tmp_path / "s.zarr" / "run" / "done"
+    while process.poll() is None and not list(marks.glob("c.*")):
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -254,7 +254,7 @@ def test_only_the_layers_asked_for_are_kept(tiny_graph: Path, pictures: Path, tm
     assert np.isnan(attention[:, 0]).all()
     assert np.isfinite(attention[:, 1]).all()
     assert np.isfinite(store.read("distance")).all()
-    assert not list((store.path / "attention" / "c").glob("*/0"))
+    assert not list((store.path / "attention").glob("c.*.0.0.0.0"))
     assert attlas.verify(store.path).faults == {}
 
 
@@ -432,11 +432,11 @@ def test_verify_finds_what_is_damaged_and_repair_reopens_it(tiny_graph: Path, pi
     whole = chunk_files(tmp_path / "s.zarr")
     store = Store(tmp_path / "s.zarr", writable=True)
     assert attlas.verify(store.path).faults == {}
-    flipped = next(f for f in map(store.path.joinpath, store.unit_keys(3)) if "attention/c" in f.as_posix())
+    flipped = next(f for f in map(store.path.joinpath, store.unit_keys(3)) if "attention/c." in f.as_posix())
     data = bytearray(flipped.read_bytes())
     data[len(data) // 2] ^= 1
     flipped.write_bytes(data)
-    next(f for f in map(store.path.joinpath, store.unit_keys(5)) if "logits/c" in f.as_posix()).unlink()
+    next(f for f in map(store.path.joinpath, store.unit_keys(5)) if "logits/c." in f.as_posix()).unlink()
     images = store.plan.unit_range(7)
     store.write(
         "attention",

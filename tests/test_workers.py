@@ -42,7 +42,7 @@ class Marks:
     """A progress callback that watches the done-marks, and acts at the given ones of its calls."""
 
     def __init__(self, store: Path, **acts: Callable[[], None]) -> None:
-        self.folder, self.acts = store / "run" / "done" / "c", acts
+        self.folder, self.acts = store / "run" / "done", acts
         self.seen: dict[str, int] = {}
         self.calls = 0
 
@@ -54,7 +54,7 @@ class Marks:
 
     def look(self) -> None:
         """Every unit that was marked once is never marked again."""
-        for mark in self.folder.glob("[0-9]*"):
+        for mark in self.folder.glob("c.*"):
             with contextlib.suppress(FileNotFoundError):
                 time = mark.stat().st_mtime_ns
                 assert self.seen.setdefault(mark.name, time) == time, f"unit {mark.name} was done twice"
@@ -177,7 +177,7 @@ def test_an_interrupt_of_the_group_lets_units_in_flight_end(
     """Exit 130 without a traceback or a process left; the same command goes on to the same bytes."""
     store = tmp_path / "s.zarr"
     process = command(tiny_graph, pictures, store, "--workers", "2", start_new_session=True)
-    until(lambda: len(list((store / "run" / "done" / "c").glob("*"))) >= 2 or process.poll() is not None)
+    until(lambda: len(list((store / "run" / "done").glob("c.*"))) >= 2 or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in err
@@ -375,7 +375,7 @@ def test_an_answer_that_dies_with_its_worker_is_asked_for_again(
 
     def kill_with_answers() -> None:
         # Whoever asked is held up here, so that what its workers finish meanwhile stays with them.
-        until(lambda: len(list(marks.folder.glob("[0-9]*"))) > marks.calls)
+        until(lambda: len(list(marks.folder.glob("c.*"))) > marks.calls)
         time.sleep(0.5)  # and said to be done
         for worker in dask.workers:
             worker.kill()

@@ -20,7 +20,7 @@ from ..layout import Keep, Reducer, Statistics, templates, to_append
 from ..plan import Plan
 from ..session import Session, cores, probe_batch, resolve_provider
 from ..sources.files import is_url
-from ..store import MARKS, Store
+from ..store import Store, mark_key
 from ..unit import Share, Tools, UnitResult, commit_unit, readers, write_unit
 
 __all__ = ["TRIES", "Bench", "Executor", "Here", "Orders", "Ready", "ThisProcess"]
@@ -149,7 +149,7 @@ class Bench:
 
         A unit that is marked already is left as it is: whoever asks again lost the answer and not the work.
         """
-        if self.store.place.exists(f"{MARKS}/{share.k}"):
+        if self.store.place.exists(mark_key(share.k)):
             return UnitResult(images=len(share.items))
         with self._unmarked:
             result = self._write(share)
