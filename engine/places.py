@@ -26,6 +26,7 @@ ROOT = "zarr.json"  # a store is there when this file is, and it is laid out las
 CLAIM = "run/.layout"
 DELETED = b"deleted"
 REQUESTS = 16  # at once
+SYNCS = 4  # at once: a file system brings several files to the disk in one go
 
 
 class Url(str):
@@ -132,6 +133,8 @@ class Disk:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._syncs = ThreadPoolExecutor(SYNCS, "sync")
+        self._sent: dict[str, Future[None]] = {}
 
     def occupied(self) -> bool:
         """See `Place`."""
@@ -176,12 +179,19 @@ class Disk:
             file.writelines(parts)
         beside.replace(target)
 
-    send = write  # to the page cache, which is as fast
+    def send(self, key: str, *parts: bytes) -> None:
+        """See `Place`. It is in the page cache at once, and on its way to the disk."""
+        self.write(key, *parts)
+        self._sent[key] = self._syncs.submit(_sync, self.path / key, forget=True)
 
     def keep(self, keys: Iterable[str]) -> None:
         """See `Place`."""
         for key in keys:
-            _sync(self.path / key, forget=True)
+            sent = self._sent.pop(key, None)
+            if sent is None:
+                _sync(self.path / key, forget=True)
+            else:
+                sent.result()
 
     def mark(self, key: str, data: bytes) -> None:
         """See `Place`."""
@@ -359,7 +369,8 @@ class Bucket:
 def _sync(path: Path, *, forget: bool = False) -> None:
     """Make a file durable, and have the page cache forget it where asked.
 
-    A run writes more than memory holds, and new pages cost it several times what used ones do (docs/engine.md).
+    A run writes more than memory holds, and new pages cost it up to ten times what those do that another file has just
+    left (docs/engine.md).
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
