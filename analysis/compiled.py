@@ -238,7 +238,7 @@ def peaks_of_codes(attention: Any, prefix: int, renormalize: bool, peaks: Any, o
     out[:] = 0.0
     for image in range(images):
         for h in range(heads):
-            peaks[:] = 0.0
+            peaks[:] = np.float32(-np.inf)
             for i in range(prefix, n):
                 codes = attention[image, h, i]
                 scale = _row_scale(codes, np.uintp(0), np.uintp(n), renormalize)
@@ -252,9 +252,9 @@ def peaks_of_codes(attention: Any, prefix: int, renormalize: bool, peaks: Any, o
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def peaks_of_halves(bits: Any, prefix: int, peaks: Any, out: Any) -> None:
-    """`peaks_of_codes` of float16 by its bits, as int16 like `peaks` (patch).
+    """`peaks_of_codes` of float16 that is never below 0, by its bits, as int16 like `peaks` (patch).
 
-    As integers they have the order of the numbers from 0 on, and what is below 0 stays below.
+    As integers they have the order of the numbers.
     """
     images, heads, n, _ = bits.shape
     out[:] = 0.0

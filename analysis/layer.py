@@ -138,7 +138,7 @@ class Layer:
         """(image, patch) float32, of the whole batch and from what is stored: it is one of the default statistics."""
         if len(self._peaks) != len(self.batch):
             self._peaks = np.empty((len(self.batch), self.patches), np.float32)
-            if self.batch.dtype == np.uint16:
+            if self.batch.dtype == np.uint16 and self.spec.attention_kind == "probability":
                 best = np.empty(self.patches, np.int16)
                 compiled.peaks_of_halves(self.batch.view(np.int16), self.prefix, best, self._peaks)
             else:

@@ -148,6 +148,32 @@ def test_rows_without_patch_mass_are_left_out() -> None:
     np.testing.assert_array_equal(counts.sum(-1), [SPEC.patches - 1, 0, SPEC.patches])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_mixed_attention_may_be_below_zero_everywhere(dtype: str) -> None:
+    """The largest of negative values is one of them."""
+    spec = dataclasses.replace(SPEC, attention_kind="mixed")
+    a = attention(spec).astype(dtype)
+    a[:, :, -1] *= -1
+    view = layer.Layer(spec)
+    view.take(kernel.seen(a)[None])
+    view.show(0)
+    wanted = f.score_matrix(a.astype(np.float64), spec.grid)
+    assert wanted[-1, -1] < 0
+    np.testing.assert_allclose(view.peaks("query"), wanted, rtol=1e-6)
+
+
+def test_images_of_a_batch_are_shown_one_by_one() -> None:
+    batch = np.stack([attention(SPEC, seed) for seed in range(3)]).astype(np.float16)
+    view = layer.Layer(SPEC)
+    view.take(kernel.seen(batch))
+    for image in (2, 0, 1):
+        view.show(image)
+        np.testing.assert_array_equal(view.attention, batch[image].astype(np.float32))
+        np.testing.assert_allclose(
+            view.peaks("query"), f.score_matrix(batch[image].astype(float), SPEC.grid), rtol=1e-6
+        )
+
+
 def test_a_layer_forgets_what_it_made_of_the_attention_before() -> None:
     one, other = attention(SPEC, 1), attention(SPEC, 2)
     view, _, _ = shown(SPEC, "float32", one)

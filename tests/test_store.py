@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attlas.engine import places
 from attlas.engine.plan import make_plan
-from attlas.engine.store import ArraySpec, Store, Template
+from attlas.engine.store import ArraySpec, DamagedError, Store, Template
 from attlas.exporter.errors import AttlasError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,51 @@ def test_what_is_no_whole_chunk_is_written_as_well(
     store.write("values", start, -values[start : start + count])
     values[start : start + count] *= -1
     np.testing.assert_array_equal(store.read("values"), values)
+
+
+@pytest.mark.parametrize(
+    "part", [(), slice(3, 9), slice(0, 4), slice(-5, -1), slice(6, 6), slice(2, 90),
+             (slice(1, 7), slice(1, 3)), (slice(None), 2), slice(None, None, 2), 5]
+)  # fmt: skip
+def test_rows_read_as_zarr_reads_them(tmp_path: Path, part: Any) -> None:
+    """Whatever is asked for, also where a chunk is not there, which means fill."""
+    store = make_store(tmp_path / "s", "float32", (3,), 11, 4)
+    store.write("values", 0, np.arange(33, dtype=np.float32).reshape(11, 3))
+    store.chunk_path("values", (1, 0)).unlink()
+    got, wanted = store.read("values", part), np.asarray(store.array("values")[part])
+    assert got.dtype == wanted.dtype
+    np.testing.assert_array_equal(got, wanted)
+    assert np.isnan(store.read("values")[4:8]).all()
+
+
+def test_a_chunk_that_is_damaged_is_no_number(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", "float32", (3,), 11, 4)
+    store.write("values", 0, np.arange(33, dtype=np.float32).reshape(11, 3))
+    path = store.chunk_path("values", (1, 0))
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="values"):
+        store.read("values", slice(0, 8))
+    np.testing.assert_array_equal(store.read("values", slice(0, 4))[:, 0], [0, 3, 6, 9])
+
+
+def test_a_file_that_does_not_reach_the_disk_is_no_unit_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may be found full only when a file is synced, which happens beside the run."""
+    store = make_store(tmp_path / "s", "float32", (3,), 4, 4)
+
+    def full(path: Path, *, forget: bool = False) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "_sync", full)
+        store.write("values", 0, np.zeros((4, 3), np.float32), later=True)
+        with pytest.raises(OSError, match="No space left"):
+            store.mark_done(0)
+    assert not store.done.any()
+    store.write("values", 0, np.ones((4, 3), np.float32), later=True)
+    store.mark_done(0)
+    assert store.done.all()
 
 
 def test_an_absent_array_is_named_with_those_that_are_there(tmp_path: Path) -> None:
