@@ -127,7 +127,7 @@ class Layer:
     def peaks(self, reading: str) -> Array:
         """`formulas.score_matrix`: (y, x)."""
         if reading == "query":
-            return self._query_peaks[self._image].reshape(self.spec.grid)
+            return np.asarray(self._query_peaks[self._image].reshape(self.spec.grid))
         best = np.empty(self.patches, np.float32)
         found = np.empty(self.patches)
         compiled.peaks(self.attention, self.prefix, reading == "head", best, found)

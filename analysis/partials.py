@@ -312,7 +312,7 @@ class _Unit:
         """Every extra statistic of one layer of a batch."""
         shown.take(codes)
         for image in np.flatnonzero(there):
-            shown.show(image, norms["value_norm"][image, place] if "value_norm" in norms else None)
+            shown.show(int(image), norms["value_norm"][image, place] if "value_norm" in norms else None)
             for s in self._extras:
                 if s.follow is not None:
                     follow[s.name][image] = s.follow(shown, follow[s.name][image])
