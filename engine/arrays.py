@@ -28,8 +28,8 @@ from .places import ROOT, Place
 from .plan import Plan
 
 __all__ = [
-    "FLOAT16_ATTRS", "LARGE", "LAYERED", "Array", "ArraySpec", "Template", "create", "decode", "encode", "encoded",
-    "enlist", "laid_out", "member", "opened", "zarr_store",
+    "FLOAT16_ATTRS", "LARGE", "LAYERED", "Array", "ArraySpec", "Template", "decode", "encode", "encoded", "enlist",
+    "laid_out", "member", "opened", "zarr_store",
 ]  # fmt: skip
 
 Array: TypeAlias = zarr.Array[Any]
@@ -115,7 +115,7 @@ def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapp
     run = root.create_group("run")
     for array in arrays:
         parent, name = (run, array.name[4:]) if array.name.startswith("run/") else (root, array.name)
-        create(parent, array, name, values.get(array.name))
+        _create(parent, array, name, values.get(array.name))
     with warnings.catch_warnings():
         # zarr warns that the v3 specification has no consolidated metadata yet; readers without it lose nothing.
         warnings.simplefilter("ignore")
@@ -133,7 +133,7 @@ def enlist(place: Place, names: Iterable[str], attrs: Mapping[str, Any]) -> None
     place.write(ROOT, json.dumps(root, indent=2).encode())
 
 
-def create(parent: zarr.Group, array: ArraySpec, name: str, values: Any = None) -> None:
+def _create(parent: zarr.Group, array: ArraySpec, name: str, values: Any = None) -> None:
     """Lay an array out, and fill it where values are given."""
     text = array.dtype == "str"
     # A checksum behind the compressor: a flipped bit is an error on reading, never a number.

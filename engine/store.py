@@ -266,7 +266,7 @@ class Store:
             raise AttlasError(f"{self.path}: cannot be written ({_one_line(error)})") from None
 
     def chunk_key(self, name: str, index: Iterable[int]) -> str:
-        """The chunk of that index by `place`'s key: a file in the array's folder (`arrays.create`)."""
+        """The chunk of that index by `place`'s key: a file in the array's folder, as `arrays` lays it out."""
         return f"{name}/c.{'.'.join(map(str, index))}"
 
     def chunk_path(self, name: str, index: Iterable[int]) -> Path:
@@ -314,9 +314,13 @@ class Store:
             if array.name in self and array.name not in self.attrs.get("analyzed", ()):
                 raise AttlasError(f"{self.path}: {array.name} was written by the run and is not replaced")
             self.place.clear(array.name)
-            layouts.create(self._group, array, array.name, values.get(array.name))
-        analyzed = sorted({*self.attrs.get("analyzed", ()), *(a.name for a in arrays)})
-        layouts.enlist(self.place, [a.name for a in arrays], {"analyzed": analyzed})
+        names = {array.name for array in arrays}
+        # In memory first: zarr would ask the place for what may be there already, a few milliseconds for each array.
+        for key, data in layouts.laid_out({}, arrays, values).items():
+            if key.split("/")[0] in names:
+                self.place.write(key, data)
+        analyzed = sorted({*self.attrs.get("analyzed", ()), *names})
+        layouts.enlist(self.place, sorted(names), {"analyzed": analyzed})
         self._open()
 
     @property
