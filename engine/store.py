@@ -266,8 +266,8 @@ class Store:
             raise AttlasError(f"{self.path}: cannot be written ({_one_line(error)})") from None
 
     def chunk_key(self, name: str, index: Iterable[int]) -> str:
-        """The chunk of that index by `place`'s key: a file in the array's folder, as `arrays` lays it out."""
-        return f"{name}/c.{'.'.join(map(str, index))}"
+        """The chunk of that index by `place`'s key."""
+        return layouts.chunk_key(name, index)
 
     def chunk_path(self, name: str, index: Iterable[int]) -> Path:
         """The chunk of that index as a file; of stores on this machine."""
@@ -345,7 +345,7 @@ class Store:
 
 def mark_key(k: int) -> str:
     """The file whose being there says that unit k is done."""
-    return f"{MARKS}/c.{k}"
+    return layouts.chunk_key(MARKS, [k])
 
 
 # Written whole when the store is laid out, so that no unit owns their chunks.
