@@ -15,7 +15,7 @@ from typing import Any
 from ..exporter.errors import AttlasError
 from .places import Url
 
-__all__ = ["locked", "unwritten"]
+__all__ = ["locked", "recording", "unwritten"]
 
 
 @contextlib.contextmanager
@@ -62,12 +62,27 @@ def unwritten(path: Path | Url) -> Iterator[None]:
         yield
 
 
-def _take(handle: Any, *, shared: bool = False) -> bool:
+@contextlib.contextmanager
+def recording(path: Path | Url) -> Iterator[None]:
+    """Hold the account of a store's runs while one adds its own, and wait for that: shards may end at once.
+
+    Raises:
+        OSError: the store cannot be written.
+    """
+    if isinstance(path, Url):
+        yield
+        return
+    with (path / "run" / ".lock-record").open("a") as record:
+        _take(record, wait=True)
+        yield
+
+
+def _take(handle: Any, *, shared: bool = False, wait: bool = False) -> bool:
     """Lock an open file, at once or not at all."""
     try:
         import fcntl
 
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except ImportError:
         return True  # no such locks on Windows
     except OSError:

@@ -333,7 +333,7 @@ def _write_record(store: Store, ready: Ready, team: Executor, total: UnitResult,
         "versions": versions(),
     }
     with suppress(OSError):  # on a full disk the account is the least that is lost
-        store.write_record({"runs": [*store.record.get("runs", []), entry]})
+        store.record_run(entry)
 
 
 def _last_provider(store: Store) -> str:

@@ -23,7 +23,7 @@ from ..exporter.errors import AttlasError
 from ..exporter.spec import FORMAT, GraphSpec
 from . import arrays as layouts
 from .arrays import FLOAT16_ATTRS, LARGE, LAYERED, Array, ArraySpec, Template
-from .locks import unwritten
+from .locks import recording, unwritten
 from .places import ROOT, Place, Url, place_at
 from .plan import Plan, digest
 
@@ -332,11 +332,17 @@ class Store:
             return {}
         return dict(data.get("attributes", {}))
 
-    def write_record(self, record: Mapping[str, Any]) -> None:
-        """Replace the runs' record (whole and atomically)."""
-        data = json.loads(self.place.read(f"run/{ROOT}"))
-        data["attributes"] = dict(record)
-        self.place.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
+    def record_run(self, entry: Mapping[str, Any]) -> None:
+        """Add what a run says of itself to the record, behind what others said.
+
+        Raises:
+            OSError: the place cannot be written.
+        """
+        with recording(self.path):
+            data = json.loads(self.place.read(f"run/{ROOT}"))
+            runs = data.setdefault("attributes", {}).get("runs", [])
+            data["attributes"]["runs"] = [*runs, dict(entry)]
+            self.place.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
 
     def sweep(self) -> int:
         """Remove what a killed writer left half written; returns how many files."""

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,16 @@ def test_the_position_embedding_travels_into_the_store(tiny_graph: Path, picture
     assert store.dims("position_embedding") == ("token", "channel")
     expected = attlas.Session(tiny_graph, provider="cpu").constant("position_embedding")
     assert np.array_equal(store.read("position_embedding"), expected)
+
+
+def test_runs_that_end_at_once_are_all_recorded(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """Shards share the record, and none's account is lost."""
+    run(tiny_graph, pictures, tmp_path / "s.zarr", limit=2, keep=("none",))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: Store(tmp_path / "s.zarr").record_run({"number": n}), range(64)))
+    runs = attlas.inspect(tmp_path / "s.zarr")["runs"]
+    assert runs[0]["images"] == 2
+    assert {entry["number"] for entry in runs[1:]} == set(range(64))
 
 
 def test_the_record_has_seconds_of_each_stage_and_batch(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
