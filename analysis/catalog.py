@@ -55,6 +55,7 @@ class Statistic:
         needs: an array (image, layer, head, key) that the store must hold.
         per_image: its rows are kept, one per image; otherwise only what sums the dataset up.
         edges: of a histogram, whose counts are summed; its last dimension are the bins.
+        whole: the same as `function` of all images of the `Layer`'s batch at once, (image, ...), where that costs less.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Statistic:
     needs: str = ""
     per_image: bool = True
     edges: Callable[[GraphSpec], Sequence[float]] | None = None
+    whole: Callable[[Layer], Array] | None = None
 
     @property
     def scalar(self) -> bool:
@@ -225,14 +227,15 @@ CATALOG: dict[str, Statistic] = {
                   "Jensen-Shannon divergence between heads, mean over queries", "Clark et al. 2019 (arXiv 1906.04341)",
                   probability=True),
         Statistic("score_matrix", MAPS, lambda one: one.peaks("query"), "1",
-                  "largest attention over queries, mean over heads", SEED),
+                  "largest attention over queries, mean over heads", SEED, whole=lambda one: one.query_peaks),
         Statistic("received_attention", GRIDS, lambda one: one.received.reshape(-1, *one.spec.grid), "1",
                   "mean attention of the patch queries on each patch"),
         Statistic("readout_map", GRIDS, lambda one: _readout(one, one.attention), "1",
                   "attention of the readout row on each patch", "Caron et al. 2021 (arXiv 2104.14294)"),
         # Of these the dataset's mean alone is kept: their rows would outgrow the rest of the store.
         Statistic("score_matrix_mean", MAPS, lambda one: one.peaks("query"), "1",
-                  "largest attention over queries, mean over heads and images", SEED, per_image=False),
+                  "largest attention over queries, mean over heads and images", SEED, per_image=False,
+                  whole=lambda one: one.query_peaks),
         Statistic("score_matrix_key_mean", MAPS, lambda one: one.peaks("key"), "1",
                   "largest attention over keys, mean over heads and images", SEED, per_image=False),
         Statistic("score_matrix_head_mean", MAPS, lambda one: one.peaks("head"), "1",

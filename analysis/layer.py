@@ -127,15 +127,15 @@ class Layer:
     def peaks(self, reading: str) -> Array:
         """`formulas.score_matrix`: (y, x)."""
         if reading == "query":
-            return np.asarray(self._query_peaks[self._image].reshape(self.spec.grid))
+            return np.asarray(self.query_peaks[self._image])
         best = np.empty(self.patches, np.float32)
         found = np.empty(self.patches)
         compiled.peaks(self.attention, self.prefix, reading == "head", best, found)
         return found.reshape(self.spec.grid)
 
     @property
-    def _query_peaks(self) -> Array:
-        """(image, patch) float32, of the whole batch and from what is stored: it is one of the default statistics."""
+    def query_peaks(self) -> Array:
+        """`peaks` over queries of the whole batch, from what is stored: (image, y, x), float32."""
         if len(self._peaks) != len(self.batch):
             self._peaks = np.empty((len(self.batch), self.patches), np.float32)
             if self.batch.dtype == np.uint16 and self.spec.attention_kind == "probability":
@@ -144,7 +144,7 @@ class Layer:
             else:
                 codes = self.batch.dtype == np.uint8
                 compiled.peaks_of_codes(self.batch, self.prefix, codes, np.empty(self.patches, np.float32), self._peaks)
-        return self._peaks
+        return self._peaks.reshape(-1, *self.spec.grid)
 
     def spread(self, *, over: str) -> Array:
         """Standard deviation of attention over positions (head) or heads ()."""

@@ -311,9 +311,17 @@ class _Unit:
     ) -> None:  # fmt: skip
         """Every extra statistic of one layer of a batch."""
         shown.take(codes)
-        for image in np.flatnonzero(there):
+        for s in self._extras:
+            if s.whole is not None:
+                found = s.whole(shown)[there]
+                if s.per_image:
+                    self._rows[s.name][at][there, place] = found
+                else:
+                    self._add(s, place, np.add.reduce(found, axis=0, dtype=np.float64))
+        singly = [s for s in self._extras if s.whole is None]
+        for image in np.flatnonzero(there) if singly else ():
             shown.show(int(image), norms["value_norm"][image, place] if "value_norm" in norms else None)
-            for s in self._extras:
+            for s in singly:
                 if s.follow is not None:
                     follow[s.name][image] = s.follow(shown, follow[s.name][image])
                     continue

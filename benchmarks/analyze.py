@@ -108,9 +108,7 @@ def against_the_limit(store: Store, rounds: int, threads: int) -> None:
                 raw = held[place][: len(batch)]
                 reduction.add(raw)
                 view.take(seen(raw))
-                for image in range(len(raw)):
-                    view.show(image)
-                    view.peaks("query")
+                np.add.reduce(view.query_peaks, axis=0, dtype=np.float64)
             reduction.results()
 
     def every(work: Callable[[int], None]) -> Callable[[], object]:
@@ -166,6 +164,11 @@ def further(store: Store, threads: int, names: Sequence[str]) -> None:
             total = None if statistic.per_image else np.zeros(statistic.shape(spec)[1:])
             for codes in reversed(held):
                 view.take(codes)
+                if statistic.whole is not None:
+                    found = statistic.whole(view)
+                    if total is not None:
+                        total += np.add.reduce(found, axis=0, dtype=np.float64)
+                    continue
                 for image in range(len(codes)):
                     view.show(image)
                     found = view.explain(row) if statistic.function is None else statistic.function(view)

@@ -174,6 +174,17 @@ def test_images_of_a_batch_are_shown_one_by_one() -> None:
         )
 
 
+@pytest.mark.parametrize("name", [name for name, s in catalog.CATALOG.items() if s.whole is not None])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_batch_at_once_is_its_images_one_by_one(name: str, dtype: str) -> None:
+    view = layer.Layer(SPEC)
+    view.take(kernel.seen(np.stack([attention(SPEC, seed) for seed in range(3)]).astype(dtype)))
+    found = catalog.CATALOG[name].whole(view)
+    for image in range(3):
+        view.show(image)
+        np.testing.assert_array_equal(found[image], catalog.CATALOG[name].function(view))
+
+
 def test_a_layer_forgets_what_it_made_of_the_attention_before() -> None:
     one, other = attention(SPEC, 1), attention(SPEC, 2)
     view, _, _ = shown(SPEC, "float32", one)
