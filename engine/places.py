@@ -315,9 +315,11 @@ class Bucket:
         The claim comes first, so that only those lay out at once who put the same; the root comes last. Both are put
         where nothing is, or not at all. Whoever was stopped in between is followed up by the same call.
         """
-        if self._claim() == DELETED:
+        claim = self._claim()
+        if claim == DELETED:
             self._empty()
-        elif self._claim() is None and not self.exists(ROOT) and any(self.listing()):
+        # Another run may lay out between these looks. Its claim comes before all that is listed of it: look once more.
+        elif claim is None and not self.exists(ROOT) and any(self.listing()) and self._claim() is None:
             raise AttlasError(f"{self.path}: holds something that is no attention store; choose another output")
         if not self._create(CLAIM, identity) and self._claim() != identity:
             if self.exists(ROOT):

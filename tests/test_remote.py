@@ -20,7 +20,7 @@ import attlas.engine
 import numpy as np
 import pytest
 from attlas.engine import remote
-from attlas.engine.places import Url, locate, place_at
+from attlas.engine.places import Bucket, Url, locate, place_at
 from attlas.engine.store import ArraySpec, Store, Template
 from attlas.exporter.errors import AttlasError
 from support import chunk_files, make_images, make_spec
@@ -323,6 +323,20 @@ def layout(url: str, batch: int) -> Store:
     plan = make_plan(8, layer_bytes=1, image_bytes=1 << 26, identity={"batch": batch}, batch=batch)
     array = ArraySpec.from_template(Template("values", ("image", "x"), (3,), "float32", np.nan), plan)
     return Store.create(url, make_spec(), plan, [array], values={}, attrs={"kept": {"layers": [0, 1]}})
+
+
+def test_a_layout_that_begins_between_two_looks_is_no_stranger(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loses that race opens what won it."""
+    url, listing, began = f"{s3.bucket()}/s.zarr", Bucket.listing, []
+
+    def late(place: Bucket, folder: str = "") -> Any:
+        monkeypatch.setattr(Bucket, "listing", listing)  # once
+        began.append(layout(url, 4))
+        return listing(place, folder)
+
+    monkeypatch.setattr(Bucket, "listing", late)
+    assert layout(url, 4).plan == began[0].plan
+    assert len(began) == 1
 
 
 def test_an_interrupted_layout_is_no_store_and_keeps_others_out(s3: S3) -> None:
