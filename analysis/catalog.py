@@ -227,7 +227,7 @@ CATALOG: dict[str, Statistic] = {
                   "Jensen-Shannon divergence between heads, mean over queries", "Clark et al. 2019 (arXiv 1906.04341)",
                   probability=True),
         Statistic("score_matrix", MAPS, lambda one: one.peaks("query"), "1",
-                  "largest attention over queries, mean over heads", SEED, whole=lambda one: one.query_peaks),
+                  "largest attention over queries, mean over heads", SEED, whole=Layer.query_peaks),
         Statistic("received_attention", GRIDS, lambda one: one.received.reshape(-1, *one.spec.grid), "1",
                   "mean attention of the patch queries on each patch"),
         Statistic("readout_map", GRIDS, lambda one: _readout(one, one.attention), "1",
@@ -235,7 +235,7 @@ CATALOG: dict[str, Statistic] = {
         # Of these the dataset's mean alone is kept: their rows would outgrow the rest of the store.
         Statistic("score_matrix_mean", MAPS, lambda one: one.peaks("query"), "1",
                   "largest attention over queries, mean over heads and images", SEED, per_image=False,
-                  whole=lambda one: one.query_peaks),
+                  whole=Layer.query_peaks),
         Statistic("score_matrix_key_mean", MAPS, lambda one: one.peaks("key"), "1",
                   "largest attention over keys, mean over heads and images", SEED, per_image=False),
         Statistic("score_matrix_head_mean", MAPS, lambda one: one.peaks("head"), "1",

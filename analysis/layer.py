@@ -127,13 +127,12 @@ class Layer:
     def peaks(self, reading: str) -> Array:
         """`formulas.score_matrix`: (y, x)."""
         if reading == "query":
-            return np.asarray(self.query_peaks[self._image])
+            return np.asarray(self.query_peaks()[self._image])
         best = np.empty(self.patches, np.float32)
         found = np.empty(self.patches)
         compiled.peaks(self.attention, self.prefix, reading == "head", best, found)
         return found.reshape(self.spec.grid)
 
-    @property
     def query_peaks(self) -> Array:
         """`peaks` over queries of the whole batch, from what is stored: (image, y, x), float32."""
         if len(self._peaks) != len(self.batch):

@@ -108,7 +108,7 @@ def against_the_limit(store: Store, rounds: int, threads: int) -> None:
                 raw = held[place][: len(batch)]
                 reduction.add(raw)
                 view.take(seen(raw))
-                np.add.reduce(view.query_peaks, axis=0, dtype=np.float64)
+                np.add.reduce(view.query_peaks(), axis=0, dtype=np.float64)
             reduction.results()
 
     def every(work: Callable[[int], None]) -> Callable[[], object]:

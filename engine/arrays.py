@@ -28,8 +28,8 @@ from .places import ROOT, Place
 from .plan import Plan
 
 __all__ = [
-    "FLOAT16_ATTRS", "LARGE", "LAYERED", "Array", "ArraySpec", "Template", "chunk_key", "decode", "encode", "encoded",
-    "enlist", "laid_out", "member", "opened", "zarr_store",
+    "FLOAT16_ATTRS", "LARGE", "LAYERED", "Array", "ArraySpec", "Template", "added", "chunk_key", "decode", "encode",
+    "encoded", "enlist", "laid_out", "member", "opened", "zarr_store",
 ]  # fmt: skip
 
 Array: TypeAlias = zarr.Array[Any]
@@ -110,13 +110,44 @@ def zarr_store(place: Place) -> Any:
 def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of a new group by key: metadata, and the chunks of `values`; "run/x" goes into the group `run`."""
     files: dict[str, Buffer] = {}
-    chunks: dict[str, bytes] = {}
     memory = MemoryStore(files)
     root = zarr.create_group(memory, attributes=dict(attrs))
-    run = root.create_group("run")
+    root.create_group("run")
+    chunks = _filled(root, arrays, values)
+    with warnings.catch_warnings():
+        # zarr warns that the v3 specification has no consolidated metadata yet; readers without it lose nothing.
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(memory)
+    return {key: data.to_bytes() for key, data in files.items()} | chunks
+
+
+def added(arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of arrays that join a group, by key: metadata, and the chunks of `values`."""
+    files: dict[str, Buffer] = {}
+    chunks = _filled(zarr.create_group(MemoryStore(files)), arrays, values)
+    return {key: data.to_bytes() for key, data in files.items() if key != ROOT} | chunks
+
+
+def chunk_key(name: str, index: Iterable[int]) -> str:
+    """The key of an array's chunk: a file in the array's folder."""
+    return f"{name}/c.{'.'.join(map(str, index))}"
+
+
+def enlist(place: Place, files: Mapping[str, bytes], attrs: Mapping[str, Any]) -> None:
+    """Put the metadata among `added` files beside the others' in the root, which opens a store, and set attributes."""
+    root = json.loads(place.read(ROOT))
+    root["attributes"] |= attrs
+    if root.get("consolidated_metadata"):
+        gathered = root["consolidated_metadata"]["metadata"]
+        gathered |= {key[: -len(ROOT) - 1]: json.loads(files[key]) for key in files if key.endswith(ROOT)}
+    place.write(ROOT, json.dumps(root).encode())
+
+
+def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
+    """Lay arrays out in a group in memory, with `values`; those chunks by key that are not written into it."""
+    chunks: dict[str, bytes] = {}
     for array in arrays:
-        parent, name = (run, array.name[4:]) if array.name.startswith("run/") else (root, array.name)
-        made = _create(parent, array, name)
+        made = _create(root, array)
         given = values.get(array.name)
         if given is None or not made.shape or 0 in made.shape:
             continue
@@ -125,29 +156,10 @@ def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapp
             chunks[chunk_key(array.name, [0] * made.ndim)] = b"".join(encode(made, np.asarray(given)))
         else:
             made[...] = given
-    with warnings.catch_warnings():
-        # zarr warns that the v3 specification has no consolidated metadata yet; readers without it lose nothing.
-        warnings.simplefilter("ignore")
-        zarr.consolidate_metadata(memory)
-    return {key: data.to_bytes() for key, data in files.items()} | chunks
+    return chunks
 
 
-def chunk_key(name: str, index: Iterable[int]) -> str:
-    """The key of an array's chunk: a file in the array's folder."""
-    return f"{name}/c.{'.'.join(map(str, index))}"
-
-
-def enlist(place: Place, names: Iterable[str], attrs: Mapping[str, Any]) -> None:
-    """Put new arrays' metadata beside the others' in the root, from which a store is opened, and set attributes."""
-    root = json.loads(place.read(ROOT))
-    root["attributes"] |= attrs
-    if root.get("consolidated_metadata"):
-        gathered = root["consolidated_metadata"]["metadata"]
-        gathered |= {name: json.loads(place.read(f"{name}/{ROOT}")) for name in names}
-    place.write(ROOT, json.dumps(root).encode())
-
-
-def _create(parent: zarr.Group, array: ArraySpec, name: str) -> Array:
+def _create(root: zarr.Group, array: ArraySpec) -> Array:
     """Lay an array out."""
     text = array.dtype == "str"
     # A checksum behind the compressor: a flipped bit is an error on reading, never a number.
@@ -161,8 +173,8 @@ def _create(parent: zarr.Group, array: ArraySpec, name: str) -> Array:
         )
     chunks = tuple(max(1, min(c, n)) if d != "image" else max(1, c) for c, n, d in
                    zip(array.chunks, array.shape, array.dims, strict=True))  # fmt: skip
-    return parent.create_array(
-        name,
+    return root.create_array(
+        array.name,
         shape=array.shape,
         chunks=chunks,
         dtype=str if text else array.dtype,

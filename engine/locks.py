@@ -78,7 +78,7 @@ def recording(path: Path | Url) -> Iterator[None]:
 
 
 def _take(handle: Any, *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock an open file, at once or not at all."""
+    """Lock an open file: at once or not at all, or as soon as it is free where `wait` is true."""
     try:
         import fcntl
 

@@ -314,13 +314,12 @@ class Store:
             if array.name in self and array.name not in self.attrs.get("analyzed", ()):
                 raise AttlasError(f"{self.path}: {array.name} was written by the run and is not replaced")
             self.place.clear(array.name)
-        names = {array.name for array in arrays}
         # In memory first: zarr would ask the place for what may be there already, a few milliseconds for each array.
-        for key, data in layouts.laid_out({}, arrays, values).items():
-            if key.split("/")[0] in names:
-                self.place.write(key, data)
-        analyzed = sorted({*self.attrs.get("analyzed", ()), *names})
-        layouts.enlist(self.place, sorted(names), {"analyzed": analyzed})
+        files = layouts.added(arrays, values)
+        for key, data in files.items():
+            self.place.write(key, data)
+        analyzed = sorted({*self.attrs.get("analyzed", ()), *(a.name for a in arrays)})
+        layouts.enlist(self.place, files, {"analyzed": analyzed})
         self._open()
 
     @property
@@ -340,8 +339,7 @@ class Store:
         """
         with recording(self.path):
             data = json.loads(self.place.read(f"run/{ROOT}"))
-            runs = data.setdefault("attributes", {}).get("runs", [])
-            data["attributes"]["runs"] = [*runs, dict(entry)]
+            data.setdefault("attributes", {}).setdefault("runs", []).append(dict(entry))
             self.place.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
 
     def sweep(self) -> int:

@@ -450,7 +450,7 @@ def test_equals_what_the_authors_code_gives(name: str) -> None:
     assert got.shape == expected.shape
     # The formulas agree far better (above). Both sides rest on a float32 network, whose rounding differs between
     # processors by 7e-6 of these maxima.
-    worst = np.sort([np.abs(g - e).max() / np.abs(expected).max() for g, e in zip(got, expected, strict=True)])
+    worst = np.sort([np.abs(one - its).max() / np.abs(expected).max() for one, its in zip(got, expected, strict=True)])
     if name.endswith("_0.9"):
         # Such a difference may carry an entry of the attention over the edge of what is discarded, which moves the map
         # of its image by up to 1.3e-3: in some of the images.
