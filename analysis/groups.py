@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ __all__ = ["Key", "check_column", "gathered", "key_order", "merged", "read_colum
 
 Array = npt.NDArray[Any]
 Key = str | int | float
-T = TypeVar("T")
 
 CLASSES = ("label_class", "target", "predicted")  # indices of classes, of which -1 is none
 LIMIT = 10_000  # groups: more is no grouping, and every one has means of its own
@@ -48,7 +47,7 @@ def read_column(store: Store, by: str, at: slice = slice(None)) -> tuple[Array, 
     return text, text != ""
 
 
-def gathered(values: Array, keys: Array, there: Array, gather: Callable[[Array], T]) -> dict[Key, T]:
+def gathered[T](values: Array, keys: Array, there: Array, gather: Callable[[Array], T]) -> dict[Key, T]:
     """`gather` of the (image, ...) values of each key, in the keys' order."""
     places = np.flatnonzero(there)
     found, group = np.unique(keys[places], return_inverse=True)
@@ -66,7 +65,7 @@ def key_order(keys: Any) -> list[Key]:
     return sorted(set(keys))
 
 
-def merged(one: Mapping[Key, T], other: Mapping[Key, T]) -> dict[Key, T]:
+def merged[T](one: Mapping[Key, T], other: Mapping[Key, T]) -> dict[Key, T]:
     """Groups of two parts, those of the same key added."""
     found: dict[Key, Any] = dict(one)
     for key, value in other.items():

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import google_crc32c
 import numcodecs
@@ -32,7 +32,7 @@ __all__ = [
     "encoded", "enlist", "laid_out", "member", "opened", "zarr_store",
 ]  # fmt: skip
 
-Array: TypeAlias = zarr.Array[Any]
+type Array = zarr.Array[Any]
 
 CODECS = ("BytesCodec", "BloscCodec", "Crc32cCodec")  # what numbers are laid out with
 RESIDUE = 0x48674BC7  # what CRC32C gives of any data with its own checksum behind it: no copy without it is needed

@@ -125,7 +125,7 @@ def objects(panel: Panel, matrices: Sequence[tuple[str, Floats]], *, narrow: boo
             if values is None:
                 _draw_panel(ax, panel, None)
             else:
-                image = ax.imshow(values, cmap="viridis", vmin=min(0.0, min(m.min() for _, m in matrices)), vmax=1)
+                image = ax.imshow(values, cmap="viridis", vmin=min(0.0, *(float(m.min()) for _, m in matrices)), vmax=1)
                 numbers = [str(n + 1) for n in range(len(values))]
                 ax.set_xticks(range(len(values)), numbers)
                 ax.set_yticks(range(len(values)), numbers)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple
 
 from ...exporter.errors import AttlasError
 from .. import remote
@@ -29,7 +29,6 @@ MAX_PATTERN = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _kept = threading.local()
-T = TypeVar("T")
 
 
 class Stamp(NamedTuple):
@@ -190,7 +189,7 @@ def _let_go() -> None:
         file.close()
 
 
-def persist(action: Callable[[], T]) -> T:
+def persist[T](action: Callable[[], T]) -> T:
     """Try again what failed, since networks stumble; what is not there or not allowed is not asked for again."""
     for attempt in range(ATTEMPTS):
         try:
