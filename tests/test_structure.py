@@ -42,7 +42,7 @@ def package_modules() -> dict[str, Path]:
     for path in (*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))):
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+    return dict(sorted(found.items()))
 
 
 MODULES = package_modules()
