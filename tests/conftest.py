@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from support import make_graph, make_images
+
+# Examples have no time limit of their own: a machine that does something else, too, is no fault of the code.
+settings.register_profile("attlas", deadline=None)
+settings.load_profile("attlas")
 
 # Workers of pytest-xdist share the cores: as many threads each as cores would only wait for one another. Before torch
 # is imported, which reads it once.
