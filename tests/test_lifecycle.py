@@ -76,6 +76,8 @@ def world(tiny_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
         "analyze": lambda: attlas.analyze(store, workers=1),
         "extras": lambda: attlas.analyze(store, EXTRAS, workers=1),
         "label": lambda: attlas.analyze(store, by="label", workers=1),
+        "analyze again": lambda: attlas.analyze(store, overwrite=True, workers=1),
+        "label again": lambda: attlas.analyze(store, by="label", overwrite=True, workers=1),
     }
     for name, does in work.items():
         with crash.at(folder) as counted:
@@ -321,7 +323,7 @@ def test_an_analysis_killed_at_any_write_keeps_every_number(
     shutil.copytree(world.whole, store)
     before = Seen(store).numbers
     by = "label" if what == "label" else ""
-    with world.crash.at(tmp_path, 1 + int(part * world.changes[what]), torn=torn) as crash:
+    with world.crash.at(tmp_path, 1 + int(part * world.changes[f"{what} again"]), torn=torn) as crash:
         attlas.analyze(store, by=by, overwrite=True, workers=1)
     assert crash.dead
     assert_old_or_new(Seen(store).numbers, before, before)
