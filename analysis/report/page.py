@@ -17,6 +17,7 @@ from typing import Any
 from ...engine.places import Url, locate
 from ...engine.store import Store
 from ...exporter.errors import AttlasError, UsageError
+from ...exporter.progress import Show, shows
 from . import canvas
 from .comparison import compare, named
 from .contrasts import contrasts
@@ -67,6 +68,7 @@ class _Page:
             _print(shown, printed, self.folder, f"{prefix}{shown.name}")
 
 
+@shows("figures")
 def report(
     stores: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -77,7 +79,7 @@ def report(
     baseline: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
     boxes: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Show[str] = None,
 ) -> Path:
     """Write what one or several stores hold as one HTML page, which loads nothing from anywhere.
 
@@ -93,7 +95,7 @@ def report(
             model with random weights.
         boxes: a COCO JSON file of objects in the original images, by file name.
         overwrite: replace a page that is at `output`.
-        progress: called with one line as each figure begins.
+        progress: True shows it; a function is called with one line as each figure begins.
 
     Returns:
         `output`, as a path.
@@ -112,7 +114,7 @@ def report(
         raise UsageError(f"{len(paths)} stores are too many for one page; {len(LETTERS)} fit")
     if output.is_dir() or (output.exists() and not overwrite):
         raise UsageError(f"{output}: exists; choose another name, or --overwrite")
-    say = progress or (lambda line: None)
+    say = progress if callable(progress) else (lambda _line: None)
     opened = [_ready(path, say) for path in paths]
     facts = [
         gather(store, letter, baseline=place >= len(shown))
