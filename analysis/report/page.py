@@ -94,14 +94,14 @@ def report(
         baseline: stores that the others are compared with and of which nothing else is shown, such as one of the same
             model with random weights.
         boxes: a COCO JSON file of objects in the original images, by file name.
-        overwrite: replace a page that is at `output`.
+        overwrite: replace a page that is at `output`, and write figures into a folder that is not empty.
         progress: True shows it; a function is called with one line as each figure begins.
 
     Returns:
         `output`, as a path.
 
     Raises:
-        UsageError: no store is named, or `output` exists.
+        UsageError: no store is named, `output` exists or does not end in .html, or `figures` is not empty.
         AttlasError: a store does not read, or a file cannot be written.
     """
     shown, against = ([locate(p) for p in ([given] if isinstance(given, str | os.PathLike) else given)]
@@ -112,8 +112,12 @@ def report(
         raise UsageError("no store is named: a report needs at least one")
     if len(paths) > len(LETTERS):
         raise UsageError(f"{len(paths)} stores are too many for one page; {len(LETTERS)} fit")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{output}: a page's name ends in .html; --figures DIR writes each figure as PDF, SVG, PNG")
     if output.is_dir() or (output.exists() and not overwrite):
         raise UsageError(f"{output}: exists; choose another name, or --overwrite")
+    if folder is not None and not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder}: holds files already, and figures would mix; choose another folder, or --overwrite")
     say = progress if callable(progress) else (lambda _line: None)
     opened = [_ready(path, say) for path in paths]
     facts = [
