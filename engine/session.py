@@ -267,7 +267,8 @@ class Session:
         """
         pixels = np.zeros((0, *self.spec.image_size, 3), np.uint8)
         if given := [crop_of(image, self.spec) for image in each_picture(images)]:
-            pixels = np.stack(given)
+            # Rows are bound by their address, and stacked views keep the order of their memory.
+            pixels = np.ascontiguousarray(np.stack(given))
         # Ordinary memory, since the caller keeps it.
         buffers = {name: np.zeros((len(pixels), *shape), dtype) for name, (shape, dtype) in self._batched().items()}
         if len(pixels):
