@@ -55,8 +55,8 @@ class Progress:
 
     @property
     def note(self) -> str:
-        """What the run writes, and what holds it up, in words."""
-        return f"{words.amount(self.bytes_rate)}/s, mostly {self.limit}" if self.rate else ""
+        """What takes most of the time, in words."""
+        return f"mostly {self.limit}" if self.rate else ""
 
 
 @dataclass(frozen=True, slots=True)

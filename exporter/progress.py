@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -112,8 +113,9 @@ class Display:
         if self._moving:
             if self._bar is None:
                 self._bar = _bar(desc=self._title, total=total, initial=done, unit=f" {self._unit}")
-            self._bar.total, self._bar.n = total, done
-            self._bar.set_postfix_str(note)
+            self._bar.total = total
+            self._bar.set_postfix_str(note, refresh=self._stepping)
+            self._bar.update(done - self._bar.n)  # draws now and then, however often it is told
             return
         now = time.monotonic()
         if self._silent:
@@ -136,4 +138,5 @@ def _bar(**options: Any) -> Any:
         warnings.simplefilter("ignore")
         from tqdm.autonotebook import tqdm
 
-        return tqdm(file=sys.stderr, dynamic_ncols=True, **options)
+        # Told its size: on a terminal that says it has no rows, as in containers, tqdm would show nothing.
+        return tqdm(file=sys.stderr, ncols=shutil.get_terminal_size().columns - 1, nrows=20, **options)

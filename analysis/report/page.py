@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
 import io
@@ -101,7 +102,8 @@ def report(
         `output`, as a path.
 
     Raises:
-        UsageError: no store is named, `output` exists or does not end in .html, or `figures` is not empty.
+        UsageError: no store is named, `output` exists or does not end in .html, `figures` is not empty, or `images` or
+            `boxes` is not there.
         AttlasError: a store does not read, or a file cannot be written.
     """
     shown, against = ([locate(p) for p in ([given] if isinstance(given, str | os.PathLike) else given)]
@@ -112,12 +114,7 @@ def report(
         raise UsageError("no store is named: a report needs at least one")
     if len(paths) > len(LETTERS):
         raise UsageError(f"{len(paths)} stores are too many for one page; {len(LETTERS)} fit")
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{output}: a page's name ends in .html; --figures DIR writes each figure as PDF, SVG, PNG")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise UsageError(f"{output}: exists; choose another name, or --overwrite")
-    if folder is not None and not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{folder}: holds files already, and figures would mix; choose another folder, or --overwrite")
+    _check(output, folder, images, boxes, overwrite=overwrite)
     say = progress if callable(progress) else (lambda _line: None)
     opened = [_ready(path, say) for path in paths]
     facts = [
@@ -126,19 +123,36 @@ def report(
     ]
     beside = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        for made in (output.parent, *([folder] if folder is not None else [])):
+            made.mkdir(parents=True, exist_ok=True)
+        beside.touch()  # what cannot be written says so before a minute of drawing
         page = _Page(say, folder)
         _fill(page, opened, facts, examples, images, boxes)
-        output.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(_rendered(page, facts), "utf-8")
         beside.replace(output)
     except OSError as error:
-        place = error.filename or output
-        raise AttlasError(f"{place}: cannot be written ({error.strerror or error})") from None
+        named = error.filename if error.filename not in (None, str(beside)) else output
+        raise AttlasError(f"{named}: cannot be written ({error.strerror or error})") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return output
+
+
+def _check(output: Path, figures: Path | None, images: Any, boxes: Any, *, overwrite: bool) -> None:
+    """Refuse, before anything is drawn, what could not be written or is not there to be read."""
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{output}: a page's name ends in .html; --figures DIR writes each figure as PDF, SVG, PNG")
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise UsageError(f"{output}: exists; choose another name, or --overwrite")
+    if figures is not None and figures.is_dir() and any(figures.iterdir()) and not overwrite:
+        raise UsageError(
+            f"{figures}: holds files already, and figures would mix; choose another folder, or --overwrite"
+        )
+    if images is not None and not Path(images).is_dir():
+        raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
+    if boxes is not None and not Path(boxes).is_file():
+        raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
 
 
 def _ready(path: Path | Url, say: Callable[[str], None]) -> Store:
