@@ -113,18 +113,13 @@ def run(
     progress: Show[Progress] = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
-    """Stream images through a graph into an attention store, or go on with one that was begun.
-
-    `attlas.engine.runner.run` with the analysis room's statistics. Where numba is not installed the run keeps what it
-    is told to keep, its result says that statistics were left out, and `analyze` makes them later.
+    """Stream images through a graph into an attention store, with its statistics, or go on with one that was begun.
 
     Args:
         graph: an ONNX file from `attlas export`.
-        images: a folder, a table of paths, tar or Parquet files, here or by URL (`open_source` says how it is told), or
-            any `Source`.
+        images: a folder, a table of paths, tar or Parquet files, here or by URL, or any `Source`.
         output: the store. One of the same plan is resumed; a finished one is left as it is.
-        keep: which large arrays: attention, attention_mean, tokens, or none; of a graph with gradients also gradient,
-            gradient_mean and gradient_positive, which are float32 whatever the attention is.
+        keep: large arrays: attention, attention_mean, tokens, gradient, gradient_mean, gradient_positive; or none.
         layers: the blocks whose attention is kept, by index from 0; all by default.
         store_dtype: of the attention: float16, float32, or uint8 codes (for averages only).
         batch_size: images of a batch, which is one chunk of the store; chosen from the model by default.
@@ -138,43 +133,15 @@ def run(
         seed: of the sample of pictures.
         dry_run: plan only; nothing is written.
         overwrite: put aside and delete a store that is at `output`.
-        reducer: makes the statistics of a batch from the graph's spec; by default the analysis room's, None for none.
-        statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator, so that
-            attention leaves it only to be stored.
-        progress: True shows a bar; a function is called in this thread with a `Progress`, also while workers are waited
-            for.
-        stop: set it to end the run after the units in flight.
-
-    Raises:
-        UsageError: choices that do not fit the graph.
-        AttlasError: graph, images or store cannot be read or written, or the store is another run's.
-        Interrupted: `stop` was set; the same call resumes.
+        reducer: makes a batch's statistics; `auto` is the analysis room's, where numba is installed; None for none.
+        statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator.
+        progress: True shows a bar; a function is called with a `Progress`, see `attlas.engine.runner.run`.
+        stop: set it to end the run after the units in flight, with `Interrupted`; the same call resumes.
     """
+    given = locals()  # every argument by its name, as the engine takes them
     from .engine.runner import run as engine_run
 
-    return engine_run(
-        graph,
-        images,
-        output,
-        keep=keep,
-        layers=layers,
-        store_dtype=store_dtype,
-        batch_size=batch_size,
-        provider=provider,
-        target=target,
-        workers=workers,
-        scheduler=scheduler,
-        threads=threads,
-        shard=shard,
-        limit=limit,
-        seed=seed,
-        dry_run=dry_run,
-        overwrite=overwrite,
-        reducer=_reducer() if reducer == "auto" else reducer,
-        statistics=statistics,
-        progress=progress,
-        stop=stop,
-    )
+    return engine_run(**(given | {"reducer": _reducer() if reducer == "auto" else reducer}))
 
 
 def _reducer() -> Callable[[GraphSpec], Reducer] | None:

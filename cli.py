@@ -21,6 +21,7 @@ import attlas
 import click
 
 from .engine import words
+from .engine.amounts import amount, duration
 from .exporter.errors import AttlasError, Interrupted, UsageError
 from .exporter.progress import Display
 
@@ -247,7 +248,7 @@ def analyze(
         result = attlas.analyze(store, list(names) or None, progress=True, **who, **options)
     for line in result.notes:
         note(f"note: {line}")
-    note(f"{result.images:,} images, {words.amount(result.read)} of attention read, {words.duration(result.seconds)}")
+    note(f"{result.images:,} images, {amount(result.read)} of attention read, {duration(result.seconds)}")
     for name in (*result.made, *result.summed):
         click.echo(name)
 

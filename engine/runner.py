@@ -16,7 +16,7 @@ import numpy as np
 from ..exporter.errors import AttlasError, Interrupted, UsageError
 from ..exporter.progress import Display, Show, shows
 from ..exporter.spec import GraphSpec
-from . import words
+from .amounts import estimate_lines
 from .executors import Executor, Ready, ThisProcess, orders_of
 from .job import Estimate, Job, Request, make_job, open_store, versions
 from .labels import accuracy
@@ -213,7 +213,7 @@ def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
     display, said = progress, set[str]()
 
     def show(now: Progress) -> None:
-        for line in (*words.estimate_lines(now.estimate), now.workers):
+        for line in (*estimate_lines(now.estimate), now.workers):
             if line and line not in said:
                 said.add(line)
                 display.note(line)

@@ -6,20 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..exporter.errors import UsageError
+from .amounts import amount, duration, estimate_lines
 
 if TYPE_CHECKING:
     from ..exporter.graph import ExportResult
     from ..exporter.summary import Summary
-    from .job import Estimate
     from .runner import RunResult
 
 __all__ = [
-    "amount",
     "batch_size",
     "doctor_lines",
-    "duration",
     "edges",
-    "estimate_lines",
     "export_lines",
     "facts_lines",
     "layers",
@@ -30,22 +27,6 @@ __all__ = [
     "plan_lines",
     "shard",
 ]
-
-
-def estimate_lines(estimate: Estimate) -> list[str]:
-    """What a run is going to be: images, bytes, and a warning where the disk is too small."""
-    lines = [
-        f"{estimate.images:,} images"
-        + (f" of {estimate.total:,}, evenly spread" if estimate.images < estimate.total else "")
-        + f", {amount(estimate.bytes_raw)} raw, about {amount(estimate.bytes_expected)} stored"
-        + (f", {amount(estimate.bytes_free)} free" if estimate.bytes_free is not None else "")
-    ]
-    left = estimate.bytes_expected * (1 - estimate.done / estimate.plan.units)
-    if estimate.bytes_free is not None and left > estimate.bytes_free:
-        lines.append("warning: that is more than is free; keep less (--keep, --layers, --store-dtype) or --limit")
-    if estimate.others:
-        lines.append("left out: " + ", ".join(f"{n:,} {why}" for why, n in sorted(estimate.others.items())))
-    return lines
 
 
 def plan_data(result: RunResult) -> dict[str, Any]:
@@ -195,23 +176,6 @@ def model_lines(found: Iterable[Summary]) -> Iterator[str]:
         grid, weights = f"{one.grid[0]} x {one.grid[1]}", f"{one.parameters / 1e6:.1f} M"
         texts = (one.name, ", ".join(kinds) or "none", grid, one.pooling, one.depth, one.heads, weights)
         yield line.format(*texts, amount(one.attention_bytes))
-
-
-def amount(count: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it."""
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def layers(text: str | None) -> list[int] | None:
