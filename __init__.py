@@ -141,7 +141,8 @@ def run(
     given = locals()  # every argument by its name, as the engine takes them
     from .engine.runner import run as engine_run
 
-    return engine_run(**(given | {"reducer": _reducer() if reducer == "auto" else reducer}))
+    given["reducer"] = _reducer() if reducer == "auto" else reducer
+    return engine_run(given.pop("graph"), **given)
 
 
 def _reducer() -> Callable[[GraphSpec], Reducer] | None:

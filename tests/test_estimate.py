@@ -67,17 +67,20 @@ def test_pixels_of_larger_pictures_are_in_the_estimate(
     assert 0.85 * pixels < estimate.bytes_expected
 
 
+@pytest.fixture(scope="module")
+def deit(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("timm")
+    path = tmp_path_factory.mktemp("graph") / "deit.onnx"
+    attlas.export("deit_tiny_patch16_224", path, checkpoint=shared / "models" / "deit_tiny_patch16_224.safetensors")
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
-def test_expected_bytes_are_those_on_the_disk(shared: Path, tmp_path: Path, choice: str) -> None:
+def test_expected_bytes_are_those_on_the_disk(deit: Path, shared: Path, tmp_path: Path, choice: str) -> None:
     """Of a trained model on photographs, within 15 %."""
-    pytest.importorskip("timm")
-    graph = tmp_path.parent / "deit.onnx"
-    if not graph.exists():
-        weights = shared / "models" / "deit_tiny_patch16_224.safetensors"
-        attlas.export("deit_tiny_patch16_224", graph, checkpoint=weights)
-    choices: dict[str, Any] = CHOICES[choice] if choice != "layers" else {"keep": ["attention"], "layers": [0, 5, 6]}
-    result = attlas.run(graph, shared / "images", tmp_path / "s", limit=24, **choices)
+    choices: dict[str, Any] = CHOICES[choice]
+    result = attlas.run(deit, shared / "images", tmp_path / "s", limit=24, **choices)
     written = sum(file.stat().st_size for file in (tmp_path / "s").rglob("*") if file.is_file())
     shutil.rmtree(tmp_path / "s")
     assert result.estimate.bytes_expected == pytest.approx(written, rel=0.15)
