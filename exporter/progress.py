@@ -65,9 +65,10 @@ class Display:
         self._title, self._unit = title, unit
         self._moving = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._bar: Any = None
-        self._began = self._said = time.monotonic()
+        self._began = time.monotonic()
         self._silent, self._stepping = True, False
-        self._first = 0
+        self._first: tuple[int, float] | None = None  # what was done when counting began, and when that was
+        self._said = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -117,18 +118,16 @@ class Display:
             self._bar.set_postfix_str(note, refresh=self._stepping)
             self._bar.update(done - self._bar.n)  # draws now and then, however often it is told
             return
-        now = time.monotonic()
-        if self._silent:
-            self._first = done
-        elif not self._stepping and now - self._said < SECONDS_BETWEEN_LINES:
-            return
-        self._said = now
         if self._stepping:
             self.note(f"{note} ({done + 1}/{total})")
             return
-        rate = (done - self._first) / max(now - self._began, 1e-9)
-        said = [f"{done:,}/{total:,} {self._unit}", *([f"{rate:.1f} {self._unit}/s"] if done > self._first else [])]
-        self.note(", ".join([*said, *([note] if note else [])]))
+        now = time.monotonic()
+        if self._first is not None and now - self._said < SECONDS_BETWEEN_LINES:
+            return
+        self._first, self._said = self._first or (done, now), now
+        before, began = self._first
+        rate = f"{(done - before) / (now - began):.1f} {self._unit}/s" if done > before and now > began else ""
+        self.note(", ".join(filter(None, (f"{done:,}/{total:,} {self._unit}", rate, note))))
 
 
 def _bar(**options: Any) -> Any:

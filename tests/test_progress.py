@@ -43,11 +43,17 @@ def test_off_a_terminal_a_line_now_and_then(
     now = 0.0
     monkeypatch.setattr("attlas.exporter.progress.time.monotonic", lambda: now)
     with Display("run", "images") as display:
+        display.note("a resumed run")
+        now = 10.0
         display(100, 400)
-        for now in (20.0, 40.0, 50.0):
-            display(100 + int(now), 400)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["run: 100/400 images", "run: 140/400 images, 1.0 images/s", "run: done in 50.0 s"]
+        for now in (30.0, 50.0, 60.0):
+            display(90 + int(now), 400)
+    assert capsys.readouterr().err.splitlines() == [
+        "run: a resumed run",
+        "run: 100/400 images",
+        "run: 140/400 images, 1.0 images/s",
+        "run: done in 60.0 s",
+    ]
 
 
 def test_named_steps_each_have_a_line(capsys: pytest.CaptureFixture[str]) -> None:
