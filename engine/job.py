@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..exporter.errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
+from .estimate import raw_bytes, stored_bytes
 from .graph import graph_digest, read_spec
 from .labels import map_labels
 from .layout import COORDINATES, GRADIENTS, Keep, Reducer, Statistics, arrays, templates, to_append, with_room
@@ -31,9 +32,6 @@ from .unit import Share
 
 __all__ = ["Estimate", "Job", "Request", "make_job", "open_store", "versions"]
 
-# On real attention lz4 with bitshuffle keeps this part of float16; codes shrink no further.
-EXPECTED_RATIO = {"float16": 0.85, "float32": 0.9, "uint8": 0.7}
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -42,7 +40,8 @@ class Estimate:
     Attributes:
         images: in the plan; `total`: in the source, before `limit`.
         others: what the source left out, counted by reason.
-        bytes_raw: of all arrays; `bytes_expected`: after compression, from what real attention gave.
+        bytes_raw: of all arrays; `bytes_expected`: of the store's files, compressed as real attention and photographs
+            are.
         bytes_free: on the disk of the store; None where it lies in a bucket.
         plan: the plan itself.
         done: units that are done already, when a store is resumed.
@@ -155,7 +154,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         wanted = list(keep.wanted(spec, appended=appended is not None).values())
         fits = probe(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
         plan = planned(fits) if fits < plan.batch else plan
-    estimate = _estimate(request, source, plan, kept, keep, spec)
+    estimate = _estimate(request, source, items, plan, kept, keep, spec)
     if unkept:
         estimate.others[f"columns that the store has no place for ({', '.join(unkept[:5])})"] = len(unkept)
     return Job(request, spec, keep, source, items, kept, reducer, plan, estimate, targets, notes)
@@ -185,18 +184,18 @@ def _identity(request: Request, spec: GraphSpec, keep: Keep, items: Items, reduc
 
 
 def _estimate(
-    request: Request, source: Source, plan: Plan, kept: Sequence[Template], keep: Keep, spec: GraphSpec
+    request: Request, source: Source, items: Items, plan: Plan, kept: Sequence[Template], keep: Keep, spec: GraphSpec
 ) -> Estimate:
     """The bytes that the plan means, and how much of it is done already."""
-    image_bytes = sum(_bytes(t, keep, spec) for t in kept)
-    large = sum(_bytes(t, keep, spec) for t in kept if t.name in LAYERED)
+    fixed = {o.name: np.zeros([n for n in o.shape if n], np.float32) for o in spec.outputs if None not in o.shape}
+    layout, values = arrays(spec, plan, kept, items, np.zeros(len(items), np.int32), fixed)
     resumed = request.output.exists() and not request.overwrite
     return Estimate(
         images=plan.images,
         total=len(source.items),
         others=dict(source.others),
-        bytes_raw=image_bytes * plan.images,
-        bytes_expected=int(plan.images * (large * EXPECTED_RATIO[keep.dtype] + image_bytes - large)),
+        bytes_raw=sum(raw_bytes(array, values.get(array.name), keep, spec) for array in layout),
+        bytes_expected=stored_bytes(layout, values, keep, spec, plan),
         bytes_free=_free(request.output),
         plan=plan,
         done=int(Store(request.output).done.sum()) if resumed else 0,

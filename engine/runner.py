@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..exporter.errors import AttlasError, Interrupted, UsageError
+from ..exporter.progress import Display, Show, shows
 from ..exporter.spec import GraphSpec
+from .amounts import estimate_lines
 from .executors import Executor, Ready, ThisProcess, orders_of
 from .job import Estimate, Job, Request, make_job, open_store, versions
 from .labels import accuracy
@@ -51,6 +53,11 @@ class Progress:
     estimate: Estimate
     workers: str = ""
 
+    @property
+    def note(self) -> str:
+        """What takes most of the time, in words."""
+        return f"mostly {self.limit}" if self.rate else ""
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -81,6 +88,7 @@ class RunResult:
     notes: tuple[str, ...] = ()
 
 
+@shows("images")
 def run(
     graph: str | os.PathLike[str],
     images: str | os.PathLike[str] | Source,
@@ -102,7 +110,7 @@ def run(
     overwrite: bool = False,
     reducer: Callable[[GraphSpec], Reducer] | None = None,
     statistics: Statistics = "auto",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Show[Progress] = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
     """Stream images through a graph into a store, or go on with one that was begun.
@@ -130,7 +138,8 @@ def run(
         reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
         statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator, so that
             attention leaves it only to be stored.
-        progress: called in this thread with a `Progress`, also while workers are waited for.
+        progress: True shows a bar; a function is called in this thread with a `Progress`, also while workers are waited
+            for.
         stop: set it to end the run after the units in flight.
 
     Raises:
@@ -162,7 +171,7 @@ def run(
         if not mine:
             return _result(job, output, store, UnitResult(), 0.0, _last_provider(store))
         with locked(store.path, shard):
-            return _run(job, store, shard, team, progress or (lambda _progress: None), stop)
+            return _run(job, store, shard, team, _shown(progress), stop)
 
 
 def _run(
@@ -195,6 +204,22 @@ def _run(
             f"{store.path}: stopped with {done} of {job.plan.images} images done; the same command goes on"
         )
     return _result(job, job.request.output, store, total, count.seconds, ready.provider)
+
+
+def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
+    """What is called with every `Progress`; a display also tells, once, what the run is and who does it."""
+    if not isinstance(progress, Display):
+        return progress if callable(progress) else (lambda _now: None)
+    display, said = progress, set[str]()
+
+    def show(now: Progress) -> None:
+        for line in (*estimate_lines(now.estimate), now.workers):
+            if line and line not in said:
+                said.add(line)
+                display.note(line)
+        display(now)
+
+    return show
 
 
 def _executor(workers: int | None, scheduler: str | None, threads: int | None) -> Executor:

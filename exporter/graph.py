@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from .half import to_float16
 from .memory import refuse_too_large
 from .models import Facts, Model, build, describe
 from .parity import Parity, check, example
+from .progress import Show, Step, shows
 from .spec import LARGEST_FILE, METADATA_KEY, GraphSpec, Output
 from .summary import summarize
 from .tapped import Tapped
@@ -38,8 +39,6 @@ from .taps import Taps
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
 OPSET = 20
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,7 @@ class ExportResult:
     bytes: int
 
 
+@shows("steps")
 def export(
     model: str,
     output: str | os.PathLike[str],
@@ -69,7 +69,7 @@ def export(
     norms: bool = False,
     num_classes: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Show[str] = None,
 ) -> ExportResult:
     """Export a timm model to ONNX with its attention, and prove the file against PyTorch.
 
@@ -98,7 +98,7 @@ def export(
         norms: whether norms of values, attention branches and tokens are outputs too.
         num_classes: of the checkpoint's head; 0 for none.
         overwrite: replace files that exist.
-        progress: called with one line as each stage begins.
+        progress: True shows a bar; a function is called with one line as each stage begins.
 
     Raises:
         UsageError: the request is wrong: unknown model, an existing file, a layer that does not exist, a model
@@ -107,9 +107,9 @@ def export(
             No file is left.
     """
     started = time.perf_counter()
-    say = progress or (lambda line: None)
+    say = progress if callable(progress) else (lambda _line: None)
     path = _target(Path(output), overwrite)
-    say(f"building {model}")
+    say(Step(f"building {model}", 1, 4))
     with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
         refuse_too_large(summarize(model, img_size=img_size))
     built = build(
@@ -144,12 +144,12 @@ def export_model(
     gradients: bool = False,
     norms: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Show[str] = None,
     started: float | None = None,
 ) -> ExportResult:
     """Export a model that is built already; arguments and errors as in `export`."""
     started = time.perf_counter() if started is None else started
-    say = progress or (lambda line: None)
+    say = progress if callable(progress) else (lambda _line: None)
     path = _target(output, overwrite)
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
@@ -161,14 +161,14 @@ def export_model(
     tapped = Tapped(built, taps, facts, chosen, norms=norms)
     derived = Gradients(tapped, built.full_name) if gradients else None
     spec = _spec(built, taps, facts, tapped, dtype, gradients)
-    say(f"tracing {spec.name}: {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
+    say(Step(f"tracing {spec.name}: {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens", 2, 4))
     graph = _trace(tapped, spec)
     with _beside(path) as folder:
         draft = folder / path.name
-        say(f"writing {path.name}")
+        say(Step(f"writing {path.name}", 3, 4))
         _save(graph, draft, spec)
         del graph
-        say("comparing with PyTorch")
+        say(Step("comparing with PyTorch", 4, 4))
         parity = check(draft, spec, tapped.run if derived is None else derived.run)
         size = sum(f.stat().st_size for f in folder.iterdir())
         _publish(folder, path)

@@ -94,7 +94,8 @@ class GraphSpec:
     """Everything a reader must know of a graph without opening the model.
 
     Attributes:
-        model: timm's architecture name; `tag`: its pretrained tag, or "" where there is none.
+        model: timm's architecture name; `tag`: the pretrained tag whose recipe and classes these are, or "" where
+            there is none. The weights are that tag's only where `weights.source` says pretrained.
         dtype: in which the graph computes. Its outputs are float32 all the same.
         image_size: (height, width) of the input `image`, NHWC uint8 RGB.
         patch_size: (height, width) in input pixels of one token of the grid.
@@ -161,8 +162,8 @@ class GraphSpec:
 
     @property
     def name(self) -> str:
-        """The model with its tag, as timm writes it."""
-        return f"{self.model}.{self.tag}" if self.tag else self.model
+        """The model as timm writes it, with the pretrained tag only where that tag's weights are in use."""
+        return f"{self.model}.{self.tag}" if self.tag and self.weights.source == "pretrained" else self.model
 
     def output(self, name: str) -> Output | None:
         """The output of that name, or None."""

@@ -59,7 +59,7 @@ def test_the_help_loads_no_room() -> None:
     found = modules_after(
         "from attlas.cli import cli\nimport click.testing\nclick.testing.CliRunner().invoke(cli, ['--help'])"
     )
-    assert not (HEAVY | {"numpy", "zarr", "onnx", "onnxruntime", "PIL"}) & found
+    assert not (HEAVY | {"numpy", "zarr", "onnx", "onnxruntime", "PIL", "tqdm"}) & found
 
 
 def test_every_public_name_loads() -> None:

@@ -211,12 +211,14 @@ def test_the_first_page_says_what_was_run_and_how_right_it_was(made: tuple[Store
     html, seen = read(made[1])
     low, high = facts.wilson(11, 21)
     for wanted in (
-        "tiny_test.tagged", "ab" * 32, "cd" * 32, "pictures <b>", "all 22 images", "float16", "class, register",
+        "tagged, for its recipe and classes alone",
+        "ab" * 32, "cd" * 32, "pictures <b>", "all 22 images", "float16", "class, register",
         "22 planned, 22 done, 21 valid, 1 unreadable", "n00000001/005.png", "is no picture",
         f"52.4 % (95 % interval {100 * low:.1f} to {100 * high:.1f}; 11 of 21)", "resize 24x40 (squash, bilinear)",
     ):  # fmt: skip
         assert wanted in seen.text
     assert "random (an untrained" not in seen.text
+    assert "tiny_test.tagged" not in html  # weights from a file are not the tag's
     assert "pictures <b>" not in html
 
 
@@ -394,11 +396,12 @@ def test_head_means_and_codes_show_what_they_can(tmp_path: Path, kind: str) -> N
 def test_two_stores_stand_side_by_side_on_the_images_they_share(tmp_path: Path) -> None:
     """In image widths, and the paired difference is that of the stores' own numbers."""
     make_store(tmp_path / "one.zarr")
-    make_store(tmp_path / "two.zarr", spec_of(grid=(4, 4), prefix=(), layers=2, tag="other"), seed=3, images=16)
+    other = spec_of(grid=(4, 4), prefix=(), layers=2, tag="other", weights=Weights("pretrained", "ab" * 32))
+    make_store(tmp_path / "two.zarr", other, seed=3, images=16)
     both = [tmp_path / "one.zarr", tmp_path / "two.zarr"]
     _, seen = read(page.report(both, tmp_path / "r.html", figures=tmp_path / "f", examples=0))
     assert "The same n = 15 images in every store" in seen.captions[0]
-    assert "A. tiny_test.tagged" in seen.text
+    assert "A. tiny_test" in seen.text
     assert "B. tiny_test.other" in seen.text
     assert {"compare_distance_renormalized.csv", "a-distance.pdf", "b-score_matrix_mean.png"} <= {
         p.name for p in (tmp_path / "f").iterdir()

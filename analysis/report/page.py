@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
 import io
@@ -17,6 +18,7 @@ from typing import Any
 from ...engine.places import Url, locate
 from ...engine.store import Store
 from ...exporter.errors import AttlasError, UsageError
+from ...exporter.progress import Show, shows
 from . import canvas
 from .comparison import compare, named
 from .contrasts import contrasts
@@ -67,6 +69,7 @@ class _Page:
             _print(shown, printed, self.folder, f"{prefix}{shown.name}")
 
 
+@shows("figures")
 def report(
     stores: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -77,7 +80,7 @@ def report(
     baseline: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
     boxes: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Show[str] = None,
 ) -> Path:
     """Write what one or several stores hold as one HTML page, which loads nothing from anywhere.
 
@@ -92,14 +95,15 @@ def report(
         baseline: stores that the others are compared with and of which nothing else is shown, such as one of the same
             model with random weights.
         boxes: a COCO JSON file of objects in the original images, by file name.
-        overwrite: replace a page that is at `output`.
-        progress: called with one line as each figure begins.
+        overwrite: replace a page that is at `output`, and write figures into a folder that is not empty.
+        progress: True shows it; a function is called with one line as each figure begins.
 
     Returns:
         `output`, as a path.
 
     Raises:
-        UsageError: no store is named, or `output` exists.
+        UsageError: no store is named, `output` exists or does not end in .html, `figures` is not empty, or `images` or
+            `boxes` is not there.
         AttlasError: a store does not read, or a file cannot be written.
     """
     shown, against = ([locate(p) for p in ([given] if isinstance(given, str | os.PathLike) else given)]
@@ -110,9 +114,8 @@ def report(
         raise UsageError("no store is named: a report needs at least one")
     if len(paths) > len(LETTERS):
         raise UsageError(f"{len(paths)} stores are too many for one page; {len(LETTERS)} fit")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise UsageError(f"{output}: exists; choose another name, or --overwrite")
-    say = progress or (lambda line: None)
+    _check(output, folder, images, boxes, overwrite=overwrite)
+    say = progress if callable(progress) else (lambda _line: None)
     opened = [_ready(path, say) for path in paths]
     facts = [
         gather(store, letter, baseline=place >= len(shown))
@@ -120,19 +123,36 @@ def report(
     ]
     beside = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        for made in (output.parent, *([folder] if folder is not None else [])):
+            made.mkdir(parents=True, exist_ok=True)
+        beside.touch()  # what cannot be written says so before a minute of drawing
         page = _Page(say, folder)
         _fill(page, opened, facts, examples, images, boxes)
-        output.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(_rendered(page, facts), "utf-8")
         beside.replace(output)
     except OSError as error:
-        place = error.filename or output
-        raise AttlasError(f"{place}: cannot be written ({error.strerror or error})") from None
+        named = error.filename if error.filename not in (None, str(beside)) else output
+        raise AttlasError(f"{named}: cannot be written ({error.strerror or error})") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return output
+
+
+def _check(output: Path, figures: Path | None, images: Any, boxes: Any, *, overwrite: bool) -> None:
+    """Refuse, before anything is drawn, what could not be written or is not there to be read."""
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{output}: a page's name ends in .html; --figures DIR writes each figure as PDF, SVG, PNG")
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise UsageError(f"{output}: exists; choose another name, or --overwrite")
+    if figures is not None and figures.is_dir() and any(figures.iterdir()) and not overwrite:
+        raise UsageError(
+            f"{figures}: holds files already, and figures would mix; choose another folder, or --overwrite"
+        )
+    if images is not None and not Path(images).is_dir():
+        raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
+    if boxes is not None and not Path(boxes).is_file():
+        raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
 
 
 def _ready(path: Path | Url, say: Callable[[str], None]) -> Store:
