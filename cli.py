@@ -92,7 +92,8 @@ def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> l
 @cli.command(short_help="A timm model becomes an ONNX graph with attention outputs.")
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=path_argument, help="The graph, NAME.onnx.")
-@click.option("--checkpoint", type=path_argument, help="Weights from this file (safetensors, or a torch state dict).")
+@click.option("--checkpoint", metavar="FILE[:KEY]",
+              help="Weights of this file (safetensors or torch), or of its part KEY, such as model_ema.")  # fmt: skip
 @click.option("--pretrained", "pretrained", is_flag=True, help="The tag's own weights from the model hub (default).")
 @click.option("--random-init", is_flag=True, help="Random weights.")
 @click.option("--seed", default=0, show_default=True, help="Of --random-init.")
@@ -107,21 +108,25 @@ def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> l
 @click.option("--norms", is_flag=True, help="Norms of values, attention branches and tokens as outputs, too.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
 def export(
-    model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: Path | None, **options: Any
+    model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: str | None, **options: Any
 ) -> None:
     """Export timm's MODEL (with or without its pretrained tag) and prove the file against PyTorch."""
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
     if options["img_size"] is not None:
         options["img_size"] = _size(options["img_size"])
+    _end_on_sigterm()
+    note("starting PyTorch")
     result = attlas.export(
         model,
         output,
         checkpoint=checkpoint,
         random_init=random_init,
-        progress=note if sys.stderr.isatty() else None,
+        progress=note,
         **options,
     )
+    for line in result.notes:
+        note(f"note: {line}")
     parity = result.parity
     head = "logits" if result.spec.output("logits") else "features"
     note(
@@ -134,6 +139,15 @@ def export(
     if parity.norm_max is not None:
         note(f"largest difference of a norm {parity.norm_max:.1e} of the layer's maximum")
     click.echo(result.path)
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends the work as Ctrl-C does, so that what is half written is removed."""
+
+    def handle(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 def _size(text: str) -> int | tuple[int, int]:

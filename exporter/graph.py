@@ -24,7 +24,7 @@ import timm
 import torch
 from torch import nn
 
-from .errors import AttlasError, UsageError
+from .errors import AttlasError, UsageError, first_line
 from .gradients import Gradients, separate_square_weights
 from .half import to_float16
 from .memory import refuse_too_large
@@ -44,13 +44,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What `export` wrote: the graph, the spec inside it, how far it is from PyTorch, the time and the size."""
+    """What `export` wrote: the graph, the spec inside it, how far it is from PyTorch, the time and the size.
+
+    `notes` are lines that the user should read, such as which of a checkpoint's weights were taken.
+    """
 
     path: Path
     spec: GraphSpec
     parity: Parity
     seconds: float
     bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -86,7 +90,8 @@ def export(
         model: timm's name, with or without a pretrained tag.
         output: the graph, `NAME.onnx`; its spec goes beside it as `NAME.json`, and weights above 2 GB as
             `NAME.onnx.data`.
-        checkpoint: weights from this file, safetensors or a torch state dict.
+        checkpoint: weights from this file, safetensors or a torch state dict; or, as `FILE:KEY`, from its part of that
+            name (`model_ema`, `student`). Without a key running averages go before what they are the average of.
         pretrained: the tag's own weights, where no other source is given.
         random_init: random weights, drawn from `seed`.
         seed: of the random weights.
@@ -98,30 +103,34 @@ def export(
         norms: whether norms of values, attention branches and tokens are outputs too.
         num_classes: of the checkpoint's head; 0 for none.
         overwrite: replace files that exist.
-        progress: called with one line as each stage begins.
+        progress: called with one line as each step begins, and one as it ends.
 
     Raises:
-        UsageError: the request is wrong: unknown model, an existing file, a layer that does not exist, a model
-            without global attention over patches, gradients of a model without classes.
+        UsageError: the request is wrong: a value of another type, an unknown model, an existing file, a layer that does
+            not exist, a model without global attention over patches, gradients of a model without classes, a recipe
+            that belongs to no pixels in 0..1.
         AttlasError: weights that cannot be had or do not fit, too little memory, or a graph that differs from PyTorch.
             No file is left.
     """
     started = time.perf_counter()
-    say = progress or (lambda line: None)
+    _check_types(model, output, checkpoint, layers, seed, num_classes)
+    _check_dtype(dtype, gradients)
     path = _target(Path(output), overwrite)
-    say(f"building {model}")
-    with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
-        refuse_too_large(summarize(model, img_size=img_size))
-    built = build(
-        model,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        pretrained=pretrained,
-        random_init=random_init,
-        seed=seed,
-        img_size=img_size,
-        preprocess=preprocess,
-        num_classes=num_classes,
-    )
+    with _step(progress, f"loading {model}") as end:
+        with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
+            refuse_too_large(summarize(model, img_size=img_size))
+        built = build(
+            model,
+            checkpoint=checkpoint,
+            pretrained=pretrained,
+            random_init=random_init,
+            seed=seed,
+            img_size=img_size,
+            preprocess=preprocess,
+            num_classes=num_classes,
+        )
+        part = f" ({built.key})" if built.key else ""
+        end(f"loaded {built.full_name}, {built.source} weights{part}")
     return export_model(
         built,
         path,
@@ -130,7 +139,7 @@ def export(
         gradients=gradients,
         norms=norms,
         overwrite=overwrite,
-        progress=say,
+        progress=progress,
         started=started,
     )
 
@@ -149,35 +158,100 @@ def export_model(
 ) -> ExportResult:
     """Export a model that is built already; arguments and errors as in `export`."""
     started = time.perf_counter() if started is None else started
-    say = progress or (lambda line: None)
     path = _target(output, overwrite)
-    if dtype not in ("float32", "float16"):
-        raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
-    if gradients and dtype != "float32":
-        raise UsageError("--gradients: most of a gradient lies below float16's smallest numbers; export in float32")
+    _check_dtype(dtype, gradients)
+    _check_recipe(built)
     taps = Taps(built.module, built.full_name)
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
-    tapped = Tapped(built, taps, facts, chosen, norms=norms)
-    derived = Gradients(tapped, built.full_name) if gradients else None
-    spec = _spec(built, taps, facts, tapped, dtype, gradients)
-    say(f"tracing {spec.name}: {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
-    graph = _trace(tapped, spec)
+    with _step(progress, f"tracing {built.full_name}") as end:
+        tapped = Tapped(built, taps, facts, chosen, norms=norms)
+        derived = Gradients(tapped, built.full_name) if gradients else None
+        spec = _spec(built, taps, facts, tapped, dtype, gradients)
+        graph = _trace(tapped, spec)
+        end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
         draft = folder / path.name
-        say(f"writing {path.name}")
-        _save(graph, draft, spec)
-        del graph
-        say("comparing with PyTorch")
-        parity = check(draft, spec, tapped.run if derived is None else derived.run)
-        size = sum(f.stat().st_size for f in folder.iterdir())
+        with _step(progress, f"writing {path.name}") as end:
+            _save(graph, draft, spec)
+            del graph
+            size = sum(f.stat().st_size for f in folder.iterdir())
+            end(f"wrote {size / 1e6:.1f} MB")
+        with _step(progress, "comparing with PyTorch") as end:
+            parity = check(draft, spec, tapped.run if derived is None else derived.run)
+            end(f"compared {parity.images} pictures: the graph is the model")
         _publish(folder, path)
-    return ExportResult(path, spec, parity, time.perf_counter() - started, size)
+    return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
+
+
+@contextlib.contextmanager
+def _step(progress: Progress | None, begin: str) -> Iterator[Callable[[str], None]]:
+    """Say that a step begins, and when it is done what it gave, with its seconds."""
+    say = progress or (lambda line: None)
+    started, ended = time.perf_counter(), begin
+    say(begin)
+
+    def end(line: str) -> None:
+        nonlocal ended
+        ended = line
+
+    yield end
+    say(f"{ended} in {time.perf_counter() - started:.0f} s")
 
 
 def spec_path(graph: Path) -> Path:
     """Where the spec stands beside a graph: `deit.json` for `deit.onnx`."""
     return graph.with_suffix(".json")
+
+
+def _check_types(
+    model: object, output: object, checkpoint: object, layers: object, seed: object, num_classes: object
+) -> None:
+    """Say what a value of another type should have been, before anything is done."""
+    if isinstance(model, nn.Module):
+        raise UsageError(
+            f"model: a {type(model).__name__} was given; pass timm's name of it, and its weights by "
+            "safetensors.torch.save_file(model.state_dict(), FILE) and checkpoint=FILE"
+        )
+    if isinstance(checkpoint, nn.Module | Mapping):
+        raise UsageError(
+            f"checkpoint: a {type(checkpoint).__name__} was given; save the state dict with "
+            "safetensors.torch.save_file and pass the file's path"
+        )
+    paths = (str, os.PathLike)
+    asked: tuple[tuple[str, object, tuple[type, ...], str], ...] = (
+        ("model", model, (str,), "timm's name of a model"),
+        ("output", output, paths, "the path of the graph, NAME.onnx"),
+        ("checkpoint", checkpoint, (*paths, type(None)), "the path of a file"),
+        ("seed", seed, (int,), "a whole number"),
+        ("num_classes", num_classes, (int, type(None)), "a whole number"),
+        ("layers", layers, (list, tuple, range, type(None)), "a list of whole numbers"),
+    )
+    for name, value, kinds, wanted in asked:
+        if not isinstance(value, kinds):
+            raise UsageError(f"{name}: pass {wanted}, not {_brief(value)}")
+    if isinstance(layers, list | tuple) and not all(isinstance(layer, int) for layer in layers):
+        raise UsageError(f"layers: pass a list of whole numbers, not {_brief(layers)}")
+
+
+def _brief(value: object) -> str:
+    text = repr(value).partition("\n")[0]
+    return f"{text[:60]} ({type(value).__name__})"
+
+
+def _check_dtype(dtype: str, gradients: bool) -> None:
+    if dtype not in ("float32", "float16"):
+        raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
+    if gradients and dtype != "float32":
+        raise UsageError("--gradients: most of a gradient lies below float16's smallest numbers; export in float32")
+
+
+def _check_recipe(built: Model) -> None:
+    """A recipe that was put into the model by hand is held to the same rules as one from the options."""
+    built.recipe.check(f"{built.full_name}: recipe")
+    if built.recipe.crop != built.image_size:
+        crop, size = ("x".join(map(str, edges)) for edges in (built.recipe.crop, built.image_size))
+        raise UsageError(f"{built.full_name}: recipe: crop {crop} is not the graph's input {size}; make them equal")
 
 
 def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, ...]:
@@ -277,8 +351,9 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
                 dynamic_shapes=tuple({0: "batch"} for _ in given),
             )
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise AttlasError(f"{spec.name}: torch {torch.__version__} cannot trace it to ONNX: {first[:200]}") from error
+        raise AttlasError(
+            f"{spec.name}: torch {torch.__version__} cannot trace it to ONNX: {first_line(error)}"
+        ) from error
     assert program is not None
     model = program.model
     _adopt_constants(model.graph)

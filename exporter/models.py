@@ -21,13 +21,14 @@ import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import set_fused_attn, use_fused_attn
-from timm.models import get_pretrained_cfg, load_state_dict, model_entrypoint, split_model_name_tag
+from timm.models import get_pretrained_cfg, model_entrypoint, split_model_name_tag
 from torch import Tensor, nn
 
-from .errors import AttlasError, UsageError
+from .checkpoint import StateDict, choose, locate, read
+from .errors import AttlasError, UsageError, first_line
 from .recipe import override, pair
 from .spec import ClassName, Recipe, Weights
-from .weights import StateDict, digest, load_into, read
+from .weights import digest, load_into
 
 if TYPE_CHECKING:
     from .taps import Taps
@@ -52,6 +53,7 @@ class Model:
 
     `head` names the first output: `logits` where the head gives classes, `features` where there is no head or where
     it projects to a space shared with text. `resized` says that another picture size than the tag's was asked for.
+    `key` is the part of the checkpoint that was taken, see `Weights`; `notes` says so, and what else was there.
     """
 
     module: nn.Module
@@ -63,6 +65,8 @@ class Model:
     classes: tuple[ClassName, ...]
     head: Literal["logits", "features"]
     resized: bool
+    key: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -71,7 +75,7 @@ class Model:
 
     def weights(self) -> Weights:
         """Source and hash of the weights as they are now."""
-        return Weights(self.source, digest(self.module))
+        return Weights(self.source, digest(self.module), self.key)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def build(
     model: str,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
     random_init: bool = False,
     seed: int = 0,
@@ -126,7 +130,8 @@ def build(
 
     Args:
         model: timm's name, with or without a pretrained tag (`vit_base_patch16_224.dino`).
-        checkpoint: weights from this file (safetensors, or a torch state dict); goes before `pretrained`.
+        checkpoint: weights from this file (safetensors, or a torch state dict), or from a part of it (`FILE:KEY`);
+            goes before `pretrained`.
         pretrained: the tag's weights, by timm.
         random_init: timm's own initialisation instead.
         seed: of the random weights.
@@ -136,7 +141,7 @@ def build(
         model_kwargs: passed on to timm; for tests, which need small models.
 
     Raises:
-        UsageError: an unknown model or tag, contradicting options, a size the model does not take.
+        UsageError: an unknown model or tag, contradicting options, a size the model does not take, no such file.
         AttlasError: the weights cannot be had or do not fit.
     """
     name, tag = _known(model)
@@ -152,28 +157,24 @@ def build(
     full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
     if source == "pretrained":
         _reach(full, cfg)
+    # A file that cannot be read is told before the model is built.
+    path, key = (None, "") if checkpoint is None else locate(checkpoint)
+    flat = None if path is None else read(path)
     module = _create(name if not cfg.get("tag") else full, source == "pretrained", seed, kwargs)
-    if checkpoint is not None:
-        classifier = cfg.get("classifier") or "head"
-        load_into(
-            module,
-            read(checkpoint, _load_safely),
-            checkpoint,
-            convert=lambda state: _convert(name, module, state),
-            classifier=(classifier,) if isinstance(classifier, str) else tuple(classifier),
-            resample=size is not None,
-        )
+    notes: tuple[str, ...] = ()
+    if path is not None and flat is not None:
+        choice = choose(flat, key, module.state_dict(), lambda state: _convert(name, module, state), path)
+        load_into(module, choice, path, classifier=_classifier(cfg), resample=size is not None)
+        key, notes = choice.key, tuple(filter(None, [choice.note(path)]))
     image_size = size or _input_size(module, cfg, kwargs)
     recipe = _recipe(cfg, image_size)
     if preprocess is not None:
         recipe = override(recipe, preprocess)
-        if recipe.crop != image_size:
-            raise UsageError(
-                f"--preprocess: crop {recipe.crop[0]}x{recipe.crop[1]} is not the graph's input "
-                f"{image_size[0]}x{image_size[1]}; pass --img-size {recipe.crop[0]},{recipe.crop[1]} as well"
-            )
+        _check_crop(module, recipe, image_size)
     classes, head = _classes(module, cfg, num_classes)
-    return Model(module, name, cfg.get("tag") or "", source, image_size, recipe, classes, head, size is not None)
+    return Model(
+        module, name, cfg.get("tag") or "", source, image_size, recipe, classes, head, size is not None, key, notes
+    )
 
 
 def describe(model: Model, taps: Taps) -> Facts:
@@ -224,7 +225,7 @@ def _known(model: str) -> tuple[str, str]:
 
 
 def _source(
-    checkpoint: Path | None, pretrained: bool, random_init: bool, num_classes: int | None
+    checkpoint: object, pretrained: bool, random_init: bool, num_classes: int | None
 ) -> Literal["pretrained", "checkpoint", "random"]:
     if checkpoint is not None and random_init:
         raise UsageError("--checkpoint and --random-init exclude each other; pass one of them")
@@ -276,17 +277,47 @@ def _create(name: str, pretrained: bool, seed: int, kwargs: Mapping[str, Any]) -
         try:
             module = timm.create_model(name, pretrained=pretrained, **kwargs)
         except Exception as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            _refuse_size(name, kwargs)
             if pretrained:
-                raise _no_weights(name, first) from error
+                raise _no_weights(name, first_line(error)) from error
             raise UsageError(
-                f"{name}: timm does not build it with {_options(kwargs)}: {first}; pass a size that the patch divides"
+                f"{name}: timm does not build it with {_options(kwargs)}: {first_line(error)}; leave these options out"
             ) from error
     return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _options(kwargs: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in kwargs.items()) or "its defaults"
+
+
+def _refuse_size(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Name the nearest picture size that fits, if it is the size that the model does not take."""
+    if (asked := kwargs.get("img_size")) is None:
+        return
+    try:
+        with torch.device("meta"), _quiet():
+            token = _token_size(timm.create_model(name, **{k: v for k, v in kwargs.items() if k != "img_size"}))
+    except Exception:  # it is not the size, or not alone
+        return
+    size = pair(asked, "--img-size")
+    if token is not None and (size[0] % token[0] or size[1] % token[1]):
+        raise _indivisible(name, size, token) from None
+
+
+def _indivisible(name: str, size: tuple[int, int], token: tuple[int, int]) -> UsageError:
+    return UsageError(
+        f"--img-size {size[0]},{size[1]}: {name}'s tokens of {_edges(token)} pixels do not divide it; the nearest size "
+        f"that they do is {_nearest(size, token)}"
+    )
+
+
+def _nearest(size: tuple[int, int], token: tuple[int, int]) -> str:
+    """The size of whole tokens, one at least, that is nearest; as options take it."""
+    return ",".join(str(max(1, round(edge / unit)) * unit) for edge, unit in zip(size, token, strict=True))
+
+
+def _edges(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 @contextlib.contextmanager
@@ -317,9 +348,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _load_safely(path: str) -> Any:
-    with _quiet():
-        return load_state_dict(path, device="cpu", weights_only=True)
+def _classifier(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the head's modules."""
+    named = cfg.get("classifier") or "head"
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _convert(name: str, module: nn.Module, state: StateDict) -> StateDict:
@@ -354,6 +386,23 @@ def _recipe(cfg: Mapping[str, Any], image_size: tuple[int, int]) -> Recipe:
         interpolation=data["interpolation"],
         mean=tuple(float(v) for v in data["mean"]),  # type: ignore[arg-type]
         std=tuple(float(v) for v in data["std"]),  # type: ignore[arg-type]
+    )
+
+
+def _check_crop(module: nn.Module, recipe: Recipe, image_size: tuple[int, int]) -> None:
+    """The crop is what the graph takes, and whole tokens cover it."""
+    if recipe.crop == image_size:
+        return
+    crop, token = recipe.crop, _token_size(module)
+    if token is not None and (crop[0] % token[0] or crop[1] % token[1]):
+        near = _nearest(crop, token)
+        raise UsageError(
+            f"--preprocess: crop {_edges(crop)} is no multiple of the model's tokens of {_edges(token)} pixels; pass "
+            f"crop={near.replace(',', 'x')} and --img-size {near}"
+        )
+    raise UsageError(
+        f"--preprocess: crop {_edges(crop)} is not the graph's input {_edges(image_size)}; pass --img-size "
+        f"{crop[0]},{crop[1]} as well"
     )
 
 
@@ -414,6 +463,19 @@ def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
     return int(grid[0]), int(grid[1])
 
 
+def _token_size(module: nn.Module) -> tuple[int, int] | None:
+    """(height, width) in pixels of one token, stem and patch together, where the model says."""
+    for part in module.modules():
+        embed = getattr(part, "patch_embed", None) or getattr(part, "embeds", None)
+        if embed is None:
+            continue
+        ratio = getattr(embed, "feat_ratio", None)
+        found = ratio(as_scalar=False) if ratio is not None else getattr(embed, "patch_size", None)
+        if found is not None:
+            return pair(found, "patch size")
+    return None
+
+
 def _patch_size(model: Model, trunk: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
     """Pixels of one token: the patch, or the patch times the stem's reduction."""
     ratio = getattr(getattr(trunk, "patch_embed", None), "feat_ratio", None)
@@ -422,11 +484,7 @@ def _patch_size(model: Model, trunk: nn.Module, grid: tuple[int, int]) -> tuple[
     covered = (patch[0] * grid[0], patch[1] * grid[1])
     # Some tags have such a size by default (384 with patches of 14), and were trained to go without the last pixels.
     if model.resized and covered != model.image_size:
-        height, width = model.image_size
-        raise UsageError(
-            f"--img-size {height},{width}: {model.name}'s patch of {patch[0]}x{patch[1]} pixels does not divide it; "
-            f"the nearest that it does is {covered[0]},{covered[1]}"
-        )
+        raise _indivisible(model.name, model.image_size, patch)
     return patch
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import UsageError
+from .errors import UsageError, first_line
 from .models import Pooling, build, describe, list_models
 from .taps import Taps
 
@@ -62,8 +62,7 @@ def summarize(model: str, *, img_size: object = None) -> Summary:
             with taps.recording() as seen:
                 built.module(torch.zeros(2, 3, *built.image_size))
         except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise taps.refusal(f"it does not run on a picture of its own size ({first})") from error
+            raise taps.refusal(f"it does not run on a picture of its own size ({first_line(error)})") from error
         taps.check(seen, 2, facts.tokens)
     heads = seen.attention(0).shape[1]
     return Summary(
