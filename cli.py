@@ -117,14 +117,10 @@ def export(
         options["img_size"] = _size(options["img_size"])
     _end_on_sigterm()
     note("starting PyTorch")
-    result = attlas.export(
-        model,
-        output,
-        checkpoint=checkpoint,
-        random_init=random_init,
-        progress=note,
-        **options,
-    )
+    try:
+        result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=note, **options)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing was written") from None
     for line in result.notes:
         note(f"note: {line}")
     parity = result.parity
@@ -409,14 +405,13 @@ def models(pattern: str, names: bool, as_json: bool) -> None:
     Each line: the tokens before the patches, the grid of patches, what the head reads, layers, heads, weights, and the
     bytes that the maps of one image take as float16. The exact name of a model that cannot be exported says why.
     """
-    from .exporter.models import list_models
-    from .exporter.summary import summaries
+    from .exporter.listing import list_models, summaries
 
     if names:
         listed = list_models(pattern)
         say_json(listed) if as_json else click.echo("\n".join(listed))
         return
-    found = summaries(pattern)
+    found = summaries(pattern, progress=note)
     if as_json:
         say_json([dataclasses.asdict(one) for one in found])
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -147,7 +148,7 @@ def read(path: Path) -> StateDict:
         if kind == "safetensors":
             return load_file(path, device="cpu")
         # timm's own training checkpoints hold a Namespace of plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of the readers, the user reads one line
         if "weights_only" in str(error) or "Unpickling" in type(error).__name__:

@@ -33,7 +33,7 @@ from .weights import digest, load_into
 if TYPE_CHECKING:
     from .taps import Taps
 
-__all__ = ["MODULES", "Facts", "Model", "build", "describe", "list_models", "refusal"]
+__all__ = ["MODULES", "Facts", "Model", "build", "describe", "names", "refusal"]
 
 # The modules of timm whose models attend over all patches. Others are refused by what their blocks show, not by name.
 MODULES = (
@@ -98,20 +98,13 @@ class Facts:
         return len(self.prefix) + math.prod(self.grid)
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that can be exported, sorted; with a tag in the pattern (`vit_*.dino`), names with their tags.
-
-    Args:
-        pattern: shell-style; `*` alone gives every architecture of timm's modules with global attention over patches.
-    """
-    names: set[str] = set()
+def names() -> list[str]:
+    """Every architecture of timm's modules with global attention over patches, and each with every pretrained tag."""
+    found: set[str] = set()
     for module in MODULES:
         with contextlib.suppress(RuntimeError):  # an older timm may lack the newest families
-            names.update(timm.list_models(module=module))
-    if "." in pattern:
-        tagged = timm.list_pretrained(pattern)
-        return sorted(n for n in tagged if split_model_name_tag(n)[0] in names)
-    return sorted(names & set(timm.list_models(pattern)))
+            found.update(timm.list_models(module=module))
+    return sorted(found | {name for name in timm.list_pretrained() if split_model_name_tag(name)[0] in found})
 
 
 def build(
@@ -198,7 +191,7 @@ def describe(model: Model, taps: Taps) -> Facts:
 
 def refusal(model: str, reason: str) -> UsageError:
     """The one line that says why a model has no maps to export, and which of those that have is called most like it."""
-    near = difflib.get_close_matches(split_model_name_tag(model)[0], list_models(), n=1)
+    near = difflib.get_close_matches(split_model_name_tag(model)[0], [n for n in names() if "." not in n], n=1)
     return UsageError(
         f"{model}: cannot be exported: {reason}; models with global attention over patches can "
         f"({f'such as {near[0]}; ' if near else ''}`attlas models` lists them)"

@@ -41,7 +41,7 @@ def override(recipe: Recipe, preprocess: str | Mapping[str, object]) -> Recipe:
     changes: dict[str, object] = {}
     for key, text in parts.items():
         match key:
-            case "mean" | "std":
+            case "mean" | "std" if not re.search("bgr|rgb", text, re.IGNORECASE):
                 changes[key] = _triple(key, text)
             case "resize":
                 mode, colon, size = text.rpartition(":")

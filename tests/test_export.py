@@ -7,8 +7,12 @@ import json
 import math
 import os
 import pickle
+import re
 import socket
+import subprocess
+import sys
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +31,13 @@ from attlas.engine.session import Session  # noqa: E402
 from attlas.engine.store import Store  # noqa: E402
 from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
 from attlas.exporter import graph as graph_module  # noqa: E402
-from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
+from attlas.exporter.checkpoint import locate  # noqa: E402
+from attlas.exporter.errors import AttlasError, UsageError, first_line  # noqa: E402
 from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
-from attlas.exporter.models import Model, build, describe  # noqa: E402
+from attlas.exporter.models import Model, _recipe, build, describe  # noqa: E402
 from attlas.exporter.parity import Parity, compare, pictures, row_variation  # noqa: E402
 from attlas.exporter.spec import METADATA_KEY  # noqa: E402
+from attlas.exporter.summary import summarize  # noqa: E402
 from attlas.exporter.tapped import Tapped  # noqa: E402
 from attlas.exporter.taps import Taps  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -430,11 +436,43 @@ def test_weights_above_the_limit_go_beside_the_graph(tmp_path: Path, monkeypatch
 
 
 def test_export_says_its_stages_and_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Progress goes to the callable; stdout and stderr stay the caller's."""
+    """Each step as it begins and as it ends, with its seconds, to the callable; stdout and stderr stay the caller's."""
     said: list[str] = []
     export_model(make(DEIT), tmp_path / "deit.onnx", progress=said.append)
-    assert [line.split()[0] for line in said] == ["tracing", "writing", "comparing"]
+    assert [line.split()[0] for line in said] == ["tracing", "traced", "writing", "wrote", "comparing", "compared"]
+    assert all(re.search(r" in \d+ s$", line) for line in said[1::2])
+    assert max(map(len, said)) < 90
     assert capfd.readouterr() == ("", "")
+
+
+def test_interrupted_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the graph is compared: what was not proven is gone."""
+
+    def interrupted(*args: object) -> None:
+        assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graph_module, "check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(make(DEIT), tmp_path / "deit.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_ends_an_export_as_ctrl_c_does(tmp_path: Path) -> None:
+    """A batch system's signal runs what cleans up, and ends with 130."""
+    code = (
+        "import os, signal, attlas, attlas.cli\n"
+        "def export(*args, **kwargs):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally:\n"
+        "        print('cleaned')\n"
+        "attlas.export = export\n"
+        "attlas.cli.main(['export', 'some_model', '-o', 'x.onnx', '--random-init'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "cleaned\n")
+    assert done.stderr.splitlines()[-1] == "attlas: interrupted; nothing was written"
 
 
 def test_top1_that_changes_fails() -> None:
@@ -472,19 +510,199 @@ def _plain_spec() -> dict[str, Any]:
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped", "parallel"])
-def test_checkpoint_of_every_common_form_gives_the_same_weights(kind: str, tmp_path: Path) -> None:
-    """safetensors, a bare state dict, one under `model`, and one with DistributedDataParallel's prefix."""
-    state = make(DEIT).module.state_dict()
-    path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
-    if kind == "safetensors":
-        save_file(state, path)
+def prefixed(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+# How frameworks keep one set of weights, and the place in the file that is found.
+FORMS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "bare": (lambda w: w, ""),
+    "wrapped": (lambda w: {"model": w, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}, "model"),
+    "parallel": (lambda w: prefixed(w, "module."), "module"),
+    "compiled": (lambda w: {"state_dict": prefixed(w, "module._orig_mod.")}, "state_dict.module._orig_mod"),
+    "lightning": (lambda w: {"state_dict": prefixed(w, "model."), "hyper_parameters": {"lr": 1}}, "state_dict.model"),
+    "teacher alone": (lambda w: {"teacher": prefixed(w, "backbone.")}, "teacher.backbone"),
+    "backbone": (lambda w: {**prefixed(w, "backbone."), "neck.weight": torch.ones(3)}, "backbone"),
+    "I-JEPA": (lambda w: {"encoder": prefixed(w, "module."), "predictor": {"x": torch.ones(1)}}, "encoder.module"),
+    "open_clip with timm's tower": (
+        lambda w: {**prefixed(w, "visual.trunk."), "logit_scale": torch.ones(1)}, "visual.trunk",
+    ),
+    "transformers with timm's model": (lambda w: prefixed(w, "timm_model."), "timm_model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["safetensors", *FORMS])
+def test_checkpoint_of_every_common_form_gives_the_same_weights(form: str, tmp_path: Path) -> None:
+    """Wrappers and prefixes are found by what fits, and their place is kept."""
+    made = make(DEIT)
+    state, place = made.module.state_dict(), ""
+    path = tmp_path / "weights.pth"
+    if form == "safetensors":
+        save_file(state, path)  # told by its content, whatever its name
     else:
-        prefixed = {f"module.{k}": v for k, v in state.items()}
-        torch.save({"pth": state, "wrapped": {"model": state, "epoch": 3}, "parallel": prefixed}[kind], path)
+        wrap, place = FORMS[form]
+        torch.save(wrap(state), path)
     built = build(DEIT, checkpoint=path, model_kwargs=SMALL)
-    assert built.source == "checkpoint"
-    assert built.weights().sha256 == make(DEIT).weights().sha256
+    assert (built.source, built.key, built.notes) == ("checkpoint", place, ())
+    assert built.weights().sha256 == made.weights().sha256
+    assert built.weights().key == place
+
+
+# Two sets of weights in one file: (raw, averaged) -> the file, the place of each.
+PAIRS: dict[str, tuple[Callable[[Any, Any], Any], str, str]] = {
+    "timm": (lambda r, a: {"state_dict": r, "state_dict_ema": prefixed(a, "module.")}, "state_dict", "state_dict_ema"),
+    "deit": (lambda r, a: {"model": r, "model_ema": a}, "model", "model_ema"),
+    "lightning": (lambda r, a: {"state_dict": prefixed(r, "model.") | prefixed(a, "ema_model.")},
+                  "state_dict.model", "state_dict.ema_model"),
+    "dino": (lambda r, a: {"student": prefixed(r, "module.backbone.") | {"module.head.mlp": torch.ones(3)},
+                           "teacher": prefixed(a, "backbone.") | {"head.mlp": torch.ones(3)}},
+             "student", "teacher"),
+    "moco": (lambda r, a: {"state_dict": prefixed(r, "module.base_encoder.") | prefixed(a, "module.momentum_encoder.")},
+             "state_dict.module.base_encoder", "state_dict.module.momentum_encoder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PAIRS)
+def test_averaged_weights_are_taken_and_the_others_can_be(form: str, tmp_path: Path) -> None:
+    """As timm and DINO evaluate; never silently, and a key takes what the user wants."""
+    raw, averaged = (build(DEIT, random_init=True, seed=seed, model_kwargs=SMALL) for seed in (1, 2))
+    wrap, raw_key, averaged_key = PAIRS[form]
+    path = tmp_path / "both.pth"
+    torch.save(wrap(raw.module.state_dict(), averaged.module.state_dict()), path)
+    found = build(DEIT, checkpoint=path, model_kwargs=SMALL)
+    assert found.weights().sha256 == averaged.weights().sha256
+    assert found.key.startswith(averaged_key)
+    (note,) = found.notes
+    assert re.search(f"{re.escape(found.key)}, .*average.*, was taken", note)
+    offered = re.search(r"--checkpoint both\.pth:(\S+) takes another", note)
+    assert offered is not None
+    for key, wanted in ((raw_key, raw), (offered[1], raw), (averaged_key, averaged)):
+        chosen = build(DEIT, checkpoint=f"{path}:{key}", model_kwargs=SMALL)
+        assert chosen.weights().sha256 == wanted.weights().sha256
+        assert chosen.key.startswith(key)
+        assert chosen.notes == ()
+
+
+def test_key_that_is_not_in_the_file_is_refused_with_what_is(tmp_path: Path) -> None:
+    """And a wrapper that no table knows is named, so that it can be chosen."""
+    path = tmp_path / "gan.pth"
+    torch.save({"netG": make(DEIT).module.state_dict(), "netD": {"weight": torch.ones(2)}}, path)
+    with pytest.raises(UsageError, match=r"gan\.pth: holds nothing called 'ema'; it holds netG \(32 tensors\), netD"):
+        build(DEIT, checkpoint=f"{path}:ema", model_kwargs=SMALL)
+    with pytest.raises(
+        AttlasError, match=r"their place in the file as FILE:KEY \(it holds netG \(32 tensors\), netD\)"
+    ):
+        build(DEIT, checkpoint=path, model_kwargs=SMALL)
+    assert build(DEIT, checkpoint=f"{path}:netG", model_kwargs=SMALL).key == "netG"
+
+
+def test_colons_of_drives_addresses_and_names_are_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FILE:KEY is cut at a colon only where the end can be a key and the whole is no file."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("plain.pth", "with:colon.pth"):
+        Path(name).write_bytes(b"x")
+    assert locate("plain.pth") == (Path("plain.pth"), "")
+    assert locate("plain.pth:teacher.backbone") == (Path("plain.pth"), "teacher.backbone")
+    assert locate(Path("plain.pth:model_ema")) == (Path("plain.pth"), "model_ema")
+    assert locate("with:colon.pth") == (Path("with:colon.pth"), "")
+    assert locate("with:colon.pth:model") == (Path("with:colon.pth"), "model")
+    for text, message in (
+        (r"C:\absent.pth", r"^C:\\absent\.pth: there is no such file"),
+        (r"C:\absent.pth:model", r"^C:\\absent\.pth: there is no such file"),
+        ("C:absent.pth", r"^C:absent\.pth: there is no such file"),
+        ("https://example.org:443/a.pth", "is an address; download"),
+        (".", "is a folder; pass the file in it"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            locate(text)
+
+
+def test_key_is_in_the_spec_and_older_specs_have_none(tmp_path: Path) -> None:
+    """Which of a file's weights a graph has can be read from the graph; one without the key still loads."""
+    path = tmp_path / "both.pth"
+    state = make(DEIT).module.state_dict()
+    torch.save({"model": state, "model_ema": {k: v * 2 for k, v in state.items()}}, path)
+    result = export_model(build(DEIT, checkpoint=path, model_kwargs=SMALL), tmp_path / "deit.onnx")
+    assert result.spec.weights.key == "model_ema"
+    assert "both.pth:model" in result.notes[0]
+    assert GraphSpec.from_json(result.spec.to_json(), "spec") == result.spec
+    assert GraphSpec.from_dict(_plain_spec(), "old").weights.key == ""
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def zipped(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make_file", "message"),
+    [
+        (lambda p: written(p / "w.pth", b""), "is empty"),
+        (lambda p: written(p / "w.safetensors", b"<!DOCTYPE html>\n<html>"), "is a web page"),
+        (lambda p: written(p / "w.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer"),
+        (lambda p: written(p / "w.json", b'{"weight_map": {}}'), "is JSON text"),
+        (lambda p: written(p / "w.pth.gz", b"\x1f\x8b\x08\x00"), "compressed by gzip"),
+        (lambda p: written(p / "w.h5", b"\x89HDF\r\n"), "is HDF5"),
+        (lambda p: written(p / "w.pth", b"no weights"), "neither safetensors nor a torch file .*'no weights'"),
+        (lambda p: written(p / "w.safetensors", b"no weights"), "neither safetensors nor a torch file"),
+        (lambda p: zipped(p / "w.zip", "a.txt", "b.txt"), r"zip archive of 2 files, the first a\.txt"),
+        (lambda p: zipped(p / "w.npz", "a.npy"), "NumPy archive"),
+        (lambda p: zipped(p / "w.pt", "w/data.pkl", "w/constants.pkl"), "TorchScript"),
+        (lambda p: zipped(p / "w.pt", "w/data.pkl"), "cannot be read"),
+    ],
+)  # fmt: skip
+def test_file_that_is_no_weights_says_what_it_is(
+    make_file: Callable[[Path], Path], message: str, tmp_path: Path
+) -> None:
+    """By its content, in one line."""
+    with pytest.raises(AttlasError, match=message) as caught:
+        build(DEIT, checkpoint=make_file(tmp_path), model_kwargs=SMALL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["vit.encoder.layer.0.attention.attention.query.weight"], "a model of transformers: .*timm's file"),
+        (["vision_model.encoder.layers.0.self_attn.q_proj.weight"], "a model of transformers"),
+        (["visual.conv1.weight", "transformer.resblocks.0.ln_1.weight"], r"open_clip: .*vit\*clip\*"),
+        (["encoder.layers.encoder_layer_0.ln_1.weight"], "a model of torchvision"),
+        (["base_model.model.blocks.0.attn.qkv.lora_A.default.weight"], "LoRA adapters: merge them"),
+    ],
+)
+def test_checkpoint_of_another_library_is_named(names: list[str], message: str, tmp_path: Path) -> None:
+    """Where its names tell, a line says whose they are instead of listing them."""
+    save_file({name: torch.ones(2) for name in names}, tmp_path / "foreign.safetensors")
+    with pytest.raises(AttlasError, match=message) as caught:
+        build(DEIT, checkpoint=tmp_path / "foreign.safetensors", model_kwargs=SMALL)
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 250
+
+
+def test_lightning_checkpoint_with_objects_says_so(tmp_path: Path) -> None:
+    """Its hyper-parameters are what cannot be read, and the remedy is to save the weights alone."""
+    content = {"state_dict": {}, "pytorch-lightning_version": "2.4", "hyper_parameters": Path("x")}
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(
+        AttlasError, match=r"Lightning holds hyper-parameters \(.*Path.*\), .*save model\.state_dict\(\)"
+    ):
+        build(DEIT, checkpoint=tmp_path / "last.ckpt", model_kwargs=SMALL)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    """With the tensor's name, before anything is traced."""
+    state = make(DEIT).module.state_dict()
+    state["blocks.1.mlp.fc1.weight"][3, 2] = value
+    save_file(state, tmp_path / "diverged.safetensors")
+    with pytest.raises(AttlasError, match=r"1 of its 32 tensors hold NaN or infinity \(blocks\.1\.mlp\.fc1\.weight\)"):
+        build(DEIT, checkpoint=tmp_path / "diverged.safetensors", model_kwargs=SMALL)
 
 
 def test_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -675,9 +893,30 @@ def test_recipe_can_be_overridden_in_parts() -> None:
     [
         ("size=3", "'size' is none of mean, std"),
         ("mean=1,2", "mean=1,2 is not one or three"),
+        ("mean=1,2,3,4", "mean=1,2,3,4 is not one or three"),
+        ("mean=123.675,116.28,103.53", r"looks like pixels in 0\.\.255; .*: write mean=0\.485,0\.456,0\.406$"),
+        ("mean=imagenet,std=58.395,57.12,57.375", r"0\.\.255; .*: write std=0\.229,0\.224,0\.225$"),
+        ("mean=127.5,std=127.5", r"write mean=0\.5,0\.5,0\.5"),
+        ("mean=103.53,116.28,123.675", r"write mean=0\.485,0\.456,0\.406, in RGB order"),
+        ("mean=0.406,0.456,0.485", r"is in BGR order; .*mean=0\.485,0\.456,0\.406"),
+        ("std=0.225,0.224,0.229", r"is in BGR order; .*std=0\.229,0\.224,0\.225"),
+        ("mean=BGR", "the graph takes RGB"),
+        ("order=bgr", "the graph takes RGB"),
+        ("mean=-0.5", "belongs to no pixels"),
+        ("mean=300", "belongs to no pixels"),
+        ("mean=nan", "three finite numbers"),
+        ("std=inf", "three finite numbers"),
         ("std=0", "positive"),
+        ("std=0.2,-0.2,0.2", "positive"),
+        ("std=0.0009", r"divided by 255 once too often; .*std=0\.2295"),
+        ("resize=200", "resize 200x200 is smaller than crop 224x224"),
+        ("resize=border:224x200", "resize 224x200 is smaller than crop 224x224"),
+        (
+            "crop=230,resize=256",
+            r"no multiple of the model's tokens of 16x16 pixels; pass crop=224x224 and --img-size 224,224",
+        ),
         ("resize=stretch:256", "'stretch' is none of center, squash, border"),
-        ("crop=256", "pass --img-size 256,256"),
+        ("crop=256,resize=256", "pass --img-size 256,256"),
         ("blurred", "no key=value"),
     ],
 )
@@ -687,10 +926,88 @@ def test_preprocess_that_cannot_be_read_is_refused(preprocess: str, message: str
         build(DEIT, random_init=True, preprocess=preprocess)
 
 
-def test_size_that_the_patch_does_not_divide_is_refused() -> None:
-    """No silent cropping or padding of the grid."""
-    with pytest.raises(UsageError, match=r"--img-size 100,100: .* the nearest that it does is 96,96"):
-        reference(build(DEIT, random_init=True, img_size=100))(pictures(1, (100, 100)))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (123.675, 116.28, 103.53)}, r"recipe: mean=.* write mean=0\.485,0\.456,0\.406"),
+        ({"std": (0.2, 0.2)}, "three finite numbers"),
+        ({"resize": (32, 32)}, "smaller than crop"),
+        ({"crop": (48, 48)}, "crop 48x48 is not the graph's input 64x64"),
+        ({"crop_mode": "stretch"}, "'stretch' is none of"),
+    ],
+)
+def test_recipe_put_in_by_hand_is_checked_too(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Whatever way it comes, no graph is written with it; one that was written by an earlier version still loads."""
+    built = make(DEIT)
+    built = dataclasses.replace(built, recipe=dataclasses.replace(built.recipe, **changes))
+    with pytest.raises(UsageError, match=message):
+        export_model(built, tmp_path / "deit.onnx")
+    assert list(tmp_path.iterdir()) == []
+    old = _plain_spec()
+    old["recipe"] |= {"mean": [123.675, 116.28, 103.53], "resize": [16, 16]}
+    assert GraphSpec.from_dict(old, "old.onnx").recipe.mean == (123.675, 116.28, 103.53)
+
+
+def test_recipe_of_every_tag_passes() -> None:
+    """The rules are no stricter than timm's own models."""
+    for name in list_models("*.*"):
+        cfg = timm.get_pretrained_cfg(name).to_dict()
+        _recipe(cfg, cfg["input_size"][1:]).check(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (DEIT, 100, r"--img-size 100,100: .*tokens of 16x16 pixels .* the nearest size that they do is 96,96$"),
+        (DEIT, 110, r"nearest size that they do is 112,112$"),
+        (DEIT, 8, r"nearest size that they do is 16,16$"),
+        (DEIT, (8, 250), r"--img-size 8,250: .* 16,256$"),
+        ("vit_tiny_r_s16_p8_224", 200, r"--img-size 200,200: .*tokens of 32x32 pixels .* 192,192$"),
+        ("vit_small_patch14_reg4_dinov2", 224 + 1, r"nearest size that they do is 224,224$"),
+    ],
+)
+def test_size_that_the_patch_does_not_divide_is_refused(name: str, size: Any, message: str) -> None:
+    """No silent cropping or padding of the grid, no bare assertion; and the size that is offered is taken."""
+    with pytest.raises(UsageError, match=message) as caught:
+        summarize(name, img_size=size)
+    assert "Assertion" not in str(caught.value)
+    assert summarize(name, img_size=str(caught.value).rpartition(" ")[2]).tokens > 0
+
+
+def test_first_line_of_a_bare_assertion_is_the_assertion() -> None:
+    """An exception without words names its type, and where it can, what was asserted."""
+    with pytest.raises(AssertionError) as caught:
+        raise AssertionError
+    assert first_line(caught.value) == "AssertionError at `raise AssertionError`"
+    assert first_line(ValueError("\n two\nlines")) == "two"
+    assert first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "model: pass timm's name of a model, not None"),
+        ({"model": Path("deit")}, "model: pass timm's name"),
+        ({"model": torch.nn.Linear(2, 2)}, r"model: a Linear was given; .*save_file\(model\.state_dict\(\)"),
+        ({"output": None}, r"output: pass the path of the graph"),
+        ({"checkpoint": {"head.weight": torch.ones(2)}}, "checkpoint: a dict was given; save"),
+        ({"checkpoint": torch.nn.Linear(2, 2)}, "checkpoint: a Linear was given; save"),
+        ({"checkpoint": 3}, "checkpoint: pass the path of a file"),
+        ({"layers": "0,1"}, "layers: pass a list of whole numbers"),
+        ({"layers": 3}, "layers: pass a list of whole numbers"),
+        ({"layers": ["0"]}, "layers: pass a list of whole numbers"),
+        ({"num_classes": "10"}, "num_classes: pass a whole number"),
+        ({"seed": None}, "seed: pass a whole number"),
+        ({"dtype": "float64"}, "--dtype float64"),
+    ],
+)
+def test_value_of_another_type_is_a_usage_error(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Before anything is built, with what to pass instead."""
+    request = {"model": DEIT, "output": tmp_path / "deit.onnx", "random_init": True} | changes
+    with pytest.raises(UsageError, match=message) as caught:
+        export(**request)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sources_that_contradict_are_refused(tmp_path: Path) -> None:
