@@ -265,9 +265,9 @@ def _kind(path: Path) -> str:
             names = archive.namelist()
         _check_zip(path, names)
     elif not head.startswith(b"\x80"):
-        beginning = head[:20].decode("ascii", "replace").encode("ascii", "replace").decode()
+        start = head[:20].decode("ascii", "replace").encode("ascii", "replace").decode()
         raise AttlasError(
-            f"{path}: is neither safetensors nor a torch file (it begins with {beginning!r}); pass the file of weights"
+            f"{path}: is neither safetensors nor a torch file (it begins with {start!r}); pass the file of weights"
         )
     return "torch"
 

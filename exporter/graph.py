@@ -25,15 +25,17 @@ import torch
 from torch import nn
 
 from .errors import AttlasError, UsageError, first_line
+from .facts import Facts, describe
 from .gradients import Gradients, separate_square_weights
 from .half import to_float16
 from .memory import refuse_too_large
-from .models import Facts, Model, build, describe
+from .models import Model, build
 from .parity import Parity, check, example
 from .spec import LARGEST_FILE, METADATA_KEY, GraphSpec, Output
 from .summary import summarize
 from .tapped import Tapped
 from .taps import Taps
+from .tidy import adopt_constants, free_batch, name_constants, strip
 
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
@@ -356,76 +358,17 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
         ) from error
     assert program is not None
     model = program.model
-    _adopt_constants(model.graph)
-    _name_constants(model.graph)
+    adopt_constants(model.graph)
+    name_constants(model.graph)
     if spec.gradients:
         separate_square_weights(model.graph)
-    _check_batch(model, spec)
-    _strip(model)
+    free_batch(model, spec)
+    strip(model)
     model.producer_name, model.producer_version = "attlas", _version()
     model.metadata_props[METADATA_KEY] = spec.to_json()
     if spec.dtype == "float16":
         to_float16(model)
     return model
-
-
-def _check_batch(model: ir.Model, spec: GraphSpec) -> None:
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name == "position_embedding":
-            continue
-        batch = None if value.shape is None else value.shape[0]
-        if not isinstance(batch, ir.SymbolicDim):
-            raise AttlasError(
-                f"{spec.name}: the traced graph fixes its batch at {batch} in {value.name}; nothing was written"
-            )
-        assert value.shape is not None
-        value.shape[0] = ir.SymbolicDim("batch")
-
-
-def _adopt_constants(graph: ir.Graph) -> None:
-    """Register constants that the exporter's optimiser made and forgot (seen where it fuses two clamps, torch 2.15)."""
-    for node in graph:
-        for i, value in enumerate(node.inputs):
-            if value is None or value.producer() is not None or value.const_value is None:
-                continue
-            if graph.initializers.get(value.name or "") is not value:
-                constant = value.const_value
-                own = ir.Value(name=f"{node.name}_constant_{i}", const_value=constant)
-                own.shape, own.dtype = ir.Shape(constant.numpy().shape), constant.dtype
-                graph.register_initializer(own)
-                node.replace_input_with(i, own)
-
-
-def _name_constants(graph: ir.Graph) -> None:
-    """Give a constant output a node of its own: not every runtime takes an initializer for an output."""
-    for i, value in enumerate(graph.outputs):
-        if not value.is_initializer():
-            continue
-        name, value.name = value.name, f"{value.name}_constant"
-        node = ir.node("Identity", [value], name=f"node_{name}")
-        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = name, value.shape, value.type
-        graph.append(node)
-        graph.outputs[i] = node.outputs[0]
-
-
-def _strip(model: ir.Model) -> None:
-    """Remove what differs from run to run or tells of this machine: stack traces, paths, doc strings."""
-    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for graph in graphs:
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-                value.doc_string = None
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-        value.doc_string = None
-    model.metadata_props.clear()
-    model.doc_string = None
-    model.graph.name = "attlas"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The one module that knows timm: building a model, and reading from it the facts that the graph's spec states."""
+"""The one module that knows timm: its names, and building a model with its weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import get_pretrained_cfg, model_entrypoint, split_model_name_tag
-from torch import Tensor, nn
+from torch import nn
 
 from .checkpoint import StateDict, choose, locate, read
 from .errors import AttlasError, UsageError, first_line
@@ -30,10 +30,7 @@ from .recipe import override, pair
 from .spec import ClassName, Recipe, Weights
 from .weights import digest, load_into
 
-if TYPE_CHECKING:
-    from .taps import Taps
-
-__all__ = ["MODULES", "Facts", "Model", "build", "describe", "names", "refusal"]
+__all__ = ["MODULES", "Model", "build", "indivisible", "names", "refusal"]
 
 # The modules of timm whose models attend over all patches. Others are refused by what their blocks show, not by name.
 MODULES = (
@@ -43,8 +40,6 @@ MODULES = (
 
 # Above any image-text projection in timm (1,280 wide), below any set of classes that is not ImageNet's.
 _WIDEST_PROJECTION = 2048
-
-Pooling = Literal["class", "mean", "mean_all", "max", "pool", "distilled", "none"]
 
 
 @dataclass(frozen=True)
@@ -76,26 +71,6 @@ class Model:
     def weights(self) -> Weights:
         """Source and hash of the weights as they are now."""
         return Weights(self.source, digest(self.module), self.key)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the model itself says of its tokens; the fields are `GraphSpec`'s.
-
-    `position_embedding` is the learned absolute one as the blocks see it (token or patch, channel), or None.
-    """
-
-    prefix: tuple[str, ...]
-    grid: tuple[int, int]
-    patch_size: tuple[int, int]
-    pooling: Pooling
-    position: Literal["absolute", "rotary", "relative", "none"]
-    position_embedding: Tensor | None
-
-    @property
-    def tokens(self) -> int:
-        """Prefix and patches."""
-        return len(self.prefix) + math.prod(self.grid)
 
 
 def names() -> list[str]:
@@ -170,31 +145,20 @@ def build(
     )
 
 
-def describe(model: Model, taps: Taps) -> Facts:
-    """Read tokens, grid, pooling and positions from the model; nothing is guessed from its name.
-
-    Args:
-        model: as `build` gives it.
-        taps: where its attention is read.
-
-    Raises:
-        UsageError: the model counts more prefix tokens than can be named.
-    """
-    trunk = taps.trunk
-    # A class token with blocks of its own is none of the tokens that the other blocks attend over.
-    prefix = () if taps.class_owners else _prefix(model, trunk)
-    grid = _grid(model, trunk)
-    patch = _patch_size(model, trunk, grid)
-    embedding = _position_embedding(trunk, len(prefix), grid)
-    return Facts(prefix, grid, patch, _pooling(model.module), _position(trunk, embedding), embedding)
-
-
 def refusal(model: str, reason: str) -> UsageError:
     """The one line that says why a model has no maps to export, and which of those that have is called most like it."""
     near = difflib.get_close_matches(split_model_name_tag(model)[0], [n for n in names() if "." not in n], n=1)
     return UsageError(
         f"{model}: cannot be exported: {reason}; models with global attention over patches can "
         f"({f'such as {near[0]}; ' if near else ''}`attlas models` lists them)"
+    )
+
+
+def indivisible(name: str, size: tuple[int, int], token: tuple[int, int]) -> UsageError:
+    """A picture size that whole tokens do not cover, and the nearest that they do."""
+    return UsageError(
+        f"--img-size {size[0]},{size[1]}: {name}'s tokens of {_edges(token)} pixels do not divide it; the nearest size "
+        f"that they do is {_nearest(size, token)}"
     )
 
 
@@ -294,14 +258,7 @@ def _refuse_size(name: str, kwargs: Mapping[str, Any]) -> None:
         return
     size = pair(asked, "--img-size")
     if token is not None and (size[0] % token[0] or size[1] % token[1]):
-        raise _indivisible(name, size, token) from None
-
-
-def _indivisible(name: str, size: tuple[int, int], token: tuple[int, int]) -> UsageError:
-    return UsageError(
-        f"--img-size {size[0]},{size[1]}: {name}'s tokens of {_edges(token)} pixels do not divide it; the nearest size "
-        f"that they do is {_nearest(size, token)}"
-    )
+        raise indivisible(name, size, token) from None
 
 
 def _nearest(size: tuple[int, int], token: tuple[int, int]) -> str:
@@ -382,6 +339,19 @@ def _recipe(cfg: Mapping[str, Any], image_size: tuple[int, int]) -> Recipe:
     )
 
 
+def _token_size(module: nn.Module) -> tuple[int, int] | None:
+    """(height, width) in pixels of one token, stem and patch together, where the model says."""
+    for part in module.modules():
+        embed = getattr(part, "patch_embed", None) or getattr(part, "embeds", None)
+        if embed is None:
+            continue
+        ratio = getattr(embed, "feat_ratio", None)
+        found = ratio(as_scalar=False) if ratio is not None else getattr(embed, "patch_size", None)
+        if found is not None:
+            return pair(found, "patch size")
+    return None
+
+
 def _check_crop(module: nn.Module, recipe: Recipe, image_size: tuple[int, int]) -> None:
     """The crop is what the graph takes, and whole tokens cover it."""
     if recipe.crop == image_size:
@@ -415,116 +385,3 @@ def _classes(
     info = ImageNetInfo(subset)
     names = zip(info.label_names(), info.label_descriptions(), strict=True)
     return tuple(ClassName(i, n) for i, n in names), "logits"
-
-
-# What the model says -------------------------------------------------------------------------------------------------
-
-
-def _prefix(model: Model, trunk: nn.Module) -> tuple[str, ...]:
-    """Kinds of the prefix tokens, in the order in which every timm family puts them."""
-    places = [trunk, getattr(trunk, "embeds", None), model.module]
-    kinds: list[str] = []
-    for attribute, kind in (("cls_token", "class"), ("dist_token", "distillation"), ("reg_token", "register")):
-        found = next((t for p in places if isinstance(t := getattr(p, attribute, None), Tensor)), None)
-        kinds += [kind] * (0 if found is None else found.shape[-2])
-    counted = int(getattr(trunk, "num_prefix_tokens", getattr(model.module, "num_prefix_tokens", len(kinds))))
-    if counted != len(kinds):
-        raise refusal(
-            model.full_name,
-            f"it puts {counted} tokens before the patches, of which {len(kinds)} are known "
-            f"({', '.join(kinds) or 'none'})",
-        )
-    return tuple(kinds)
-
-
-def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
-    """Rows and columns of patch tokens; families that take any size say only how large a patch is."""
-    height, width = model.image_size
-    embed = getattr(trunk, "patch_embed", None) or getattr(trunk, "embeds", None)
-    grid = getattr(embed, "grid_size", None)
-    if grid is None:
-        patch = getattr(embed, "patch_size", None) or getattr(trunk, "patch_size", None)
-        if patch is None:
-            raise refusal(model.full_name, "it has no one grid of patches (convolutional, or in stages)")
-        rows, columns = pair(patch, "patch size")
-        if height % rows or width % columns:
-            raise UsageError(
-                f"{model.full_name}: its patch {rows}x{columns} does not divide the image {height}x{width}; "
-                "pass --img-size with multiples of it"
-            )
-        grid = (height // rows, width // columns)
-    return int(grid[0]), int(grid[1])
-
-
-def _token_size(module: nn.Module) -> tuple[int, int] | None:
-    """(height, width) in pixels of one token, stem and patch together, where the model says."""
-    for part in module.modules():
-        embed = getattr(part, "patch_embed", None) or getattr(part, "embeds", None)
-        if embed is None:
-            continue
-        ratio = getattr(embed, "feat_ratio", None)
-        found = ratio(as_scalar=False) if ratio is not None else getattr(embed, "patch_size", None)
-        if found is not None:
-            return pair(found, "patch size")
-    return None
-
-
-def _patch_size(model: Model, trunk: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
-    """Pixels of one token: the patch, or the patch times the stem's reduction."""
-    ratio = getattr(getattr(trunk, "patch_embed", None), "feat_ratio", None)
-    own = ratio(as_scalar=False) if ratio is not None else None
-    patch = pair(own, "patch size") if own else (model.image_size[0] // grid[0], model.image_size[1] // grid[1])
-    covered = (patch[0] * grid[0], patch[1] * grid[1])
-    # Some tags have such a size by default (384 with patches of 14), and were trained to go without the last pixels.
-    if model.resized and covered != model.image_size:
-        raise _indivisible(model.name, model.image_size, patch)
-    return patch
-
-
-def _pooling(module: nn.Module) -> Pooling:
-    if getattr(module, "head_dist", None) is not None:
-        return "distilled"
-    match getattr(module, "global_pool", ""):
-        case "token":
-            return "class"
-        case "avg" | "avgmax":
-            return "mean_all" if getattr(module, "pool_include_prefix", False) else "mean"
-        case "max":
-            return "max"
-        case "map" | "prr":
-            return "pool"
-        case _:
-            return "none"
-
-
-def _position(trunk: nn.Module, embedding: Tensor | None) -> Literal["absolute", "rotary", "relative", "none"]:
-    """Rotary goes before absolute, where a family has both: what is added once says less than what every block does."""
-    if any(getattr(trunk, name, None) is not None for name in ("rope", "rotary_emb", "rope_embed")):
-        return "rotary"
-    if any("rel_pos" in name or "relative_position" in name for name, _ in trunk.named_parameters()):
-        return "relative"
-    return "none" if embedding is None else "absolute"
-
-
-def _position_embedding(trunk: nn.Module, prefix: int, grid: tuple[int, int]) -> Tensor | None:
-    """The learned absolute embedding, resampled to the grid as the model itself does it (token or patch, channel)."""
-    patches = math.prod(grid)
-    embeds, own = getattr(trunk, "embeds", None), getattr(trunk, "pos_embed", None)
-    if isinstance(own, Tensor) and own.ndim == 3 and own.shape[1] in (patches, patches + prefix):
-        return own.detach()[0]
-    with torch.no_grad():
-        if embeds is not None:
-            apply = getattr(embeds, f"_apply_{getattr(embeds, 'pos_embed_type', '')}_pos_embed", None)
-            if apply is None:
-                return None
-            zeros = torch.zeros(1, patches, int(embeds.embed_dim))
-            apply(zeros, grid_size=list(grid))
-            return zeros[0]
-        if isinstance(own, Tensor) and hasattr(trunk, "pos_embed_grid_size"):
-            zeros = torch.zeros(1, *grid, own.shape[-1])
-            return trunk._pos_embed(zeros)[0][0]  # type: ignore[operator, no-any-return]
-        table = getattr(getattr(trunk, "patch_embed", None), "_position_embeddings", None)
-        if table is not None:
-            ys, xs = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-            return table(torch.stack([xs.flatten(), ys.flatten()], -1)[None], None)[0]  # type: ignore[no-any-return]
-    return None

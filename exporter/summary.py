@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .errors import first_line
+from .facts import describe
 from .listing import Summary
-from .models import build, describe
+from .models import build
 from .taps import Taps
 
 __all__ = ["summarize"]

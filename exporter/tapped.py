@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .errors import UsageError, first_line
-from .models import Facts, Model
+from .facts import Facts
+from .models import Model
 from .norms import Branches
 from .parity import pictures
 from .taps import Seen, Taps

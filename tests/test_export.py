@@ -33,8 +33,9 @@ from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
 from attlas.exporter import graph as graph_module  # noqa: E402
 from attlas.exporter.checkpoint import locate  # noqa: E402
 from attlas.exporter.errors import AttlasError, UsageError, first_line  # noqa: E402
+from attlas.exporter.facts import describe  # noqa: E402
 from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
-from attlas.exporter.models import Model, _recipe, build, describe  # noqa: E402
+from attlas.exporter.models import Model, _recipe, build  # noqa: E402
 from attlas.exporter.parity import Parity, compare, pictures, row_variation  # noqa: E402
 from attlas.exporter.spec import METADATA_KEY  # noqa: E402
 from attlas.exporter.summary import summarize  # noqa: E402

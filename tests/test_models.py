@@ -16,8 +16,9 @@ pytest.importorskip("timm")
 
 from attlas.exporter import export, list_models, listing, memory
 from attlas.exporter.errors import AttlasError, UsageError
+from attlas.exporter.facts import describe
 from attlas.exporter.listing import summaries
-from attlas.exporter.models import build, describe, names
+from attlas.exporter.models import build, names
 from attlas.exporter.summary import summarize
 from attlas.exporter.taps import Taps
 
