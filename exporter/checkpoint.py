@@ -107,14 +107,14 @@ class Choice:
     state: StateDict
     converted: StateDict
 
-    def note(self, path: Path) -> str:
-        """Which weights were taken and how to take the others; "" where there was no choice."""
+    def notes(self, path: Path) -> list[str]:
+        """Which weights were taken and how to take the others, in a line; nothing where there was no choice."""
         if not self.others:
-            return ""
+            return []
         meaning = next((WRAPPERS[part] for part in self.key.split(".") if WRAPPERS.get(part)), "")
         taken = f"{self.key}, {meaning}," if meaning else self.key or "the one without a name"
         ways = " or ".join(f"{path.name}:{other}" for other in self.others)
-        return f"{path.name} holds several sets of weights: {taken} was taken; --checkpoint {ways} takes another"
+        return [f"{path.name} holds several sets of weights: {taken} was taken; --checkpoint {ways} takes another"]
 
 
 def locate(checkpoint: str | os.PathLike[str]) -> tuple[Path, str]:

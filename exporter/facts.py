@@ -79,8 +79,9 @@ def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
     """Rows and columns of patch tokens; families that take any size say only how large a patch is."""
     height, width = model.image_size
     embed = getattr(trunk, "patch_embed", None) or getattr(trunk, "embeds", None)
-    grid = getattr(embed, "grid_size", None)
-    if grid is None:
+    grid, built_for = getattr(embed, "grid_size", None), getattr(embed, "img_size", None)
+    # A tag may have been trained at another size than its architecture's default, which the patches then follow.
+    if grid is None or (built_for is not None and pair(built_for, "input size") != model.image_size):
         patch = getattr(embed, "patch_size", None) or getattr(trunk, "patch_size", None)
         if patch is None:
             raise refusal(model.full_name, "it has no one grid of patches (convolutional, or in stages)")

@@ -55,9 +55,7 @@ class Summary:
         (height, width), (rows, columns), kinds = image_size, grid, tuple(prefix)
         tokens = len(kinds) + math.prod((rows, columns))
         maps = 2 * depth * heads * tokens**2
-        return cls(
-            name, (height, width), kinds, (rows, columns), pooling, depth, heads, tokens, parameters, maps
-        )  # fmt: skip
+        return cls(name, (height, width), kinds, (rows, columns), pooling, depth, heads, tokens, parameters, maps)
 
     def row(self) -> list[Any]:
         """What `of` takes after the name, as JSON."""

@@ -129,20 +129,19 @@ def build(
     path, key = (None, "") if checkpoint is None else locate(checkpoint)
     flat = None if path is None else read(path)
     module = _create(name if not cfg.get("tag") else full, source == "pretrained", seed, kwargs)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if path is not None and flat is not None:
         choice = choose(flat, key, module.state_dict(), lambda state: _convert(name, module, state), path)
         load_into(module, choice, path, classifier=_classifier(cfg), resample=size is not None)
-        key, notes = choice.key, tuple(filter(None, [choice.note(path)]))
+        key, notes = choice.key, choice.notes(path)
     image_size = size or _input_size(module, cfg, kwargs)
     recipe = _recipe(cfg, image_size)
     if preprocess is not None:
         recipe = override(recipe, preprocess)
         _check_crop(module, recipe, image_size)
     classes, head = _classes(module, cfg, num_classes)
-    return Model(
-        module, name, cfg.get("tag") or "", source, image_size, recipe, classes, head, size is not None, key, notes
-    )
+    resized, tag = size is not None, cfg.get("tag") or ""
+    return Model(module, name, tag, source, image_size, recipe, classes, head, resized, key, tuple(notes))
 
 
 def refusal(model: str, reason: str) -> UsageError:
