@@ -12,10 +12,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import onnx
 import onnx_ir as ir
@@ -181,7 +181,7 @@ def export_model(
             end(f"wrote {size / 1e6:.1f} MB")
         with _step(progress, "comparing with PyTorch") as end:
             parity = check(draft, spec, tapped.run if derived is None else derived.run)
-            end(f"compared {parity.images} pictures: the graph is the model")
+            end(f"compared on {parity.images} pictures")
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
 
@@ -225,15 +225,14 @@ def _check_types(
         ("model", model, (str,), "timm's name of a model"),
         ("output", output, paths, "the path of the graph, NAME.onnx"),
         ("checkpoint", checkpoint, (*paths, type(None)), "the path of a file"),
-        ("seed", seed, (int,), "a whole number"),
-        ("num_classes", num_classes, (int, type(None)), "a whole number"),
-        ("layers", layers, (list, tuple, range, type(None)), "a list of whole numbers"),
+        ("seed", seed, (SupportsIndex,), "a whole number"),
+        ("num_classes", num_classes, (SupportsIndex, type(None)), "a whole number"),
+        ("layers", layers, (Iterable, type(None)), "a list of whole numbers"),
     )
     for name, value, kinds, wanted in asked:
-        if not isinstance(value, kinds):
+        each = value if name == "layers" and isinstance(value, Iterable) else ()
+        if not isinstance(value, kinds) or not all(isinstance(one, SupportsIndex) for one in each):
             raise UsageError(f"{name}: pass {wanted}, not {_brief(value)}")
-    if isinstance(layers, list | tuple) and not all(isinstance(layer, int) for layer in layers):
-        raise UsageError(f"layers: pass a list of whole numbers, not {_brief(layers)}")
 
 
 def _brief(value: object) -> str:
