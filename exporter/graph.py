@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, SupportsIndex
@@ -227,10 +227,10 @@ def _check_types(
         ("checkpoint", checkpoint, (*paths, type(None)), "the path of a file"),
         ("seed", seed, (SupportsIndex,), "a whole number"),
         ("num_classes", num_classes, (SupportsIndex, type(None)), "a whole number"),
-        ("layers", layers, (Iterable, type(None)), "a list of whole numbers"),
+        ("layers", layers, (Collection, type(None)), "a list of whole numbers"),
     )
     for name, value, kinds, wanted in asked:
-        each = value if name == "layers" and isinstance(value, Iterable) else ()
+        each = value if name == "layers" and isinstance(value, Collection) else ()
         if not isinstance(value, kinds) or not all(isinstance(one, SupportsIndex) for one in each):
             raise UsageError(f"{name}: pass {wanted}, not {_brief(value)}")
 
@@ -431,8 +431,9 @@ def _refuse_paths(path: Path, spec: GraphSpec) -> None:
 def _publish(folder: Path, path: Path) -> None:
     """Move the proven files into place, the graph last: where it is, the others are."""
     data = path.with_name(f"{path.name}.data")
-    if not (folder / data.name).exists():
+    made = [name for name in (data.name, spec_path(path).name, path.name) if (folder / name).exists()]
+    for name in made:
+        (folder / name).replace(path.with_name(name))
+    # An earlier graph's, which that graph needs until it is replaced.
+    if data.name not in made:
         data.unlink(missing_ok=True)
-    for name in (data.name, spec_path(path).name, path.name):
-        if (folder / name).exists():
-            (folder / name).replace(path.with_name(name))

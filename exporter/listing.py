@@ -48,9 +48,16 @@ class Summary:
 
     @classmethod
     def of(
-        cls, name: str, image_size: Iterable[int], prefix: Iterable[str], grid: Iterable[int], pooling: str, depth: int,
-        heads: int, parameters: int,
-    ) -> Self:  # fmt: skip
+        cls,
+        name: str,
+        image_size: Iterable[int],
+        prefix: Iterable[str],
+        grid: Iterable[int],
+        pooling: str,
+        depth: int,
+        heads: int,
+        parameters: int,
+    ) -> Self:
         """With what follows from the rest: tokens, and the bytes of their maps."""
         (height, width), (rows, columns), kinds = image_size, grid, tuple(prefix)
         tokens = len(kinds) + math.prod((rows, columns))

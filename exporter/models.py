@@ -34,9 +34,19 @@ __all__ = ["MODULES", "Model", "build", "indivisible", "names", "refusal"]
 
 # The modules of timm whose models attend over all patches. Others are refused by what their blocks show, not by name.
 MODULES = (
-    "vision_transformer", "deit", "eva", "beit", "vision_transformer_relpos", "vision_transformer_hybrid",
-    "naflexvit", "deepseek_vit", "qwen3_vit", "gemma4_vit", "cait", "vitamin",
-)  # fmt: skip
+    "vision_transformer",
+    "deit",
+    "eva",
+    "beit",
+    "vision_transformer_relpos",
+    "vision_transformer_hybrid",
+    "naflexvit",
+    "deepseek_vit",
+    "qwen3_vit",
+    "gemma4_vit",
+    "cait",
+    "vitamin",
+)
 
 # Above any image-text projection in timm (1,280 wide), below any set of classes that is not ImageNet's.
 _WIDEST_PROJECTION = 2048

@@ -16,8 +16,16 @@ from .errors import AttlasError, first_line
 from .spec import NORMS, GraphSpec
 
 __all__ = [
-    "LIMITS", "Limits", "Parity", "check", "compare", "example", "pictures", "relative_difference", "row_variation",
-]  # fmt: skip
+    "LIMITS",
+    "Limits",
+    "Parity",
+    "check",
+    "compare",
+    "example",
+    "pictures",
+    "relative_difference",
+    "row_variation",
+]
 
 Arrays = Mapping[str, NDArray[Any]]
 

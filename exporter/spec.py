@@ -19,9 +19,17 @@ from typing import Any, Literal
 from .errors import AttlasError, UsageError
 
 __all__ = [
-    "FORMAT", "LARGEST_FILE", "METADATA_KEY", "NORMS", "ClassName", "GraphSpec", "Output", "Readout", "Recipe",
+    "FORMAT",
+    "LARGEST_FILE",
+    "METADATA_KEY",
+    "NORMS",
+    "ClassName",
+    "GraphSpec",
+    "Output",
+    "Readout",
+    "Recipe",
     "Weights",
-]  # fmt: skip
+]
 
 FORMAT = 1
 METADATA_KEY = "attlas"
@@ -292,10 +300,8 @@ def _read(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = _hints(typing.cast(Any, kind))
         known = {f.name: f for f in dataclasses.fields(kind)}
-        missing = [
-            n for n, f in known.items()
-            if n not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        ]  # fmt: skip
+        needed = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
+        missing = [n for n in needed if n not in value]
         if missing:
             raise KeyError(f"no {', '.join(missing)}")
         return typing.cast(Any, kind)(**{n: _read(hints[n], value[n]) for n in known if n in value})

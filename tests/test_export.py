@@ -432,6 +432,30 @@ def test_weights_above_the_limit_go_beside_the_graph(tmp_path: Path, monkeypatch
     compare(run(moved / "deit.onnx", images), reference(built)(images), result.spec)
 
 
+def test_weights_beside_the_old_graph_stay_until_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overwriting that is interrupted at its last step leaves the old graph whole."""
+    built, path, replace = make(DEIT), tmp_path / "deit.onnx", Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(graph_module, "LARGEST_FILE", 1000)
+        spec = export_model(built, path).spec
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target == path:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_model(built, path, overwrite=True)
+    images = pictures(1, built.image_size)
+    compare(run(path, images), reference(built)(images), spec)
+    export_model(built, path, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deit.json", "deit.onnx"]
+
+
 def test_export_says_its_stages_and_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Each step as it begins and as it ends, with its seconds, to the callable; stdout and stderr stay the caller's."""
     said: list[str] = []
