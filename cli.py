@@ -23,7 +23,6 @@ import click
 from .engine import words
 from .engine.amounts import amount, duration
 from .exporter.errors import AttlasError, Interrupted, UsageError
-from .exporter.progress import Display
 
 READ_ERRORS = 3
 INTERRUPTED = 130
@@ -80,7 +79,8 @@ def say_json(data: Any) -> None:
 @cli.command(short_help="A timm model becomes an ONNX graph with attention outputs.")
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=path_argument, help="The graph, NAME.onnx.")
-@click.option("--checkpoint", type=path_argument, help="Weights from this file (safetensors, or a torch state dict).")
+@click.option("--checkpoint", metavar="FILE[:KEY]",
+              help="Weights of this file (safetensors or torch), or of its part KEY, such as model_ema.")  # fmt: skip
 @click.option("--pretrained", "pretrained", is_flag=True, help="The tag's own weights from the model hub (default).")
 @click.option("--random-init", is_flag=True, help="Random weights.")
 @click.option("--seed", default=0, help="Of --random-init.")
@@ -102,17 +102,32 @@ def say_json(data: Any) -> None:
 @click.option("--norms", is_flag=True, help="Norms of values, attention branches and tokens as outputs, too.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
 def export(
-    model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: Path | None, **options: Any
+    model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: str | None, **options: Any
 ) -> None:
     """Export timm's MODEL (with or without its pretrained tag) and prove the file against PyTorch."""
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
     options["img_size"] = words.edges(options["img_size"])
     options["layers"] = words.layers(options["layers"])
-    result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=True, **options)
+    _end_on_sigterm()
+    try:
+        result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=True, **options)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing was written") from None
+    for line in result.notes:
+        note(f"note: {line}")
     for line in words.export_lines(result):
         note(line)
     click.echo(result.path)
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends the work as Ctrl-C does, so that what is half written is removed."""
+
+    def handle(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
@@ -327,32 +342,18 @@ def models(pattern: str, names: bool, as_json: bool) -> None:
     Each line: the tokens before the patches, the grid of patches, what the head reads, layers, heads, weights, and the
     bytes that the maps of one image take as float16. The exact name of a model that cannot be exported says why.
     """
-    from .exporter.models import list_models
-    from .exporter.summary import summaries
+    from .exporter.listing import list_models, summaries
 
     if names:
         listed = list_models(pattern)
         say_json(listed) if as_json else click.echo("\n".join(listed))
         return
-    # Lines on a terminal show by themselves how far the list is.
-    found = summaries(pattern) if sys.stdout.isatty() and not as_json else _counted(summaries(pattern), pattern)
+    found = summaries(pattern, progress=note)
     if as_json:
         say_json([dataclasses.asdict(one) for one in found])
         return
     for line in words.model_lines(found):
         click.echo(line)
-
-
-def _counted(found: Iterator[Any], pattern: str) -> Iterator[Any]:
-    """The same models, and how far the list is."""
-    from .exporter.models import list_models
-
-    total = max(len(list_models(pattern)), 1)
-    with Display(f"models {pattern}", "models") as display:
-        for number, one in enumerate(found):
-            display(number, total)
-            yield one
-        display(total, total)
 
 
 @cli.command(short_help="What works on this machine.")

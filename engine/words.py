@@ -10,7 +10,7 @@ from .amounts import amount, duration, estimate_lines
 
 if TYPE_CHECKING:
     from ..exporter.graph import ExportResult
-    from ..exporter.summary import Summary
+    from ..exporter.listing import Summary
     from .runner import RunResult
 
 __all__ = [
