@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..exporter.errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
+from .decode import RANGE
 from .graph import graph_digest, read_spec
 from .labels import map_labels
 from .layout import COORDINATES, GRADIENTS, Keep, Reducer, Statistics, arrays, templates, to_append, with_room
@@ -177,6 +178,7 @@ def _identity(request: Request, spec: GraphSpec, keep: Keep, items: Items, reduc
         "images": len(items),
         "items": digest(zip(items.keys, items.labels, strict=True)),
         "recipe": str(spec.recipe),
+        "range": RANGE,
         **keep.identity(),
         **({"target": request.target} if keep.gradients else {}),
         "statistics": sorted(t.name for t in reducer.templates) if reducer is not None else [],
@@ -206,6 +208,8 @@ def _estimate(
 def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
     """Refuse to go on with a store that was planned from something else, and show the difference."""
     old, new = dict(theirs.identity), dict(ours.identity)
+    if "range" not in old:  # of an earlier version: equal but for pictures that `range` is about, where a unit refuses
+        del new["range"]
     if batch_size is not None:
         old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
     different = [

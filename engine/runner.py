@@ -189,6 +189,7 @@ def _run(
             store.sweep()  # after workers that were killed while the run went on
     finally:
         _write_record(store, ready, team, total, count.seconds)
+    job.notes.extend(f"{number:,} {remark}" for remark, number in total.remarks.items())
     if stop.is_set() and total.images < count.mine:
         done = int(store.done_images.sum())
         raise Interrupted(
@@ -317,6 +318,7 @@ def _write_record(store: Store, ready: Ready, team: Executor, total: UnitResult,
     entry = {
         "images": total.images,
         "errors": total.errors,
+        "remarks": dict(total.remarks),
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in total.seconds.items()},
         "batches": total.batches,
