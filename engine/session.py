@@ -23,6 +23,7 @@ from .decode import DecodeError, decode, prepare
 from .device import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
 from .graph import APPENDED, TARGET, Wanted, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
+from .sources.files import place
 from .targets import PREDICTED
 
 __all__ = ["Session", "constants", "cores", "probe_batch", "providers", "resolve_provider"]
@@ -114,8 +115,8 @@ class Session:
             AttlasError: the file is no graph of ours, or the provider does not work here.
             UsageError: onnxruntime has no such provider.
         """
-        self.path = Path(graph)
-        self.spec = read_spec(graph)
+        self.path = Path(place(graph))
+        self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         candidates = resolve_provider(provider)
         self.appended = appended_outputs(appended) if appended is not None else {}
@@ -310,7 +311,7 @@ class Session:
         if hasattr(image, "convert"):
             return np.asarray(prepare(image.convert("RGB"), self.spec.recipe))
         try:
-            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            data = image if isinstance(image, bytes) else Path(place(image)).read_bytes()
             return decode(data, self.spec.recipe)[0]
         except OSError as error:
             raise AttlasError(f"{image}: cannot be read ({error.strerror})") from None

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from ...exporter.errors import AttlasError
 from .. import remote
-from .items import UNKNOWN, ChangedError
+from .items import UNKNOWN, ChangedError, is_hidden
 
 __all__ = [
     "MAX_BYTES", "READERS", "Stamp", "expand", "is_url", "join", "name_of", "opened", "parent", "persist", "place",
@@ -44,8 +44,8 @@ def is_url(where: str) -> bool:
 
 
 def place(where: str | os.PathLike[str]) -> str:
-    """A place as text; `file://` is a path of this machine."""
-    return os.fspath(where).removeprefix("file://")
+    """A place as text; `file://` is a path of this machine, and `~` its user's folder."""
+    return os.path.expanduser(os.fspath(where).removeprefix("file://"))  # noqa: PTH111 - may be a URL
 
 
 def join(base: str, key: str) -> str:
@@ -219,7 +219,8 @@ def expand(pattern: str) -> list[str]:
         if "*" not in one and "?" not in one:
             places.append(one)
         else:
-            places += remote.matches(one) if is_url(one) else sorted(glob.glob(one))  # noqa: PTH207
+            found = remote.matches(one) if is_url(one) else sorted(glob.glob(one))  # noqa: PTH207
+            places += [match for match in found if not is_hidden(match.rpartition("/")[2])]
     return places
 
 

@@ -11,7 +11,7 @@ from ...exporter.errors import AttlasError
 from .. import remote
 from . import files
 from .files import Stamp
-from .items import SUFFIXES, UNKNOWN, Item, Items, is_image, label_of
+from .items import HIDDEN, SUFFIXES, UNKNOWN, Item, Items, is_hidden, is_image, label_of
 
 __all__ = ["Folder"]
 
@@ -23,7 +23,8 @@ class Folder:
     """Every file with an image suffix below a folder, sorted by relative POSIX path.
 
     The label is the name of the first folder below the root; for a file that lies in the root itself, the WordNet id
-    that its name begins with (`n01514859_hen.JPEG`), where there is one. Links and special files are not followed.
+    that its name begins with (`n01514859_hen.JPEG`), where there is one. Links and special files are not followed;
+    hidden files and what lies in hidden or system folders are left out.
     """
 
     root: str
@@ -95,6 +96,9 @@ class _Found:
         """A regular file."""
         if not is_image(name):
             self.leave(NOT_IMAGES)
+            return
+        if is_hidden(key):
+            self.leave(HIDDEN)
             return
         try:
             key.encode()

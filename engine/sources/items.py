@@ -11,13 +11,23 @@ from typing import Any, Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SUFFIXES", "UNKNOWN", "ChangedError", "Item", "Items", "Source", "is_image", "label_of", "repeated", "text"]
+__all__ = [
+    "HIDDEN", "SUFFIXES", "UNKNOWN", "ChangedError", "Item", "Items", "Source", "is_hidden", "is_image", "label_of",
+    "repeated", "text",
+]  # fmt: skip
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2",
      ".avif"}
 )  # fmt: skip
 UNKNOWN = -1
+HIDDEN = "images that are hidden or in system folders"
+# What file managers, notebooks, archivers and network disks leave between the images, thumbnails above all.
+_SYSTEM = (
+    "__MACOSX", "__pycache__", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found",
+    "System Volume Information", "Thumbs",
+)  # fmt: skip
+_HIDDEN = re.compile(rf"(?:\A|/)(?:\.|(?:{'|'.join(map(re.escape, _SYSTEM))})/)")
 _WORDNET_ID = re.compile(r"(n\d{8})_")
 
 
@@ -143,6 +153,11 @@ def text(values: Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[Any]:
 def is_image(name: str) -> bool:
     """Whether a file's name says that it is an image."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - names by the million
+
+
+def is_hidden(key: str) -> bool:
+    """Whether a relative path, or a folder in it, begins with a dot or is one that a system keeps for itself."""
+    return _HIDDEN.search(key) is not None
 
 
 def label_of(key: str) -> str:

@@ -80,9 +80,7 @@ class Manifest:
             raise AttlasError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         columns = dict(table.columns)
         if "path" not in columns:
-            raise AttlasError(
-                f"{place}: has no column path, which names the files; found {', '.join(columns) or 'no column'}"
-            )
+            raise AttlasError(f"{place}: has no column path, which names the files; {_instead(columns)}")
         paths = columns.pop("path")
         if not len(paths):
             raise AttlasError(f"{place}: names no image (it has no {table.unit}s)")
@@ -145,6 +143,16 @@ class _Table:
         return f"{self.unit} {self.lines[row] if self.lines else row}"
 
 
+def _instead(columns: Mapping[str, Any]) -> str:
+    """What a table has where `path` is missing, and what to do."""
+    names = list(columns)
+    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), "")):
+        return f"its fields are separated by {mark!r}: save it with commas, or with tabs as .tsv"
+    near = [n for n in names if any(word in n.lower() for word in ("path", "file", "image", "img", "name", "url"))]
+    found = f"found {', '.join(names[:20]) or 'no column'}"
+    return f"{found}; rename {near[0]!r} if it does" if near else found
+
+
 def _lines(place: str) -> Iterator[str]:
     """A text file's lines, each checked: UTF-8, of bounded length."""
     with remote.failures(), files.opened(place) as raw:
@@ -168,7 +176,8 @@ def _read_csv(place: str, delimiter: str) -> _Table:
     header: list[str] = []
     rows: list[list[str]] = []
     try:
-        header = next(reader, [])
+        # pandas leaves the name of an index blank, and calls it so when it reads the file.
+        header = [name or f"Unnamed: {i}" for i, name in enumerate(next(reader, []))]
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise AttlasError(f"{place}: has two columns of the name {twice[0]!r}")
