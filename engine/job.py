@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -25,10 +25,11 @@ from .places import Url
 from .plan import Plan, digest, make_plan, spread
 from .session import constants, probe_batch, resolve_provider
 from .sources import Items, Source, open_source
+from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
 from .store import LAYERED, Store, Template, read_attrs
 from .targets import choose
-from .unit import Share
+from .unit import Share, readers
 
 __all__ = ["Estimate", "Job", "Request", "make_job", "open_store", "versions"]
 
@@ -77,6 +78,7 @@ class Request:
     statistics: Statistics
     overwrite: bool
     dry_run: bool
+    reserved: Callable[[str], bool] = lambda _name: False
 
 
 @dataclass
@@ -117,6 +119,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     for option, number in (("--limit", request.limit), ("--batch-size", request.batch_size)):
         if number is not None and number < 1:
             raise UsageError(f"{option} {number}: at least one image")
+    _refuse_other(request.graph)
     spec = read_spec(request.graph)
     keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype)
     accelerator = resolve_provider(request.provider)[0] != "CPUExecutionProvider"
@@ -126,7 +129,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         items = items.take(spread(len(items), request.limit))
     reducer = request.reducer(spec) if request.reducer is not None else None
     kept = templates(spec, keep, reducer)
-    items, unkept = with_room(items, spec, kept, chosen=getattr(source, "chosen_columns", False))
+    items, renamed = with_room(items, spec, kept, request.reserved)
     targets = _targets(request, keep, spec, items)
     existing, notes = None, list[str]()
     if request.output.exists() and not request.overwrite:
@@ -157,9 +160,24 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         fits = probe(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
         plan = planned(fits) if fits < plan.batch else plan
     estimate = _estimate(request, source, plan, kept, keep, spec)
-    if unkept:
-        estimate.others[f"columns that the store has no place for ({', '.join(unkept[:5])})"] = len(unkept)
+    if existing is None:
+        notes += _columns_note(renamed)
+        notes += filter(None, [duplicates(source, items)] if not readers(source) else [])
     return Job(request, spec, keep, source, items, kept, reducer, plan, estimate, targets, notes)
+
+
+def _refuse_other(graph: Path) -> None:
+    """Say so where GRAPH is what another argument of `run` takes."""
+    if graph.is_dir():
+        what = "an attention store" if (graph / "zarr.json").exists() else "a folder"
+        raise UsageError(f"{graph}: is {what}, not a graph; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`")
+
+
+def _columns_note(renamed: Mapping[str, str]) -> list[str]:
+    """What became of columns whose names the store, or its analysis, uses itself, or that no array can have."""
+    said = [f"{old!r} as {new}" for old, new in renamed.items()]
+    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
+    return [f"columns kept under another name: {', '.join(said[:5])}{more}"] if said else []
 
 
 def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Items) -> npt.NDArray[np.int64] | None:

@@ -22,7 +22,7 @@ from .layout import Reducer, Statistics
 from .locks import locked
 from .places import Url, locate
 from .sources import Source
-from .sources.files import is_url
+from .sources.files import is_url, place
 from .store import Store
 from .unit import UnitResult
 
@@ -101,6 +101,7 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     reducer: Callable[[GraphSpec], Reducer] | None = None,
+    reserved: Callable[[str], bool] = lambda _name: False,
     statistics: Statistics = "auto",
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
@@ -128,6 +129,8 @@ def run(
         dry_run: plan only; nothing is written.
         overwrite: put aside and delete a store that is at `output`.
         reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
+        reserved: which names columns of the images are not to have, since an analysis will need them; `attlas.run`
+            passes the analysis room's.
         statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator, so that
             attention leaves it only to be stored.
         progress: called in this thread with a `Progress`, also while workers are waited for.
@@ -147,12 +150,12 @@ def run(
     output = locate(output)
     stop = stop or threading.Event()
     if scheduler is not None and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
-        images = os.path.abspath(images)  # noqa: PTH100 - workers elsewhere start in other folders
+        images = os.path.abspath(place(images))  # noqa: PTH100 - workers elsewhere start in other folders
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            graph=Path(graph), output=output, keep=keep, layers=layers, store_dtype=store_dtype, batch_size=batch_size,
-            provider=team.provider(provider), target=target, limit=limit, seed=seed, reducer=reducer,
-            statistics=statistics, overwrite=overwrite, dry_run=dry_run,
+            graph=Path(place(graph)), output=output, keep=keep, layers=layers, store_dtype=store_dtype,
+            batch_size=batch_size, provider=team.provider(provider), target=target, limit=limit, seed=seed,
+            reducer=reducer, statistics=statistics, overwrite=overwrite, dry_run=dry_run, reserved=reserved,
         )  # fmt: skip
         job = make_job(request, images, team.probe)
         if dry_run:
