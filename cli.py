@@ -34,7 +34,7 @@ class _Path(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from .engine.sources.files import place
 
-        return Path(place(super().convert(value, param, ctx)))
+        return Path(place(os.fsdecode(super().convert(value, param, ctx))))
 
 
 path_argument = _Path(path_type=Path)

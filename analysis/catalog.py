@@ -121,7 +121,8 @@ def described() -> dict[str, str]:
 def reserved(name: str) -> bool:
     """Whether `analyze` may put an array or a dimension of this name into a store, so that no column may have it."""
     statistics = {*FUSED, *CATALOG, *WEIGHTED, *MEASURED, *WORDS}
-    dims = {dim for one in (*CATALOG.values(), *WEIGHTED.values()) for dim in one.dims}
+    known: list[Any] = [*CATALOG.values(), *WEIGHTED.values()]
+    dims = {dim for one in known for dim in one.dims}
     if name in statistics | dims | {"quantile", "bound", "predicted", "entropy_edge", "distance_edge"}:
         return True
     if name.endswith(("_group", "_group_images")):

@@ -311,7 +311,7 @@ def with_room(
         kept: the per-image arrays of the run.
         reserved: whether a name is to be left free for what may be added to the store.
     """
-    taken = OWN | {t.name for t in kept} | {d for t in kept for d in t.dims}
+    taken = {*OWN} | {t.name for t in kept} | {d for t in kept for d in t.dims}
     taken |= {o.name for o in spec.outputs} | {d for o in spec.outputs for d in o.dims}
 
     def free(name: str) -> bool:

@@ -243,7 +243,7 @@ def _paths_only(file: pq.ParquetFile, images: _Images) -> bool:
     leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
     said = [leaf.statistics for leaf in leaves if leaf.path_in_schema == f"{name}.bytes"]
     missing = [one.null_count if one is not None and one.has_null_count else 0 for one in said]
-    return 0 < file.metadata.num_rows == sum(missing)
+    return bool(0 < file.metadata.num_rows == sum(missing))
 
 
 def _image_column(schema: pa.Schema, place: str) -> _Images | None:
