@@ -313,7 +313,7 @@ def _free(output: Path | Url) -> int | None:
     """Free bytes where the store will lie; a bucket does not say."""
     if isinstance(output, Url):
         return None
-    place = output.resolve()
+    place = Path(os.path.realpath(output))  # resolve() raises where links go round
     while not place.exists() and place != place.parent:
         place = place.parent
     return shutil.disk_usage(place).free

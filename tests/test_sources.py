@@ -354,6 +354,26 @@ def test_a_manifest_s_paths_are_its_folder_s(few: Path, rows: list[Row], tmp_pat
     assert source.read(source.items[2]) == rows[2][2]
 
 
+def test_a_table_as_spreadsheets_and_pandas_leave_it(few: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Spaces around names, a blank one, rows of commas, and quoted line breaks."""
+    lines = [
+        ", path ,label , a note",
+        f'0,{few}/{rows[0][0]},x,"two\nlines"',
+        ",,,",
+        f"1,{few}/{rows[1][0]},y,",
+        ",,,",
+        "",
+    ]
+    (tmp_path / "l.csv").write_bytes("\ufeff".encode() + "\r\n".join(lines).encode())
+    source = open_source(tmp_path / "l.csv")
+    assert [(i.key, i.label) for i in source.items] == [
+        (Path(key).name, label) for (key, _, _), label in zip(rows[:2], "xy", strict=True)
+    ]
+    assert {name: list(values) for name, values in source.items.columns.items()} == {
+        "Unnamed: 0": [0, 1], "a note": ["two\nlines", ""],
+    }  # fmt: skip
+
+
 def test_absent_files_cost_their_images(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
     """They are in `error`, every other row is as without them."""
     keys = [item.key for item in Folder.scan(few).items]
@@ -378,6 +398,8 @@ def test_a_manifest_whose_folder_is_gone_ends_the_run(few: Path, rows: list[Row]
 
 BAD_TABLES = [
     ("l.csv", b"file,label\na.jpg,x\n", "which names the files; found file, label; rename 'file' if it does"),
+    ("l.csv", b"path,label\na.jpg,x\n,\n\n,\nb.jpg\n", "line 6 has 1 fields, the header 2"),
+    ("l.csv", b"path\na\\b.jpg\n", "own folder, and written with /"),
     ("l.csv", b"path;label\na.jpg;x\n", "its fields are separated by ';': save it with commas"),
     ("l.csv", "path,label\na.jpg,x\n".encode("utf-16"), "line 1 is no UTF-8 text; save the file as UTF-8"),
     ("l.csv", b"", "has no column path, which names the files; found no column"),
@@ -667,7 +689,9 @@ def test_a_table_s_columns_travel(tiny_graph: Path, rows: list[Row], tmp_path: P
 def test_parquet_without_images_or_paths_says_what_it_has(tmp_path: Path) -> None:
     """The columns and their types."""
     pq.write_table(pa.table({"a": [1], "b": ["x"]}), tmp_path / "x.parquet")
-    with pytest.raises(AttlasError, match="has no column path, which names the files; found a, b"):
+    with pytest.raises(
+        AttlasError, match=r"has no column path, .* nor one of images .*; found a \(int64\), b \(string"
+    ):
         open_source(tmp_path / "x.parquet")
     with pytest.raises(AttlasError, match=r"no column of images .* found a \(int64\), b \(string\)"):
         open_source(str(tmp_path / "*.parquet"))
@@ -691,6 +715,23 @@ def test_a_column_of_images_that_holds_paths_alone_names_the_files(
     assert list(store.read("index_level_0")) == list(range(len(rows)))
     with pytest.raises(AttlasError, match="holds the paths of images and not their bytes; give one such file"):
         open_source(str(tmp_path / "*.parquet"))
+
+
+def test_a_table_without_rows_says_so(tmp_path: Path) -> None:
+    """It has the column, and no image."""
+    pq.write_table(
+        pa.table({"path": pa.array([], pa.string()), "age": pa.array([], pa.int64())}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(AttlasError, match=r"x\.parquet: names no image \(it has no rows\)"):
+        open_source(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_bytes_are_read_in_every_form(kind: str, rows: list[Row], tmp_path: Path) -> None:
+    """As Polars and others write them."""
+    pq.write_table(pa.table({"image": pa.array([rows[0][2]], getattr(pa, kind)())}), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    assert source.read(source.items[0]) == rows[0][2]
 
 
 def test_two_columns_of_bytes_are_not_guessed_between(rows: list[Row], tmp_path: Path) -> None:
@@ -807,6 +848,8 @@ def test_a_tilde_is_the_user_s_folder(
     assert len(open_source("~/x-*.tar").items) == len(open_source("file://~/x-0.tar").items) == len(rows)
     session = attlas.Session("~/g.onnx")
     assert len(session([f"~/images/{rows[0][0]}"])["logits"]) == 1
+    table = write_csv(tmp_path / "l.csv", [{"path": f"~/images/{key}"} for key, _, _ in rows])
+    assert [i.key for i in open_source(table).items] == [key for key, _, _ in rows]
     with pytest.raises(AttlasError, match="~nobody-of-that-name/x: there is no such folder"):
         open_source("~nobody-of-that-name/x")
 
@@ -842,8 +885,9 @@ def test_a_missing_shard_is_named(rows: list[Row], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("absent.zip", "absent.zip: there is no such folder"),
-        ("absent.tar.gz", "absent.tar.gz: there is no such folder"),
+        ("absent.zip", "absent.zip: there is no such file"),
+        ("absent.tar.gz", "absent.tar.gz: there is no such file"),
+        ("loop", "is a file, not a folder of images"),
         ("x.onnx", "is a graph, not images; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`"),
         ("x.zarr", "is an attention store, not images; the order is"),
         ("x.tar.gz", "is compressed, so that no image can be read by its offset"),
@@ -867,6 +911,7 @@ def test_what_is_no_dataset_is_refused(name: str, message: str, tmp_path: Path, 
         (tmp_path / made).parent.mkdir(exist_ok=True)
         (tmp_path / made).write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(AttlasError, match=r"^[^\n]*$") as caught:
         open_source(name if "://" in name else f"{tmp_path}/{name}")
     assert message in str(caught.value)

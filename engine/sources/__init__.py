@@ -48,7 +48,9 @@ def _open(place: str) -> Source:
     name = files.name_of(place)
     if kinds == {".tar"}:
         return Shards.scan(name, found)
-    if place.lower().endswith(PACKED) and (several or _exists(place)):
+    if place.lower().endswith(PACKED):
+        if not (several or _exists(place)):
+            raise AttlasError(f"{place}: there is no such file")
         raise AttlasError(
             f"{place}: is compressed, so that no image can be read by its offset; unpack it (`gunzip`, `unzip`)"
         )

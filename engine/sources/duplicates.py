@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from ...exporter.errors import AttlasError
-from .items import ChangedError, Items, Source
+from .items import ChangedError, Items, Source, shown
 
 __all__ = ["duplicates"]
 
@@ -43,6 +43,6 @@ def duplicates(source: Source, items: Items) -> str:
     one, other = min(pairs)
     part = f"; {looked:,} of {len(alike):,} files of equal size were compared" if looked < len(alike) else ""
     return (
-        f"{len(pairs):,} images have the same bytes as another, and count each time (the first: {items.keys[one]} and "
-        f"{items.keys[other]}{part})"
+        f"{len(pairs):,} images have the same bytes as another, and count each time (the first: "
+        f"{shown(items.keys[one])} and {shown(items.keys[other])}{part})"
     )

@@ -62,7 +62,7 @@ def name_of(where: str) -> str:
     """A place's own name, for records."""
     if is_url(where):
         return where.rstrip("/").rpartition("/")[2]
-    return Path(where).resolve().name
+    return Path(os.path.realpath(where)).name  # resolve() raises where links go round
 
 
 def stamp(where: str) -> Stamp | None:

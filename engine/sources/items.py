@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 __all__ = [
     "HIDDEN", "SUFFIXES", "UNKNOWN", "ChangedError", "Item", "Items", "Source", "is_hidden", "is_image", "label_of",
-    "repeated", "text",
+    "repeated", "shown", "text",
 ]  # fmt: skip
 
 SUFFIXES = frozenset(
@@ -158,6 +158,11 @@ def is_image(name: str) -> bool:
 def is_hidden(key: str) -> bool:
     """Whether a relative path, or a folder in it, begins with a dot or is one that a system keeps for itself."""
     return _HIDDEN.search(key) is not None
+
+
+def shown(key: str) -> str:
+    """A key on one line, for people: names of files may hold line breaks."""
+    return key if key.isprintable() else repr(key)
 
 
 def label_of(key: str) -> str:

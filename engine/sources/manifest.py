@@ -123,9 +123,10 @@ class Manifest:
                 return
         except OSError as error:
             raise AttlasError(f"{first}: cannot be read ({error.strerror or error})") from None
+        slashes = ", and written with /" if "\\" in first else ""
         raise AttlasError(
             f"{self.place}: none of {len(places)} files that were looked for is there (the first: {first}); relative "
-            "paths are taken from the manifest's own folder"
+            f"paths are taken from the manifest's own folder{slashes}"
         )
 
 
@@ -177,14 +178,14 @@ def _read_csv(place: str, delimiter: str) -> _Table:
     rows: list[list[str]] = []
     try:
         # pandas leaves the name of an index blank, and calls it so when it reads the file.
-        header = [name or f"Unnamed: {i}" for i, name in enumerate(next(reader, []))]
+        header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(next(reader, []))]
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise AttlasError(f"{place}: has two columns of the name {twice[0]!r}")
         for row in reader:
+            if not any(row):
+                continue  # a blank line, or commas alone, as spreadsheets leave them at the end
             if len(row) != len(header):
-                if not row:
-                    continue  # a blank line, as at the end
                 raise AttlasError(f"{place}: line {reader.line_num} has {len(row)} fields, the header {len(header)}")
             rows.append(row)
             lines.append(reader.line_num)
@@ -237,6 +238,7 @@ def _keys(place: str, paths: npt.NDArray[Any], table: _Table) -> tuple[npt.NDArr
                     "store; use plain addresses"
                 )
         if "://" not in path:
+            path = files.place(path)
             path = posixpath.normpath(path)
         outside = outside or path.startswith(("/", "../")) or "://" in path
         found.append(path)

@@ -201,6 +201,11 @@ def columns(place: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, int]]:
         left = [name for name in schema.names if not _plain(schema.field(name).type)]
         others = {f"columns without plain values ({', '.join(left[:5])})": len(left)} if left else {}
         images = _image_column(schema, place) if "path" not in schema.names else None
+        if images is None and "path" not in schema.names:
+            raise AttlasError(
+                f"{place}: has no column path, which names the files, nor one of images (binary, or a struct with "
+                f"bytes); found {_described(schema)}"
+            )
         if images is None or not _paths_only(file, images):
             return _read(file, place), others
         found = _read(file, place, f"{images[0]}.path")
@@ -270,7 +275,7 @@ def _image_column(schema: pa.Schema, place: str) -> _Images | None:
 def _binary(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _described(schema: pa.Schema) -> str:
@@ -304,7 +309,7 @@ def _read(file: pq.ParquetFile, place: str, own_path: str | None = None) -> dict
                 blocks[name].append(_array(values))
         if own_path:
             blocks.setdefault(_OWN_PATH, []).append(_text(batch.column(own_path.rpartition(".")[0]).field("path")))
-    return {name: _joined(parts) for name, parts in blocks.items() if parts}
+    return {name: _joined(parts) if parts else text([]) for name, parts in blocks.items()}
 
 
 def _array(values: pa.Array) -> npt.NDArray[Any]:
