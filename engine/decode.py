@@ -221,7 +221,8 @@ def _unidentified(data: bytes) -> str:
     if known == "HEIC":
         return "is HEIC, which is not read; convert it to JPEG or PNG"
     if known:
-        return f"is {known}, but damaged, or of a kind that is not read (such as 64-bit or coloured floats in TIFF)"
+        such = " (such as 64-bit or coloured floats)" if known == "TIFF" else ""
+        return f"is {known}, but damaged or of a kind that is not read{such}"
     return f"is in no image format that is read ({', '.join(FORMATS)})"
 
 

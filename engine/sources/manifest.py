@@ -76,6 +76,8 @@ class Manifest:
                 table = _read_csv(place, SUFFIXES[suffix])
             else:
                 table = _read_json_lines(place)
+        except FileNotFoundError:
+            raise AttlasError(f"{place}: there is no such file") from None
         except (OSError, ChangedError) as error:
             raise AttlasError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         columns = dict(table.columns)
