@@ -29,7 +29,7 @@ from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
 from .store import LAYERED, Store, Template, read_attrs
 from .targets import choose
-from .unit import Share, readers
+from .unit import Share
 
 __all__ = ["Estimate", "Job", "Request", "make_job", "open_store", "versions"]
 
@@ -123,7 +123,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     spec = read_spec(request.graph)
     keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype)
     accelerator = resolve_provider(request.provider)[0] != "CPUExecutionProvider"
-    source: Source = open_source(images) if isinstance(images, str | os.PathLike) else images
+    source = _source(images)
     items = Items.of(source.items)
     if request.limit is not None:
         items = items.take(spread(len(items), request.limit))
@@ -162,8 +162,27 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     estimate = _estimate(request, source, plan, kept, keep, spec)
     if existing is None:
         notes += _columns_note(renamed)
-        notes += filter(None, [duplicates(source, items)] if not readers(source) else [])
+        notes += filter(None, [duplicates(source, items)] if not source.reads_ahead else [])
     return Job(request, spec, keep, source, items, kept, reducer, plan, estimate, targets, notes)
+
+
+def _source(images: str | os.PathLike[str] | Source) -> Source:
+    """What IMAGES names, or the source that it is.
+
+    Raises:
+        UsageError: it is an object that lacks something a source has.
+    """
+    if isinstance(images, str | os.PathLike):
+        return open_source(images)
+    missing = [
+        name for name in ("name", "items", "read", "others", "reads_ahead", "subset") if not hasattr(images, name)
+    ]
+    if missing:
+        raise UsageError(
+            f"images: {type(images).__name__} is no path, and no source, since it has no {', '.join(missing)}; derive "
+            "one from attlas.engine.sources.BaseSource"
+        )
+    return images
 
 
 def _refuse_other(graph: Path) -> None:

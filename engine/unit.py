@@ -46,22 +46,8 @@ class Share:
     targets: npt.NDArray[np.int64] | None = None
 
     def alone(self) -> Share:
-        """The same with a source of these images alone: a dataset of a million does not travel with every unit.
-
-        What a source knows of each image are arrays as long as its list. A source that is no dataclass stays whole.
-        """
-        source: Any = self.source
-        if not dataclasses.is_dataclass(source):
-            return self
-        count = len(self.source.items)
-        known = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)}
-        own = {
-            name: values[self.items.places]
-            for name, values in known.items() if isinstance(values, np.ndarray) and len(values) == count
-        }  # fmt: skip
-        items = dataclasses.replace(self.items, places=np.arange(len(self.items)), columns={})
-        alone: Any = dataclasses.replace(source, items=items, **own)  # type: ignore[type-var]
-        return dataclasses.replace(self, items=items, source=alone)
+        """The same with a source of these images alone: a dataset of a million does not travel with every unit."""
+        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.places))
 
 
 @dataclass
@@ -190,7 +176,7 @@ def _reading(share: Share, pool: Pool | None) -> Iterator[Iterator[Callable[[], 
     if pool is None:
         yield (partial(share.source.read, item) for item in items)
         return
-    waiting = deque(pool.submit(share.source.read, item) for item in islice(items, 2 * readers(share.source)))
+    waiting = deque(pool.submit(share.source.read, item) for item in islice(items, 2 * share.source.reads_ahead))
 
     def reads() -> Iterator[Callable[[], bytes]]:
         while waiting:
@@ -203,11 +189,6 @@ def _reading(share: Share, pool: Pool | None) -> Iterator[Iterator[Callable[[], 
     finally:
         for future in waiting:
             future.cancel()
-
-
-def readers(source: Source) -> int:
-    """How many reads at once a source says that it is worth; 0 for one on this machine."""
-    return int(getattr(source, "readers", 0))
 
 
 def _load(

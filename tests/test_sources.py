@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ import numpy as np
 import pytest
 from attlas.engine import Store
 from attlas.engine import runner as engine
-from attlas.engine.sources import Folder, Manifest, Shards, open_source
+from attlas.engine.sources import BaseSource, Folder, Manifest, Shards, open_source
 from attlas.engine.sources.columns import Columns, guessed
 from attlas.engine.sources.files import expand
 from attlas.engine.sources.items import HIDDEN, Item, Items, repeated, text
 from attlas.engine.sources.tarfiles import BrokenError, members
+from attlas.engine.unit import Share
 from attlas.exporter.errors import AttlasError, UsageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support import chunk_files, make_images
 
 pa = pytest.importorskip("pyarrow")
@@ -186,6 +189,41 @@ def test_sources_travel_between_processes(few: Path, rows: list[Row], tmp_path: 
         source.read(source.items[4])
         copy = pickle.loads(pickle.dumps(source))
         assert copy.read(copy.items[7]) == rows[7][2], kind
+
+
+@dataclass(frozen=True)
+class Painted(BaseSource):
+    """A source as somebody else writes one: a colour for each label, and by chance as many colours as images."""
+
+    items: Sequence[Item]
+    palette: np.ndarray[Any, Any]
+    name: str = "painted"
+
+    def read(self, item: Item) -> bytes:
+        out = io.BytesIO()
+        Image.new("RGB", (8, 8), tuple(self.palette[int(item.label)].tolist())).save(out, "PNG")
+        return out.getvalue()
+
+
+def test_a_source_of_somebody_else_travels_whole(tiny_graph: Path, tmp_path: Path) -> None:
+    """None of its tables is cut, whatever their length; each item is read as from the whole."""
+    items = [Item(f"{n}.png", str(11 - n)) for n in range(12)]
+    source = Painted(items, np.arange(36, dtype=np.uint8).reshape(12, 3))
+    for places in ([7, 9], [11, 0, 4]):
+        share = Share(0, Items.of(items).take(places), source).alone()
+        part = pickle.loads(pickle.dumps(share.source))
+        assert [i.key for i in part.items] == [items[n].key for n in places]
+        assert [part.read(i) for i in share.items] == [source.read(items[n]) for n in places]
+        assert (part.name, part.reads_ahead, dict(part.others)) == ("painted", 0, {})
+    store = run(tiny_graph, source, tmp_path / "s.zarr")
+    np.testing.assert_array_equal(store.read("pixels")[:, 0, 0], source.palette[::-1])
+
+
+def test_what_is_no_source_is_refused(tiny_graph: Path, tmp_path: Path) -> None:
+    """It says what is missing, and what has it."""
+    for images, missing in ((["a.jpg"], "name, items, read"), (None, "name, items"), (object(), "name")):
+        with pytest.raises(UsageError, match=rf"{type(images).__name__} is no path, .* has no {missing}.*BaseSource"):
+            run(tiny_graph, images, tmp_path / "s.zarr")
 
 
 # -- items and columns -------------------------------------------------------------------------------------------------

@@ -8,12 +8,23 @@ from ...exporter.errors import AttlasError, UsageError
 from .. import remote
 from . import files, parquet
 from .folder import Folder
-from .items import SUFFIXES, ChangedError, Item, Items, Source, is_hidden
+from .items import SUFFIXES, BaseSource, ChangedError, Item, Items, Source, is_hidden
 from .manifest import SUFFIXES as TABLES
 from .manifest import Manifest
 from .shards import Shards
 
-__all__ = ["SUFFIXES", "ChangedError", "Folder", "Item", "Items", "Manifest", "Shards", "Source", "open_source"]
+__all__ = [
+    "SUFFIXES",
+    "BaseSource",
+    "ChangedError",
+    "Folder",
+    "Item",
+    "Items",
+    "Manifest",
+    "Shards",
+    "Source",
+    "open_source",
+]
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip")
 

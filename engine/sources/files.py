@@ -19,7 +19,7 @@ from .items import UNKNOWN, ChangedError, is_hidden
 
 __all__ = [
     "MAX_BYTES", "READERS", "Stamp", "expand", "is_url", "join", "name_of", "opened", "parent", "persist", "place",
-    "read", "read_part", "stamp",
+    "read", "read_part", "reads_ahead", "stamp",
 ]  # fmt: skip
 
 ATTEMPTS = 3
@@ -63,6 +63,14 @@ def name_of(where: str) -> str:
     if is_url(where):
         return where.rstrip("/").rpartition("/")[2]
     return Path(os.path.realpath(where)).name  # resolve() raises where links go round
+
+
+def reads_ahead(where: str) -> int:
+    """How many small files of a place are worth reading at once: none beyond the one that is asked for on this machine.
+
+    There the system reads ahead itself, and threads would cost more than they bring.
+    """
+    return READERS if is_url(where) else 0
 
 
 def stamp(where: str) -> Stamp | None:

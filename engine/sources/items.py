@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "HIDDEN", "SUFFIXES", "UNKNOWN", "ChangedError", "Item", "Items", "Source", "is_hidden", "is_image", "label_of",
-    "repeated", "shown", "text",
+    "HIDDEN", "SUFFIXES", "UNKNOWN", "BaseSource", "ChangedError", "Item", "Items", "Source", "is_hidden", "is_image",
+    "label_of", "repeated", "shown", "text",
 ]  # fmt: skip
 
 SUFFIXES = frozenset(
@@ -119,9 +121,13 @@ class Items(Sequence[Item]):
             self.keys[where], self.labels[where], self.sizes[where], self.mtimes[where], self.places[where], columns
         )
 
+    def alone(self) -> Items:
+        """The same as a list of its own: places count from 0. Columns stay behind, since no read needs them."""
+        return Items(self.keys, self.labels, self.sizes, self.mtimes, np.arange(len(self)))
+
 
 class Source(Protocol):
-    """What a run reads from."""
+    """What a run reads from. `BaseSource` has all but `name`, `items` and `read`."""
 
     @property
     def name(self) -> str:
@@ -135,6 +141,13 @@ class Source(Protocol):
     def others(self) -> Mapping[str, int]:
         """What was found and left out, counted by reason."""
 
+    @property
+    def reads_ahead(self) -> int:
+        """How many reads at once are worth it, since each mostly waits; 0 where the system reads ahead itself."""
+
+    def subset(self, places: npt.NDArray[np.int64]) -> Source:
+        """A source of the items at these places alone, in this order, which travels to a worker with each unit."""
+
     def read(self, item: Item) -> bytes:
         """An item's bytes; called from several threads.
 
@@ -143,6 +156,35 @@ class Source(Protocol):
             OSError: it cannot be read now: it ends the run, which the same command resumes.
             AttlasError: the source as a whole is no longer what was listed.
         """
+
+
+class BaseSource(ABC):
+    """A source of your own: derive from it, and give it `name`, `items` and `read`; the rest may stay."""
+
+    name: str
+    items: Sequence[Item]
+    others: Mapping[str, int] = MappingProxyType({})
+    reads_ahead: int = 0
+
+    def subset(self, places: npt.NDArray[np.int64]) -> Source:
+        """See `Source`. This source as it is travels; override it where that is too much."""
+        return _Part(self, Items.of(self.items).take(places))
+
+    @abstractmethod
+    def read(self, item: Item) -> bytes:
+        """See `Source`; `item.index` is the item's place in `items`."""
+
+
+class _Part(BaseSource):
+    """Some items of a source that stays whole."""
+
+    def __init__(self, whole: Source, chosen: Items) -> None:
+        self.name, self.reads_ahead = whole.name, whole.reads_ahead
+        self.items: Items = chosen.alone()
+        self._whole, self._chosen = whole, chosen
+
+    def read(self, item: Item) -> bytes:
+        return self._whole.read(self._chosen[item.index])
 
 
 def text(values: Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[Any]:

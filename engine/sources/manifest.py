@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from ...exporter.errors import AttlasError
 from .. import remote
 from . import files, parquet
 from .columns import Columns, guessed
-from .items import ChangedError, Item, Items, repeated, text
+from .items import BaseSource, ChangedError, Item, Items, repeated, text
 
 __all__ = ["SUFFIXES", "Manifest"]
 
@@ -30,7 +31,7 @@ TRIED = 32  # paths looked for before a run begins: one mistaken folder would el
 
 
 @dataclass(frozen=True, eq=False)
-class Manifest:
+class Manifest(BaseSource):
     """The rows of a CSV, JSON lines or Parquet file, in their order.
 
     Relative paths are taken from the manifest's own folder, and are the keys. Where one is absolute, a URL, or leads
@@ -40,24 +41,18 @@ class Manifest:
     Attributes:
         base: the folder or URL that keys are relative to; `place`: of the manifest itself.
         items: its sizes and times are unknown (-1): asking for them would take as long as a listing.
-        chosen_columns: its columns are somebody's choice: one that the store has no place for is an error.
     """
 
+    name: str
     place: str
     base: str
     items: Items
     others: Mapping[str, int] = field(default_factory=dict)
-    chosen_columns: bool = True
+    reads_ahead: int = 0
 
-    @property
-    def name(self) -> str:
-        """The manifest's own name."""
-        return files.name_of(self.place)
-
-    @property
-    def readers(self) -> int:
-        """How many reads at once are worth it; 0 for this machine's own files."""
-        return files.READERS if files.is_url(self.base) else 0
+    def subset(self, places: npt.NDArray[np.int64]) -> Manifest:
+        """See `Source`."""
+        return dataclasses.replace(self, items=self.items.take(places).alone())
 
     @classmethod
     def scan(cls, where: str | os.PathLike[str]) -> Manifest:
@@ -96,7 +91,8 @@ class Manifest:
             )
         label = columns.pop("label", None)
         labels = text([""] * len(keys)) if label is None else label
-        found = cls(place, base, Items.make(keys, labels, columns=columns), table.skipped)
+        items = Items.make(keys, labels, columns=columns)
+        found = cls(files.name_of(place), place, base, items, table.skipped, files.reads_ahead(base))
         found._try_some()
         return found
 

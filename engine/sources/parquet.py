@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import posixpath
 import threading
@@ -17,7 +18,7 @@ from ...exporter.errors import AttlasError
 from .. import remote
 from . import files
 from .files import MAX_BYTES, Stamp
-from .items import ChangedError, Item, Items, label_of, repeated, text
+from .items import BaseSource, ChangedError, Item, Items, label_of, repeated, text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +33,7 @@ _cursors = threading.local()
 
 
 @dataclass(frozen=True, eq=False)
-class Parquet:
+class Parquet(BaseSource):
     """The rows of Parquet files that hold images: a binary column, or Hugging Face's struct of `bytes` and `path`.
 
     The order is that of the files and of their rows. A key is the image's own path where every row has a relative one
@@ -112,6 +113,12 @@ class Parquet:
         items = Items.make(keys, said if labels is None else labels, mtimes=times, columns=whole)
         others = {f"columns that differ between files ({', '.join(sorted(uneven)[:5])})": len(uneven)} if uneven else {}
         return cls(name, tuple(tables), tuple(stamps), column, nested, items, table, row, tuple(groups), others)
+
+    def subset(self, places: npt.NDArray[np.int64]) -> Parquet:
+        """See `Source`."""
+        return dataclasses.replace(
+            self, items=self.items.take(places).alone(), table=self.table[places], row=self.row[places]
+        )
 
     def read(self, item: Item) -> bytes:
         """A row's image. Each thread goes through a row group in order, so that nothing is kept but a few rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import posixpath
 import re
@@ -19,7 +20,7 @@ from .. import remote
 from . import files
 from .columns import Columns
 from .files import Stamp
-from .items import HIDDEN, ChangedError, Item, Items, is_hidden, is_image, label_of, repeated, text
+from .items import HIDDEN, BaseSource, ChangedError, Item, Items, is_hidden, is_image, label_of, repeated, text
 from .tarfiles import BrokenError, Member, members
 
 __all__ = ["Shards"]
@@ -40,7 +41,7 @@ _SPLIT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)  # WebDataset's: th
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
+class Shards(BaseSource):
     """The images of one or several tar archives, in the archives' order and within each in that of its members.
 
     A key is the member's name; of several archives, the archive's name stands before it as a folder. Members under one
@@ -99,6 +100,12 @@ class Shards:
         which = np.repeat(np.arange(len(scans), dtype=np.int32), [len(s.names) for s in scans])
         items = Items.make(keys, labels, sizes, mtimes, columns.arrays())
         return cls(name, tuple(shards), tuple(s.stamp for s in scans), items, which, offsets, others)
+
+    def subset(self, places: npt.NDArray[np.int64]) -> Shards:
+        """See `Source`."""
+        return dataclasses.replace(
+            self, items=self.items.take(places).alone(), shard=self.shard[places], offset=self.offset[places]
+        )
 
     def read(self, item: Item) -> bytes:
         """A member's bytes, from an archive that each thread keeps open."""
