@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ..exporter.spec import Recipe
 
-__all__ = ["MAX_PIXELS", "RANGE", "DecodeError", "Picture", "crop_box", "decode", "prepare"]
+__all__ = ["MAX_PIXELS", "RANGE", "DecodeError", "Picture", "crop_box", "decode", "prepare", "rgb"]
 
 # Pillow's own threshold for a decompression bomb, held here as an error: 268 MB of RGB per worker at most.
 MAX_PIXELS = 89_478_485
@@ -98,9 +98,8 @@ def decode(data: bytes, recipe: Recipe) -> Picture:
             with Image.open(io.BytesIO(data), formats=_formats()) as picture:
                 size = (picture.height, picture.width)
                 _bounded(size, "has")
-                grey, remarks = _eight_bits(picture) if picture.mode in _WIDE_MODES else (picture, ())
-                rgb = grey.convert("RGB")
-            return Picture(np.asarray(prepare(rgb, recipe)), size, remarks)
+                colours, remarks = rgb(picture)
+            return Picture(np.asarray(prepare(colours, recipe)), size, remarks)
     except DecodeError:
         raise
     except MemoryError:
@@ -110,6 +109,16 @@ def decode(data: bytes, recipe: Recipe) -> Picture:
     except Exception as error:  # Pillow's decoders raise whatever their parsers meet; one image is one image.
         text = " ".join(str(error).split()).split("<_io.BytesIO")[0].strip()
         raise DecodeError(text or type(error).__name__) from None
+
+
+def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture as RGB of 8 bits, and the remarks of `Picture`.
+
+    Raises:
+        DecodeError: nothing says which of its values are black and white.
+    """
+    grey, remarks = _eight_bits(picture) if picture.mode in _WIDE_MODES else (picture, ())
+    return grey.convert("RGB"), remarks
 
 
 def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attlas.engine import Store, run
+from attlas.engine import Session, Store, run
 from attlas.engine.decode import MAX_PIXELS, NARROW, RANGE, WIDE, DecodeError, crop_box, decode
 from attlas.engine.sources import SUFFIXES
 from attlas.exporter.errors import AttlasError
@@ -218,6 +218,19 @@ def test_a_run_says_how_it_read_them(tiny_graph: Path, tmp_path: Path) -> None:
     assert stores[1].read("valid").all()
     assert stores[1].plan.identity["range"] == RANGE
     assert stores[1].record["runs"][-1]["remarks"] == {WIDE: 3}
+
+
+def test_a_session_reads_them_alike(tiny_graph: Path, tmp_path: Path) -> None:
+    """As a path, as bytes and as a Pillow image; what has no known black and white is one line."""
+    session = Session(tiny_graph)
+    grey = np.asarray(make_picture(1).convert("L"))
+    wide = Image.fromarray(grey.astype(np.uint16) * 257)
+    wide.save(tmp_path / "x.png")
+    expected = session([Image.fromarray(grey)])["logits"]
+    for image in (wide, tmp_path / "x.png", encode(wide)):
+        np.testing.assert_array_equal(session([image])["logits"], expected)
+    with pytest.raises(AttlasError, match=r"^a picture: cannot be decoded .has values from -5"):
+        session([Image.fromarray(grey.astype(np.int32) * 0 - 5)])
 
 
 def test_a_store_of_an_earlier_version_goes_on_with_8_bits_alone(tiny_graph: Path, tmp_path: Path) -> None:
