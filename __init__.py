@@ -7,6 +7,7 @@ no room brings in what only another needs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -141,19 +142,19 @@ def run(
     given = locals()  # every argument by its name, as the engine takes them
     from .engine.runner import run as engine_run
 
-    given["reducer"] = _reducer() if reducer == "auto" else reducer
+    given["reducer"] = _found("analysis.kernel", "Reducer") if reducer == "auto" else reducer
+    if reserved := _found("analysis.catalog", "reserved"):
+        given["reserved"] = reserved
     return engine_run(given.pop("graph"), **given)
 
 
-def _reducer() -> Callable[[GraphSpec], Reducer] | None:
-    """The analysis room's statistics, where what they need is installed."""
+def _found(home: str, name: str) -> Any:
+    """What the analysis room has for a run, or None where a package that it needs is not installed."""
     from .exporter.errors import AttlasError
 
-    try:
-        found: Callable[[GraphSpec], Reducer] = _load("analysis.kernel").Reducer
-    except (ImportError, AttlasError):
-        return None
-    return found
+    with contextlib.suppress(ImportError, AttlasError):
+        return getattr(_load(home), name)
+    return None
 
 
 def demo(

@@ -36,7 +36,7 @@ from attlas.engine.decode import decode
 from attlas.engine.graph import read_spec
 from attlas.engine.layout import Keep, to_append
 from attlas.engine.session import Session, cores
-from attlas.engine.sources import Item
+from attlas.engine.sources import BaseSource, Item
 
 MODELS = (
     "deit_tiny_patch16_224",
@@ -54,7 +54,7 @@ BOUNDS = {"float32": 5e-3, "float16": 0.3}
 
 
 @dataclass(frozen=True)
-class Repeated:
+class Repeated(BaseSource):
     """A source of `count` pictures in memory: a few, again and again."""
 
     encoded: Sequence[bytes]

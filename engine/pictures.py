@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ..exporter.errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
-from .decode import DecodeError, decode, prepare
+from .decode import DecodeError, decode, prepare, rgb
+from .sources.files import place
 
 __all__ = ["crop_of", "each_picture"]
 
@@ -46,19 +47,19 @@ def crop_of(image: Any, spec: GraphSpec) -> npt.NDArray[np.uint8]:
         UsageError: it is no picture, or an array of another form.
         AttlasError: it cannot be read.
     """
-    if hasattr(image, "convert"):
-        return np.asarray(prepare(image.convert("RGB"), spec.recipe))
-    if not isinstance(image, str | os.PathLike | bytes | bytearray):
+    if not hasattr(image, "convert") and not isinstance(image, str | os.PathLike | bytes | bytearray):
         if _is_array(image):
             return _cropped(_array(image), spec)
         raise UsageError(f"{type(image).__name__}: is no picture; pass {KINDS}")
     try:
-        data = bytes(image) if isinstance(image, bytes | bytearray) else Path(image).read_bytes()
+        if hasattr(image, "convert"):
+            return np.asarray(prepare(rgb(image)[0], spec.recipe))
+        data = bytes(image) if isinstance(image, bytes | bytearray) else Path(place(image)).read_bytes()
         return decode(data, spec.recipe)[0]
     except OSError as error:
         raise AttlasError(f"{image!s}: cannot be read ({error.strerror})") from None
     except DecodeError as error:
-        name = "a picture of bytes" if isinstance(image, bytes | bytearray) else image
+        name = image if isinstance(image, str | os.PathLike) else f"a picture ({type(image).__name__})"
         raise AttlasError(f"{name!s}: cannot be decoded ({error})") from None
 
 

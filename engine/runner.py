@@ -24,7 +24,7 @@ from .layout import Reducer, Statistics
 from .locks import locked
 from .places import Url, locate
 from .sources import Source
-from .sources.files import is_url
+from .sources.files import is_url, place
 from .store import Store
 from .unit import UnitResult
 
@@ -109,6 +109,7 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     reducer: Callable[[GraphSpec], Reducer] | None = None,
+    reserved: Callable[[str], bool] = lambda _name: False,
     statistics: Statistics = "auto",
     progress: Show[Progress] = None,
     stop: threading.Event | None = None,
@@ -136,6 +137,8 @@ def run(
         dry_run: plan only; nothing is written.
         overwrite: put aside and delete a store that is at `output`.
         reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
+        reserved: which names columns of the images are not to have, since an analysis will need them; `attlas.run`
+            passes the analysis room's.
         statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator, so that
             attention leaves it only to be stored.
         progress: True shows a bar; a function is called in this thread with a `Progress`, also while workers are waited
@@ -156,12 +159,12 @@ def run(
     output = locate(output)
     stop = stop or threading.Event()
     if scheduler is not None and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
-        images = os.path.abspath(images)  # noqa: PTH100 - workers elsewhere start in other folders
+        images = os.path.abspath(place(images))  # noqa: PTH100 - workers elsewhere start in other folders
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            graph=Path(graph), output=output, keep=keep, layers=layers, store_dtype=store_dtype, batch_size=batch_size,
-            provider=team.provider(provider), target=target, limit=limit, seed=seed, reducer=reducer,
-            statistics=statistics, overwrite=overwrite, dry_run=dry_run,
+            graph=Path(place(graph)), output=output, keep=keep, layers=layers, store_dtype=store_dtype,
+            batch_size=batch_size, provider=team.provider(provider), target=target, limit=limit, seed=seed,
+            reducer=reducer, statistics=statistics, overwrite=overwrite, dry_run=dry_run, reserved=reserved,
         )  # fmt: skip
         job = make_job(request, images, team.probe)
         if dry_run:
@@ -198,6 +201,7 @@ def _run(
             store.sweep()  # after workers that were killed while the run went on
     finally:
         _write_record(store, ready, team, total, count.seconds)
+    job.notes.extend(f"{number:,} {remark}" for remark, number in total.remarks.items())
     if stop.is_set() and total.images < count.mine:
         done = int(store.done_images.sum())
         raise Interrupted(
@@ -342,6 +346,7 @@ def _write_record(store: Store, ready: Ready, team: Executor, total: UnitResult,
     entry = {
         "images": total.images,
         "errors": total.errors,
+        "remarks": dict(total.remarks),
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in total.seconds.items()},
         "batches": total.batches,

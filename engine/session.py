@@ -23,6 +23,7 @@ from .device import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slo
 from .graph import APPENDED, TARGET, Wanted, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
 from .pictures import crop_of, each_picture
+from .sources.files import place
 from .targets import PREDICTED
 
 __all__ = ["Session", "constants", "cores", "probe_batch", "providers", "resolve_provider"]
@@ -116,8 +117,8 @@ class Session:
         """
         if not isinstance(graph, str | os.PathLike):
             raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
-        self.path = Path(graph)
-        self.spec = read_spec(graph)
+        self.path = Path(place(graph))
+        self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         candidates = resolve_provider(provider)
         self.appended = appended_outputs(appended) if appended is not None else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor as Pool
 from contextlib import contextmanager
@@ -46,22 +46,8 @@ class Share:
     targets: npt.NDArray[np.int64] | None = None
 
     def alone(self) -> Share:
-        """The same with a source of these images alone: a dataset of a million does not travel with every unit.
-
-        What a source knows of each image are arrays as long as its list. A source that is no dataclass stays whole.
-        """
-        source: Any = self.source
-        if not dataclasses.is_dataclass(source):
-            return self
-        count = len(self.source.items)
-        known = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)}
-        own = {
-            name: values[self.items.places]
-            for name, values in known.items() if isinstance(values, np.ndarray) and len(values) == count
-        }  # fmt: skip
-        items = dataclasses.replace(self.items, places=np.arange(len(self.items)), columns={})
-        alone: Any = dataclasses.replace(source, items=items, **own)  # type: ignore[type-var]
-        return dataclasses.replace(self, items=items, source=alone)
+        """The same with a source of these images alone: a dataset of a million does not travel with every unit."""
+        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.places))
 
 
 @dataclass
@@ -70,6 +56,7 @@ class UnitResult:
 
     Attributes:
         images: how many; `errors`: how many of them could not be read; `batches`: in how many batches.
+        remarks: how often each remark was made of a picture that was read (`decode.Picture`).
         seconds: by stage; `slowest`: of its slowest batch (of a whole unit, for what happens once a unit).
     """
 
@@ -78,6 +65,7 @@ class UnitResult:
     batches: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     slowest: dict[str, float] = field(default_factory=dict)
+    remarks: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: UnitResult) -> UnitResult:
         stages = {**self.seconds, **other.seconds}
@@ -87,6 +75,7 @@ class UnitResult:
             self.batches + other.batches,
             {name: self.seconds.get(name, 0.0) + other.seconds.get(name, 0.0) for name in stages},
             {name: max(self.slowest.get(name, 0.0), other.slowest.get(name, 0.0)) for name in stages},
+            self.remarks + other.remarks,
         )
 
     @contextmanager
@@ -160,7 +149,7 @@ def write_unit(plan: Plan, share: Share, tools: Tools) -> UnitResult:
             keys = share.items.keys[at]
             asked = None if share.targets is None else share.targets[at]
             with result.stage("decode"):
-                _load(tools, keys, reads, part)
+                result.remarks.update(_load(tools, keys, reads, part))
             with result.stage("inference"):
                 tools.session.run_into(tools.pixels, tools.buffers, len(batch), *tools.given(asked))
             with result.stage("reduce"):
@@ -187,7 +176,7 @@ def _reading(share: Share, pool: Pool | None) -> Iterator[Iterator[Callable[[], 
     if pool is None:
         yield (partial(share.source.read, item) for item in items)
         return
-    waiting = deque(pool.submit(share.source.read, item) for item in islice(items, 2 * readers(share.source)))
+    waiting = deque(pool.submit(share.source.read, item) for item in islice(items, 2 * share.source.reads_ahead))
 
     def reads() -> Iterator[Callable[[], bytes]]:
         while waiting:
@@ -202,20 +191,22 @@ def _reading(share: Share, pool: Pool | None) -> Iterator[Iterator[Callable[[], 
             future.cancel()
 
 
-def readers(source: Source) -> int:
-    """How many reads at once a source says that it is worth; 0 for one on this machine."""
-    return int(getattr(source, "readers", 0))
-
-
 def _load(
     tools: Tools, keys: npt.NDArray[Any], reads: Iterator[Callable[[], bytes]], rows: dict[str, npt.NDArray[Any]]
-) -> None:
-    """Fill the pixel buffer and the rows that describe the pictures themselves."""
+) -> Counter[str]:
+    """Fill the pixel buffer and the rows that describe the pictures themselves; returns what is to be said of them."""
+    remarks = Counter[str]()
     for i, (key, read) in enumerate(zip(keys, reads, strict=False)):
         try:
-            pixels, (rows["height"][i], rows["width"][i]) = decode(read(), tools.spec.recipe)
-            tools.pixels[i] = pixels
+            picture = decode(read(), tools.spec.recipe)
+            if picture.remarks and "range" not in tools.store.plan.identity:
+                raise AttlasError(
+                    f"{tools.store.path}: was begun by an earlier version, which clipped grey pictures of more than 8 "
+                    f"bits, and {key} is one; choose another output, or --overwrite"
+                )
+            tools.pixels[i], (rows["height"][i], rows["width"][i]) = picture.pixels, picture.size
             rows["valid"][i] = True
+            remarks.update(picture.remarks)
         except (DecodeError, ChangedError) as error:
             tools.pixels[i] = 0
             rows["error"][i] = str(error)
@@ -225,6 +216,7 @@ def _load(
                 "run the same command again when it can be"
             ) from None
     tools.pixels[len(keys) :] = 0
+    return remarks
 
 
 def _reduce(

@@ -123,7 +123,7 @@ def locate(checkpoint: str | os.PathLike[str]) -> tuple[Path, str]:
     Raises:
         UsageError: there is no such file, or it is an address.
     """
-    text = os.fspath(checkpoint)
+    text = os.path.expanduser(checkpoint)  # noqa: PTH111 - pathlib raises for `~nobody`
     if re.match(r"[a-z][a-z0-9+-]+:/", text, re.IGNORECASE):
         raise UsageError(f"{text}: is an address; download the file and pass its path with --checkpoint")
     path, key = Path(text), ""

@@ -118,7 +118,7 @@ def export(
     started = time.perf_counter()
     _check_types(model, output, checkpoint, layers, seed, num_classes)
     _check_dtype(dtype, gradients)
-    path = _target(Path(output), overwrite)
+    path = _target(_own(output), overwrite)
     with _step(progress, f"loading {model}", 1) as end:
         with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
             refuse_too_large(summarize(model, img_size=img_size))
@@ -145,6 +145,11 @@ def export(
         progress=progress,
         started=started,
     )
+
+
+def _own(place: str | os.PathLike[str]) -> Path:
+    """A path whose `~` is the user's folder; one that names no user stays as it is."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111 - pathlib raises for `~nobody`
 
 
 def export_model(

@@ -21,7 +21,7 @@ from ..plan import Plan
 from ..session import Session, cores, probe_batch, resolve_provider
 from ..sources.files import is_url
 from ..store import Store, mark_key
-from ..unit import Share, Tools, UnitResult, commit_unit, readers, write_unit
+from ..unit import Share, Tools, UnitResult, commit_unit, write_unit
 
 __all__ = ["TRIES", "Bench", "Executor", "Here", "Orders", "Ready", "ThisProcess"]
 
@@ -262,7 +262,7 @@ def orders_of(job: Job, store: Store) -> Orders:
     request = job.request
     return Orders(
         graph=_whole(request.graph), store=_whole(store.path), plan=store.plan, keep=job.keep, reducer=request.reducer,
-        provider=request.provider, statistics=request.statistics, readers=readers(job.source), versions=versions(),
+        provider=request.provider, statistics=request.statistics, readers=job.source.reads_ahead, versions=versions(),
     )  # fmt: skip
 
 
