@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import attlas
 import click
+
+import attlas
 
 from .engine import words
 from .exporter.errors import AttlasError, Interrupted, UsageError
@@ -316,7 +317,7 @@ def report(stores: tuple[Path, ...], output: Path | None, methods: bool, **optio
     if methods == (output is not None):
         raise UsageError("name the page with -o NAME.html, or print the methods alone with --methods")
     if output is None:
-        from .analysis.report.methods import describe
+        from .analysis.report.text.methods import describe
 
         click.echo(describe(stores))
         return

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_report import BROKEN, IMAGES, attention_of, make_store, read, rows_of, spec_of
 
 pytest.importorskip("matplotlib")
-canvas = pytest.importorskip("attlas.analysis.report.canvas")
+canvas = pytest.importorskip("attlas.analysis.report.plots.style")
 catalog = pytest.importorskip("attlas.analysis.catalog")
-distributions = pytest.importorskip("attlas.analysis.report.distributions")
+distributions = pytest.importorskip("attlas.analysis.report.sections.distributions")
 facts = pytest.importorskip("attlas.analysis.report.facts")
 formulas = pytest.importorskip("attlas.analysis.formulas")
 page = pytest.importorskip("attlas.analysis.report.page")

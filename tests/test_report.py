@@ -27,11 +27,11 @@ pytest.importorskip("matplotlib")
 page = pytest.importorskip("attlas.analysis.report.page")
 kernel = pytest.importorskip("attlas.analysis.kernel")
 facts = pytest.importorskip("attlas.analysis.report.facts")
-gallery = pytest.importorskip("attlas.analysis.report.gallery")
-methods = pytest.importorskip("attlas.analysis.report.methods")
-objects = pytest.importorskip("attlas.analysis.report.objects")
-contrasts = pytest.importorskip("attlas.analysis.report.contrasts")
-positions = pytest.importorskip("attlas.analysis.report.positions")
+gallery = pytest.importorskip("attlas.analysis.report.sections.examples")
+methods = pytest.importorskip("attlas.analysis.report.text.methods")
+objects = pytest.importorskip("attlas.analysis.report.sections.objects")
+contrasts = pytest.importorskip("attlas.analysis.report.sections.groups")
+positions = pytest.importorskip("attlas.analysis.report.sections.positions")
 formulas = pytest.importorskip("attlas.analysis.formulas")
 
 IMAGES, UNIT, BROKEN = 22, 4, 5
@@ -552,7 +552,7 @@ def test_a_deeper_model_is_read_between_its_layers(tmp_path: Path) -> None:
     make_store(tmp_path / "two.zarr", reduce=True, images=8)
     make_store(tmp_path / "four.zarr", spec_of(layers=4, tag="deep"), reduce=True, images=8)
     both = [Store(tmp_path / f"{n}.zarr") for n in ("two", "four")]
-    comparison = pytest.importorskip("attlas.analysis.report.comparison")
+    comparison = pytest.importorskip("attlas.analysis.report.sections.comparison")
     for store in both:
         pytest.importorskip("attlas.analysis.statistics").analyze(store.path)
     shown, _ = comparison.compare(both, [facts.gather(s, letter) for s, letter in zip(both, "AB", strict=True)])

@@ -17,18 +17,18 @@ from typing import Any
 from ...engine.places import Url, locate
 from ...engine.store import Store
 from ...exporter.errors import AttlasError, UsageError
-from . import canvas
-from .comparison import compare, named
-from .contrasts import contrasts
-from .exhibits import Absent, Exhibit
 from .facts import Facts, gather, table, warnings
-from .gallery import gallery
-from .heads import heads
-from .methods import READING, linked, methods, paragraph, references
-from .objects import objects, told
-from .overview import overview
-from .positions import positions
-from .vectors import data_url
+from .plots import style as canvas
+from .plots.svg import data_url
+from .sections.base import Absent, Exhibit
+from .sections.comparison import compare, named
+from .sections.depth import overview
+from .sections.examples import gallery
+from .sections.groups import contrasts
+from .sections.heads import heads
+from .sections.objects import objects, told
+from .sections.positions import positions
+from .text.methods import READING, linked, methods, paragraph, references
 
 __all__ = ["report"]
 
@@ -202,7 +202,7 @@ def _fill(page: _Page, stores: Sequence[Store], facts: Sequence[Facts], examples
 
 def _rendered(page: _Page, facts: Sequence[Facts]) -> str:
     """The whole file."""
-    here, first = resources.files(__package__), facts[0]
+    here, first = resources.files(__package__) / "templates", facts[0]
     names = [f.spec.name for f in facts]
     several = len(facts) > 1
     notes = [f"{f.letter}: {text}" if several else text for f in facts for text in warnings(f)]

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from .. import formulas
-from . import figures, rasters
+from ....engine.store import Store
+from ... import formulas
+from ..facts import Facts
+from ..plots import charts as figures
+from ..plots import maps as rasters
+from ..text.methods import cite
+from .base import Absent, Exhibit, analyze_first, depth_exhibit, extent, more, no_rollout, summary, where
 from .distributions import over_images, over_queries
-from .exhibits import Absent, Exhibit, analyze_first, depth_exhibit, extent, more, no_rollout, summary, where
-from .facts import Facts
-from .methods import cite
 
 __all__ = ["overview"]
 

@@ -17,8 +17,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .canvas import ACCENT, FAINT, INK, NARROW, QUIET, SERIES, WIDE, style
-from .panels import Depth, Line, Measure, Ridges, Scatter
+from .data import Depth, Line, Measure, Ridges, Scatter
+from .style import ACCENT, FAINT, INK, NARROW, QUIET, SERIES, WIDE, style
 
 __all__ = [
     "Depth", "Line", "Measure", "Ridges", "Scatter", "curves", "depth", "measures", "ridges", "scatter",

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.plan import spread
-from ...engine.store import Store
-from .. import formulas
-from ..moments import Moments, interval
-from . import figures, rasters
-from .exhibits import Absent, Exhibit, extent
-from .facts import Facts
-from .methods import cite
-from .pictures import MAPS, example, map_of
+from ....engine.plan import spread
+from ....engine.store import Store
+from ... import formulas
+from ...moments import Moments, interval
+from ..facts import Facts
+from ..images import MAPS, example, map_of
+from ..plots import charts as figures
+from ..plots import maps as rasters
+from ..text.methods import cite
+from .base import Absent, Exhibit, extent
 
 __all__ = ["compare", "named"]
 

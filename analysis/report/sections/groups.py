@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from . import figures, rasters
-from .exhibits import Absent, Cell, Exhibit, extent
-from .facts import Facts
-from .methods import cite
-from .pictures import class_name
+from ....engine.store import Store
+from ..facts import Facts
+from ..images import class_name
+from ..plots import charts as figures
+from ..plots import maps as rasters
+from ..text.methods import cite
+from .base import Absent, Cell, Exhibit, extent
 
 __all__ = ["contrasts"]
 

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.decode import crop_box
-from ...engine.store import Store
-from ...exporter.errors import UsageError
-from .. import boxes as formulas
-from ..boxes import Box, Cover
-from ..moments import interval
-from . import figures, rasters
-from .exhibits import Absent, Cell, Exhibit, extent, keep
-from .facts import Facts
-from .methods import cite
-from .pictures import MAPS, example, map_of
+from ....engine.decode import crop_box
+from ....engine.store import Store
+from ....exporter.errors import UsageError
+from ... import boxes as formulas
+from ...boxes import Box, Cover
+from ...moments import interval
+from ..facts import Facts
+from ..images import MAPS, example, map_of
+from ..plots import charts as figures
+from ..plots import maps as rasters
+from ..text.methods import cite
+from .base import Absent, Cell, Exhibit, extent, keep
 
 __all__ = ["Objects", "find", "objects", "told"]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...engine.store import Store
-from .. import formulas
-from . import rasters
-from .exhibits import Absent, Exhibit
-from .methods import cite
+from ....engine.store import Store
+from ... import formulas
+from ..plots import maps as rasters
+from ..text.methods import cite
+from .base import Absent, Exhibit
 
 __all__ = ["positions"]
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from .canvas import COLOURS, NARROW, WIDE, style
-from .panels import Panel, Row
+from .data import Panel, Row
+from .style import COLOURS, NARROW, WIDE, style
 
 __all__ = ["Panel", "Row", "map_grid", "mosaic", "objects", "picture_rows"]
 

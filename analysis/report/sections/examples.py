@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from .. import formulas
-from . import rasters
-from .exhibits import Absent, Cell, Exhibit, analyze_first, extent, keep, no_rollout, row_name, where
-from .facts import Facts
-from .methods import cite
-from .pictures import (
+from ....engine.store import Store
+from ... import formulas
+from ..facts import Facts
+from ..images import (
     MAPS,
     Example,
     attention,
@@ -29,6 +26,9 @@ from .pictures import (
     readout_row,
     times_uniform,
 )
+from ..plots import maps as rasters
+from ..text.methods import cite
+from .base import Absent, Cell, Exhibit, analyze_first, extent, keep, no_rollout, row_name, where
 
 __all__ = ["gallery"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from . import figures
-from .facts import Facts
+from ....engine.store import Store
+from ..facts import Facts
+from ..plots import charts as figures
 
 __all__ = [
     "Absent",

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from .. import formulas
-from ..histograms import histogram
-from . import figures
-from .exhibits import Cell, Exhibit
-from .facts import Facts
-from .methods import cite
+from ....engine.store import Store
+from ... import formulas
+from ...histograms import histogram
+from ..facts import Facts
+from ..plots import charts as figures
+from ..text.methods import cite
+from .base import Cell, Exhibit
 
 __all__ = ["over_images", "over_queries", "quantiles", "shares"]
 

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from ...engine.store import Store
-from ..catalog import CATALOG, Statistic
-from ..gradients import WEIGHTED, Weighted
+from ....engine.store import Store
+from ...catalog import CATALOG, Statistic
+from ...gradients import WEIGHTED, Weighted
+from ..facts import Facts, gather
 from .bibliography import REFERENCES, Reference, bibtex, cite
-from .facts import Facts, gather
 
 __all__ = ["READING", "cite", "describe", "linked", "methods", "paragraph", "references", "used"]
 

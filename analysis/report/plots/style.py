@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from .vectors import shrunk
+from .svg import shrunk
 
 __all__ = [
     "ACCENT", "COLOURS", "FAINT", "INK", "NARROW", "QUIET", "SERIES", "WIDE", "style", "svg", "write",

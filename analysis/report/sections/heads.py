@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from .. import formulas
-from . import figures, rasters
-from .exhibits import Absent, Exhibit, depth_exhibit, summary, where
-from .facts import Facts
-from .methods import cite
+from ....engine.store import Store
+from ... import formulas
+from ..facts import Facts
+from ..plots import charts as figures
+from ..plots import maps as rasters
+from ..text.methods import cite
+from .base import Absent, Exhibit, depth_exhibit, summary, where
 
 __all__ = ["heads"]
 
