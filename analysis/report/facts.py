@@ -202,8 +202,7 @@ def _versions(facts: Facts) -> str:
 
 _ROWS = (
     ("Store", lambda f: f"{f.name} (baseline)" if f.baseline else f.name),
-    ("Model", lambda f: f.spec.model),
-    ("Pretrained tag", lambda f: f.spec.tag),
+    ("Model", lambda f: f.spec.name),
     ("Weights", _weights),
     ("Weights SHA-256", lambda f: f.spec.weights.sha256),
     ("Graph SHA-256", lambda f: f.graph),

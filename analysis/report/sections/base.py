@@ -1,51 +1,56 @@
-"""What an exhibit is: a figure with its numbers, its caption and its words for who cannot see it."""
+"""What sections are made of: figures with their numbers and words, lines on what is missing, tables and lists."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ....engine.store import Store
 from ..facts import Facts
-from ..plots import charts as figures
+from ..numbers import Floats, unseen
 
 __all__ = [
-    "Absent",
-    "Cell",
-    "Exhibit",
-    "Summary",
-    "analyze_first",
-    "depth_exhibit",
-    "extent",
-    "keep",
-    "more",
-    "no_rollout",
-    "row_name",
-    "summary",
-    "where",
-]
+    "Absent", "Cell", "Context", "Figure", "Listing", "Part", "Section", "Summary", "Table", "analyze_first", "extent",
+    "keep", "more", "no_rollout", "row_name", "summary", "where",
+]  # fmt: skip
 
-Floats = npt.NDArray[np.floating[Any]]
-Cell = str | int | float
+type Cell = str | int | float
 
 
 @dataclass(frozen=True, slots=True)
-class Exhibit:
+class Context:
+    """What a section is given.
+
+    Attributes:
+        store: whose figures are drawn; `facts`: about it.
+        examples: how many pictures are shown.
+        images: the folder of the original images, or None.
+        boxes: a COCO file of objects in them, or None.
+    """
+
+    store: Store
+    facts: Facts
+    examples: int = 0
+    images: str | os.PathLike[str] | None = None
+    boxes: str | os.PathLike[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
     """A figure and everything that goes with it.
 
     Attributes:
         name: its files' name.
         title: a short heading.
-        caption: HTML; states n, unit and formula.
+        caption: rich text; states n, unit and formula.
         alt: what it shows, in words.
         draw: gives the matplotlib figure, narrow (True) or as wide as it is printed (False).
         columns, rows: its numbers, as the CSV beside it has them.
-        methods: the paragraphs of the methods section that it needs.
+        methods: the definitions that it needs.
         wide: whether it takes the page's whole width.
     """
 
@@ -62,10 +67,38 @@ class Exhibit:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A figure that this store cannot give, and why: HTML."""
+    """A figure that this store cannot give, and why: rich text."""
 
     title: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under a caption: the first cell of each names it."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Lines of text under a heading."""
+
+    title: str
+    lines: Sequence[str]
+
+
+type Part = Figure | Absent | Table | Listing
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Figures that belong together: `parts` yields them, and nothing where the store has none of them to give."""
+
+    title: str
+    parts: Callable[[Context], Iterator[Part]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +109,15 @@ class Summary:
     low: Floats
     high: Floats
 
+    @property
+    def unseen(self) -> str:
+        """Why it would make an empty figure, or ""."""
+        return unseen(self.mean)
+
 
 def summary(store: Store, name: str) -> Summary | None:
-    """The dataset's mean of a statistic and its interval, or None where the store has neither."""
-    if f"{name}_mean" not in store:
+    """The dataset's mean of a statistic and its interval, or None where the store lacks either."""
+    if f"{name}_mean" not in store or f"{name}_interval" not in store:
         return None
     mean = store.read(f"{name}_mean").astype(np.float64)
     bounds = store.read(f"{name}_interval").astype(np.float64)
@@ -87,43 +125,6 @@ def summary(store: Store, name: str) -> Summary | None:
     axis = next(i for i, dim in enumerate(store.dims(f"{name}_interval")) if dim not in known)
     low, high = np.moveaxis(bounds, axis, 0)
     return Summary(mean, low, high)
-
-
-def depth_exhibit(
-    facts: Facts, name: str, title: str, panels: list[figures.Depth], text: str, methods: tuple[str, ...], unit: str
-) -> Exhibit:
-    """A figure of statistics (layer, head), its numbers and its words; `text` begins the caption."""
-    rows: list[tuple[Cell, ...]] = [
-        (p.title, int(layer), head, float(p.mean[i, head]), float(p.low[i, head]), float(p.high[i, head]),
-         "" if p.reference is None else p.reference)
-        for p in panels
-        for i, layer in enumerate(p.layers)
-        for head in range(p.mean.shape[1])
-    ]  # fmt: skip
-    alt = f"{title}, {facts.n}. " + " ".join(_told(p, unit) for p in panels)
-    return Exhibit(
-        name=name, title=title, alt=alt,
-        caption=f"{text} A dot is one head's mean over images, its bar the 95 % bootstrap interval over images (often "
-        f"smaller than the dot), the pale line the mean over heads. {facts.n}.",
-        draw=lambda narrow: figures.depth(panels, narrow=narrow),
-        columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"), rows=rows,
-        methods=(*methods, "bootstrap"), wide=len(panels) > 1,
-    )  # fmt: skip
-
-
-def _told(panel: figures.Depth, unit: str) -> str:
-    """A depth panel in words: its first and its last layer."""
-
-    def span(values: Floats) -> str:
-        there = values[np.isfinite(values)]
-        return f"{there.min():.3g} to {there.max():.3g} {unit}" if there.size else "no value"
-
-    first, last = panel.layers[0], panel.layers[-1]
-    uniform = "" if panel.reference is None else f"; uniform attention {panel.reference:.4g} {unit}"
-    return (
-        f"{panel.title}: heads of layer {first} from {span(panel.mean[0])}, of layer {last} from "
-        f"{span(panel.mean[-1])}{uniform}."
-    )
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -150,27 +151,27 @@ def row_name(store: Store) -> str:
 
 
 def analyze_first(facts: Facts) -> str:
-    """Which command makes what the store lacks: HTML."""
-    return f"The store has no dataset statistics; <code>attlas analyze {html.escape(facts.name)}</code> makes them."
+    """Which command makes what the store lacks."""
+    return f"The store has no dataset statistics; `attlas analyze {facts.name}` makes them."
 
 
-def more(facts: Facts, names: str) -> str:
-    """Which command adds statistics that are made on request: HTML."""
-    return f"<code>attlas analyze {html.escape(facts.name)} {names}</code> adds it, in one pass over the attention."
+def more(facts: Facts, names: Sequence[str]) -> str:
+    """Which command adds statistics that are made on request."""
+    return f"`attlas analyze {facts.name} {' '.join(names)}` adds it, in one pass over the attention."
 
 
 def keep(store: Store, array: str, what: str) -> str:
-    """Which choice of the run would have kept `what`: HTML."""
+    """Which choice of the run would have kept `what`."""
     kept = ", ".join(store.attrs.get("kept", {}).get("keep", ())) or "none"
-    return f"This run kept {html.escape(kept)}; <code>attlas run --keep {array}</code> would have kept {what} too."
+    return f"This run kept {kept}; `attlas run --keep {array}` would have kept {what} too."
 
 
 def no_rollout(store: Store, facts: Facts | None) -> str:
-    """Why there is no rollout: HTML; with `facts` the dataset's, without a single image's."""
+    """Why there is no rollout; with `facts` the dataset's, without a single image's."""
     spec = store.spec
     if spec.layers != tuple(range(spec.depth)):
         return (
-            f"Rollout follows all {spec.depth} blocks, and this graph gives {len(spec.layers)} of them; an "
-            "<code>attlas export</code> without <code>--layers</code> gives all."
+            f"Rollout follows all {spec.depth} blocks, and this graph gives {len(spec.layers)} of them; "
+            "`attlas export` without `--layers` gives all."
         )
     return keep(store, "attention", "what rollout needs") if facts is None else analyze_first(facts)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,62 +15,117 @@ from ... import formulas
 from ...moments import Moments, interval
 from ..facts import Facts
 from ..images import MAPS, example, map_of
-from ..plots import charts as figures
-from ..plots import maps as rasters
-from ..text.methods import cite
-from .base import Absent, Exhibit, extent
+from ..numbers import Floats, mean_of, unseen
+from ..plots.curves import Line, curves
+from ..plots.pictures import Column, Row, pictures
+from ..plots.sheet import Panel
+from ..plots.style import DIFFERENCES, QUIET, SERIES
+from .base import Absent, Cell, Context, Figure, Part, Table, extent
 
-__all__ = ["compare", "named"]
+__all__ = ["comparison", "named"]
 
-Floats = npt.NDArray[np.floating[Any]]
+Images = npt.NDArray[np.int64]
 
 
-def compare(
-    stores: Sequence[Store], facts: Sequence[Facts], examples: int = 0, images: Any = None
-) -> tuple[list[Exhibit | Absent], str]:
-    """The figures of all stores together, and HTML with their paired differences from the first.
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """A statistic in a unit that compares across models.
 
-    Args:
-        stores: the first is what the others are compared with.
-        facts: of each store.
-        examples: how many pictures are shown with the maps of every store.
-        images: the folder of the originals, for pictures that are in no store's sample.
+    Attributes:
+        name: the statistic.
+        title: of its figure.
+        axis: what stands at the axis and in the table; `unit`: after a number in a sentence.
+        text: begins the caption.
     """
-    chosen, paired = _images(stores)
-    if paired:
-        n = f"The same n = {len(chosen[0]):,} images in every store, matched by path"
-    else:
-        counts = ", ".join(f"{f.letter} n = {f.valid:,}" for f in facts)
-        n = f"The stores share no images by path, so each is on its own: {counts} images"
-    shown: list[Exhibit | Absent] = []
-    lines: list[str] = []
-    for name, title, unit, text in _FIGURES:
-        exhibit, rows = _one(stores, facts, chosen, name, title, unit, f"{text} {n}.")
-        shown.append(exhibit)
-        if paired and rows is not None:
-            found = _paired_lines(stores, facts, rows)
-            if found:
-                shown.append(_paired_exhibit(found, facts, name, title, unit, f"{n}."))
-            lines += _differences(facts, name, unit, rows)
-    if paired and examples:
-        shown += _pictures(stores, facts, chosen, examples, images)
-    return shown, _table(lines, len(chosen[0])) if lines else ""
+
+    name: str
+    title: str
+    axis: str
+    unit: str
+    text: str
+
+    def scale(self, store: Store) -> float:
+        """By what the store's own numbers are multiplied."""
+        spec = store.spec
+        return 1 / spec.image_size[1] if self.name == "distance_renormalized" else 1 / math.log(spec.tokens)
+
+    def uniform(self, store: Store) -> float:
+        """What uniform attention gives."""
+        if self.name == "entropy":
+            return 1.0
+        return formulas.uniform_distance(store.spec.grid, store.spec.patch_size) * self.scale(store)
 
 
-_FIGURES = (
-    (
-        "distance_renormalized", "Attention distance over relative depth", "image widths",
-        "Mean attention distance among patches, rows renormalised, divided by the input's width "
-        f"({cite('park2023')}).",
+MEASURES = (
+    _Measure(
+        "distance_renormalized", "Attention distance over relative depth", "image widths", "in image widths",
+        "Mean attention distance among patches, rows renormalised, divided by the input's width ([@park2023]).",
     ),
-    (
-        "entropy", "Attention entropy over relative depth", "of ln N",
-        "Mean entropy of attention rows over all keys, divided by the logarithm of the number of tokens: 1 is uniform.",
+    _Measure(
+        "entropy", "Attention entropy over relative depth", "share of ln N", "as a share of ln N",
+        "Mean entropy of attention rows over all N keys, divided by ln N, which uniform attention has.",
     ),
 )  # fmt: skip
 
 
-def _images(stores: Sequence[Store]) -> tuple[list[npt.NDArray[np.int64]], bool]:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One store's numbers of one measure: its images' means over heads, (image, layer), and its heads' over images."""
+
+    context: Context
+    x: Floats
+    rows: Floats
+    heads: Floats
+    colour: str
+
+    @property
+    def facts(self) -> Facts:
+        return self.context.facts
+
+
+def comparison(contexts: Sequence[Context]) -> Iterator[Part]:
+    """The figures of all stores together, and the paired differences from the first."""
+    stores, facts = [c.store for c in contexts], [c.facts for c in contexts]
+    chosen, paired = _images(stores)
+    if paired:
+        n = f"The same n = {len(chosen[0]):,} images in every store, matched by path."
+    else:
+        counts = ", ".join(f"{f.letter} n = {f.valid:,}" for f in facts)
+        n = f"The stores share no images by path, so each is on its own: {counts} images."
+    lines: list[tuple[str, ...]] = []
+    for measure in MEASURES:
+        lacking = [f.letter for store, f in zip(stores, facts, strict=True) if measure.name not in store]
+        if lacking:
+            yield Absent(measure.title, f"Store {', '.join(lacking)} has no `{measure.name}`.")
+            continue
+        read = [_read(*one, measure) for one in zip(contexts, chosen, _colours(facts), strict=True)]
+        empty = [f"In `{measure.name}` of {one.facts.letter} {why}." for one in read if (why := unseen(one.rows))]
+        if empty:
+            yield Absent(measure.title, " ".join(empty))
+            continue
+        yield _side_by_side(read, facts, measure, n)
+        if paired:
+            yield from _difference(read, measure, n)
+            lines += _table_rows(read, measure)
+    if paired and contexts[0].examples:
+        yield from _pictures(contexts, chosen)
+    if lines:
+        caption = f"Paired differences of the mean over layers and heads; n = {len(chosen[0]):,} images."
+        yield Table(caption, ("", "statistic", "difference", "95 % interval"), lines)
+
+
+def named(one: Facts, facts: Sequence[Facts], after: str = "  ") -> str:
+    """A store in a legend: its letter, its model, and where that is not enough its own name."""
+    alone = sum(other.spec.name == one.spec.name for other in facts) == 1
+    return f"{one.letter}{after}{one.spec.name}" + ("" if alone else f", {one.name.removesuffix('.zarr')}")
+
+
+def _colours(facts: Sequence[Facts]) -> list[str]:
+    """One for each store, grey for baselines."""
+    return [QUIET if one.baseline else SERIES[at % len(SERIES)] for at, one in enumerate(facts)]
+
+
+def _images(stores: Sequence[Store]) -> tuple[list[Images], bool]:
     """The images of each store to use: the ones all share, in one order; else each store's own valid ones."""
     found = []
     for store in stores:
@@ -84,15 +138,9 @@ def _images(stores: Sequence[Store]) -> tuple[list[npt.NDArray[np.int64]], bool]
     return [np.array(sorted(index.values()), np.int64) for index in found], False
 
 
-def _scale(store: Store, name: str) -> float:
-    return 1 / store.spec.image_size[1] if name == "distance_renormalized" else 1 / math.log(store.spec.tokens)
-
-
-def _read(store: Store, name: str, images: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """A statistic of the chosen images in units that compare: over heads (image, layer), over images (layer, head).
-
-    It is read a unit at a time; what stays in memory is one number an image and layer.
-    """
+def _read(context: Context, images: Images, colour: str, measure: _Measure) -> _Read:
+    """A statistic is read a unit at a time; what stays in memory is one number an image and layer."""
+    store = context.store
     rows = np.full((store.plan.images, len(store.spec.layers)), np.nan)
     wanted = np.zeros(store.plan.images, np.bool_)
     wanted[images] = True
@@ -100,72 +148,74 @@ def _read(store: Store, name: str, images: npt.NDArray[np.int64]) -> tuple[Float
     for k in np.flatnonzero(store.done):
         part = store.plan.unit_range(int(k))
         at = slice(part.start, part.stop)
-        values = store.read(name, at).astype(np.float64) * _scale(store, name)
-        count = np.isfinite(values).sum(axis=2)
-        rows[at] = np.where(count > 0, np.nansum(values, axis=2) / np.maximum(count, 1), np.nan)
+        values = store.read(measure.name, at).astype(np.float64) * measure.scale(store)
+        rows[at] = mean_of(values, axis=2)
         moments = Moments.of(values[wanted[at]])
         total = moments if total is None else total + moments
     assert total is not None
-    return rows[images], total.average
+    x = (np.asarray(store.spec.layers, float) + 1) / store.spec.depth
+    return _Read(context, x, rows[images], total.average, colour)
 
 
-def _one(
-    stores: Sequence[Store], facts: Sequence[Facts], chosen: Sequence[npt.NDArray[np.int64]], name: str, title: str,
-    unit: str, caption: str,
-) -> tuple[Exhibit | Absent, list[Floats] | None]:  # fmt: skip
-    lacking = [f.letter for store, f in zip(stores, facts, strict=True) if name not in store]
-    if lacking:
-        return Absent(title, f"Store {', '.join(lacking)} has no <code>{name}</code>."), None
-    lines, rows, numbers = [], [], list[tuple[str | int | float, ...]]()
-    for store, one, images in zip(stores, facts, chosen, strict=True):
-        by_image, heads = _read(store, name, images)
-        mean, (low, high) = Moments.of(by_image).average, interval(by_image)
-        x = (np.asarray(store.spec.layers, float) + 1) / store.spec.depth
-        lines.append(figures.Line(named(one, facts), x, mean, low, high, heads, one.baseline))
-        rows.append(by_image)
-        numbers += [
-            (one.letter, int(layer), float(x[i]), float(mean[i]), float(low[i]), float(high[i]))
-            for i, layer in enumerate(store.spec.layers)
-        ]
-    references = {round(_uniform(store, name), 6) for store in stores}
+def _side_by_side(read: Sequence[_Read], facts: Sequence[Facts], measure: _Measure, n: str) -> Figure:
+    """Every store as a line over relative depth."""
+    lines = []
+    for one in read:
+        low, high = interval(one.rows)
+        mean = Moments.of(one.rows).average
+        lines.append(
+            Line(named(one.facts, facts), one.colour, one.x, mean, low, high, one.heads, one.facts.baseline)
+        )  # fmt: skip
+    numbers: list[tuple[Cell, ...]] = [
+        (one.facts.letter, int(layer), *(float(v[i]) for v in (line.x, line.mean, line.low, line.high)))
+        for one, line in zip(read, lines, strict=True) for i, layer in enumerate(one.context.store.spec.layers)
+    ]  # fmt: skip
+    references = {round(measure.uniform(one.context.store), 6) for one in read}
     reference = references.pop() if len(references) == 1 else None
     told = "; ".join(f"{line.label} from {line.mean[0]:.3g} to {line.mean[-1]:.3g}" for line in lines)
     dashed = f" Dashed: uniform attention, {reference:.3g}." if reference is not None else ""
-    return Exhibit(
-        name=f"compare_{name}", title=title, wide=False, alt=f"{title}, {unit}: {told}.",
-        caption=f"{caption} Line: mean over heads and images; band: its 95 % bootstrap interval over images; dots: "
-        f"heads.{dashed}",
-        draw=lambda narrow: figures.curves(lines, name, unit, reference, narrow=narrow),
+    return Figure(
+        name=f"compare_{measure.name}", title=measure.title, wide=False,
+        alt=f"{measure.title}, {measure.axis}: {told}.",
+        caption=f"{measure.text} {n} Line: mean over heads and images; band: its 95 % bootstrap interval over images; "
+        f"dots: heads.{dashed}",
+        draw=lambda narrow: curves(lines, measure.name, measure.axis, reference, narrow=narrow),
         columns=("store", "layer", "relative_depth", "mean", "low", "high"), rows=numbers,
-        methods=("comparison", name, "bootstrap"),
-    ), rows  # fmt: skip
+        methods=("comparison", measure.name, "bootstrap"),
+    )  # fmt: skip
 
 
-def _uniform(store: Store, name: str) -> float:
-    if name == "entropy":
-        return 1.0
-    return formulas.uniform_distance(store.spec.grid, store.spec.patch_size) * _scale(store, name)
-
-
-def named(one: Facts, facts: Sequence[Facts], after: str = "  ") -> str:
-    """A store in a legend: its letter, its model, and where that is not enough its own name."""
-    alone = sum(other.spec.name == one.spec.name for other in facts) == 1
-    return f"{one.letter}{after}{one.spec.name}" + ("" if alone else f", {one.name.removesuffix('.zarr')}")
-
-
-def _paired_lines(stores: Sequence[Store], facts: Sequence[Facts], rows: Sequence[Floats]) -> list[figures.Line]:
+def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Figure]:
     """Every store less the first, image by image, at the relative depths of the shallower of the two."""
-    depths = [(np.asarray(store.spec.layers, float) + 1) / store.spec.depth for store in stores]
-    found = []
-    for one, x, values in list(zip(facts, depths, rows, strict=True))[1:]:
-        grid = min((x, depths[0]), key=len)
+    first, lines = read[0], []
+    for place, one in enumerate(read[1:]):
+        grid = min((one.x, first.x), key=len)
         if len(grid) < 2:
             continue
-        difference = _at(values, x, grid) - _at(rows[0], depths[0], grid)
+        difference = _at(one.rows, one.x, grid) - _at(first.rows, first.x, grid)
         low, high = interval(difference)
-        label = f"{one.letter} − {facts[0].letter}"
-        found.append(figures.Line(label, grid, Moments.of(difference).average, low, high, None, one.baseline))
-    return found
+        label, colour = f"{one.facts.letter} − {first.facts.letter}", DIFFERENCES[place % len(DIFFERENCES)]
+        lines.append(
+            Line(label, colour, grid, Moments.of(difference).average, low, high, None, one.facts.baseline)
+        )  # fmt: skip
+    if not lines:
+        return
+    letter = first.facts.letter
+    told = "; ".join(f"{line.label} from {line.mean.min():+.3g} to {line.mean.max():+.3g}" for line in lines)
+    yield Figure(
+        name=f"compare_{measure.name}_difference", title=f"{measure.title}: difference from {letter}", wide=False,
+        alt=f"Paired differences of {measure.name}, {measure.axis}: {told}.",
+        caption=f"Difference from {letter} ({first.facts.spec.name}) {measure.unit}, image by image, of the mean over "
+        "heads; line: mean over images, band: its 95 % bootstrap interval over images. Where blocks differ in number, "
+        f"the deeper model is read between its layers. {n}",
+        draw=lambda narrow: curves(lines, f"{measure.name}, difference", measure.axis, 0.0, narrow=narrow),
+        columns=("difference", "relative_depth", "mean", "low", "high"),
+        rows=[
+            (line.label, *(float(v[i]) for v in (line.x, line.mean, line.low, line.high)))
+            for line in lines for i in range(len(line.x))
+        ],
+        methods=("comparison", measure.name, "bootstrap"),
+    )  # fmt: skip
 
 
 def _at(values: Floats, x: Floats, grid: Floats) -> Floats:
@@ -178,107 +228,78 @@ def _at(values: Floats, x: Floats, grid: Floats) -> Floats:
     return between
 
 
-def _paired_exhibit(
-    lines: list[figures.Line], facts: Sequence[Facts], name: str, title: str, unit: str, n: str
-) -> Exhibit:
-    first = facts[0]
-    told = "; ".join(
-        f"{line.label} from {float(line.mean.min()):+.3g} to {float(line.mean.max()):+.3g}" for line in lines
-    )
-    return Exhibit(
-        name=f"compare_{name}_difference", title=f"{title}: difference from {first.letter}", wide=False,
-        alt=f"Paired differences of {name}, {unit}: {told}.",
-        caption=f"Difference from {first.letter} ({html.escape(first.spec.name)}) in {unit}, image by image, of the "
-        "mean over heads; line: mean over images, band: its 95 % bootstrap interval over images. Where blocks differ "
-        f"in number, the deeper model is read between its layers. {n}",
-        draw=lambda narrow: figures.curves(lines, f"{name}, difference", unit, 0.0, narrow=narrow),
-        columns=("difference", "relative_depth", "mean", "low", "high"),
-        rows=[
-            (line.label, *(float(v[i]) for v in (line.x, line.mean, line.low, line.high)))
-            for line in lines for i in range(len(line.x))
-        ],
-        methods=("comparison", name, "bootstrap"),
-    )  # fmt: skip
-
-
-def _pictures(
-    stores: Sequence[Store], facts: Sequence[Facts], chosen: Sequence[npt.NDArray[np.int64]], count: int, images: Any
-) -> list[Exhibit | Absent]:
-    """The same pictures through every store, one figure a kind of map that all of them can give."""
-    sample = np.flatnonzero(np.isin(chosen[0], stores[0].plan.sample) | (images is not None))
-    at = [int(sample[i]) for i in spread(len(sample), count)] if sample.size else []
-    found: list[Exhibit | Absent] = []
-    legend = "; ".join(html.escape(named(f, facts)) for f in facts)
-    if not at:
-        return found
-    own = [[example(store, int(index[i]), images) for i in at] for store, index in zip(stores, chosen, strict=True)]
-    for kind, how in MAPS.items():
-        maps = [[map_of(store, one.image, kind) for one in row] for store, row in zip(stores, own, strict=True)]
-        if any(values is None for row in maps for values in row):
-            continue
-        rows, numbers = [], list[tuple[str | int | float, ...]]()
-        for place, one in enumerate(own[0]):
-            panels = [] if one.pixels is None else [rasters.Panel("", one.pixels, extent(stores[0]))]
-            for store, row, f in zip(stores, maps, facts, strict=True):
-                values = row[place]
-                assert values is not None
-                panels.append(rasters.Panel("", values, extent(store)))
-                numbers += [(one.path, f.letter, *cell, float(v)) for cell, v in np.ndenumerate(values)]
-            said = [f"{f.letter}: {row[place].predicted} ({row[place].probability:.2f})"
-                    for f, row in zip(facts, own, strict=True) if row[place].predicted]  # fmt: skip
-            known = [f"label {one.truth}"] if one.truth else []
-            rows.append(rasters.Row(" · ".join(said + known) or one.path, tuple(panels)))
-        pictured = [] if own[0][0].pixels is None else [f"input,\nas {facts[0].letter} saw it"]
-        unit = "uniform attention" if kind == "attention" else "their mean over patches"
-        title = how.heading.partition(",")[0]
-        headings = [*pictured, *(f"{f.letter}{' (baseline)' if f.baseline else ''}" for f in facts)]
-        labels = [*(None for _ in pictured), *(how.unit for _ in facts)]
-        root = [*(False for _ in pictured), *(how.root for _ in facts)]
-        found.append(
-            Exhibit(
-                name=f"compare_{kind}", title=f"The same pictures: {title}",
-                caption=f"{len(at)} images that all stores share, evenly spread over the sample of {facts[0].letter} "
-                f"by order alone; above each what every model said of it. Maps are divided by {unit}, on one scale. "
-                f"Recipes may crop differently. {legend}. n = 1 image each.",
-                alt=f"{len(at)} pictures with the {title} of {len(stores)} stores: "
-                + "; ".join(row.title for row in rows) + ".",
-                draw=_drawn(rows, headings, labels, root), columns=("path", "store", "y", "x", "times_uniform"),
-                rows=numbers, methods=(how.method,),
-            )
-        )  # fmt: skip
+def _table_rows(read: Sequence[_Read], measure: _Measure) -> list[tuple[str, ...]]:
+    """Every store against the first, image by image, of the mean over layers and heads."""
+    whole = [mean_of(one.rows, axis=1) for one in read]
+    found = []
+    for one, values in list(zip(read, whole, strict=True))[1:]:
+        difference = values - whole[0]
+        low, high = (float(v) for v in interval(difference))
+        found.append((
+            f"{one.facts.letter} − {read[0].facts.letter}", f"{measure.name}, {measure.axis}",
+            f"{float(mean_of(difference, axis=0)):+.3g}", f"{low:+.3g} to {high:+.3g}",
+        ))  # fmt: skip
     return found
 
 
-def _drawn(
-    rows: list[rasters.Row], headings: list[str], labels: list[str | None], root: list[bool]
-) -> Callable[[bool], Any]:
-    return lambda narrow: rasters.picture_rows(rows, headings, labels, narrow=narrow, root=root, shared=True)
+# -- the same pictures -------------------------------------------------------------------------------------------------
 
 
-def _differences(facts: Sequence[Facts], name: str, unit: str, rows: Sequence[Floats]) -> list[str]:
-    """Every store against the first, image by image, of the mean over layers and heads: rows of an HTML table."""
-    whole = [_mean_layers(r) for r in rows]
-    lines = []
-    for one, values in list(zip(facts, whole, strict=True))[1:]:
-        difference = values - whole[0]
-        low, high = interval(difference)
-        lines.append(
-            f'<tr><th scope="row">{one.letter} − {facts[0].letter}</th>'
-            f"<td><code>{html.escape(name)}</code>, {unit}</td>"
-            f"<td>{float(np.nanmean(difference)):+.3g}</td><td>{float(low):+.3g} to {float(high):+.3g}</td></tr>"
-        )
-    return lines
+def _pictures(contexts: Sequence[Context], chosen: Sequence[Images]) -> Iterator[Figure]:
+    """The same pictures through every store, one figure for each kind of map that all of them can give."""
+    first = contexts[0]
+    sample = np.flatnonzero(np.isin(chosen[0], first.store.plan.sample) | (first.images is not None))
+    at = [int(sample[i]) for i in spread(len(sample), first.examples)] if sample.size else []
+    if not at:
+        return
+    own = [
+        [example(context.store, int(index[i]), first.images) for i in at]
+        for context, index in zip(contexts, chosen, strict=True)
+    ]
+    titles = []
+    for examples in zip(*own, strict=True):
+        said = [f"{c.facts.letter}: {one.predicted} ({one.probability:.2f})"
+                for c, one in zip(contexts, examples, strict=True) if one.predicted]  # fmt: skip
+        known = [f"label {examples[0].truth}"] if examples[0].truth else []
+        titles.append(" · ".join(said + known) or examples[0].path)
+    pixels = [one.pixels for one in own[0]]
+    for kind in MAPS:
+        maps = [[map_of(c.store, one.image, kind) for one in row] for c, row in zip(contexts, own, strict=True)]
+        found = [[values for values in row if values is not None] for row in maps]
+        if all(len(row) == len(at) for row in found):
+            yield _one_kind(contexts, kind, [one.path for one in own[0]], titles, pixels, found)
 
 
-def _table(lines: Sequence[str], n: int) -> str:
-    head = "".join(f'<th scope="col">{text}</th>' for text in ("statistic", "difference", "95 % interval"))
-    return (
-        f'<div class="scroll"><table><caption>Paired differences of the mean over layers and heads; n = {n:,} images.'
-        f"</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _mean_layers(rows: Floats) -> Floats:
-    count = np.isfinite(rows).sum(axis=1)
-    means: Floats = np.where(count > 0, np.nansum(rows, axis=1) / np.maximum(count, 1), np.nan)
-    return means
+def _one_kind(
+    contexts: Sequence[Context], kind: str, paths: Sequence[str], titles: Sequence[str],
+    pixels: Sequence[npt.NDArray[np.uint8] | None], maps: Sequence[Sequence[Floats]],
+) -> Figure:  # fmt: skip
+    """A row for each picture, a column for each store."""
+    how, facts = MAPS[kind], [context.facts for context in contexts]
+    letters = [one.letter for one in facts]
+    shown = [Panel("", one, extent(contexts[0].store)) for one in pixels if one is not None]
+    pictured = len(shown) == len(paths)
+    rows = [
+        Row(title, (*([shown[at]] if pictured else []),
+                    *(Panel("", row[at], extent(c.store)) for c, row in zip(contexts, maps, strict=True))))
+        for at, title in enumerate(titles)
+    ]  # fmt: skip
+    columns = [Column(f"input,\nas {letters[0]} saw it")] if pictured else []
+    columns += [Column(f"{f.letter}{' (baseline)' if f.baseline else ''}", how.unit, how.root) for f in facts]
+    unit = "uniform attention" if kind == "attention" else "their mean over patches"
+    title, legend = how.heading.partition(",")[0], "; ".join(named(one, facts) for one in facts)
+    return Figure(
+        name=f"compare_{kind}", title=f"The same pictures: {title}",
+        caption=f"{len(paths)} images that all stores share, evenly spread over the sample of {letters[0]} by order "
+        f"alone; above each what every model said of it. Maps are divided by {unit}, on one scale. Recipes may crop "
+        f"differently. {legend}. n = 1 image each.",
+        alt=f"{len(paths)} pictures with the {title} of {len(facts)} stores: {'; '.join(titles)}.",
+        draw=lambda narrow: pictures(rows, columns, narrow=narrow, shared=True),
+        columns=("path", "store", "y", "x", "times_uniform"),
+        rows=[
+            (path, letter, *cell, float(value))
+            for at, path in enumerate(paths) for letter, row in zip(letters, maps, strict=True)
+            for cell, value in np.ndenumerate(row[at])
+        ],
+        methods=(how.method,),
+    )  # fmt: skip
