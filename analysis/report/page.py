@@ -13,6 +13,7 @@ from ...engine.store import Store
 from ...exporter.errors import AttlasError, UsageError
 from ..boxes import read_coco
 from .facts import gather
+from .plots.style import svg
 from .render import Chapter, Placed, rendered
 from .sections import SECTIONS
 from .sections.base import Absent, Context, Figure, Part, Section
@@ -81,8 +82,7 @@ def report(
         page.fill(contexts)
         _write(output, rendered(page.chapters, contexts))
     except OSError as error:
-        place = error.filename or output
-        raise AttlasError(f"{place}: cannot be written ({error.strerror or error})") from None
+        raise AttlasError(f"{error.filename or output}: cannot be written ({error.strerror or error})") from None
     return output
 
 
@@ -192,12 +192,13 @@ class _Page:
             return part
         try:
             printed = part.draw(False)
-            placed = Placed.of(part, self.figures + 1, printed)
+            drawn = svg(printed)
+            placed = Placed.of(part, self.figures + 1, drawn)
         except Exception as error:
             return Absent(part.title, _reason(error, context))
         self.figures += 1
         if self.folder is not None:
-            write_figure(part, printed, self.folder, f"{prefix}{part.name}")
+            write_figure(part, printed, drawn, self.folder, f"{prefix}{part.name}")
         return placed
 
 

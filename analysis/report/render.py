@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .facts import Facts, table, warnings
-from .plots.style import svg
-from .plots.svg import data_url
+from .plots.style import DARK, svg
+from .plots.svg import data_url, for_page
 from .sections.base import Absent, Context, Figure, Listing, Table
 from .text.definitions import READING
 from .text.markup import rich
@@ -30,10 +29,14 @@ class Placed:
     narrow: str
 
     @classmethod
-    def of(cls, figure: Figure, number: int, printed: Any) -> Placed:
-        """`printed` is the figure as wide as it is printed."""
-        narrow = data_url(svg(figure.draw(True))) if figure.wide else ""
-        return cls(figure, number, data_url(svg(printed)), narrow.replace(" ", "%20"))
+    def of(cls, figure: Figure, number: int, drawn: str) -> Placed:
+        """`drawn` is the SVG of the figure as wide as it is printed."""
+        narrow = _url(svg(figure.draw(True))).replace(" ", "%20") if figure.wide else ""
+        return cls(figure, number, _url(drawn), narrow)
+
+
+def _url(drawn: str) -> str:
+    return data_url(for_page(drawn, DARK))
 
 
 @dataclass

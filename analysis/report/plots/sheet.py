@@ -80,10 +80,11 @@ class Sheet:
         """What is drawn over a map or picture."""
         rows, columns = panel.values.shape[:2]
         if panel.grid is not None:
-            steps = (np.arange(1, n) / n for n in panel.grid)
-            self._lines(*steps, (left, top, width, height), lw=0.3, alpha=0.55)
+            down, across = (np.arange(1, n) / n for n in panel.grid)
+            self._lines(down, across, (left, top, width, height), lw=0.3, alpha=0.55)
         if panel.lines:
-            self._lines(*(np.array([panel.lines / n]) for n in (rows, columns)), (left, top, width, height), lw=0.4)
+            down, across = (np.array([panel.lines / n]) for n in (rows, columns))
+            self._lines(down, across, (left, top, width, height), lw=0.4)
         if panel.mark is not None:
             y, x = height / rows, width / columns
             corner = (left + panel.mark[1] * x, top + panel.mark[0] * y)

@@ -1,4 +1,4 @@
-"""What all figures share: their widths, colours and style, and how they are written to files and pages."""
+"""What all figures share: their widths, colours and style, and how they are written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from .svg import for_page
-
 __all__ = [
-    "ACCENT", "CATEGORIES", "COLOURS", "DIFFERENCES", "FAINT", "INK", "NARROW", "PAPER", "POINTS", "QUIET", "SERIES",
-    "WIDE", "axes_grid", "dashed", "layer_ticks", "style", "svg", "write",
+    "ACCENT", "CATEGORIES", "COLOURS", "DARK", "DIFFERENCES", "FAINT", "INK", "NARROW", "PAPER", "POINTS", "QUIET",
+    "SERIES", "WIDE", "axes_grid", "dashed", "layer_ticks", "style", "svg", "write",
 ]  # fmt: skip
 
 NARROW, WIDE = 3.25, 6.75  # one and two columns of a printed page, inches
@@ -63,22 +61,19 @@ def style() -> Iterator[None]:
 
 
 def svg(figure: Any) -> str:
-    """The figure as SVG for a page: text as outlines so that it looks alike everywhere, dark on a dark page."""
+    """The figure as SVG, text as outlines so that it looks alike everywhere."""
     target = io.BytesIO()
     with style():
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-    return for_page(target.getvalue().decode(), DARK)
+    return target.getvalue().decode()
 
 
-def write(figure: Any, folder: Path, name: str) -> None:
-    """`name.pdf` with embedded TrueType fonts, `name.svg` with text as outlines, and `name.png` at 300 dpi."""
+def write(figure: Any, drawn: str, folder: Path, name: str) -> None:
+    """`name.pdf` with embedded TrueType fonts, `name.svg`, which is `drawn`, and `name.png` at 300 dpi."""
+    (folder / f"{name}.svg").write_text(drawn, "utf-8")
     with style():
-        for path, options in (
-            (folder / f"{name}.pdf", {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}}),
-            (folder / f"{name}.svg", {"metadata": {"Date": None, "Creator": None}}),
-            (folder / f"{name}.png", {"dpi": 300, "metadata": {"Software": None}}),
-        ):
-            figure.savefig(path, **options)
+        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        figure.savefig(folder / f"{name}.png", dpi=300, metadata={"Software": None})
 
 
 # -- what several plots draw alike -------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def _at(values: Floats, x: Floats, grid: Floats) -> Floats:
 def _table_rows(read: Sequence[_Read], measure: _Measure) -> list[tuple[str, ...]]:
     """Every store against the first, image by image, of the mean over layers and heads."""
     whole = [mean_of(one.rows, axis=1) for one in read]
-    found = []
+    found: list[tuple[str, ...]] = []
     for one, values in list(zip(read, whole, strict=True))[1:]:
         difference = values - whole[0]
         low, high = (float(v) for v in interval(difference))

@@ -261,10 +261,11 @@ def _mass_parts(store: Store) -> list[Share]:
 
 
 def _detail(store: Store) -> list[str]:
-    """The statistics that further figures are made of."""
+    """The statistics that further figures are made of, as far as the store lacks them."""
     names = [
         "self_mass", "neighbour_mass", "rest_mass", "sink_share", "received_attention",
         "normalized_mutual_information", "offset_map_mean", "distance_renormalized_histogram",
     ]  # fmt: skip
     # Both need rows that are distributions.
-    return names + (["head_similarity", "entropy_histogram"] if store.spec.attention_kind == "probability" else [])
+    names += ["head_similarity", "entropy_histogram"] if store.spec.attention_kind == "probability" else []
+    return [name for name in names if name not in store]

@@ -210,9 +210,12 @@ def mean_scores(context: Context) -> Iterator[Part]:
         yield Absent(title, analyze_first(context.facts) if whole else keep(store, "attention", NEEDED))
         return
     values = store.read("score_matrix_mean").astype(np.float64)
+    if reason := unseen(values):
+        yield Absent(title, f"In `score_matrix_mean` {reason}.")
+        return
     scores = {layer: v for layer, v in zip(store.spec.layers, values, strict=True) if np.isfinite(v).all()}
     if not scores:
-        yield Absent(title, keep(store, "attention", NEEDED))
+        yield Absent(title, "In `score_matrix_mean` no layer is known as a whole.")
         return
     yield _scores(store, "score_matrix_mean", title, scores, f"Mean over images, {context.facts.n}.")
 
