@@ -301,7 +301,7 @@ def report(stores: tuple[Path, ...], output: Path | None, methods: bool, **optio
     if methods == (output is not None):
         raise UsageError("name the page with -o NAME.html, or print the methods alone with --methods")
     if output is None:
-        from .analysis.report.methods import describe
+        from .analysis.report import describe
 
         click.echo(describe(stores))
         return

@@ -70,3 +70,17 @@ def test_every_public_name_loads() -> None:
         assert getattr(attlas, name) is not None
     with pytest.raises(AttributeError):
         _ = attlas.nothing
+
+
+def modules() -> list[str]:
+    """Every module of the rooms, by its name."""
+    paths = [path for room in ("exporter", "engine", "analysis") for path in sorted((ROOT / room).rglob("*.py"))]
+    names = [".".join(("attlas", *path.relative_to(ROOT).with_suffix("").parts)) for path in paths]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_name_of_a_module_is_there(name: str) -> None:
+    """Names that load on first use, too."""
+    module = pytest.importorskip(name)
+    assert [public for public in getattr(module, "__all__", ()) if getattr(module, public, None) is None] == []

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from .. import formulas
-from ..histograms import histogram
-from . import figures
-from .exhibits import Cell, Exhibit
-from .facts import Facts
-from .methods import cite
+from ....engine.store import Store
+from ... import formulas
+from ...histograms import histogram
+from ..numbers import Floats, mean_of
+from ..plots.depth import Depth, depth
+from ..plots.ridges import Ridges, ridges
+from .base import Absent, Cell, Context, Figure, Part
+from .depth import drawable
 
 __all__ = ["over_images", "over_queries", "quantiles", "shares"]
 
-Floats = npt.NDArray[np.floating[Any]]
 BANDS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the stored quantiles, those that a distribution over images shows
 SPREAD = (0.1, 0.5, 0.9)  # of a layer's queries
 # Whose entropy or distance each counts, and its unit.
@@ -30,34 +30,33 @@ HISTOGRAMS = {
 }
 
 
-def over_images(store: Store, facts: Facts) -> Iterator[Exhibit]:
+def over_images(context: Context) -> Iterator[Part]:
     """How far the images spread around these means."""
+    store, facts, title = context.store, context.facts, "Distributions over images"
     spec = store.spec
     uniform = formulas.uniform_distance(spec.grid, spec.patch_size)
     parts = [("distance_renormalized", "pixels", uniform, "px"), ("entropy", "nats", math.log(spec.tokens), "nats")]
-    panels = []
-    for name, axis, reference, unit in parts:
-        if f"{name}_quantile" in store and set(BANDS) <= set(store.read("quantile").tolist()):
-            places = store.read("quantile").tolist()
-            low, quarter, middle, three, high = (
-                store.read(f"{name}_quantile")[places.index(q)].astype(np.float64) for q in BANDS
-            )
-            label = f"uniform {reference:.4g} {unit}"
-            inner = np.stack([quarter, three])
-            panels.append(figures.Depth(name, axis, spec.layers, middle, low, high, reference, label, inner))
-    if not panels:
+    found = [panel for part in parts if (panel := _spread(store, *part)) is not None]
+    if not found:
         return
-    yield Exhibit(
-        name="distributions", title="Distributions over images", wide=len(panels) > 1,
+    if facts.valid < 2:
+        yield Absent(title, "One image only: there is nothing to spread.")
+        return
+    panels, empty = drawable(found)
+    if not panels:
+        yield Absent(title, " ".join(empty))
+        return
+    yield Figure(
+        name="distributions", title=title, wide=len(panels) > 1,
         caption="Each head's values over images: the thin line from the 5 % to the 95 % quantile, the thick one from "
         "the 25 % to the 75 %, the ring at the median, the pale line the mean of the medians. It shows how much single "
         "images differ, where the figures above show how well their mean is known; a long line is a head that looks "
-        f"elsewhere in other pictures. Dashed: uniform attention. {facts.n}.",
+        + " ".join(["elsewhere in other pictures. Dashed: uniform attention.", *empty, f"{facts.n}."]),
         alt=f"Quantiles over images, {facts.n}. " + " ".join(
             f"{p.title}: the middle half of the images spans at most {float(np.nanmax(p.inner[1] - p.inner[0])):.3g} "
             f"{p.unit} in one head." for p in panels if p.inner is not None
         ),
-        draw=lambda narrow: figures.depth(panels, narrow=narrow),
+        draw=lambda narrow: depth(panels, narrow=narrow),
         columns=("statistic", "layer", "head", *(f"quantile_{q:g}" for q in BANDS)),
         rows=[
             (p.title, layer, head, *(float(v[i, head]) for v in (p.low, p.inner[0], p.mean, p.inner[1], p.high)))
@@ -66,6 +65,19 @@ def over_images(store: Store, facts: Facts) -> Iterator[Exhibit]:
         ],
         methods=(*(p.title for p in panels), "quantiles"),
     )  # fmt: skip
+
+
+def _spread(store: Store, name: str, axis: str, reference: float, unit: str) -> Depth | None:
+    """Quantiles over images of one statistic, where the store holds them."""
+    if f"{name}_quantile" not in store or "quantile" not in store:
+        return None
+    places = store.read("quantile").tolist()
+    if not set(BANDS) <= set(places):
+        return None
+    values = store.read(f"{name}_quantile").astype(np.float64)
+    low, quarter, middle, three, high = (values[places.index(q)] for q in BANDS)
+    label = f"uniform {reference:.4g} {unit}"
+    return Depth(name, axis, store.spec.layers, middle, low, high, reference, label, np.stack([quarter, three]))
 
 
 # -- over queries -----------------------------------------------------------------------------------------------------
@@ -92,8 +104,9 @@ def quantiles(parts: Floats, edges: Floats, at: Sequence[float] = SPREAD) -> Flo
     return found
 
 
-def over_queries(store: Store, facts: Facts) -> Iterator[Exhibit]:
+def over_queries(context: Context) -> Iterator[Part]:
     """How far single queries spread, in every layer, where the store holds their histograms."""
+    store, facts = context.store, context.facts
     panels, counted, rows = [], [], list[tuple[Cell, ...]]()
     for name, (which, unit) in HISTOGRAMS.items():
         if name not in store:
@@ -107,24 +120,24 @@ def over_queries(store: Store, facts: Facts) -> Iterator[Exhibit]:
         said: Any = store.array(name).attrs
         images, queries = int(said["images"]), int(counts.sum(axis=-1).max())
         counted.append(
-            f"<code>{panel.title}</code>: {which}, {queries:,} of each head, bins of {edges[1] - edges[0]:.3g} {unit}, "
+            f"`{panel.title}`: {which}, {queries:,} of each head, bins of {edges[1] - edges[0]:.3g} {unit}, "
             f"n = {images:,} image{'s' if images != 1 else ''}."
         )
         rows += _rows(panel, parts, counts)
     if not panels:
         return
     missing = "" if all(np.isfinite(p.bands).all() for p in panels) else " Layers without a curve were not kept."
-    yield Exhibit(
+    yield Figure(
         name="queries", title="Distributions over queries", wide=len(panels) > 1,
         caption="How single queries spread, where the figures above average over the queries of an image. A curve for "
         "each layer: the share of its queries in each bin, averaged over heads, all images together; all curves are "
         "drawn to one height, so that their shapes compare and not their heights. Dark: from the 10 % to the 90 % "
         "quantile; line: the median; dots: each head's own median. Where dots lie apart, heads differ; where they lie "
         "together under a wide dark part, queries differ within each head, which no head's mean "
-        f"({cite('raghu2021')}, fig. 3) tells. Grey: uniform attention, whose distances spread too, since border "
+        "([@raghu2021], fig. 3) tells. Grey: uniform attention, whose distances spread too, since border "
         f"patches have fewer near neighbours.{missing} {' '.join(counted)}",
         alt=f"Distributions over queries by layer, {facts.n}. " + " ".join(_told(panel) for panel in panels),
-        draw=lambda narrow: figures.ridges(panels, narrow=narrow),
+        draw=lambda narrow: ridges(panels, narrow=narrow),
         columns=(
             "statistic", "layer", "head", "queries", *(f"quantile_{q:g}" for q in SPREAD), "bin_width",
             *(f"share_{i}" for i in range(max(p.shares.shape[-1] for p in panels))),
@@ -133,16 +146,12 @@ def over_queries(store: Store, facts: Facts) -> Iterator[Exhibit]:
     )  # fmt: skip
 
 
-def _ridges(
-    store: Store, name: str, unit: str, counts: npt.NDArray[Any], edges: Floats
-) -> tuple[figures.Ridges, Floats]:
+def _ridges(store: Store, name: str, unit: str, counts: npt.NDArray[Any], edges: Floats) -> tuple[Ridges, Floats]:
     """What is drawn of one histogram (layer, head, bin), and its shares (layer, head, bin)."""
     parts = shares(counts)
-    there = np.isfinite(parts)
-    heads = there.sum(axis=1)
-    mean = np.where(heads > 0, np.where(there, parts, 0).sum(axis=1) / np.maximum(heads, 1), np.nan)
+    mean = mean_of(parts, axis=1)
     even = _uniform(store, name)
-    panel = figures.Ridges(
+    panel = Ridges(
         name.removesuffix("_histogram"), unit, store.spec.layers, edges, mean, quantiles(mean, edges),
         quantiles(parts, edges, (0.5,))[0], shares(np.asarray(histogram(even, edges.tolist()))),
         np.quantile(even, SPREAD),
@@ -160,7 +169,7 @@ def _uniform(store: Store, name: str) -> Floats:
     return found * (spec.patches / spec.tokens) if name == "distance_histogram" else found
 
 
-def _rows(panel: figures.Ridges, parts: Floats, counts: npt.NDArray[Any]) -> Iterator[tuple[Cell, ...]]:
+def _rows(panel: Ridges, parts: Floats, counts: npt.NDArray[Any]) -> Iterator[tuple[Cell, ...]]:
     """Each head's numbers, the mean over heads, and uniform attention: what was not counted is left out."""
     width = float(panel.edges[1] - panel.edges[0])
     alone = quantiles(parts, panel.edges)
@@ -174,7 +183,7 @@ def _rows(panel: figures.Ridges, parts: Floats, counts: npt.NDArray[Any]) -> Ite
     yield panel.title, "uniform", "", "", *panel.uniform_bands.tolist(), width, *panel.uniform.tolist()
 
 
-def _told(panel: figures.Ridges) -> str:
+def _told(panel: Ridges) -> str:
     """The first and the last layer that were counted, and uniform attention, in words."""
     there = np.flatnonzero(np.isfinite(panel.bands).all(axis=0))
     shown = [(f"layer {panel.layers[i]}", panel.bands[:, i]) for i in dict.fromkeys((there[0], there[-1]))]

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from ...engine.plan import spread
 from ...engine.store import Store
 from ...exporter.errors import AttlasError
 from .. import formulas, gradients
+from .numbers import Floats
 
 __all__ = [
     "MAPS",
@@ -32,8 +32,6 @@ __all__ = [
     "rollout_map",
     "times_uniform",
 ]
-
-Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)

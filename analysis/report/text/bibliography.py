@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["REFERENCES", "Reference", "bibtex", "cite"]
+__all__ = ["REFERENCES", "Reference", "bibtex"]
 
 _LATEX = str.maketrans({"é": r"{\'e}", "ö": r"{\"o}", "–": "--", "&": r"\&"})
 
@@ -168,11 +168,6 @@ REFERENCES: dict[str, Reference] = {
         year="2016", pages="543--559", arxiv="1608.00507", doi="10.1007/978-3-319-46493-0_33",
     ),
 }  # fmt: skip
-
-
-def cite(key: str) -> str:
-    """A citation that leads to the list at the page's end: HTML."""
-    return f'<a class="cite" href="#ref-{key}">{REFERENCES[key].short}</a>'.replace("&", "&amp;")
 
 
 def bibtex(key: str) -> str:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ...engine.decode import crop_box
-from ...engine.store import Store
-from ...exporter.errors import UsageError
-from .. import boxes as formulas
-from ..boxes import Box, Cover
-from ..moments import interval
-from . import figures, rasters
-from .exhibits import Absent, Cell, Exhibit, extent, keep
-from .facts import Facts
-from .methods import cite
-from .pictures import MAPS, example, map_of
+from ....engine.decode import crop_box
+from ....engine.store import Store
+from ....exporter.errors import UsageError
+from ... import boxes as formulas
+from ...boxes import Box, Cover
+from ...moments import interval
+from ..images import MAPS, example, map_of
+from ..numbers import Floats
+from ..plots.matrices import matrices
+from ..plots.measures import Measure, measures
+from ..plots.sheet import Panel
+from ..text.markup import code
+from .base import Absent, Cell, Context, Figure, Listing, Part, extent, keep
 
-__all__ = ["Objects", "find", "objects", "told"]
+__all__ = ["Objects", "find", "objects"]
 
-Floats = npt.NDArray[np.floating[Any]]
 MOST = 12  # boxes of one picture that can still be told apart
+LISTED = 10  # boxes that are left out, by name
 BASELINES = ("uniform", "centre box")
 MEASURES = ("mass in box", "pointing game", "overlap (IoU)")
 
@@ -92,20 +92,26 @@ def _cut(box: Box, crop: Box) -> Box:
     return max(box[0], crop[0]), max(box[1], crop[1]), min(box[2], crop[2]), min(box[3], crop[3])
 
 
-def objects(
-    store: Store, facts: Facts, path: str | os.PathLike[str], images: Any = None
-) -> tuple[list[Exhibit | Absent], list[str]]:
-    """The figures of the objects in a COCO file, and a line for each box that is left out."""
-    found, left_out = find(store, path)
-    if not found:
-        return [Absent("Objects", "No box of this file lies in a valid image of the store.")], left_out
-    return [_localisation(store, found), _similarity(store, found, images)], left_out
+def objects(context: Context) -> Iterator[Part]:
+    """How well maps find the objects in a COCO file, how alike these are, and which boxes are left out."""
+    if context.boxes is None:
+        return
+    store = context.store
+    found, left_out = find(store, context.boxes)
+    if found:
+        yield _localisation(store, found)
+        yield _similarity(store, found, context.images)
+    else:
+        yield Absent("Objects", "No box of this file lies in a valid image of the store.")
+    if left_out:
+        more = f", the first {LISTED} of {len(left_out):,}" if len(left_out) > LISTED else ""
+        yield Listing(f"Boxes that are left out{more}:", left_out[:LISTED])
 
 
 # -- localisation -----------------------------------------------------------------------------------------------------
 
 
-def _localisation(store: Store, found: Sequence[Objects]) -> Exhibit | Absent:
+def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
     """How much better than a uniform map, and than a box in the middle, each map finds the objects."""
     title = "Where the objects are"
     scored: dict[str, list[list[tuple[float, ...]]]] = {}
@@ -132,14 +138,14 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Exhibit | Absent:
     means = {kind: np.array([np.mean(image, axis=0) for image in scored[kind]]) for kind in kinds}
     names = {kind: MAPS[kind].heading.partition(",")[0] if kind in MAPS else kind for kind in kinds}
     panels = [
-        figures.Measure(measure, tuple(_summed(names[kind], means[kind][:, i]) for kind in kinds), len(BASELINES))
+        Measure(measure, tuple(_summed(names[kind], means[kind][:, i]) for kind in kinds), len(BASELINES))
         for i, measure in enumerate(MEASURES)
     ]
     n = f"n = {len(found):,} image{'s' if len(found) != 1 else ''}, {count:,} objects"
-    return Exhibit(
+    return Figure(
         name="localisation", title=title,
         caption="How well single maps find the objects' boxes: the share of the map's mass inside the box; how often "
-        f"the map is largest in it (the pointing game, {cite('zhang2016')}); the overlap of the box with the patches "
+        f"the map is largest in it (the pointing game, [@zhang2016]); the overlap of the box with the patches "
         "that hold 60 % of the mass. Dot: mean over images, each the mean of its objects; bar: 95 % bootstrap interval "
         "over images. Grey, what knows nothing of the picture: a uniform map (for the overlap, the whole crop), and a "
         "box in the middle of the crop, which is told the object's size. A map that does no better than the centre "
@@ -148,7 +154,7 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Exhibit | Absent:
             f"{panel.title}: " + ", ".join(f"{name} {mean:.2f}" for name, mean, *_ in panel.values) + "."
             for panel in panels
         ),
-        draw=lambda narrow: figures.measures(panels, narrow=narrow),
+        draw=lambda narrow: measures(panels, narrow=narrow),
         columns=("path", "object", "category", "map", "mass", "pointing", "iou"), rows=rows,
         methods=("localisation", *(MAPS[kind].method for kind in kinds if kind in MAPS), "bootstrap"),
     )  # fmt: skip
@@ -188,7 +194,7 @@ def _summed(name: str, values: Floats) -> tuple[str, float, float, float]:
 # -- similarity -------------------------------------------------------------------------------------------------------
 
 
-def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Exhibit | Absent:
+def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Figure | Absent:
     """How alike the objects of a picture are to the model, by plain and by rollout-weighted mean tokens."""
     title = "How alike the objects are"
     if "tokens" not in store:
@@ -213,29 +219,25 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Exhibit 
     change = np.array(weighted) - np.array(plain)
     low, high = (float(v) for v in interval(change))
     shown = next((one for one in several if len(one.boxes) <= MOST), several[0])
-    panel, matrices = _picture(store, shown, images), _cosines(store, shown)
-    assert matrices is not None
-    kinds = ", ".join(f"{n} {html.escape(kind)}" for n, kind in enumerate(shown.kinds, 1))
-    pairs = [("plain mean of its patches", matrices[0]), ("weighed by rollout", matrices[1])]
+    panel, cosines = _picture(store, shown, images), _cosines(store, shown)
+    assert cosines is not None
+    kinds = ", ".join(f"{n} {kind}" for n, kind in enumerate(shown.kinds, 1))
+    pairs = [("plain mean of its patches", cosines[0]), ("weighed by rollout", cosines[1])]
     n = f"n = {len(several):,} image{'s' if len(several) != 1 else ''} with two objects or more"
-    return Exhibit(
+    return Figure(
         name="object_similarity", title=title,
         caption="Cosine between the objects of one picture, each the mean of the last block's patch tokens in its box: "
-        f"plain, and weighed by rollout. Shown: <span class=path>{html.escape(str(store.read('path', shown.image)))}"
-        f"</span>, the first with two objects or more ({kinds}). Over all: {np.mean(plain):.3f} plain, "
+        f"plain, and weighed by rollout. Shown: {code(str(store.read('path', shown.image)))}, "
+        f"the first with two objects or more ({kinds}). Over all: {np.mean(plain):.3f} plain, "
         f"{np.mean(weighted):.3f} weighed; change {change.mean():+.4f} (95 % bootstrap interval over images {low:+.4f} "
         f"to {high:+.4f}). Tokens after the last block hold much of the whole picture, so that cosines are high even "
         f"between unlike objects. {n}.",
         alt=f"A picture with {len(shown.boxes)} numbered boxes and two matrices of cosines. Mean over images "
         f"{np.mean(plain):.3f} plain, {np.mean(weighted):.3f} weighed by rollout.",
-        draw=_drawn(panel, pairs),
+        draw=lambda narrow: matrices(panel, pairs, narrow=narrow),
         columns=("path", "object", "category", "other", "other_category", "plain", "weighed"),
         rows=rows, methods=("objects", "rollout", "bootstrap"),
     )  # fmt: skip
-
-
-def _drawn(panel: rasters.Panel, pairs: list[tuple[str, Floats]]) -> Callable[[bool], Any]:
-    return lambda narrow: rasters.objects(panel, pairs, narrow=narrow)
 
 
 def _cosines(store: Store, one: Objects) -> tuple[Floats, Floats] | None:
@@ -252,21 +254,11 @@ def _cosines(store: Store, one: Objects) -> tuple[Floats, Floats] | None:
     return plain, weighted
 
 
-def _picture(store: Store, one: Objects, images: Any) -> rasters.Panel:
+def _picture(store: Store, one: Objects, images: Any) -> Panel:
     """The crop with its boxes, grey where the store has no picture of it."""
     (height, width), (top, left, bottom, right) = extent(store), one.crop
     y, x = height / (bottom - top), width / (right - left)
     boxes = tuple(((b[0] - top) * y, (b[1] - left) * x, (b[2] - top) * y, (b[3] - left) * x) for b in one.boxes)
     pixels = example(store, one.image, images).pixels
     values = np.full((height, width, 3), 190, np.uint8) if pixels is None else pixels
-    return rasters.Panel("objects", values, (height, width), boxes=boxes)
-
-
-def told(left_out: Iterable[str], most: int = 10) -> str:
-    """The boxes that are left out: HTML, "" for none."""
-    lines = list(left_out)
-    if not lines:
-        return ""
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines[:most])
-    more = f", the first {most} of {len(lines):,}" if len(lines) > most else ""
-    return f"<p>Boxes that are left out{more}:</p><ul>{items}</ul>"
+    return Panel("objects", values, (height, width), boxes=boxes)
