@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +18,35 @@ from ..exporter.spec import NORMS, GraphSpec
 from .formulas import readout_rows
 from .gradients import WEIGHTED
 from .histograms import BINS, distance_edges, entropy_edges
-from .kernel import WORDS
-from .layer import Layer
+
+if TYPE_CHECKING:
+    from .layer import Layer  # which brings numba
 
 __all__ = [
-    "CATALOG", "FUSED", "GROUPED_MAPS", "MEASURED", "SCALARS", "Statistic", "described", "find", "scalars", "sizes",
+    "CATALOG", "FUSED", "GROUPED_MAPS", "MEASURED", "SCALARS", "Statistic", "described", "find", "reserved", "scalars",
+    "sizes", "written",
 ]  # fmt: skip
 
 # The default statistics, whose numbers come from the fused kernel; those of one number per head are summed up in full.
 FUSED = ("distance", "distance_renormalized", "entropy", "entropy_patch", "prefix_mass", "rollout")
 SCALARS = ("distance", "distance_renormalized", "entropy", "entropy_patch", "prefix_mass")
+# Units and words of what the fused kernel gives.
+WORDS = {
+    "distance": ("pixels", "mean attention distance between patches, rows not renormalised"),
+    "distance_renormalized": ("pixels", "mean attention distance between patches, rows renormalised over patches"),
+    "entropy": ("nats", "mean entropy of the attention rows over all keys"),
+    "entropy_patch": ("nats", "mean entropy of the attention rows over patches, renormalised"),
+    "prefix_mass": ("1", "mean attention of the patch queries on each prefix token"),
+    "rollout": ("1", "attention rollout of the readout, patch columns, unscaled"),
+    "rows_without_patch_mass": ("rows", "query rows without patch mass, left out where rows are renormalised"),
+}
 # What a run writes of graphs that were exported with `--norms`: their means are taken where the store holds them.
 MEASURED = NORMS
+# How the arrays end that sum up one number per layer and head, with the dimensions of their own; how those by group do,
+# and those that say which groups there are, behind the column's name.
+ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
+BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
+PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 # The maps whose means are taken by class; larger ones would outgrow the store.
 GROUPED_MAPS = ("rollout", "readout_map", "received_attention")
 RAGHU = "Raghu et al. 2021 (arXiv 2108.08810)"
@@ -203,7 +221,7 @@ CATALOG: dict[str, Statistic] = {
     for s in (
         Statistic(
             "rollout_vit_explain", ("y", "x"), None, "1", "rollout of vit-explain: max over heads, 0.9 discarded",
-            "github.com/jacobgil/vit-explain", follow=Layer.explain, exact=True,
+            "github.com/jacobgil/vit-explain", follow=lambda one, row: one.explain(row), exact=True,
         ),
         Statistic("distance_unit_square", HEADS, _unit_square, "1",
                   "mean attention distance on a unit square, rows renormalised over patches", WALMER),
@@ -217,17 +235,17 @@ CATALOG: dict[str, Statistic] = {
         Statistic("sink_share", HEADS, lambda one: (one.received > 4 / one.spec.tokens).mean(axis=-1), "1",
                   "share of patches that receive more than 4 times the uniform attention",
                   "Darcet et al. 2024 (arXiv 2309.16588)"),
-        Statistic("normalized_mutual_information", HEADS, Layer.information, "1",
+        Statistic("normalized_mutual_information", HEADS, lambda one: one.information(), "1",
                   "mutual information of query and key, normalised", "Park et al. 2023 (arXiv 2305.00729), eq. 2"),
         Statistic("position_deviation", HEADS, lambda one: one.spread(over="positions"), "1",
                   "standard deviation of attention over queries", WALMER),
         Statistic("head_deviation", ("layer",), lambda one: one.spread(over="heads"), "1",
                   "standard deviation of attention over heads", WALMER),
-        Statistic("head_similarity", (*HEADS, "other_head"), Layer.divergences, "nats",
+        Statistic("head_similarity", (*HEADS, "other_head"), lambda one: one.divergences(), "nats",
                   "Jensen-Shannon divergence between heads, mean over queries", "Clark et al. 2019 (arXiv 1906.04341)",
                   probability=True),
         Statistic("score_matrix", MAPS, lambda one: one.peaks("query"), "1",
-                  "largest attention over queries, mean over heads", SEED, whole=Layer.query_peaks),
+                  "largest attention over queries, mean over heads", SEED, whole=lambda one: one.query_peaks()),
         Statistic("received_attention", GRIDS, lambda one: one.received.reshape(-1, *one.spec.grid), "1",
                   "mean attention of the patch queries on each patch"),
         Statistic("readout_map", GRIDS, lambda one: _readout(one, one.attention), "1",
@@ -235,7 +253,7 @@ CATALOG: dict[str, Statistic] = {
         # Of these the dataset's mean alone is kept: their rows would outgrow the rest of the store.
         Statistic("score_matrix_mean", MAPS, lambda one: one.peaks("query"), "1",
                   "largest attention over queries, mean over heads and images", SEED, per_image=False,
-                  whole=Layer.query_peaks),
+                  whole=lambda one: one.query_peaks()),
         Statistic("score_matrix_key_mean", MAPS, lambda one: one.peaks("key"), "1",
                   "largest attention over keys, mean over heads and images", SEED, per_image=False),
         Statistic("score_matrix_head_mean", MAPS, lambda one: one.peaks("head"), "1",
@@ -274,6 +292,40 @@ CATALOG: dict[str, Statistic] = {
                   needs="value_norm", per_image=False),
     )
 }  # fmt: skip
+
+
+def written(names: Iterable[str], by: str = "", grouped: Iterable[str] = ()) -> Iterator[str]:
+    """The arrays that an analysis of these statistics, some of them by groups of a column, writes."""
+    for name in names:
+        statistic = CATALOG.get(name)
+        if name not in MEASURED and (statistic is None or statistic.per_image):
+            yield name
+        if scalars([name]):
+            yield from (f"{name}{end}" for end in ENDS)
+            yield from DIMS
+        elif statistic is None or statistic.per_image:
+            yield f"{name}{ENDS[0]}"
+        else:
+            yield name
+        if statistic is not None and statistic.edges is not None:
+            yield f"{statistic.dims[-1].removesuffix('_bin')}_edge"
+    if by:
+        yield from (f"{by}{end}" for end in GROUP)
+        yield from (f"{name}{end}_by_{by}" for name in grouped for end in BY_GROUP)
+
+
+@functools.cache
+def _own_names() -> frozenset[str]:
+    known = [*FUSED, "rows_without_patch_mass", *CATALOG, *WEIGHTED, *MEASURED]
+    dims = {dim for table in (CATALOG, WEIGHTED) for s in table.values() for dim in s.dims}
+    return frozenset({*known, *written(known), *dims, PREDICTED})
+
+
+def reserved(name: str) -> bool:
+    """Whether an array of that name is, or may become, one of an analysis, so that no column should have it."""
+    statistic, _, column = name.partition("_by_")
+    by_group = bool(column) and any(statistic == f"{own}{end}" for own in _own_names() for end in BY_GROUP)
+    return name in _own_names() or name.endswith(GROUP) or by_group
 
 
 def find(names: Iterable[str]) -> list[str]:

@@ -21,20 +21,11 @@ from ..engine.store import Template
 from ..exporter.errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import compiled
+from .catalog import WORDS
 from .formulas import patch_distances, readout_rows
 
 __all__ = ["Reducer", "seen"]
 
-# Units and words of what a call returns.
-WORDS = {
-    "distance": ("pixels", "mean attention distance between patches, rows not renormalised"),
-    "distance_renormalized": ("pixels", "mean attention distance between patches, rows renormalised over patches"),
-    "entropy": ("nats", "mean entropy of the attention rows over all keys"),
-    "entropy_patch": ("nats", "mean entropy of the attention rows over patches, renormalised"),
-    "prefix_mass": ("1", "mean attention of the patch queries on each prefix token"),
-    "rollout": ("1", "attention rollout of the readout, patch columns, unscaled"),
-    "rows_without_patch_mass": ("rows", "query rows without patch mass, left out where rows are renormalised"),
-}
 RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as published
 
 

@@ -31,8 +31,8 @@ from .layer import Layer
 from .moments import Moments, Totals
 
 __all__ = [
-    "Partial", "attention_of", "check", "groupable", "kept_layers", "merge", "partial_statistics", "templates",
-    "unit_statistics",
+    "Partial", "attention_of", "beside", "check", "groupable", "kept_layers", "merge", "partial_statistics",
+    "templates", "unit_statistics",
 ]  # fmt: skip
 
 MATRIX = ("attention", "attention_code")
@@ -84,7 +84,7 @@ def merge(parts: Iterable[Partial]) -> Partial:
 
 def partial_statistics(
     store: Store | str | os.PathLike[str], units: Iterable[int], names: Sequence[str], *, by: str = "",
-    grouped: Sequence[str] | None = None, keep_rows: bool = True,
+    grouped: Sequence[str] | None = None, keep_rows: bool = True, anew: bool = False,
 ) -> Partial:  # fmt: skip
     """Statistics of some units of a store, to be merged with those of others.
 
@@ -98,6 +98,7 @@ def partial_statistics(
         by: a column, to gather groups too.
         grouped: what to gather by group; all of `names` that can be, by default.
         keep_rows: whether rows are written.
+        anew: whether rows that an earlier analysis wrote are computed again.
 
     Raises:
         UsageError: a name is unknown, or the store's attention cannot give it.
@@ -109,18 +110,18 @@ def partial_statistics(
         check_column(opened, by)
     for name in {*names, *shares}:
         check(opened, name)
-    return merge(unit_statistics(opened, k, names, by, shares, keep_rows=keep_rows) for k in units)
+    return merge(unit_statistics(opened, k, names, by, shares, keep_rows=keep_rows, anew=anew) for k in units)
 
 
 def unit_statistics(
     store: Store, k: int, names: Sequence[str], by: str, grouped: Sequence[str], *, keep_rows: bool = True,
-    valid: npt.NDArray[np.bool_] | None = None,
+    anew: bool = False, valid: npt.NDArray[np.bool_] | None = None,
 ) -> Partial:  # fmt: skip
     """`partial_statistics` of one unit, of names that were checked; `valid` are its images that could be read."""
     if valid is None:
         images = store.plan.unit_range(k)
         valid = store.read("valid", slice(images.start, images.stop)).astype(np.bool_)
-    return _Unit(store, k, tuple(names), by, tuple(grouped), keep_rows, valid).partial()
+    return _Unit(store, k, tuple(names), by, tuple(grouped), valid, keep_rows=keep_rows, anew=anew).partial()
 
 
 def groupable(names: Iterable[str]) -> list[str]:
@@ -156,6 +157,12 @@ def templates(store: Store, names: Iterable[str]) -> dict[str, Template]:
         elif name in CATALOG and CATALOG[name].per_image:
             found[name] = CATALOG[name].template(store.spec)
     return found
+
+
+def beside(store: Store, name: str) -> list[str]:
+    """The arrays of an analysis that rows of `name` are written to, `name` and what is made with it."""
+    analyzed = store.attrs.get("analyzed", ())
+    return [array for array in templates(store, [name]) if array in analyzed] if name in analyzed else []
 
 
 def check(store: Store, name: str) -> None:
@@ -211,17 +218,20 @@ class _Unit:
     """One unit on its way from stored attention to rows and sums."""
 
     def __init__(
-        self, store: Store, k: int, names: tuple[str, ...], by: str, grouped: tuple[str, ...], keep_rows: bool,
-        valid: npt.NDArray[np.bool_],
+        self, store: Store, k: int, names: tuple[str, ...], by: str, grouped: tuple[str, ...],
+        valid: npt.NDArray[np.bool_], *, keep_rows: bool, anew: bool,
     ) -> None:  # fmt: skip
         self._store, self._k, self._by, self._names, self._grouped = store, k, by, names, grouped
         self._images, self._valid = store.plan.unit_range(k), valid
         self._layers = kept_layers(store)
         self._places = [store.spec.layers.index(layer) for layer in self._layers]
+        analyzed = store.attrs.get("analyzed", ())
+        self._has = dict.fromkeys(analyzed, False) if anew else {}
         asked = dict.fromkeys((*names, *grouped))
         self._there = {
-            name: store.read(name, self._at) for name in asked if self._laid_out(name) and self._has_rows(name)
-        }
+            name: store.read(name, self._at) for name in asked
+            if self._laid_out(name) and all(map(self._has_rows, beside(store, name) or [name]))
+        }  # fmt: skip
         missing = [name for name in asked if name not in self._there]
         wanted = templates(store, missing)
         # Where the run wrote one of the default statistics, or another analysis did, its rows stand.
@@ -229,8 +239,7 @@ class _Unit:
             name: np.full((len(self._images), *t.shape), t.fill, t.dtype)
             for name, t in wanted.items() if name in missing or (self._laid_out(name) and not self._has_rows(name))
         }  # fmt: skip
-        analyzed = store.attrs.get("analyzed", ()) if keep_rows else ()
-        self._written = [name for name in self._rows if self._laid_out(name) and name in analyzed]
+        self._written = [name for name in self._rows if keep_rows and self._laid_out(name) and name in analyzed]
         self._extras = [CATALOG[name] for name in missing if name in CATALOG]
         self._weighted = [name for name in missing if name in WEIGHTED]
         self._fused = any(name in FUSED for name in missing)
@@ -246,9 +255,11 @@ class _Unit:
         return per_image and name in self._store
 
     def _has_rows(self, name: str) -> bool:
-        rest = [0] * (len(self._store.array(name).shape) - 1)
-        first = self._images.start // self._store.array(name).chunks[0]
-        return self._store.place.exists(self._store.chunk_key(name, (first, *rest)))
+        if name not in self._has:
+            rest = [0] * (len(self._store.array(name).shape) - 1)
+            first = self._images.start // self._store.array(name).chunks[0]
+            self._has[name] = self._store.place.exists(self._store.chunk_key(name, (first, *rest)))
+        return self._has[name]
 
     def partial(self) -> Partial:
         """Compute what is missing, write its rows, and gather."""

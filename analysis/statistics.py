@@ -22,10 +22,10 @@ import numpy.typing as npt
 from ..engine.places import Url
 from ..engine.store import ArraySpec, Store
 from ..exporter.errors import AttlasError, UsageError
-from .catalog import CATALOG, FUSED, GROUPED_MAPS, MEASURED, find, scalars
+from .catalog import CATALOG, FUSED, GROUPED_MAPS, MEASURED, PREDICTED, find, scalars, written
 from .gradients import WEIGHTED
 from .groups import check_column, merged
-from .partials import Partial, attention_of, check, groupable, partial_statistics, templates, unit_statistics
+from .partials import Partial, attention_of, beside, check, groupable, partial_statistics, templates, unit_statistics
 from .summary import Source, Summed, spec_of, stored_groups, stored_sum, sum_name, summed_units, sums_up
 
 __all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "pooled"]
@@ -99,7 +99,8 @@ def analyze(
         store_path: a store, finished or not.
         names: statistics of `catalog.CATALOG`, or default ones; only these are summed up. One default statistic
             brings the rows of all, which cost nothing more.
-        by: a column of the store (`label`, `predicted`, any array over images alone): everything that is one number
+        by: a column of the store (`label`, any array over images alone), or `predicted`, the class of the largest
+            logit: everything that is one number
             per image, layer and head, and the mean maps of `catalog.GROUPED_MAPS`, are summed up by it too.
         workers: threads; all processors by default. With an executor, how many units it is handed at once.
         executor: of other processes or machines, which must reach the store by the same path.
@@ -207,6 +208,8 @@ class _Work:
     names: list[str]
     by: str
     grouped: list[str]
+    # Whether rows that an earlier analysis wrote are made again.
+    anew: bool = False
     # Per name the units that it lacks; under the name of the array for groups.
     lacking: dict[str, Mask] = field(default_factory=dict)
     gathered: Partial = field(default_factory=Partial)
@@ -234,12 +237,14 @@ def _plan(store: Store, asked: list[str] | None, by: str, overwrite: bool) -> _W
     grouped = _grouped(store, asked, by)
     for name in dict.fromkeys((*names, *grouped)):
         check(store, name)
-    work = _Work(store, source, names, by, grouped)
-    _lay_out(work, overwrite)
+    work = _Work(store, source, names, by, grouped, overwrite)
+    _refuse_columns(work)
+    _lay_out(work)
     stored: dict[str, Any] = {}
     groups: dict[str, Any] = {}
+    lacking: dict[str, Mask] = {}
     for name in names:
-        work.lacking[name] = _rows_lacking(work, name)
+        work.lacking[name] = _rows_lacking(work, name, lacking)
         if not scalars([name]):
             had = np.zeros_like(source.done) if overwrite else summed_units(store, sum_name(name), source.done)
             if (had & work.lacking[name]).any():  # rows were lost that the sum has
@@ -249,7 +254,9 @@ def _plan(store: Store, asked: list[str] | None, by: str, overwrite: bool) -> _W
                 stored[name] = stored_sum(store, name)
     for name in (name for name in grouped if name in GROUPED_MAPS):
         array = f"{name}_mean_by_{by}"
-        had = np.zeros_like(source.done) if overwrite else summed_units(store, array, source.done)
+        # Groups by a column of that name are of something else.
+        renewed = overwrite or (by == PREDICTED and by in store)
+        had = np.zeros_like(source.done) if renewed else summed_units(store, array, source.done)
         work.lacking[array] = source.done & ~had
         if had.any():
             groups[name] = stored_groups(store, name, by)
@@ -291,25 +298,39 @@ def _grouped(store: Store, asked: list[str] | None, by: str) -> list[str]:
     return list(dict.fromkeys((*chosen, *there)))
 
 
-def _lay_out(work: _Work, overwrite: bool) -> None:
+def _refuse_columns(work: _Work) -> None:
+    """Refuse to write where the images' source had a column of that name: nothing of the run's is replaced."""
+    store, analyzed = work.store, work.store.attrs.get("analyzed", ())
+    for name in written(work.names, work.by, work.grouped):
+        if name in store and name not in analyzed and store.dims(name) == ("image",):
+            raise AttlasError(
+                f"{store.path}: its column {name} has the name of an array of this analysis; run again into another "
+                "store, with that column renamed, or name statistics that do not need it"
+            )
+
+
+def _lay_out(work: _Work) -> None:
     """Lay out the arrays of rows that are not there."""
-    store = work.store
-    analyzed = store.attrs.get("analyzed", ())
+    store, analyzed = work.store, work.store.attrs.get("analyzed", ())
     wanted = templates(store, [n for n in work.names if n not in store or n in analyzed])
-    fresh = [t for name, t in wanted.items() if name not in store or (overwrite and name in analyzed)]
+    fresh = [t for name, t in wanted.items() if name not in store]
     if fresh:
         store.add([ArraySpec.from_template(t, store.plan) for t in fresh])
 
 
-def _rows_lacking(work: _Work, name: str) -> Mask:
-    """The done units that lack rows of `name`."""
+def _rows_lacking(work: _Work, name: str, known: dict[str, Mask]) -> Mask:
+    """The done units that lack rows of `name`, or of what is made with it; `known` are those of each array."""
     store, done = work.store, work.source.done
-    if name not in store.attrs.get("analyzed", ()) or name not in templates(store, [name]):
-        return np.zeros_like(done)
-    rest = [0] * (len(store.dims(name)) - 1)
-    # A unit is a chunk, and a chunk's file is written whole.
-    there = {key for key, _ in store.place.listing(name)}
-    return done & ~np.array([store.chunk_key(name, (k, *rest)) in there for k in range(store.plan.units)], np.bool_)
+    lacking = np.zeros_like(done)
+    for array in beside(store, name):
+        if array not in known:
+            rest = [0] * (len(store.dims(array)) - 1)
+            # A unit is a chunk, and a chunk's file is written whole.
+            there = {key for key, _ in store.place.listing(array)} if not work.anew else set()
+            keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
+            known[array] = done & ~np.array([key in there for key in keys], np.bool_)
+        lacking |= known[array]
+    return lacking
 
 
 # -- the pass over the attention --------------------------------------------------------------------------------------
@@ -327,10 +348,10 @@ def _pass(
         names, grouped = work.job(k)
         if not threads:
             where = str(store.path.resolve() if isinstance(store.path, Path) else store.path)
-            return pool.submit(partial_statistics, where, [k], names, by=work.by, grouped=grouped)
+            return pool.submit(partial_statistics, where, [k], names, by=work.by, grouped=grouped, anew=work.anew)
         images = plan.unit_range(k)
         valid = work.source.mask[images.start : images.stop]
-        return pool.submit(unit_statistics, store, k, names, work.by, grouped, valid=valid)
+        return pool.submit(unit_statistics, store, k, names, work.by, grouped, anew=work.anew, valid=valid)
 
     # Parts merge in the units' order, so that workers do not change a bit of the result.
     for part in _in_order(submit, units, ahead):
@@ -359,12 +380,15 @@ def _keep(work: _Work) -> None:
     """Write the sums gathered before an interruption, so that the next analysis goes on from there."""
     source, seen = work.source, np.zeros_like(work.source.done)
     seen[list(work.gathered.units)] = True
+    found: dict[str, Summed] = {}
     for name in (n for n in work.names if n in work.gathered.sums and not scalars([n])):
         units = source.done & (seen | ~work.lacking[name])
         mask = source.mask & np.repeat(units, work.store.plan.unit)[: source.mask.size]
-        if mask.any():
+        more = (summed_units(work.store, sum_name(name), source.done) & ~units).any()  # a sum of more stays
+        if mask.any() and not more:
             part = Source(work.store, units, mask)
-            _write(work.store, sums_up([part], [name], {name: work.gathered.sums[name]}))
+            found |= sums_up([part], [name], {name: work.gathered.sums[name]})
+    _write(work.store, found)
 
 
 # -- the dataset ------------------------------------------------------------------------------------------------------
@@ -396,6 +420,8 @@ def _notes(source: Source, by: str) -> tuple[str, ...]:
     unreadable = tried - int(mask.sum())
     if unreadable:
         found.append(f"{unreadable} of {tried} images could not be read and are left out")
+    if by == PREDICTED and by in source.store:
+        found.append(f"{by} is the class of the largest logit, not the store's own column of that name")
     if not mask.any():
         found.append("no image is done and readable: there is nothing to sum up")
     elif by and f"{by}_group_images" in source.store:
