@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,14 +49,17 @@ def verify(
     store = Store(path, writable=repair)
     done = np.flatnonzero(store.done)
     faults = {}
-    for count, k in enumerate(map(int, done)):
-        if progress is not None:
-            progress(count, len(done))
-        fault = _check(store, store.plan, k)
-        if fault:
-            faults[k] = fault
-            if repair:
-                store.reopen(k)
+    # In a thread, which an interruption of this one lets end the unit that it is at: zarr's event loop, cut off in the
+    # middle of a read, would complain at the end of the process.
+    with ThreadPoolExecutor(1, thread_name_prefix="verify") as reader:
+        for count, k in enumerate(map(int, done)):
+            if progress is not None:
+                progress(count, len(done))
+            fault = reader.submit(_check, store, store.plan, k).result()
+            if fault:
+                faults[k] = fault
+                if repair:
+                    store.reopen(k)
     return Verification(len(done), faults, repair and bool(faults))
 
 
