@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "AttlasError", "Session", "Store", "analyze", "demo", "doctor", "export", "inspect", "open", "report", "run",
+    "AttlasError", "Session", "Statistic", "Store", "analyze", "demo", "doctor", "export", "inspect", "open", "report", "run",
     "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from .analysis.dataset import open as open
     from .analysis.report.page import report as report
+    from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttlasError": "exporter.errors",
     "Session": "engine.session",
+    "Statistic": "analysis.statistic",
     "Store": "engine.store",
     "analyze": "analysis.statistics",
     "doctor": "engine.doctor",

@@ -216,7 +216,7 @@ def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, 
         given = values.get(array.name)
         if given is None or 0 in made.shape:
             continue
-        if made.chunks == np.shape(given) and encoded(made):
+        if made.ndim and made.chunks == np.shape(given) and encoded(made):
             # The same bytes, without zarr's way over an event loop: dozens of small arrays end every analysis.
             chunks[chunk_key(array.name, [0] * made.ndim)] = b"".join(encode(made, np.asarray(given)))
         else:

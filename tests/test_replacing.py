@@ -220,7 +220,10 @@ def test_a_column_in_the_way_is_named_before_anything_is_done(tmp_path: Path, co
 def test_whatever_an_analysis_writes_is_reserved(tmp_path: Path) -> None:
     """By any column; and nothing that it never writes is."""
     make_store(tmp_path / "s.zarr")
-    statistics.analyze(tmp_path / "s.zarr", [*catalog.FUSED, "entropy_histogram", "head_similarity", "head_deviation"])
+    statistics.analyze(
+        tmp_path / "s.zarr",
+        ["entropy", "rollout", "prefix_mass", "entropy_histogram", "head_similarity", "head_deviation"],
+    )
     statistics.analyze(tmp_path / "s.zarr", by="predicted")
     statistics.analyze(tmp_path / "s.zarr", ["head_deviation"], by="label_class")
     store = Store(tmp_path / "s.zarr")

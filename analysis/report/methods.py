@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ...engine.store import Store
-from ..catalog import CATALOG, Statistic
-from ..gradients import WEIGHTED, Weighted
+from ..catalog import held
 from .bibliography import REFERENCES, Reference, bibtex, cite
 from .facts import Facts, gather
 
@@ -325,9 +324,7 @@ def _made(one: Facts) -> str:
 
 def _told(store: Store) -> str:
     """A sentence a statistic that is in the catalog and not in this module: what its own array says."""
-    known: list[Statistic | Weighted] = [*CATALOG.values(), *WEIGHTED.values()]
-    own = [s for s in known if s.name in store or f"{s.name}_mean" in store]
-    own = [s for s in own if s.name.removesuffix("_mean") not in METHODS]
+    own = [s for s in held(store) if s.name.removesuffix("_mean") not in METHODS]
     return " ".join(f"{s.name}: {s.long_name} [{s.units}]{f', {s.source}' if s.source else ''}." for s in own)
 
 
