@@ -115,7 +115,7 @@ def test_a_dry_run_says_what_it_would_be(tiny_graph: Path, pictures: Path, tmp_p
         (["run", "{graph}", "{images}", "-o", "s", "--layers", "a-b"], 2, "--layers a-b: write layers as"),
         (["run", "{graph}", "{images}", "-o", "s", "--shard", "a/b"], 2, "--shard a/b: write K/N"),
         (["rum"], 2, "No such command 'rum'"),
-        (["report", "{store}", "-o", "x.pdf"], 2, "x.pdf: a page's name ends in .html; --figures DIR"),
+        (["report", "{store}", "-o", "x.pdf"], 2, "x.pdf: a report is an HTML page; name it"),
         (["report", "{store}", "-o", "folder.html"], 2, "folder.html: exists"),
         (["report", "{store}", "-o", "texts/notes.txt/x.html"], 1, "notes.txt: cannot be written"),
         (["report", "{store}", "-o", "x.html", "--figures", "texts"], 2, "texts: holds files already"),

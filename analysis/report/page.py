@@ -107,7 +107,8 @@ def _check(shown: int, count: int, output: Path, folder: Path | None, overwrite:
     if count > len(LETTERS):
         raise UsageError(f"{count} stores are too many for one page; {len(LETTERS)} fit")
     if output.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{output}: a report is an HTML page; name it {output.with_suffix('.html').name}")
+        named = output.with_suffix(".html").name
+        raise UsageError(f"{output}: a report is an HTML page; name it {named} (--figures DIR writes PDF, SVG, PNG)")
     if output.is_dir() or (output.exists() and not overwrite):
         raise UsageError(f"{output}: exists; choose another name, or --overwrite")
     if folder is None or not folder.exists():
