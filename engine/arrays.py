@@ -1,15 +1,16 @@
 """Arrays and their chunks, in a folder or a bucket: the one module that knows zarr.
 
-A chunk is encoded by numcodecs directly; the bytes are those that zarr writes.
+A whole chunk is encoded and decoded by numcodecs in the caller's thread, which halves what zarr's way costs
+(docs/engine.md has the figures); the bytes are those that zarr writes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,69 +21,20 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import MemoryStore
 
 from .places import ROOT, Place
-from .plan import Plan
+from .schema import CODECS, ArraySpec
 
 __all__ = [
-    "FLOAT16_ATTRS", "LARGE", "LAYERED", "Array", "ArraySpec", "Template", "added", "chunk_key", "decode", "encode",
-    "encoded", "enlist", "laid_out", "member", "opened", "zarr_store",
+    "Array", "added", "chunk_key", "decode", "encode", "encoded", "enlist", "laid_out", "member", "opened",
+    "zarr_store",
 ]  # fmt: skip
 
 type Array = zarr.Array[Any]
 
-CODECS = ("BytesCodec", "BloscCodec", "Crc32cCodec")  # what numbers are laid out with
 RESIDUE = 0x48674BC7  # what CRC32C gives of any data with its own checksum behind it: no copy without it is needed
-
-# Arrays with a chunk per batch and layer, and those with a chunk per batch; the others have a chunk per unit.
-LAYERED = ("attention", "attention_code", "attention_mean", "gradient", "gradient_mean", "gradient_positive")
-LARGE = (*LAYERED, "tokens")
-
-# numpy and xarray add float16 in float16, which makes a mean over 20,000 rows a third too small. With a CF scale
-# factor xarray decodes to float64 on reading, so that plain `xarray.open_zarr` does not mislead.
-FLOAT16_ATTRS: Mapping[str, Any] = {"scale_factor": 1.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """One result per image: `dims` begins with "image", `shape` leaves the image axis out."""
-
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    fill: Any
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """One array of a store: `dtype` is numpy's name, or "str" for text."""
-
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    dtype: str
-    fill: Any
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_template(cls, template: Template, plan: Plan) -> ArraySpec:
-        """A per-image result whose chunks are the plan's units (batches and single layers for the large arrays)."""
-        shape = (plan.images, *template.shape)
-        if template.name in LARGE:
-            layered = template.name in LAYERED
-            chunks = (plan.batch, 1, *template.shape[1:]) if layered else (plan.batch, *template.shape)
-        else:
-            chunks = (plan.unit, *template.shape)
-        attrs = dict(template.attrs)
-        if template.dtype == "float16":
-            attrs |= FLOAT16_ATTRS
-        return cls(template.name, template.dims, shape, chunks, template.dtype, template.fill, attrs)
 
 
 def opened(place: Place, *, writable: bool) -> zarr.Group:
@@ -162,24 +114,17 @@ def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, 
 def _create(root: zarr.Group, array: ArraySpec) -> Array:
     """Lay an array out."""
     text = array.dtype == "str"
-    # A checksum behind the compressor: a flipped bit is an error on reading, never a number.
-    compressors: list[Any] = [Crc32cCodec()]
-    if not text:
-        size = np.dtype(array.dtype).itemsize
-        blosc = _blosc(size)
-        shuffle: Any = "bitshuffle" if blosc["shuffle"] else "noshuffle"
-        compressors.insert(
-            0, BloscCodec(cname=blosc["cname"], clevel=blosc["clevel"], shuffle=shuffle, typesize=size, blocksize=0)
-        )
-    chunks = tuple(max(1, min(c, n)) if d != "image" else max(1, c) for c, n, d in
-                   zip(array.chunks, array.shape, array.dims, strict=True))  # fmt: skip
+    chunks = tuple(
+        max(1, c) if dim == "image" else max(1, min(c, n))
+        for c, n, dim in zip(array.chunks, array.shape, array.dims, strict=True)
+    )
     return root.create_array(
         array.name,
         shape=array.shape,
         chunks=chunks,
         dtype=str if text else array.dtype,
         fill_value=array.fill,
-        compressors=compressors,
+        compressors=_compressors(array.dtype),
         # Zarr's default is a folder per axis: four folders around every chunk, and a fifth of the time that an
         # analysis takes to write its rows.
         chunk_key_encoding={"name": "default", "separator": "."},
@@ -189,21 +134,42 @@ def _create(root: zarr.Group, array: ArraySpec) -> Array:
     )
 
 
+def _compressors(dtype: str) -> list[Any]:
+    """The schema's codecs for numbers of this dtype; text has a codec of zarr's, and no compressor."""
+    if dtype == "str":
+        return [codec for codec in CODECS if codec["name"] != "blosc"]
+    size = np.dtype(dtype).itemsize
+    own = {"typesize": size} | ({"shuffle": "noshuffle"} if size == 1 else {})
+    return [
+        {**codec, "configuration": {**codec["configuration"], **own}} if codec["name"] == "blosc" else codec
+        for codec in CODECS
+    ]
+
+
 def encode(array: Array, block: npt.NDArray[Any]) -> tuple[bytes, bytes]:
-    """One chunk of numbers, padded with fill at the array's end, as its file's bytes: the data and its checksum."""
+    """One chunk of numbers, padded with fill at the array's end, as its file's bytes: the data and its checksum.
+
+    Only of arrays that are `encoded`.
+    """
     dtype = array.dtype.newbyteorder("<")
     if len(block) < array.chunks[0]:
         padded = np.full(array.chunks, array.fill_value, dtype)
         padded[: len(block)] = block
         block = padded
-    data = numcodecs.Blosc(**_blosc(dtype.itemsize)).encode(np.ascontiguousarray(block, dtype))
+    _, blosc, _ = _codecs(array)
+    data = _compressor(**blosc["configuration"]).encode(np.ascontiguousarray(block, dtype))
     return data, google_crc32c.value(data).to_bytes(4, "little")
 
 
 def encoded(array: Array) -> bool:
-    """Whether the array's chunks are as `encode` makes them."""
-    codecs = getattr(array.metadata, "codecs", ())
-    return tuple(type(codec).__name__ for codec in codecs) == CODECS
+    """Whether the array's chunks are numbers, blosc and a checksum, which `encode` and `decode` know.
+
+    Of others zarr writes and reads every chunk. The names are those that a store's metadata holds, which no version of
+    zarr can change.
+    """
+    codecs = _codecs(array)
+    big = codecs[0].get("configuration", {}).get("endian") == "big"
+    return [codec["name"] for codec in codecs] == ["bytes", "blosc", "crc32c"] and not big
 
 
 def decode(data: bytes, out: npt.NDArray[Any]) -> None:
@@ -217,10 +183,16 @@ def decode(data: bytes, out: npt.NDArray[Any]) -> None:
     numcodecs.Blosc().decode(memoryview(data)[:-4], out=out)
 
 
-def _blosc(itemsize: int) -> dict[str, Any]:
-    """The compressor's setting: attention hardly compresses, so the fastest (docs/engine.md has the table)."""
-    shuffle = numcodecs.Blosc.BITSHUFFLE if itemsize > 1 else numcodecs.Blosc.NOSHUFFLE
-    return {"cname": "lz4", "clevel": 1, "shuffle": shuffle, "blocksize": 0}
+def _codecs(array: Array) -> list[dict[str, Any]]:
+    """What the array's metadata says of its codecs."""
+    metadata: Any = array.metadata
+    return [codec.to_dict() for codec in metadata.codecs]
+
+
+@functools.lru_cache(maxsize=32)
+def _compressor(*, cname: str, clevel: int, shuffle: str, blocksize: int, **_: Any) -> Any:
+    """Numcodecs' compressor of these settings."""
+    return numcodecs.Blosc(cname, clevel, getattr(numcodecs.Blosc, shuffle.upper()), blocksize)
 
 
 class _Keys(ZarrStore):

@@ -15,10 +15,10 @@ import numpy as np
 
 from ..exporter.errors import AttlasError, Interrupted, UsageError
 from ..exporter.spec import GraphSpec
+from .contents import Reducer, Statistics
 from .executors import Executor, Ready, ThisProcess, orders_of
 from .job import Estimate, Job, Request, make_job, open_store, versions
 from .labels import accuracy
-from .layout import Reducer, Statistics
 from .locks import locked
 from .places import Url, locate
 from .sources import Source
@@ -175,14 +175,14 @@ def _run(
         store.sweep()
     count = _Count(job, store, mine)
     show(count.progress(UnitResult(), team))
-    ready = team.open(orders_of(job, store), len(mine), job.share(mine[0]), stop)
+    ready = team.open(orders_of(job, store), len(mine), job.unit(mine[0]), stop)
     job.notes.extend(ready.notes)
     _compare_record(job, store, ready.provider)
     total = UnitResult()
     count.start()
     show(count.progress(total, team))
     try:
-        for result in team.units(mine, job.share, stop):
+        for result in team.units(mine, job.unit, stop):
             total += result
             show(count.progress(total, team))
         if shard == (1, 1) and team.kind != ThisProcess.kind:

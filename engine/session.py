@@ -21,8 +21,9 @@ import onnxruntime as ort
 from ..exporter.errors import AttlasError, UsageError
 from .decode import DecodeError, decode, prepare
 from .device import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, TARGET, Wanted, appended_outputs, read_spec
+from .graph import APPENDED, TARGET, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
+from .outputs import Wanted
 from .targets import PREDICTED
 
 __all__ = ["Session", "constants", "cores", "probe_batch", "providers", "resolve_provider"]

@@ -22,10 +22,11 @@ import numpy.typing as npt
 from ..exporter.errors import AttlasError
 from ..exporter.spec import FORMAT, GraphSpec
 from . import arrays as layouts
-from .arrays import FLOAT16_ATTRS, LARGE, LAYERED, Array, ArraySpec, Template
+from .arrays import Array
 from .locks import recording, unwritten
 from .places import ROOT, Place, Url, place_at
 from .plan import Plan, digest
+from .schema import FLOAT16_ATTRS, LARGE, LAYERED, ArraySpec, Template
 
 __all__ = ["FLOAT16_ATTRS", "LARGE", "LAYERED", "ArraySpec", "DamagedError", "Store", "Template", "read_attrs"]
 

@@ -13,15 +13,14 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from ...exporter.errors import AttlasError
-from ...exporter.spec import GraphSpec
+from ..contents import Choices, Contents
 from ..graph import read_spec
 from ..job import Job, versions
-from ..layout import Keep, Reducer, Statistics, templates, to_append
 from ..plan import Plan
 from ..session import Session, cores, probe_batch, resolve_provider
 from ..sources.files import is_url
 from ..store import Store, mark_key
-from ..unit import Share, Tools, UnitResult, commit_unit, readers, write_unit
+from ..unit import Buffers, Unit, UnitResult, commit_unit, readers, write_unit
 
 __all__ = ["TRIES", "Bench", "Executor", "Here", "Orders", "Ready", "ThisProcess"]
 
@@ -35,7 +34,7 @@ class Orders:
     Attributes:
         graph: where the graph lies; `store`: where the store lies.
         plan: of the store, so that a worker notices another one at its place.
-        keep: what the run keeps; `reducer`: makes the statistics; `statistics`: where they are computed.
+        choices: what the run is to make.
         provider: as for `run`.
         readers: how many reads at once the source is worth, 0 where it is on this machine.
         versions: of what decides the numbers, which must be the worker's own.
@@ -44,10 +43,8 @@ class Orders:
     graph: str
     store: str
     plan: Plan
-    keep: Keep
-    reducer: Callable[[GraphSpec], Reducer] | None
+    choices: Choices
     provider: str
-    statistics: Statistics
     readers: int
     versions: Mapping[str, str]
 
@@ -89,14 +86,14 @@ class Executor(Protocol):
     def probe(self, graph: Path, batch: int, **choices: Any) -> int:
         """`session.probe_batch` where the work is done."""
 
-    def open(self, orders: Orders, units: int, first: Share, stop: threading.Event) -> Ready:
+    def open(self, orders: Orders, units: int, first: Unit, stop: threading.Event) -> Ready:
         """Make workers ready for a run of so many units, the `first` of which they can read.
 
         Raises:
             AttlasError: a worker cannot do it.
         """
 
-    def units(self, todo: Sequence[int], share: Callable[[int], Share], stop: threading.Event) -> Iterator[UnitResult]:
+    def units(self, todo: Sequence[int], unit: Callable[[int], Unit], stop: threading.Event) -> Iterator[UnitResult]:
         """Do the units, and yield each result once its unit is marked done.
 
         No unit is begun after `stop` is set. On an error those in flight still end.
@@ -128,44 +125,42 @@ class Bench:
         self.store = Store(orders.store, writable=True)
         if self.store.plan != orders.plan:
             raise AttlasError(f"sees another store at {orders.store}: give it a file system that it shares")
-        spec = read_spec(orders.graph)
-        reducer = orders.reducer(spec) if orders.reducer is not None else None
-        kept = templates(spec, orders.keep, reducer)
+        contents = Contents.derive(read_spec(orders.graph), orders.choices)
         notes: list[str] = []
-        session = _session(orders, orders.provider, spec, reducer, threads, notes)
+        session = _session(orders, orders.provider, contents, threads, notes)
         self.hands = hands
         self.ready = Ready(session.provider, "graph" if session.appended else "host", tuple(notes))
-        self._idle: SimpleQueue[Tools] = SimpleQueue()
+        self._idle: SimpleQueue[Buffers] = SimpleQueue()
         for _ in range(hands):
             # Of its own: who reads one archive from front to end is not to jump to another's.
             pool = ThreadPoolExecutor(orders.readers, "read") if orders.readers else None
-            self._idle.put(Tools(session, self.store, orders.keep, kept, reducer, pool))
+            self._idle.put(Buffers(session, self.store, contents, pool))
         self._disk = threading.Lock()
         # A slow disk holds the hands back, so that little is lost when the worker is killed.
         self._unmarked = threading.BoundedSemaphore(2 * hands + 1)
 
-    def do(self, share: Share, between: Callable[[], None] = lambda: None) -> UnitResult:
+    def do(self, unit: Unit, between: Callable[[], None] = lambda: None) -> UnitResult:
         """Do one unit in this thread; `between` is called when only the disk is waited for.
 
         A unit that is marked already is left as it is: whoever asks again lost the answer and not the work.
         """
-        if self.store.place.exists(mark_key(share.k)):
-            return UnitResult(images=len(share.items))
+        if self.store.place.exists(mark_key(unit.k)):
+            return UnitResult(images=len(unit.items))
         with self._unmarked:
-            result = self._write(share)
+            result = self._write(unit)
             between()
             with self._disk:
-                commit_unit(share.k, self.store, result)
+                commit_unit(unit.k, self.store, result)
             return result
 
-    def units(self, take: Callable[[], Share | None]) -> Iterator[tuple[int, UnitResult]]:
+    def units(self, take: Callable[[], Unit | None]) -> Iterator[tuple[int, UnitResult]]:
         """Do what `take` gives until it gives None, `hands` units at once, and yield (k, result) as they are done.
 
         A thread of its own waits for the disk and marks units done, while the hands go on with the next.
         """
 
-        def work(share: Share) -> tuple[int, UnitResult]:
-            return share.k, self._write(share)
+        def work(unit: Unit) -> tuple[int, UnitResult]:
+            return unit.k, self._write(unit)
 
         def commit(k: int, result: UnitResult) -> tuple[int, UnitResult]:
             commit_unit(k, self.store, result)
@@ -178,10 +173,10 @@ class Bench:
             try:
                 while True:
                     while more and len(working) < self.hands and len(committing) <= self.hands:
-                        share = take()
-                        more = share is not None
-                        if share is not None:
-                            working.add(pool.submit(work, share))
+                        unit = take()
+                        more = unit is not None
+                        if unit is not None:
+                            working.add(pool.submit(work, unit))
                     if not working | committing:
                         return
                     ended, _ = wait(working | committing, return_when=FIRST_COMPLETED)
@@ -198,10 +193,10 @@ class Bench:
                         committing.add(disk.submit(commit, *written.result()))
                 wait(committing)
 
-    def _write(self, share: Share) -> UnitResult:
+    def _write(self, unit: Unit) -> UnitResult:
         tools = self._idle.get()
         try:
-            return write_unit(self.store.plan, share, tools)
+            return write_unit(self.store.plan, unit, tools)
         finally:
             self._idle.put(tools)
 
@@ -237,21 +232,21 @@ class ThisProcess(Here):
     def __exit__(self, *_: object) -> None:
         self._bench = None
 
-    def open(self, orders: Orders, units: int, first: Share, stop: threading.Event) -> Ready:
+    def open(self, orders: Orders, units: int, first: Unit, stop: threading.Event) -> Ready:
         """Load the graph."""
         self.hands = max(1, min(self._threads or cores(), units))
         # All hands together use the cores once.
         self._bench = Bench(orders, hands=self.hands, threads=max(1, cores() // self.hands))
         return self._bench.ready
 
-    def units(self, todo: Sequence[int], share: Callable[[int], Share], stop: threading.Event) -> Iterator[UnitResult]:
+    def units(self, todo: Sequence[int], unit: Callable[[int], Unit], stop: threading.Event) -> Iterator[UnitResult]:
         """See `Executor`."""
         assert self._bench is not None
         waiting = iter(todo)
 
-        def take() -> Share | None:
+        def take() -> Unit | None:
             k = None if stop.is_set() else next(waiting, None)
-            return None if k is None else share(k)
+            return None if k is None else unit(k)
 
         for _, result in self._bench.units(take):
             yield result
@@ -261,8 +256,8 @@ def orders_of(job: Job, store: Store) -> Orders:
     """What workers are told of a job whose store is laid out."""
     request = job.request
     return Orders(
-        graph=_whole(request.graph), store=_whole(store.path), plan=store.plan, keep=job.keep, reducer=request.reducer,
-        provider=request.provider, statistics=request.statistics, readers=readers(job.source), versions=versions(),
+        graph=_whole(request.graph), store=_whole(store.path), plan=store.plan, choices=job.choices,
+        provider=request.provider, readers=readers(job.source), versions=versions(),
     )  # fmt: skip
 
 
@@ -272,17 +267,16 @@ def _whole(place: str | os.PathLike[str]) -> str:
     return text if is_url(text) else os.path.abspath(text)  # noqa: PTH100 - links stay as they are named
 
 
-def _session(
-    orders: Orders, provider: str, spec: GraphSpec, reducer: Reducer | None, threads: int, notes: list[str]
-) -> Session:
+def _session(orders: Orders, provider: str, contents: Contents, threads: int, notes: list[str]) -> Session:
     """The graph, with the statistics behind it where they belong there."""
     accelerator = resolve_provider(provider)[0] != "CPUExecutionProvider"
-    appended = to_append(spec, orders.keep, reducer, orders.statistics, accelerator=accelerator)
-    if appended is None and accelerator and orders.statistics == "auto" and reducer is not None:
+    automatic = contents.statistics == "auto"
+    appended = contents.appended(accelerator=accelerator)
+    if appended is None and accelerator and automatic and contents.reducer is not None:
         notes.append("statistics on the host, which is slower (`pip install 'attlas[gpu]'` puts them in the graph)")
-    wanted = list(orders.keep.wanted(spec, appended=appended is not None).values())
+    wanted = contents.wanted(appended=appended is not None)
     session = Session(orders.graph, provider=provider, wanted=wanted, appended=appended, threads=threads)
-    if session.on_cpu and appended is not None and orders.statistics == "auto":
+    if session.on_cpu and appended is not None and automatic:
         # A card was there and does not work: on a CPU the host's statistics are ten times as fast.
-        return _session(orders, "cpu", spec, reducer, threads, notes)
+        return _session(orders, "cpu", contents, threads, notes)
     return session

@@ -30,7 +30,7 @@ except ImportError:
 from ..job import versions
 from ..session import probe_batch, resolve_provider
 from ..sources.items import ChangedError
-from ..unit import Share, UnitResult
+from ..unit import Unit, UnitResult
 from . import TRIES, Bench, Orders, Ready
 
 __all__ = ["Cluster"]
@@ -86,7 +86,7 @@ class Cluster:
         """`session.probe_batch` on a worker."""
         return int(self._ask(probe_batch, str(graph.resolve()), batch, **choices))
 
-    def open(self, orders: Orders, units: int, first: Share, stop: threading.Event) -> Ready:
+    def open(self, orders: Orders, units: int, first: Unit, stop: threading.Event) -> Ready:
         """Wait for a worker, and have all that are there load the graph.
 
         Raises:
@@ -110,7 +110,7 @@ class Cluster:
                 )
         return ready
 
-    def units(self, todo: Sequence[int], share: Callable[[int], Share], stop: threading.Event) -> Iterator[UnitResult]:
+    def units(self, todo: Sequence[int], unit: Callable[[int], Unit], stop: threading.Event) -> Iterator[UnitResult]:
         """See `Executor`.
 
         Raises:
@@ -128,7 +128,7 @@ class Cluster:
                 k = left.popleft()
                 key = f"attlas-unit-{k}-{run}-{tries[k]}"
                 future = self._client.submit(
-                    _unit, self._orders, share(k).alone(), key=key, pure=False, resources=self._resources or None,
+                    _unit, self._orders, unit(k).alone(), key=key, pure=False, resources=self._resources or None,
                 )  # fmt: skip
                 at[key] = (k, future)
                 future.add_done_callback(ended.put)
@@ -307,16 +307,16 @@ def _bench(orders: Orders, hands: int) -> Bench:
         return _kept[0][1]
 
 
-def _unit(orders: Orders, share: Share) -> UnitResult:
+def _unit(orders: Orders, unit: Unit) -> UnitResult:
     worker = distributed.get_worker()
     try:
         # While this one waits for the disk, its thread has the next.
-        return _bench(orders, worker.state.nthreads).do(share, distributed.secede)
+        return _bench(orders, worker.state.nthreads).do(unit, distributed.secede)
     except AttlasError as error:
         raise AttlasError(f"worker {worker.address}: {error}") from None
 
 
-async def _ready(orders: Orders, first: Share, dask_worker: Any) -> Ready:
+async def _ready(orders: Orders, first: Unit, dask_worker: Any) -> Ready:
     """Load the graph, and try an image, beside the worker's event loop, which has to answer meanwhile."""
     bench = await asyncio.to_thread(_bench, orders, dask_worker.state.nthreads)
     item = first.items[0]

@@ -22,7 +22,7 @@ from typing import Any
 from ...exporter.errors import AttlasError, UsageError
 from ..session import cores, resolve_provider
 from ..store import Store
-from ..unit import Share, UnitResult
+from ..unit import Unit, UnitResult
 from . import TRIES, Bench, Here, Orders, Ready
 
 __all__ = ["Processes", "pool"]
@@ -61,7 +61,7 @@ class Processes(Here):
             worker.pipe.close()
         self._alive.clear()
 
-    def open(self, orders: Orders, units: int, first: Share, stop: threading.Event) -> Ready:
+    def open(self, orders: Orders, units: int, first: Unit, stop: threading.Event) -> Ready:
         """Start the processes, and wait until each has loaded the graph.
 
         Raises:
@@ -84,7 +84,7 @@ class Processes(Here):
         self.words = f"{self.workers} worker processes of {each} threads{cards}"
         return self._ready
 
-    def units(self, todo: Sequence[int], share: Callable[[int], Share], stop: threading.Event) -> Iterator[UnitResult]:
+    def units(self, todo: Sequence[int], unit: Callable[[int], Unit], stop: threading.Event) -> Iterator[UnitResult]:
         """See `Executor`.
 
         Raises:
@@ -92,16 +92,16 @@ class Processes(Here):
         """
         left, tries = deque(todo), Counter[int]()
         try:
-            yield from self._work(left, tries, share, stop)
+            yield from self._work(left, tries, unit, stop)
         except BaseException:
             # Whatever happened, units in flight still end.
             self._halted = True
-            for _ in self._work(left, tries, share, stop):
+            for _ in self._work(left, tries, unit, stop):
                 pass
             raise
 
     def _work(
-        self, left: deque[int], tries: Counter[int], share: Callable[[int], Share], stop: threading.Event
+        self, left: deque[int], tries: Counter[int], unit: Callable[[int], Unit], stop: threading.Event
     ) -> Iterator[UnitResult]:
         failure: AttlasError | None = None
         store = Store(self._orders.store)
@@ -133,7 +133,7 @@ class Processes(Here):
                     continue
                 if word == "next":
                     halted = self._halted or failure is not None or stop.is_set()
-                    handed = None if halted or not left else share(left.popleft()).alone()
+                    handed = None if halted or not left else unit(left.popleft()).alone()
                     if handed is not None:
                         worker.at.add(handed.k)
                     with contextlib.suppress(OSError):  # a dead worker is noticed at the next turn
@@ -243,10 +243,10 @@ def _serve(pipe: Connection, own: Sequence[int], card: str | None, hands: int) -
         # Before the first session, which is when CUDA looks.
         os.environ["CUDA_VISIBLE_DEVICES"] = card
 
-    def take() -> Share | None:
+    def take() -> Unit | None:
         pipe.send(("next", None))
-        share: Share | None = pipe.recv()
-        return share
+        unit: Unit | None = pipe.recv()
+        return unit
 
     try:
         orders: Orders = pipe.recv()
