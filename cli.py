@@ -459,7 +459,7 @@ def _pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]
     if workers is not None and scheduler is not None:
         raise UsageError("--workers, --scheduler: choose one")
     if scheduler is not None:
-        from .engine.executors.cluster import Cluster
+        from .engine.executors.dask import Cluster
 
         with Cluster(scheduler) as cluster, cluster.pool() as executor:
             note(cluster.words)

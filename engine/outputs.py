@@ -1,4 +1,4 @@
-"""One output of the graph in the form that a run wants; `graph` makes it, and arrays of the schema are filled from it."""
+"""One output of the graph in the form that a run wants: `graph` makes it, arrays of the schema are filled from it."""
 
 from __future__ import annotations
 

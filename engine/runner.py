@@ -200,7 +200,7 @@ def _run(
 def _executor(workers: int | None, scheduler: str | None, threads: int | None) -> Executor:
     """Who does the work; what only one of them needs is loaded for it alone."""
     if scheduler is not None:
-        from .executors.cluster import Cluster
+        from .executors.dask import Cluster
 
         return Cluster(scheduler)
     if workers is not None:
