@@ -459,11 +459,11 @@ def _pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]
     if workers is not None and scheduler is not None:
         raise UsageError("--workers, --scheduler: choose one")
     if scheduler is not None:
-        from .engine.executors.dask import Cluster
+        from .engine.executors.cluster import Cluster
 
         with Cluster(scheduler) as cluster, cluster.pool() as executor:
-            note(cluster.words)
-            yield {"executor": executor, "workers": 2 * cluster.hands}
+            note(cluster.description)
+            yield {"executor": executor, "workers": 2 * cluster.threads}
     elif workers is not None:
         from .engine.executors.processes import pool
 

@@ -248,7 +248,7 @@ class _Unit:
     def _has_rows(self, name: str) -> bool:
         rest = [0] * (len(self._store.array(name).shape) - 1)
         first = self._images.start // self._store.array(name).chunks[0]
-        return self._store.place.exists(self._store.chunk_key(name, (first, *rest)))
+        return self._store.storage.exists(self._store.chunk_key(name, (first, *rest)))
 
     def partial(self) -> Partial:
         """Compute what is missing, write its rows, and gather."""

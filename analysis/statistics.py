@@ -308,7 +308,7 @@ def _rows_lacking(work: _Work, name: str) -> Mask:
         return np.zeros_like(done)
     rest = [0] * (len(store.dims(name)) - 1)
     # A unit is a chunk, and a chunk's file is written whole.
-    there = {key for key, _ in store.place.listing(name)}
+    there = {key for key, _ in store.storage.listing(name)}
     return done & ~np.array([store.chunk_key(name, (k, *rest)) in there for k in range(store.plan.units)], np.bool_)
 
 

@@ -24,7 +24,7 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import MemoryStore
 
-from .places import ROOT, Place
+from .places import ROOT, Storage
 from .schema import CODECS, ArraySpec
 
 __all__ = [
@@ -37,9 +37,9 @@ type Array = zarr.Array[Any]
 RESIDUE = 0x48674BC7  # what CRC32C gives of any data with its own checksum behind it: no copy without it is needed
 
 
-def opened(place: Place, *, writable: bool) -> zarr.Group:
-    """The group at a place."""
-    return zarr.open_group(zarr_store(place), mode="r+" if writable else "r", zarr_format=3)
+def opened(storage: Storage, *, writable: bool) -> zarr.Group:
+    """The group in a storage."""
+    return zarr.open_group(zarr_store(storage), mode="r+" if writable else "r", zarr_format=3)
 
 
 def member(group: zarr.Group, name: str) -> Array:
@@ -54,9 +54,9 @@ def member(group: zarr.Group, name: str) -> Array:
     return array.with_config({"write_empty_chunks": True})
 
 
-def zarr_store(place: Place) -> Any:
+def zarr_store(storage: Storage) -> Any:
     """What zarr, and xarray, open: a folder's own path, or a bucket's adapter."""
-    return place.path if isinstance(place.path, Path) else _Keys(place)
+    return storage.path if isinstance(storage.path, Path) else _Keys(storage)
 
 
 def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -85,14 +85,14 @@ def chunk_key(name: str, index: Iterable[int]) -> str:
     return f"{name}/c.{'.'.join(map(str, index))}"
 
 
-def enlist(place: Place, files: Mapping[str, bytes], attrs: Mapping[str, Any]) -> None:
+def enlist(storage: Storage, files: Mapping[str, bytes], attrs: Mapping[str, Any]) -> None:
     """Put the metadata among `added` files beside the others' in the root, which opens a store, and set attributes."""
-    root = json.loads(place.read(ROOT))
+    root = json.loads(storage.read(ROOT))
     root["attributes"] |= attrs
     if root.get("consolidated_metadata"):
         gathered = root["consolidated_metadata"]["metadata"]
         gathered |= {key[: -len(ROOT) - 1]: json.loads(files[key]) for key in files if key.endswith(ROOT)}
-    place.write(ROOT, json.dumps(root).encode())
+    storage.write(ROOT, json.dumps(root).encode())
 
 
 def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -196,28 +196,28 @@ def _compressor(*, cname: str, clevel: int, shuffle: str, blocksize: int, **_: A
 
 
 class _Keys(ZarrStore):
-    """A place as zarr wants it, so that its requests are repeated, and fail, as all others there are and do."""
+    """A storage as zarr wants it, so that its requests are repeated, and fail, as all others there are and do."""
 
     supports_writes = True
     supports_deletes = True
     supports_listing = True
 
-    def __init__(self, place: Place, *, read_only: bool = False) -> None:
+    def __init__(self, storage: Storage, *, read_only: bool = False) -> None:
         super().__init__(read_only=read_only)
-        self._place = place
+        self._storage = storage
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keys) and other._place.path == self._place.path
+        return isinstance(other, _Keys) and other._storage.path == self._storage.path
 
     def __str__(self) -> str:
-        return str(self._place.path)
+        return str(self._storage.path)
 
     def with_read_only(self, read_only: bool = False) -> _Keys:
-        return _Keys(self._place, read_only=read_only)
+        return _Keys(self._storage, read_only=read_only)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         try:
-            data = await asyncio.to_thread(self._place.read, key)
+            data = await asyncio.to_thread(self._storage.read, key)
         except FileNotFoundError:
             return None
         match byte_range:
@@ -235,24 +235,24 @@ class _Keys(ZarrStore):
         return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        return await asyncio.to_thread(self._place.exists, key)
+        return await asyncio.to_thread(self._storage.exists, key)
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()
-        await asyncio.to_thread(self._place.write, key, value.to_bytes())
+        await asyncio.to_thread(self._storage.write, key, value.to_bytes())
 
     async def delete(self, key: str) -> None:
         self._check_writable()
-        await asyncio.to_thread(self._place.delete, key)
+        await asyncio.to_thread(self._storage.delete, key)
 
     def list(self) -> AsyncIterator[str]:
-        return self._each(lambda: [key for key, _ in self._place.listing()])
+        return self._each(lambda: [key for key, _ in self._storage.listing()])
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        return self._each(lambda: [key for key, _ in self._place.listing(prefix.rstrip("/"))])
+        return self._each(lambda: [key for key, _ in self._storage.listing(prefix.rstrip("/"))])
 
     def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        return self._each(lambda: self._place.names(prefix.rstrip("/")))
+        return self._each(lambda: self._storage.names(prefix.rstrip("/")))
 
     async def _each(self, found: Callable[[], Iterable[str]]) -> AsyncIterator[str]:
         for key in await asyncio.to_thread(found):

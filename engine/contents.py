@@ -1,4 +1,4 @@
-"""The contents of a run: which arrays it makes, and what it takes from the graph for them. Derived in one place."""
+"""The contents of a run: which arrays it makes, and what it takes from the graph for them. Derived once."""
 
 from __future__ import annotations
 

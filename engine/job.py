@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +28,9 @@ from .sources.items import UNKNOWN
 from .store import Store, read_attrs
 from .targets import choose
 from .unit import Unit
+from .versions import versions
 
-__all__ = ["Estimate", "Job", "Request", "make_job", "open_store", "versions"]
+__all__ = ["Estimate", "Job", "Request", "make_job", "open_store"]
 
 # On real attention lz4 with bitshuffle keeps this part of float16; codes shrink no further.
 EXPECTED_RATIO = {"float16": 0.85, "float32": 0.9, "uint8": 0.7}
@@ -107,7 +105,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
 
     Args:
         request: what is asked for.
-        images: a place, or a source.
+        images: a path or URL, or a source.
         probe: `probe_batch`, or the same where the work is done.
 
     Raises:
@@ -258,18 +256,6 @@ def open_store(job: Job) -> Store:
         "columns": list(job.items.columns),
     }
     return Store.create(output, contents.spec, job.plan, layout, values=values, attrs=attrs)
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide the numbers."""
-    names = ("attlas", "numpy", "zarr", "pillow", "numba")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    import onnxruntime
-
-    return found | {"onnxruntime": onnxruntime.__version__}
 
 
 def _selection(job: Job) -> str:

@@ -20,7 +20,7 @@ from ..exporter.errors import AttlasError
 from . import remote
 from .sources import files
 
-__all__ = ["ROOT", "Bucket", "Disk", "Place", "Url", "locate", "place_at"]
+__all__ = ["ROOT", "Bucket", "Disk", "Storage", "Url", "locate", "storage_at"]
 
 ROOT = "zarr.json"  # a store is there when this file is, and it is laid out last
 CLAIM = "run/.layout"
@@ -30,7 +30,7 @@ SYNCS = 4  # at once: a file system brings several files to the disk in one go
 
 
 class Url(str):
-    """A place that fsspec reaches, such as `s3://bucket/name.zarr`."""
+    """What fsspec reaches, such as `s3://bucket/name.zarr`."""
 
     __slots__ = ()
 
@@ -57,7 +57,7 @@ def locate(where: str | os.PathLike[str]) -> Path | Url:
     return Url(text.rstrip("/")) if files.is_url(text) else Path(text)
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """A folder or a bucket. Whatever fails raises OSError."""
 
     @property
@@ -109,7 +109,7 @@ class Place(Protocol):
 
         Args:
             objects: bytes by key.
-            identity: the same for whoever lays out a store that can take this one's place.
+            identity: the same for whoever lays out a store that can stand for this one.
 
         Raises:
             AttlasError: something else is there, or is being laid out.
@@ -122,7 +122,7 @@ class Place(Protocol):
         """Delete what killed writers left half written; returns how many files."""
 
 
-def place_at(where: str | os.PathLike[str]) -> Place:
+def storage_at(where: str | os.PathLike[str]) -> Storage:
     """The folder or bucket of a store."""
     path = locate(where)
     return Disk(path) if isinstance(path, Path) else Bucket(path)
@@ -137,23 +137,23 @@ class Disk:
         self._sent: dict[str, Future[None]] = {}
 
     def occupied(self) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return self.path.exists()
 
     def claimed(self) -> bool:
-        """See `Place`. All of it happens beside the place."""
+        """See `Storage`. All of it happens beside its path."""
         return False
 
     def exists(self, key: str) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return (self.path / key).is_file()
 
     def read(self, key: str) -> bytes:
-        """See `Place`."""
+        """See `Storage`."""
         return (self.path / key).read_bytes()
 
     def names(self, folder: str) -> list[str]:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with os.scandir(self.path / folder) as entries:
                 return [entry.name for entry in entries]
@@ -161,13 +161,13 @@ class Disk:
             return []
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """See `Place`."""
+        """See `Storage`."""
         for found in (self.path / folder).rglob("*"):
             if found.is_file():
                 yield found.relative_to(self.path).as_posix(), found.stat().st_size
 
     def write(self, key: str, *parts: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         target = self.path / key
         beside = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
         try:
@@ -180,12 +180,12 @@ class Disk:
         beside.replace(target)
 
     def send(self, key: str, *parts: bytes) -> None:
-        """See `Place`. It is in the page cache at once, and on its way to the disk."""
+        """See `Storage`. It is in the page cache at once, and on its way to the disk."""
         self.write(key, *parts)
         self._sent[key] = self._syncs.submit(_sync, self.path / key, forget=True)
 
     def keep(self, keys: Iterable[str]) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         for key in keys:
             sent = self._sent.pop(key, None)
             if sent is None:
@@ -194,22 +194,22 @@ class Disk:
                 sent.result()
 
     def mark(self, key: str, data: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         self.write(key, data)
         _sync(self.path / key)
         _sync_entries((self.path / key).parent)
 
     def delete(self, key: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         (self.path / key).unlink(missing_ok=True)
 
     def clear(self, folder: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         if (self.path / folder).exists():
             shutil.rmtree(self.path / folder)
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """See `Place`. It is laid out beside its place and renamed."""
+        """See `Storage`. It is laid out beside its path and renamed."""
         # A process number alone could be that of a process of another machine.
         beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
         try:
@@ -229,13 +229,13 @@ class Disk:
         return True
 
     def remove(self) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.deleted")
         self.path.rename(aside)
         shutil.rmtree(aside)
 
     def sweep(self) -> int:
-        """See `Place`."""
+        """See `Storage`."""
         leftovers = list(self.path.rglob("*.partial"))
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
@@ -255,62 +255,62 @@ class Bucket:
         return Bucket, (self.path,)
 
     def occupied(self) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return self.exists(ROOT)
 
     def claimed(self) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return self._claim() is not None
 
     def exists(self, key: str) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return files.persist(lambda: remote.stamp(self._url(key))) is not None
 
     def read(self, key: str) -> bytes:
-        """See `Place`."""
+        """See `Storage`."""
         return files.persist(lambda: remote.read(self._url(key)))
 
     def names(self, folder: str) -> list[str]:
-        """See `Place`."""
+        """See `Storage`."""
         return files.persist(lambda: remote.names(self._url(folder)))
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """See `Place`."""
+        """See `Storage`."""
         for key, size, _ in files.persist(lambda: list(remote.listing(self._url(folder)))):
             yield f"{folder}/{key}" if folder else key, size
 
     def write(self, key: str, *parts: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         data = b"".join(parts)
         files.persist(lambda: remote.write(self._url(key), data))
 
     def send(self, key: str, *parts: bytes) -> None:
-        """See `Place`. A put takes some 50 ms however small it is, so that many are under way at once."""
+        """See `Storage`. A put takes some 50 ms however small it is, so that many are under way at once."""
         self._room.acquire()
         sent = self._requests.submit(self.write, key, *parts)
         sent.add_done_callback(lambda _: self._room.release())
         self._sent[key] = sent
 
     def keep(self, keys: Iterable[str]) -> None:
-        """See `Place`. A put that was answered is kept."""
+        """See `Storage`. A put that was answered is kept."""
         for key in keys:
             if (sent := self._sent.pop(key, None)) is not None:
                 sent.result()
 
     def mark(self, key: str, data: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         self.write(key, data)
 
     def delete(self, key: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         files.persist(lambda: remote.delete([self._url(key)]))
 
     def clear(self, folder: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         self._delete([key for key, _ in self.listing(folder)])
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """See `Place`.
+        """See `Storage`.
 
         The claim comes first, so that only those lay out at once who put the same; the root comes last. Both are put
         where nothing is, or not at all. Whoever was stopped in between is followed up by the same call.
@@ -332,12 +332,12 @@ class Bucket:
         return self._create(ROOT, objects[ROOT])
 
     def remove(self) -> None:
-        """See `Place`. The claim becomes the mark of a deletion that whoever lays out next would finish."""
+        """See `Storage`. The claim becomes the mark of a deletion that whoever lays out next would finish."""
         self.write(CLAIM, DELETED)
         self._empty()
 
     def sweep(self) -> int:
-        """See `Place`. A put that was cut off leaves nothing."""
+        """See `Storage`. A put that was cut off leaves nothing."""
         return 0
 
     def _url(self, key: str) -> str:

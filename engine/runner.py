@@ -16,8 +16,9 @@ import numpy as np
 from ..exporter.errors import AttlasError, Interrupted, UsageError
 from ..exporter.spec import GraphSpec
 from .contents import Reducer, Statistics
-from .executors import Executor, Ready, ThisProcess, orders_of
-from .job import Estimate, Job, Request, make_job, open_store, versions
+from .executors.base import Executor, Task, WorkerInfo
+from .executors.threads import Threads
+from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
 from .locks import locked
 from .places import Url, locate
@@ -25,6 +26,7 @@ from .sources import Source
 from .sources.files import is_url
 from .store import Store
 from .unit import UnitResult
+from .versions import versions
 
 __all__ = ["Estimate", "Progress", "RunResult", "run"]
 
@@ -175,9 +177,9 @@ def _run(
         store.sweep()
     count = _Count(job, store, mine)
     show(count.progress(UnitResult(), team))
-    ready = team.open(orders_of(job, store), len(mine), job.unit(mine[0]), stop)
-    job.notes.extend(ready.notes)
-    _compare_record(job, store, ready.provider)
+    info = team.open(Task.of(job, store), len(mine), job.unit(mine[0]), stop)
+    job.notes.extend(info.notes)
+    _compare_record(job, store, info.provider)
     total = UnitResult()
     count.start()
     show(count.progress(total, team))
@@ -185,29 +187,29 @@ def _run(
         for result in team.units(mine, job.unit, stop):
             total += result
             show(count.progress(total, team))
-        if shard == (1, 1) and team.kind != ThisProcess.kind:
+        if shard == (1, 1) and team.kind != Threads.kind:
             store.sweep()  # after workers that were killed while the run went on
     finally:
-        _write_record(store, ready, team, total, count.seconds)
+        _write_record(store, info, team, total, count.seconds)
     if stop.is_set() and total.images < count.mine:
         done = int(store.done_images.sum())
         raise Interrupted(
             f"{store.path}: stopped with {done} of {job.plan.images} images done; the same command goes on"
         )
-    return _result(job, job.request.output, store, total, count.seconds, ready.provider)
+    return _result(job, job.request.output, store, total, count.seconds, info.provider)
 
 
 def _executor(workers: int | None, scheduler: str | None, threads: int | None) -> Executor:
     """Who does the work; what only one of them needs is loaded for it alone."""
     if scheduler is not None:
-        from .executors.dask import Cluster
+        from .executors.dask import Dask
 
-        return Cluster(scheduler)
+        return Dask(scheduler)
     if workers is not None:
         from .executors.processes import Processes
 
         return Processes(workers, threads)
-    return ThisProcess(threads)
+    return Threads(threads)
 
 
 def _laid_out(job: Job, team: Executor) -> tuple[Job, Store]:
@@ -250,15 +252,15 @@ class _Count:
     def progress(self, total: UnitResult, team: Executor) -> Progress:
         """After `total` of this run."""
         job, rate = self._job, total.images / self.seconds if total.images else 0.0
-        # One thread of each worker commits, where all its hands do the rest.
+        # One thread of each worker commits, where all its others do the rest.
         busy = {
-            name: spent / (team.workers if name == "commit" else team.hands) for name, spent in total.seconds.items()
+            name: spent / (team.workers if name == "commit" else team.threads) for name, spent in total.seconds.items()
         }
         return Progress(
             done=self._marked(total.images >= self.mine), total=job.plan.images, rate=rate,
             bytes_rate=rate * job.estimate.bytes_raw / job.plan.images,
             left=(self.mine - total.images) / rate if rate else None,
-            limit=max(busy, key=lambda s: busy[s], default=""), estimate=job.estimate, workers=team.words,
+            limit=max(busy, key=lambda s: busy[s], default=""), estimate=job.estimate, workers=team.description,
         )  # fmt: skip
 
     def _marked(self, now: bool) -> int:
@@ -313,7 +315,7 @@ def _compare_record(job: Job, store: Store, provider: str) -> None:
         job.notes.append(f"resumed under other conditions ({'; '.join(different)}): bits may differ from here on")
 
 
-def _write_record(store: Store, ready: Ready, team: Executor, total: UnitResult, seconds: float) -> None:
+def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitResult, seconds: float) -> None:
     entry = {
         "images": total.images,
         "errors": total.errors,
@@ -326,9 +328,9 @@ def _write_record(store: Store, ready: Ready, team: Executor, total: UnitResult,
         },
         "executor": team.kind,
         "workers": team.workers,
-        "units_at_once": team.hands,
-        "provider": ready.provider,
-        "statistics": ready.statistics,
+        "units_at_once": team.threads,
+        "provider": info.provider,
+        "statistics": info.statistics,
         "processor": platform.machine(),
         "versions": versions(),
     }

@@ -24,7 +24,7 @@ from ..exporter.spec import FORMAT, GraphSpec
 from . import arrays as layouts
 from .arrays import Array
 from .locks import recording, unwritten
-from .places import ROOT, Place, Url, place_at
+from .places import ROOT, Storage, Url, storage_at
 from .plan import Plan, digest
 from .schema import FLOAT16_ATTRS, LARGE, LAYERED, ArraySpec, Template
 
@@ -43,7 +43,7 @@ class Store:
 
     Attributes:
         path: where it lies: a path of this machine, or a URL.
-        place: the same, for reading and writing files by key.
+        storage: the same, for reading and writing files by key.
         spec: of the graph that made it.
         plan: of the run that made it.
     """
@@ -54,9 +54,9 @@ class Store:
         Raises:
             AttlasError: there is no store of ours at `path`, or it has a newer format.
         """
-        self.place: Place = place_at(path)
-        self.path: Path | Url = self.place.path
-        attrs = read_attrs(self.place)
+        self.storage: Storage = storage_at(path)
+        self.path: Path | Url = self.storage.path
+        attrs = read_attrs(self.storage)
         self.spec = GraphSpec.from_dict(attrs["spec"], str(path))
         self.plan = Plan.from_dict(attrs["plan"])
         self._writable = writable
@@ -64,7 +64,7 @@ class Store:
 
     def _open(self) -> None:
         with _reading(self.path, "its metadata"):
-            self._group = layouts.opened(self.place, writable=self._writable)
+            self._group = layouts.opened(self.storage, writable=self._writable)
             self._names = frozenset(self._group.array_keys())
         self._arrays: dict[str, Array] = {}
 
@@ -83,7 +83,7 @@ class Store:
     @property
     def zarr(self) -> Any:
         """What `zarr.open_group` and xarray open."""
-        return layouts.zarr_store(self.place)
+        return layouts.zarr_store(self.storage)
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -139,7 +139,7 @@ class Store:
         """A chunk as it is stored, compressed and with its checksum; None where none is, which means fill."""
         with _reading(self.path, name):
             try:
-                return self.place.read(self.chunk_key(name, index))
+                return self.storage.read(self.chunk_key(name, index))
             except FileNotFoundError:
                 return None
 
@@ -164,10 +164,14 @@ class Store:
         # A mark's file is written whole and last, so that its being there is the mark; one listing costs what one
         # read would.
         with _reading(self.path, "what is done"):
-            marks = self.place.names(MARKS)
+            marks = self.storage.names(MARKS)
         found = [int(mark[2:]) for mark in marks if mark.startswith("c.") and mark[2:].isdigit()]
         done[[k for k in found if k < done.size]] = True
         return done
+
+    def is_done(self, k: int) -> bool:
+        """Whether unit k is marked."""
+        return self.storage.exists(mark_key(k))
 
     @property
     def done_images(self) -> npt.NDArray[np.bool_]:
@@ -192,21 +196,21 @@ class Store:
         that one's is opened, if it is of the same plan.
 
         Raises:
-            AttlasError: something else is at `path`, or the place cannot be written.
+            AttlasError: something else is at `path`, or it cannot be written.
         """
-        place = place_at(path)
+        storage = storage_at(path)
         root = {"attlas_format": FORMAT, "kind": KIND, **attrs, "spec": spec.to_dict(), "plan": plan.to_dict()}
         done = ArraySpec("run/done", ("unit",), (plan.units,), (1,), "uint8", 0)
         try:
             files = layouts.laid_out(root, [*arrays, done], values)
             metadata = {key: data.decode() for key, data in files.items() if key.endswith(ROOT) and key != ROOT}
-            made = place.lay_out(files, digest([root["plan"], metadata]).encode())
+            made = storage.lay_out(files, digest([root["plan"], metadata]).encode())
         except OSError as error:
-            raise AttlasError(f"{place.path}: cannot be written ({_one_line(error)})") from None
+            raise AttlasError(f"{storage.path}: cannot be written ({_one_line(error)})") from None
         store = cls(path, writable=True)
         if not made and digest([store.plan.to_dict()]) != digest([root["plan"]]):
             raise AttlasError(
-                f"{place.path}: another process laid out another run here just now; choose another output"
+                f"{storage.path}: another process laid out another run here just now; choose another output"
             )
         return store
 
@@ -217,21 +221,21 @@ class Store:
         Raises:
             AttlasError: what is there is no store of ours, is being written, or cannot be deleted.
         """
-        place = place_at(path)
+        storage = storage_at(path)
         try:
-            if place.occupied():
-                read_attrs(place)
-            elif not place.claimed():
+            if storage.occupied():
+                read_attrs(storage)
+            elif not storage.claimed():
                 return
-            with unwritten(place.path):
-                place.remove()
+            with unwritten(storage.path):
+                storage.remove()
         except OSError as error:
-            raise AttlasError(f"{place.path}: cannot be deleted ({_one_line(error)})") from None
+            raise AttlasError(f"{storage.path}: cannot be deleted ({_one_line(error)})") from None
 
     def write(
         self, name: str, start: int, block: npt.NDArray[Any], layer: slice | None = None, *, later: bool = False
     ) -> None:
-        """Write `block`, whose first axis is image, from image `start` on; one layer's place where `layer` is given.
+        """Write `block`, whose first axis is image, from image `start` on; one layer alone where `layer` is given.
 
         With `later`, it is there, or has failed, once its unit is marked done.
 
@@ -244,7 +248,7 @@ class Store:
         index = (start // first, layer.start if layer else 0, *[0] * (array.ndim - 2))[: array.ndim]
         whole = start % first == 0 and (len(block) == first or first > len(block) == array.shape[0] - start)
         if whole and block.shape[1:] == array.chunks[1:] and array.dtype.kind in "biuf" and array.ndim:
-            write = self.place.send if later else self.place.write
+            write = self.storage.send if later else self.storage.write
             write(self.chunk_key(name, index), *layouts.encode(array, block))
         else:
             where: Any = slice(start, start + len(block))
@@ -252,22 +256,22 @@ class Store:
 
     def mark_done(self, k: int) -> None:
         """Mark unit k done, durably: its chunks reach the disk before the mark does."""
-        self.place.keep(self.unit_keys(k))
-        self.place.mark(mark_key(k), b"".join(layouts.encode(self.array("run/done"), np.ones(1, np.uint8))))
+        self.storage.keep(self.unit_keys(k))
+        self.storage.mark(mark_key(k), b"".join(layouts.encode(self.array("run/done"), np.ones(1, np.uint8))))
 
     def reopen(self, k: int) -> None:
         """Take unit k's mark away, so that the next run does it again.
 
         Raises:
-            AttlasError: the place cannot be written.
+            AttlasError: it cannot be written.
         """
         try:
-            self.place.delete(mark_key(k))
+            self.storage.delete(mark_key(k))
         except OSError as error:
             raise AttlasError(f"{self.path}: cannot be written ({_one_line(error)})") from None
 
     def chunk_key(self, name: str, index: Iterable[int]) -> str:
-        """The chunk of that index by `place`'s key."""
+        """The chunk of that index by its key in the storage."""
         return layouts.chunk_key(name, index)
 
     def chunk_path(self, name: str, index: Iterable[int]) -> Path:
@@ -280,7 +284,7 @@ class Store:
         for name, dim in self.unit_arrays():
             array = self.array(name)
             if dim == "sample":
-                first: Iterable[int] = (place for place, _ in self.plan.sampled(images))
+                first: Iterable[int] = (index for index, _ in self.plan.sampled(images))
             else:
                 first = range(images.start // array.chunks[0], -(-images.stop // array.chunks[0]))
             rest: list[Iterable[int]] = [
@@ -294,9 +298,9 @@ class Store:
 
     @functools.cached_property
     def kept_layers(self) -> list[int]:
-        """The places on the layer axis whose attention was kept."""
+        """The indices on the layer axis whose attention was kept."""
         kept = self.attrs["kept"]["layers"]
-        return [place for place, layer in enumerate(self.spec.layers) if layer in kept]
+        return [index for index, layer in enumerate(self.spec.layers) if layer in kept]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - the layout never changes while a run writes
     def unit_arrays(self) -> list[tuple[str, str]]:
@@ -314,20 +318,20 @@ class Store:
         for array in arrays:
             if array.name in self and array.name not in self.attrs.get("analyzed", ()):
                 raise AttlasError(f"{self.path}: {array.name} was written by the run and is not replaced")
-            self.place.clear(array.name)
-        # In memory first: zarr would ask the place for what may be there already, a few milliseconds for each array.
+            self.storage.clear(array.name)
+        # In memory first: zarr would ask the storage for what may be there already, a few milliseconds for each array.
         files = layouts.added(arrays, values)
         for key, data in files.items():
-            self.place.write(key, data)
+            self.storage.write(key, data)
         analyzed = sorted({*self.attrs.get("analyzed", ()), *(a.name for a in arrays)})
-        layouts.enlist(self.place, files, {"analyzed": analyzed})
+        layouts.enlist(self.storage, files, {"analyzed": analyzed})
         self._open()
 
     @property
     def record(self) -> dict[str, Any]:
         """What the runs recorded of themselves: versions, provider, seconds per stage. Read anew at each call."""
         try:
-            data = json.loads(self.place.read(f"run/{ROOT}"))
+            data = json.loads(self.storage.read(f"run/{ROOT}"))
         except (OSError, ValueError):
             return {}
         return dict(data.get("attributes", {}))
@@ -336,16 +340,16 @@ class Store:
         """Add what a run says of itself to the record, behind what others said.
 
         Raises:
-            OSError: the place cannot be written.
+            OSError: it cannot be written.
         """
         with recording(self.path):
-            data = json.loads(self.place.read(f"run/{ROOT}"))
+            data = json.loads(self.storage.read(f"run/{ROOT}"))
             data.setdefault("attributes", {}).setdefault("runs", []).append(dict(entry))
-            self.place.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
+            self.storage.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
 
     def sweep(self) -> int:
         """Remove what a killed writer left half written; returns how many files."""
-        return self.place.sweep()
+        return self.storage.sweep()
 
 
 def mark_key(k: int) -> str:
@@ -357,16 +361,16 @@ def mark_key(k: int) -> str:
 FIXED = frozenset({"path", "label", "label_class", "sample"})
 
 
-def read_attrs(where: str | os.PathLike[str] | Place) -> dict[str, Any]:
-    """The attributes of the store at a place.
+def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
+    """The attributes of the store at a path, or in a storage.
 
     Raises:
         AttlasError: there is nothing, no store of ours, or one of a newer format; or it cannot be read.
     """
-    place = place_at(where) if isinstance(where, str | os.PathLike) else where
-    path = place.path
+    storage = storage_at(where) if isinstance(where, str | os.PathLike) else where
+    path = storage.path
     try:
-        data = place.read(ROOT)
+        data = storage.read(ROOT)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not path.exists():
             raise AttlasError(

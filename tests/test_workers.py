@@ -21,7 +21,8 @@ from typing import Any
 import attlas
 import pytest
 from attlas.engine import Store
-from attlas.engine.executors import Bench, orders_of
+from attlas.engine.executors.base import Task
+from attlas.engine.executors.worker import Worker
 from attlas.engine.job import Request, make_job, open_store
 from attlas.engine.runner import run
 from attlas.exporter.errors import AttlasError, Interrupted, UsageError
@@ -241,10 +242,10 @@ def test_a_unit_travels_with_its_own_images_alone(tiny_graph: Path, pictures: Pa
         archive.add(pictures, arcname="images")
     for images in (pictures, tmp_path / "images.tar"):
         job = make_job(asked(tiny_graph, tmp_path / "s.zarr", limit=40), images)
-        share = job.share(3)
-        alone = share.alone()
-        assert len(alone.source.items) == len(share.items) < len(job.source.items)
-        assert [alone.source.read(i) for i in alone.items] == [job.source.read(i) for i in share.items]
+        unit = job.unit(3)
+        alone = unit.alone()
+        assert len(alone.source.items) == len(unit.items) < len(job.source.items)
+        assert [alone.source.read(i) for i in alone.items] == [job.source.read(i) for i in unit.items]
 
 
 def test_images_are_read_ahead_where_reading_waits(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
@@ -427,7 +428,7 @@ def test_workers_of_another_version_are_refused(dask: Dask, tiny_graph: Path, pi
 def test_workers_that_do_not_see_the_files_are_refused(
     dask: Dask, tiny_graph: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    """Images, as a worker says; graph and store, as its bench says."""
+    """Images, as a worker says; graph and store, as `Worker` says."""
     from attlas.engine.sources import Folder
 
     dask.add()
@@ -435,12 +436,12 @@ def test_workers_that_do_not_see_the_files_are_refused(
     with pytest.raises(AttlasError, match=r"worker tcp://.*: sees no image n0.*: give it a file system that it shares"):
         run(tiny_graph, gone, tmp_path / "s.zarr", scheduler=dask.address)
     job = make_job(asked(tiny_graph, tmp_path / "s.zarr"), pictures)
-    orders = orders_of(job, open_store(job))
-    for other in (dataclasses.replace(orders, graph="/no/graph.onnx"), dataclasses.replace(orders, store="/no/s.zarr")):
+    task = Task.of(job, open_store(job))
+    for other in (dataclasses.replace(task, graph="/no/graph.onnx"), dataclasses.replace(task, store="/no/s.zarr")):
         with pytest.raises(AttlasError, match=r"sees no /no/.*: give it a file system that it shares"):
-            Bench(other, hands=1, threads=1)
+            Worker(other, threads=1, cores=1)
     with pytest.raises(AttlasError, match="sees another store"):
-        Bench(dataclasses.replace(orders, plan=dataclasses.replace(orders.plan, images=7)), hands=1, threads=1)
+        Worker(dataclasses.replace(task, plan=dataclasses.replace(task.plan, images=7)), threads=1, cores=1)
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
