@@ -31,7 +31,8 @@ from attlas.engine.contents import Choices, Contents
 from attlas.engine.decode import decode
 from attlas.engine.graph import read_spec
 from attlas.engine.keep import Keep
-from attlas.engine.session import Session, cores
+from attlas.engine.providers import cores
+from attlas.engine.session import Session
 from attlas.engine.sources import Folder
 from attlas.engine.store import Store
 

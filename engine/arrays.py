@@ -28,9 +28,18 @@ from .places import ROOT, Storage
 from .schema import CODECS, ArraySpec
 
 __all__ = [
-    "Array", "added", "chunk_key", "decode", "encode", "encoded", "enlist", "laid_out", "member", "opened",
+    "Array",
+    "added",
+    "chunk_key",
+    "decode",
+    "encode",
+    "encoded",
+    "enlist",
+    "laid_out",
+    "member",
+    "opened",
     "zarr_store",
-]  # fmt: skip
+]
 
 type Array = zarr.Array[Any]
 

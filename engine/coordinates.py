@@ -21,9 +21,24 @@ __all__ = ["COORDINATES", "arrays", "with_room"]
 
 COORDINATES = ("path", "label", "label_class", "valid", "error", "height", "width")
 OWN = frozenset(
-    {*COORDINATES, "target", "sample", "layer", "prefix", "class", "class_name", "pixels", "row", "column",
-     "channel_rgb", "image", "run", "done", "zarr.json"}
-)  # fmt: skip
+    {
+        *COORDINATES,
+        "target",
+        "sample",
+        "layer",
+        "prefix",
+        "class",
+        "class_name",
+        "pixels",
+        "row",
+        "column",
+        "channel_rgb",
+        "image",
+        "run",
+        "done",
+        "zarr.json",
+    }
+)
 _NAME = re.compile(r"[^\W_][\w.+-]{0,127}")
 
 # Of what is not of an image.

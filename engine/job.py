@@ -21,8 +21,9 @@ from .keep import Keep
 from .labels import map_labels
 from .places import Url
 from .plan import Plan, digest, make_plan, spread
+from .providers import accelerates
 from .schema import GRADIENTS, LAYERED
-from .session import constants, probe_batch, resolve_provider
+from .session import constants, probe_batch
 from .sources import Items, Source, open_source
 from .sources.items import UNKNOWN
 from .store import Store, read_attrs
@@ -118,7 +119,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     spec = read_spec(request.graph)
     keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype)
     choices = Choices(keep, request.reducer, request.statistics)
-    accelerator = resolve_provider(request.provider)[0] != "CPUExecutionProvider"
+    accelerator = accelerates(request.provider)
     source: Source = open_source(images) if isinstance(images, str | os.PathLike) else images
     items = Items.of(source.items)
     if request.limit is not None:

@@ -16,9 +16,20 @@ from .outputs import Form, Wanted
 from .plan import Plan
 
 __all__ = [
-    "CODECS", "DESCRIBING", "FLOAT16_ATTRS", "FROM_GRAPH", "GRADIENTS", "KEEP", "LARGE", "LAYERED",
-    "STORE_DTYPES", "ArraySpec", "Entry", "Template", "per_layer",
-]  # fmt: skip
+    "CODECS",
+    "DESCRIBING",
+    "FLOAT16_ATTRS",
+    "FROM_GRAPH",
+    "GRADIENTS",
+    "KEEP",
+    "LARGE",
+    "LAYERED",
+    "STORE_DTYPES",
+    "ArraySpec",
+    "Entry",
+    "Template",
+    "per_layer",
+]
 
 # As Zarr's metadata names them. Attention hardly compresses, so the compressor is the fastest (docs/engine.md has the
 # table). Behind it stands a checksum: a flipped bit is an error on reading, never a number.

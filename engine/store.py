@@ -187,9 +187,15 @@ class Store:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], spec: GraphSpec, plan: Plan, arrays: Iterable[ArraySpec],
-        *, values: Mapping[str, Any], attrs: Mapping[str, Any],
-    ) -> Store:  # fmt: skip
+        cls,
+        path: str | os.PathLike[str],
+        spec: GraphSpec,
+        plan: Plan,
+        arrays: Iterable[ArraySpec],
+        *,
+        values: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+    ) -> Store:
         """Lay a store out: every array with its metadata, `values` written, no unit done.
 
         Whatever happens, a store is there whole or not at all. Where another process lays one out at the same moment,
@@ -246,8 +252,9 @@ class Store:
         array = self.array(name)
         first = array.chunks[0]
         index = (start // first, layer.start if layer else 0, *[0] * (array.ndim - 2))[: array.ndim]
-        whole = start % first == 0 and (len(block) == first or first > len(block) == array.shape[0] - start)
-        if whole and block.shape[1:] == array.chunks[1:] and array.dtype.kind in "biuf" and array.ndim:
+        known = layouts.encoded(array)
+        whole = known and start % first == 0 and (len(block) == first or first > len(block) == array.shape[0] - start)
+        if whole and block.shape[1:] == array.chunks[1:]:
             write = self.storage.send if later else self.storage.write
             write(self.chunk_key(name, index), *layouts.encode(array, block))
         else:
@@ -257,7 +264,13 @@ class Store:
     def mark_done(self, k: int) -> None:
         """Mark unit k done, durably: its chunks reach the disk before the mark does."""
         self.storage.keep(self.unit_keys(k))
-        self.storage.mark(mark_key(k), b"".join(layouts.encode(self.array("run/done"), np.ones(1, np.uint8))))
+        array = self.array(MARKS)
+        if layouts.encoded(array):
+            data = b"".join(layouts.encode(array, np.ones(1, np.uint8)))
+        else:
+            array[k] = 1
+            data = self.storage.read(mark_key(k))
+        self.storage.mark(mark_key(k), data)
 
     def reopen(self, k: int) -> None:
         """Take unit k's mark away, so that the next run does it again.

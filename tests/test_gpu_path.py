@@ -16,14 +16,16 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from attlas.engine import Session, Store
+from attlas.engine import providers as providers_module
 from attlas.engine import session as session_module
 from attlas.engine.contents import Choices, Contents, Reducer
 from attlas.engine.device import RING, Cudart, OutOfMemoryError, Ring, fitting_batch, out_of_memory
 from attlas.engine.graph import APPENDED, read_spec
 from attlas.engine.keep import Keep
 from attlas.engine.outputs import Wanted
+from attlas.engine.providers import CPU, CUDA, TENSORRT, Provider
 from attlas.engine.runner import run
-from attlas.engine.session import CPU, CUDA, TENSORRT, probe_batch
+from attlas.engine.session import probe_batch
 from attlas.exporter.errors import AttlasError, UsageError
 
 GRAPHS: dict[str, dict[str, Any]] = {
@@ -36,7 +38,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions on the CPU take the way of a card."""
-    monkeypatch.setattr(session_module, "DEVICES", {CPU: "cpu"})
+    monkeypatch.setattr(providers_module, "PROVIDERS", (Provider(CPU, device="cpu"),))
 
 
 def black(session: Session, images: int) -> np.ndarray:
@@ -160,17 +162,19 @@ def test_a_session_gives_the_same_on_a_device(tiny_graph: Path, pictures: Path) 
 
 @pytest.mark.parametrize("statistics", ["graph", "host"])
 def test_a_run_by_way_of_a_device_stores_the_same(
-    statistics: str, accelerated: None, graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path,
+    statistics: str,
+    accelerated: None,
+    graph_factory: Callable[..., Path],
+    pictures: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Full batches, the padded tail, a broken picture, more threads than slots."""
     folder = tmp_path / "images"
     shutil.copytree(pictures, folder)
     min(folder.rglob("*.jpg")).write_bytes(b"no picture at all")
     graph = graph_factory(**GRAPHS["registers, 3 x 5"])
-    one = attlas.run(
-        graph, folder, tmp_path / "one.zarr", batch_size=4, threads=RING + 2, statistics=statistics
-    )  # fmt: skip
+    one = attlas.run(graph, folder, tmp_path / "one.zarr", batch_size=4, threads=RING + 2, statistics=statistics)
     monkeypatch.undo()
     other = attlas.run(graph, folder, tmp_path / "other.zarr", batch_size=4)
     assert (one.errors, one.done) == (1, 50)
@@ -295,9 +299,7 @@ def test_too_little_memory_is_one_clear_line(device: str | None, tiny_graph: Pat
     session.run_into(pixels, buffers, 4)
 
 
-def test_tensorrt_leaves_the_rest_to_cuda(
-    tiny_graph: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_tensorrt_leaves_the_rest_to_cuda(tiny_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried first, without float16 and without a cache, then CUDA without TF32, then the CPU."""
     seen: list[Any] = []
 
@@ -475,7 +477,7 @@ def test_where_a_card_does_not_work_a_run_is_as_without_one(
     tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`auto` tries it, falls back to the CPU, and leaves the statistics to the host."""
-    monkeypatch.setattr(session_module, "_has_driver", lambda: True)
+    monkeypatch.setattr(providers_module, "_has_driver", lambda: True)
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
     real = ort.InferenceSession
     monkeypatch.setattr(ort, "InferenceSession", lambda model, options, **_: real(model, options, [CPU]))

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from concurrent.futures import Executor as Pool
 from typing import Any, Self
@@ -113,11 +113,24 @@ class Cluster:
             found: dict[str, Any] = self._client.run(function, *arguments, workers=list(self.there), on_error="return")
         except Exception as error:
             raise self._fails(error) from None
-        refused = {address: said for address, said in found.items() if isinstance(said, BaseException)}
-        for address, said in refused.items():
-            others = f" (so do {len(refused) - 1} more)" if len(refused) > 1 else ""
-            raise AttlasError(f"worker {address}: {in_words(said)}{others}")
+        _refuse({one: in_words(said) for one, said in found.items() if isinstance(said, BaseException)})
         return found
+
+    def check_versions(self) -> None:
+        """Refuse workers on which something differs that decides the numbers.
+
+        Raises:
+            AttlasError: no worker is there, or one has another version.
+        """
+        if not self.there:
+            raise self._nobody()
+        # Dask is asked first, which needs no attlas there.
+        found = self._client.get_versions(packages=["attlas"])
+        here = found["client"]["packages"]["attlas"]
+        known = {one: said["packages"]["attlas"] for one, said in found["workers"].items() if one in self.there}
+        wrong = {one: version or "missing" for one, version in known.items() if version != here}
+        _refuse({one: f"attlas {version} there, {here} here; install the same" for one, version in wrong.items()})
+        self.each(check_versions, versions())
 
     def forget(self, function: Callable[[], Any]) -> None:
         """Have every worker that can still be reached clear up."""
@@ -132,7 +145,7 @@ class Cluster:
         Raises:
             AttlasError: no worker is there, one has other versions, one died again and again, or the scheduler is gone.
         """
-        self.each(check_versions, versions())
+        self.check_versions()
         try:
             yield self._client.get_executor(pure=False, retries=TRIES)
         except distributed.KilledWorker as error:
@@ -151,6 +164,13 @@ class Cluster:
 
     def _fails(self, error: BaseException) -> AttlasError:
         return AttlasError(f"{self.address}: a worker fails ({in_words(error)})")
+
+
+def _refuse(refused: Mapping[str, str]) -> None:
+    """Name the first worker that cannot do it, and why."""
+    for address, why in refused.items():
+        others = f" (so do {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise AttlasError(f"worker {address}: {why}{others}")
 
 
 def _connect(address: str) -> Any:

@@ -12,7 +12,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 from ...exporter.errors import AttlasError, Interrupted
-from ..session import probe_batch, resolve_provider
+from ..providers import resolve_provider
+from ..session import probe_batch
 from ..store import Store
 from ..unit import Unit, UnitResult
 from .base import Task, WorkerInfo
@@ -80,6 +81,7 @@ class Dask:
             if stop.wait(LOOK):
                 raise Interrupted(f"{cluster.address}: stopped while no worker was there; the same command goes on")
             cluster.look()
+        cluster.check_versions()
         self._task = task
         found: dict[str, WorkerInfo] = cluster.each(_ready, task, first.alone())
         info = next(iter(found.values()))

@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ...exporter.errors import AttlasError, UsageError
-from ..session import cores, resolve_provider
+from ..providers import cores, on_cards
 from ..store import Store
 from ..unit import Unit, UnitResult
 from .base import Local, Task, WorkerInfo
@@ -75,8 +75,7 @@ class Processes(Local):
         each = self._wanted or max(1, cores() // self.workers)
         self._task, self._each = task, each
         self.threads = each * self.workers
-        on_card = resolve_provider(task.provider)[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-        self._cards = _cards() if on_card else []
+        self._cards = _cards() if on_cards(task.provider) else []
         for number in range(self.workers):
             self._start(number)
         for number in range(self.workers):
@@ -159,9 +158,11 @@ class Processes(Local):
     def _start(self, number: int) -> None:
         ours, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(
-            target=_serve, name=f"attlas-worker-{number}", daemon=True,
+            target=_serve,
+            name=f"attlas-worker-{number}",
+            daemon=True,
             args=(theirs, _cores(number, self.workers), self._card(number), self._each),
-        )  # fmt: skip
+        )
         try:
             process.start()
         except OSError as error:

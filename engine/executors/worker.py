@@ -11,7 +11,8 @@ from queue import SimpleQueue
 from ...exporter.errors import AttlasError
 from ..contents import Contents
 from ..graph import read_spec
-from ..session import Session, resolve_provider
+from ..providers import accelerates
+from ..session import Session
 from ..sources.files import is_url
 from ..sources.items import ChangedError
 from ..store import Store
@@ -125,7 +126,7 @@ class Worker:
 
 def _session(task: Task, provider: str, contents: Contents, cores: int, notes: list[str]) -> Session:
     """The graph, with the statistics behind it where they belong there."""
-    accelerator = resolve_provider(provider)[0] != "CPUExecutionProvider"
+    accelerator = accelerates(provider)
     automatic = contents.statistics == "auto"
     appended = contents.appended(accelerator=accelerator)
     if appended is None and accelerator and automatic and contents.reducer is not None:
