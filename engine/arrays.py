@@ -43,6 +43,11 @@ __all__ = [
 
 type Array = zarr.Array[Any]
 
+SHUFFLES = {
+    "noshuffle": numcodecs.Blosc.NOSHUFFLE,
+    "shuffle": numcodecs.Blosc.SHUFFLE,
+    "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
+}
 RESIDUE = 0x48674BC7  # what CRC32C gives of any data with its own checksum behind it: no copy without it is needed
 
 
@@ -65,7 +70,7 @@ def member(group: zarr.Group, name: str) -> Array:
 
 def zarr_store(storage: Storage) -> Any:
     """What zarr, and xarray, open: a folder's own path, or a bucket's adapter."""
-    return storage.path if isinstance(storage.path, Path) else _Keys(storage)
+    return storage.path if isinstance(storage.path, Path) else _Adapter(storage)
 
 
 def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -201,11 +206,11 @@ def _codecs(array: Array) -> list[dict[str, Any]]:
 @functools.lru_cache(maxsize=32)
 def _compressor(*, cname: str, clevel: int, shuffle: str, blocksize: int, **_: Any) -> Any:
     """Numcodecs' compressor of these settings."""
-    return numcodecs.Blosc(cname, clevel, getattr(numcodecs.Blosc, shuffle.upper()), blocksize)
+    return numcodecs.Blosc(cname, clevel, SHUFFLES[shuffle], blocksize)
 
 
-class _Keys(ZarrStore):
-    """A storage as zarr wants it, so that its requests are repeated, and fail, as all others there are and do."""
+class _Adapter(ZarrStore):
+    """A storage as a store of zarr's, so that its requests are retried, and fail, as all others."""
 
     supports_writes = True
     supports_deletes = True
@@ -216,13 +221,13 @@ class _Keys(ZarrStore):
         self._storage = storage
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keys) and other._storage.path == self._storage.path
+        return isinstance(other, _Adapter) and other._storage.path == self._storage.path
 
     def __str__(self) -> str:
         return str(self._storage.path)
 
-    def with_read_only(self, read_only: bool = False) -> _Keys:
-        return _Keys(self._storage, read_only=read_only)
+    def with_read_only(self, read_only: bool = False) -> _Adapter:
+        return _Adapter(self._storage, read_only=read_only)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         try:

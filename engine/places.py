@@ -1,8 +1,8 @@
-"""Where a store's files lie, a folder or a bucket: what each of the two promises of a file that is written.
+"""The storage of a store: a folder or a bucket, and what each guarantees for a file that is written.
 
-A folder has renames, locks and a page cache that a power failure empties. An object store has none of them: what is put
-is there whole and for good when the request is answered, and a put can be told to fail where something is already. A
-file's key is its path within the store, with `/`.
+A folder has renames, locks and a page cache that a power failure empties. An object store has none of them: once a put
+is answered the file is there, whole and for good, and a put can be told to fail if there is one already. The key of a
+file is its path within the store, with `/`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SYNCS = 4  # at once: a file system brings several files to the disk in one go
 
 
 class Url(str):
-    """What fsspec reaches, such as `s3://bucket/name.zarr`."""
+    """The address of something that fsspec reaches, such as `s3://bucket/name.zarr`."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ class Url(str):
         """Whether a store is there.
 
         Raises:
-            AttlasError: nobody can tell.
+            AttlasError: it cannot be reached.
         """
         try:
             return Bucket(self).occupied()
@@ -65,10 +65,10 @@ class Storage(Protocol):
         """Where it is."""
 
     def occupied(self) -> bool:
-        """Whether something is there that is a store, or that no store may be laid out over."""
+        """Whether there is a store, or something that no store may be written over."""
 
     def claimed(self) -> bool:
-        """Whether the laying out or the deletion of a store has begun there."""
+        """Whether a store is being laid out or deleted there."""
 
     def exists(self, key: str) -> bool:
         """Whether there is a file of that key."""
@@ -81,19 +81,19 @@ class Storage(Protocol):
         """
 
     def names(self, folder: str) -> list[str]:
-        """The names of what lies directly in a folder, in no order; none where there is no folder."""
+        """The names of what is directly in a folder, in no order; none if there is no such folder."""
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """(key, bytes) of every file below a folder, in no order."""
 
     def write(self, key: str, *parts: bytes) -> None:
-        """Write a file; it is there whole or not at all, whoever looks and whatever happens."""
+        """Write a file: atomic, so that no reader and no crash sees half of it."""
 
     def send(self, key: str, *parts: bytes) -> None:
-        """Write a file by and by: it is there, or has failed, once `keep` was called for it."""
+        """Write a file in the background: it is there, or has failed, when `keep` returns for it."""
 
     def keep(self, keys: Iterable[str]) -> None:
-        """See to it that files written or sent survive a power failure from here on; nobody reads them soon."""
+        """Make files that were written or sent survive a power failure from here on; nobody reads them soon."""
 
     def mark(self, key: str, data: bytes) -> None:
         """Write a small file that survives a power failure from here on."""
@@ -105,21 +105,21 @@ class Storage(Protocol):
         """Delete everything below a folder."""
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """Put a new store's files where nothing is, `ROOT` last; whether it was this call that did.
+        """Write a new store's files where there is nothing, `ROOT` last; returns whether this call did it.
 
         Args:
             objects: bytes by key.
-            identity: the same for whoever lays out a store that can stand for this one.
+            identity: equal for all who lay out the same store.
 
         Raises:
             AttlasError: something else is there, or is being laid out.
         """
 
     def remove(self) -> None:
-        """Delete the store, so that at no moment a part of it looks like a whole one."""
+        """Delete the store; at no moment does a part of it look like a whole one."""
 
     def sweep(self) -> int:
-        """Delete what killed writers left half written; returns how many files."""
+        """Delete what killed writers left half written; returns the number of files."""
 
 
 def storage_at(where: str | os.PathLike[str]) -> Storage:
@@ -312,8 +312,8 @@ class Bucket:
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
         """See `Storage`.
 
-        The claim comes first, so that only those lay out at once who put the same; the root comes last. Both are put
-        where nothing is, or not at all. Whoever was stopped in between is followed up by the same call.
+        The claim comes first, so that only runs of the same layout write at once; the root comes last. Both are
+        created only if they do not exist. The same call completes a layout that was stopped in between.
         """
         claim = self._claim()
         if claim == DELETED:
@@ -332,7 +332,7 @@ class Bucket:
         return self._create(ROOT, objects[ROOT])
 
     def remove(self) -> None:
-        """See `Storage`. The claim becomes the mark of a deletion that whoever lays out next would finish."""
+        """See `Storage`. The claim becomes the mark of a deletion, which the next layout would complete."""
         self.write(CLAIM, DELETED)
         self._empty()
 

@@ -1,4 +1,4 @@
-"""One graph, ready to run: with `providers` and `device` the one that knows onnxruntime."""
+"""One graph, ready to run. With `providers` and `device` the only modules that know onnxruntime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local worker processes: each with cores of its own, or a card of its own. They ask for units, so none waits long."""
+"""Local worker processes, each with cores, or a card, of its own. They ask for units, so that none waits for others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Processes(Local):
         self._alive: list[_Process] = []
         self._asking: deque[_Process] = deque()  # those that wait for a unit
         self._info: WorkerInfo | None = None
-        self._fruitless = 0  # deaths since a unit was last done
+        self._deaths = 0  # deaths since a unit was last done
 
     def __exit__(self, *_: object) -> None:
         for worker in self._alive:
@@ -79,7 +79,7 @@ class Processes(Local):
         for number in range(self.workers):
             self._start(number)
         for number in range(self.workers):
-            while (worker := self._of(number)) is not None and not self._hear(worker):
+            while (worker := self._find(number)) is not None and not self._wait_ready(worker):
                 pass
         assert self._info is not None
         cards = f", {len(self._cards)} cards" if self._cards else ""
@@ -93,7 +93,7 @@ class Processes(Local):
     def room(self) -> int:
         """See `Scheduler`."""
         for number in range(self.workers):
-            if self._of(number) is None:
+            if self._find(number) is None:
                 self._start(number)
         return len(self._asking)
 
@@ -115,7 +115,7 @@ class Processes(Local):
             try:
                 word, value = worker.pipe.recv()
             except (EOFError, OSError):
-                self._bury(worker)
+                self._remove(worker)
                 outcomes += [Outcome(k, lost=_end(worker.process)) for k in sorted(worker.at, reverse=True)]
                 continue
             if word == "next":
@@ -123,28 +123,28 @@ class Processes(Local):
             elif word == "done":
                 k, result = value
                 worker.at.discard(k)
-                self._fruitless = 0
+                self._deaths = 0
                 outcomes.append(Outcome(k, result))
             elif word == "failed":
                 outcomes.append(Outcome(None, error=value))
             elif word == "ready":
-                self._check(worker, value)
+                self._check_provider(worker, value)
         return outcomes
 
-    def _hear(self, worker: _Process) -> bool:
+    def _wait_ready(self, worker: _Process) -> bool:
         """Whether a worker that starts is ready; one that died is replaced."""
         try:
             word, value = worker.pipe.recv()
         except (EOFError, OSError):
-            self._bury(worker)
+            self._remove(worker)
             self._start(worker.number)
             return False
         if word == "failed":
             raise value
-        self._check(worker, value)
+        self._check_provider(worker, value)
         return True
 
-    def _check(self, worker: _Process, info: WorkerInfo) -> None:
+    def _check_provider(self, worker: _Process, info: WorkerInfo) -> None:
         self._info = self._info or info
         if info.provider != self._info.provider:
             raise AttlasError(
@@ -152,7 +152,7 @@ class Processes(Local):
                 "name one with --provider, and see `attlas doctor`"
             )
 
-    def _of(self, number: int) -> _Process | None:
+    def _find(self, number: int) -> _Process | None:
         return next((w for w in self._alive if w.number == number), None)
 
     def _start(self, number: int) -> None:
@@ -179,15 +179,15 @@ class Processes(Local):
     def _card(self, number: int) -> str | None:
         return self._cards[number % len(self._cards)] if self._cards else None
 
-    def _bury(self, worker: _Process) -> None:
+    def _remove(self, worker: _Process) -> None:
         """A worker whose pipe has ended: either it was told to end, or it died."""
         worker.process.join()
         worker.pipe.close()
         self._alive.remove(worker)
         if worker.process.exitcode == 0:
             return
-        self._fruitless += 1
-        if self._fruitless > TRIES * self.workers:
+        self._deaths += 1
+        if self._deaths > TRIES * self.workers:
             raise AttlasError(
                 f"worker processes end before they have done anything ({_end(worker.process)}); what is done stays, "
                 "the same command goes on"
@@ -212,7 +212,7 @@ def pool(workers: int) -> Iterator[Pool]:
 
 
 def _pin_next(number: Any, workers: int) -> None:
-    _leave_signals()
+    _ignore_signals()
     with number.get_lock():
         mine, number.value = number.value, number.value + 1
     _pin(_cores(mine % workers, workers))
@@ -220,7 +220,7 @@ def _pin_next(number: Any, workers: int) -> None:
 
 def _serve(pipe: Connection, own: Sequence[int], card: str | None, threads: int) -> None:
     """What a worker process does: load, say so, and then unit after unit until there is none."""
-    _leave_signals()
+    _ignore_signals()
     _pin(own)
     if card is not None:
         # Before the first session, which is when CUDA looks.
@@ -247,7 +247,7 @@ def _serve(pipe: Connection, own: Sequence[int], card: str | None, threads: int)
         )
 
 
-def _leave_signals() -> None:
+def _ignore_signals() -> None:
     """A signal to the whole group is for the one who started this; when that one is gone, so is this process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
