@@ -68,21 +68,22 @@ def test_an_array_that_a_run_stores_is_one_entry_of_the_schema(
     tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is planned, laid out, filled, and verified, and nothing else names it."""
-    from attlas.engine import contents, schema
+    from attlas.engine import contents, schema, store, unit, verify
     from attlas.engine.outputs import Wanted
 
     entry = schema.Entry("mean_twice", schema.MEAN, "as an example", Wanted("attention", head_mean=True), chunk="layer")
     small = schema.Entry("tokens_too", (), "as another", Wanted("tokens"))
     monkeypatch.setattr(contents, "FROM_GRAPH", (*schema.FROM_GRAPH, entry, small))
-    for module in ("schema", "contents", "unit", "store", "verify"):
-        for name, value in (("LAYERED", (*schema.LAYERED, "mean_twice")), ("LARGE", (*schema.LARGE, "mean_twice"))):
-            monkeypatch.setattr(f"attlas.engine.{module}.{name}", value, raising=False)
-    store = Store(run(tiny_graph, pictures, tmp_path / "s.zarr", keep=("none",), limit=12, batch_size=4).path)
-    assert attlas.verify(store.path).faults == {}
-    arrays = Session(tiny_graph)([pictures / key for key in paths(store)])
-    assert store.dims("mean_twice") == ("image", "layer", "query", "key")
-    np.testing.assert_allclose(store.read("mean_twice"), arrays["attention"].mean(2), atol=1e-6)
-    np.testing.assert_array_equal(store.read("tokens_too"), arrays["tokens"])
+    layered, large = (*schema.LAYERED, "mean_twice"), (*schema.LARGE, "mean_twice")
+    for module in (schema, contents, store, unit, verify):  # what is derived from the entries when they are loaded
+        monkeypatch.setattr(module, "LAYERED", layered)
+        monkeypatch.setattr(module, "LARGE", large, raising=False)
+    made = Store(run(tiny_graph, pictures, tmp_path / "s.zarr", keep=("none",), limit=12, batch_size=4).path)
+    assert attlas.verify(made.path).faults == {}
+    arrays = Session(tiny_graph)([pictures / key for key in paths(made)])
+    assert made.dims("mean_twice") == ("image", "layer", "query", "key")
+    np.testing.assert_allclose(made.read("mean_twice"), arrays["attention"].mean(2), atol=1e-6)
+    np.testing.assert_array_equal(made.read("tokens_too"), arrays["tokens"])
 
 
 def test_the_sample_holds_the_crops_the_model_saw(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
