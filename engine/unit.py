@@ -128,7 +128,7 @@ class Buffers:
         """A small array of the first `count` images as the graph gives it, its layers on an axis of their own."""
         outputs = self.contents.outputs[name]
         values = [self.outputs[want.name][:count] for want in outputs]
-        return values[0] if outputs[0].source == name else np.stack(values, axis=1)
+        return np.stack(values, axis=1) if "." in outputs[0].source else values[0]
 
 
 def commit_unit(k: int, store: Store, result: UnitResult) -> None:
