@@ -8,6 +8,7 @@ no room brings in what only another needs.
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -76,18 +77,12 @@ def run(graph: Any, images: Any, output: Any, **choices: Any) -> Any:
     keeps what it is told to keep, its result says that statistics were left out, and `analyze` makes them later.
     """
     from .engine.runner import run as engine_run
+    from .exporter.errors import AttlasError
 
-    if "reducer" not in choices:
-        try:
-            choices["reducer"] = _load("analysis.kernel").Reducer
-        except ImportError:
-            choices["reducer"] = None
-        except Exception as error:
-            from .exporter.errors import AttlasError
-
-            if not isinstance(error, AttlasError):
-                raise
-            choices["reducer"] = None
+    for choice, home, name in (("reducer", "analysis.kernel", "Reducer"), ("reserved", "analysis.catalog", "reserved")):
+        if choice not in choices:
+            with suppress(ImportError, AttlasError):
+                choices[choice] = getattr(_load(home), name)
     return engine_run(graph, images, output, **choices)
 
 

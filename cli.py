@@ -27,7 +27,17 @@ from .exporter.errors import AttlasError, Interrupted, UsageError
 READ_ERRORS = 3
 INTERRUPTED = 130
 
-path_argument = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path of this machine; `~` is the user's folder even where the shell leaves it, as in `--images=~/x`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from .engine.sources.files import place
+
+        return Path(place(os.fsdecode(super().convert(value, param, ctx))))
+
+
+path_argument = _Path(path_type=Path)
 
 
 def store_path(value: str) -> Any:

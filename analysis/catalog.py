@@ -21,7 +21,8 @@ from .kernel import WORDS
 from .layer import Layer
 
 __all__ = [
-    "CATALOG", "FUSED", "GROUPED_MAPS", "MEASURED", "SCALARS", "Statistic", "described", "find", "scalars", "sizes",
+    "CATALOG", "FUSED", "GROUPED_MAPS", "MEASURED", "SCALARS", "Statistic", "described", "find", "reserved", "scalars",
+    "sizes",
 ]  # fmt: skip
 
 # The default statistics, whose numbers come from the fused kernel; those of one number per head are summed up in full.
@@ -115,6 +116,22 @@ def described() -> dict[str, str]:
     known: list[Any] = [*CATALOG.values(), *WEIGHTED.values()]
     found |= {s.name: (s.long_name, s.units, getattr(s, "needs", "") and f"needs {s.needs}") for s in known}
     return {name: f"{words} [{units}]{note and f', {note}'}" for name, (words, units, note) in found.items()}
+
+
+def reserved(name: str) -> bool:
+    """Whether `analyze` may put an array or a dimension of this name into a store, so that no column may have it."""
+    statistics = {*FUSED, *CATALOG, *WEIGHTED, *MEASURED, *WORDS}
+    known: list[Any] = [*CATALOG.values(), *WEIGHTED.values()]
+    dims = {dim for one in known for dim in one.dims}
+    if name in statistics | dims | {"quantile", "bound", "predicted", "entropy_edge", "distance_edge"}:
+        return True
+    if name.endswith(("_group", "_group_images")):
+        return True
+    whole, by, _ = name.partition("_by_")
+    forms = ("mean", "std", "count", "difference", "q") if by else ("mean", "std", "quantile", "interval")
+    return any(whole == f"{statistic}_{form}" for statistic in statistics for form in forms) or (
+        bool(by) and whole in statistics  # of what is a mean already
+    )
 
 
 def _mean_where(values: Array, there: Array) -> Array:

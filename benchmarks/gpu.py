@@ -38,7 +38,7 @@ from attlas.engine.graph import read_spec
 from attlas.engine.keep import Keep
 from attlas.engine.providers import cores
 from attlas.engine.session import Session
-from attlas.engine.sources import Item
+from attlas.engine.sources import BaseSource, Item
 
 MODELS = (
     "deit_tiny_patch16_224",
@@ -56,7 +56,7 @@ BOUNDS = {"float32": 5e-3, "float16": 0.3}
 
 
 @dataclass(frozen=True)
-class Repeated:
+class Repeated(BaseSource):
     """A source of `count` pictures in memory: a few, again and again."""
 
     encoded: Sequence[bytes]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.errors import AttlasError
 from ..exporter.spec import GraphSpec
 from .plan import Plan
 from .schema import ArraySpec, Template
@@ -57,26 +57,41 @@ LONG_NAMES = {
 FILL: Mapping[str, Any] = {"U": "", "T": "", "O": "", "f": math.nan}
 
 
-def with_room(items: Items, spec: GraphSpec, kept: Sequence[Template], *, chosen: bool) -> tuple[Items, list[str]]:
-    """The items with those columns alone that a store has room for, and the names of the others.
+def with_room(
+    items: Items, spec: GraphSpec, kept: Sequence[Template], reserved: Callable[[str], bool] = lambda _name: False
+) -> tuple[Items, dict[str, str]]:
+    """The items with every column under a name that is free in a store, and the new names of those that had none.
+
+    A name that an array cannot have loses what is wrong with it: `Patient ID` becomes `Patient_ID`. One that the store
+    uses itself, or that `reserved` says is needed later, is put aside: `height` becomes `column_height`.
 
     Args:
         items: of a source.
         spec: of the graph.
         kept: the per-image arrays of the run.
-        chosen: somebody chose the columns, so that none may fall away.
-
-    Raises:
-        AttlasError: `chosen`, and one has the name of an array or a dimension of the store, or none that it could have.
+        reserved: whether a name is to be left free for what may be added to the store.
     """
-    taken = OWN | {t.name for t in kept} | {d for t in kept for d in t.dims}
+    taken = {*OWN} | {t.name for t in kept} | {d for t in kept for d in t.dims}
     taken |= {o.name for o in spec.outputs} | {d for o in spec.outputs for d in o.dims}
-    out = [name for name in items.columns if name in taken or not _NAME.fullmatch(name)]
-    if out and chosen:
-        why = "is a name that the store uses itself" if out[0] in taken else "is no name that an array can have"
-        raise AttlasError(f"column {out[0]!r} of the images {why}; rename or remove it")
-    columns = {name: values for name, values in items.columns.items() if name not in out}
-    return dataclasses.replace(items, columns=columns), out
+
+    def free(name: str) -> bool:
+        return _NAME.fullmatch(name) is not None and name not in taken and not reserved(name)
+
+    names = {name: name for name in items.columns if free(name)}
+    taken |= names.keys()
+    for name in [name for name in items.columns if name not in names]:
+        names[name] = next(filter(free, _aside(name)))
+        taken.add(names[name])
+    columns = {names[name]: values for name, values in items.columns.items()}
+    renamed = {name: names[name] for name in items.columns if names[name] != name}
+    return dataclasses.replace(items, columns=columns), renamed
+
+
+def _aside(name: str) -> Iterator[str]:
+    """Names that a column may have instead, the nearest first."""
+    plain = re.sub(r"^[\W_]+|_+$", "", re.sub(r"[^\w.+-]+", "_", name))[:100] or "unnamed"
+    yield from (plain, f"column_{plain}", f"{plain}_column")
+    yield from (f"column_{plain}_{n}" for n in itertools.count(2))
 
 
 def arrays(

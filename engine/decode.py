@@ -1,29 +1,60 @@
 """Bytes of a picture to the graph's pixels, by the graph's recipe, without torch: the one module that knows Pillow.
 
 The pixels equal those of timm's evaluation transform bit for bit (`timm.data.create_transform`, which is torchvision's
-Resize and CenterCrop on a Pillow image converted to RGB).
+Resize and CenterCrop on a Pillow image converted to RGB). Of grey pictures with more than 8 bits a sample, which that
+conversion would clip, the range of their format is black to white (`RANGE`).
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ..exporter.spec import Recipe
 
-__all__ = ["MAX_PIXELS", "DecodeError", "crop_box", "decode", "prepare"]
+__all__ = ["MAX_PIXELS", "RANGE", "DecodeError", "Picture", "crop_box", "decode", "prepare", "rgb"]
 
 # Pillow's own threshold for a decompression bomb, held here as an error: 268 MB of RGB per worker at most.
 MAX_PIXELS = 89_478_485
 
 # Formats are named, so that a file's content cannot call on a decoder that starts another program (EPS does).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "MPO", "AVIF")
+# The JPEG opener takes MPO, too.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# How samples of more than 8 bits become 8, by name, for the plan of a run: a full unsigned range, or 0 to 1 of floats.
+RANGE = "format range"
+WIDE = "grey pictures have more than 8 bits a sample: 0 is black, the largest value of their format (float: 1) is white"
+NARROW = (
+    "of them use less than a sixteenth of that range and are nearly one shade (12 bits in a 16-bit file?): rescale them"
+)
+# TIFF's tags
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+# What else lies under an image's name, by its first bytes.
+_OTHERS = {
+    b"version https://git-lfs": "is a Git LFS pointer and not the picture itself: `git lfs pull` fetches it",
+    b"%PDF": "is a PDF, not an image",
+    b"<svg": "is SVG, which has no pixels: render it as PNG",
+    b"<!doctype html": "is a web page, not an image: the download went wrong",
+    b"<html": "is a web page, not an image: the download went wrong",
+    b"<?xml": "is XML, not an image",
+    b"PK\x03\x04": "is a zip archive, not an image",
+    b"\x1f\x8b": "is compressed (gzip), not an image",
+}
+# Formats that Pillow may refuse after it has known them.
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
+    b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
+}  # fmt: skip
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC"}
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -39,31 +70,55 @@ class DecodeError(Exception):
     """A picture that cannot be read; the run goes on without it."""
 
 
-def decode(data: bytes, recipe: Recipe) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+class Picture(NamedTuple):
+    """A decoded picture.
+
+    Attributes:
+        pixels: (row, column, channel) uint8 RGB of the recipe's crop.
+        size: the original's (height, width).
+        remarks: what a run counts and says: `WIDE` where `RANGE` was used, and `NARROW`.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    size: tuple[int, int]
+    remarks: tuple[str, ...] = ()
+
+
+def decode(data: bytes, recipe: Recipe) -> Picture:
     """The graph's pixels of an encoded picture.
 
-    Returns:
-        (row, column, channel) uint8 RGB of the recipe's crop, and the original's (height, width).
-
     Raises:
-        DecodeError: Pillow cannot read it, or it is larger than `MAX_PIXELS`, before or after the resize.
+        DecodeError: Pillow cannot read it, it is larger than `MAX_PIXELS`, before or after the resize, or nothing says
+            which of its values are black and white.
     """
     try:
         with warnings.catch_warnings():
             # Corrupt EXIF, odd palettes and the like are warnings to Pillow, and its pixels are what counts here.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            with Image.open(io.BytesIO(data), formats=_formats()) as picture:
                 size = (picture.height, picture.width)
                 _bounded(size, "has")
-                rgb = picture.convert("RGB")
-            return np.asarray(prepare(rgb, recipe)), size
+                colours, remarks = rgb(picture)
+            return Picture(np.asarray(prepare(colours, recipe)), size, remarks)
     except DecodeError:
         raise
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        raise DecodeError(_unidentified(data)) from None
     except Exception as error:  # Pillow's decoders raise whatever their parsers meet; one image is one image.
         text = " ".join(str(error).split()).split("<_io.BytesIO")[0].strip()
         raise DecodeError(text or type(error).__name__) from None
+
+
+def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture as RGB of 8 bits, and the remarks of `Picture`.
+
+    Raises:
+        DecodeError: nothing says which of its values are black and white.
+    """
+    grey, remarks = _eight_bits(picture) if picture.mode in _WIDE_MODES else (picture, ())
+    return grey.convert("RGB"), remarks
 
 
 def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
@@ -111,6 +166,73 @@ def crop_box(height: int, width: int, recipe: Recipe) -> tuple[float, float, flo
     left = _offset(new_width, crop_width)
     y, x = height / new_height, width / new_width
     return top * y, left * x, (top + crop_height) * y, (left + crop_width) * x
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow has."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _eight_bits(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """A grey picture of more than 8 bits as 8, by `RANGE`, and what is to be said of it.
+
+    Integers lose their low bits, as Pillow does it with colours of 16 bits; floats are rounded, as scikit-image does.
+
+    Raises:
+        DecodeError: it has values below 0, a float above 1 or NaN, or all of it would become black.
+    """
+    tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        low, high, white = float(values.min()), float(values.max()), 1
+        if not (low >= 0 and high <= 1):
+            raise DecodeError(
+                f"has floating-point values from {low:g} to {high:g}, where 0 is black and 1 white; rescale them"
+            )
+        grey = np.rint(values * 255).astype(np.uint8)
+    else:
+        # Pillow spreads PGM's maxval and JPEG 2000's precision over 16 bits.
+        bits, signed = int(tags.get(BITS, (16,))[0]), tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+        if bits == 32 and not signed:
+            values = values.view(np.uint32)
+        low, high, white = int(values.min()), int(values.max()), (1 << (bits - signed)) - 1
+        if low < 0 or high > white:
+            raise DecodeError(f"has values from {low} to {high}, where 0 is black and {white} white; rescale them")
+        grey = (values >> (bits - signed - 8)).astype(np.uint8)
+    if high > 0 and not grey.any():
+        raise DecodeError(
+            f"has no value above {high:g}, where {white} is white, so that all of it would be black; rescale it"
+        )
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero; of 8 bits and less Pillow turns it round itself
+        grey = 255 - grey
+    return Image.fromarray(grey), (WIDE, NARROW) if 0 < high < white / 16 else (WIDE,)
+
+
+def _unidentified(data: bytes) -> str:
+    """What a file is that Pillow does not know, by its first bytes."""
+    if not data:
+        return "the file is empty"
+    if not any(data):
+        return "holds nothing but zero bytes: the copy or download went wrong"
+    begin = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for mark, what in _OTHERS.items():
+        if begin.startswith(mark.lower()):
+            return what
+    if data[128:132] == b"DICM":
+        return "is DICOM, which is not read; export it as PNG or TIFF"
+    known = next((name for mark, name in _MAGIC.items() if data.startswith(mark)), None)
+    if data[4:8] == b"ftyp":
+        known = _BRANDS.get(data[8:12], known)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        known = "WebP"
+    if known == "HEIC":
+        return "is HEIC, which is not read; convert it to JPEG or PNG"
+    if known:
+        such = " (such as 64-bit or coloured floats)" if known == "TIFF" else ""
+        return f"is {known}, but damaged or of a kind that is not read{such}"
+    return f"is in no image format that is read ({', '.join(FORMATS)})"
 
 
 def _offset(edge: int, crop: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..exporter.errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
 from .contents import Choices, Contents, Reducer, Statistics
 from .coordinates import COORDINATES, arrays, with_room
+from .decode import RANGE
 from .graph import graph_digest, read_spec
 from .keep import Keep
 from .labels import map_labels
@@ -25,6 +26,7 @@ from .providers import accelerates
 from .schema import GRADIENTS, LAYERED
 from .session import constants, probe_batch
 from .sources import Items, Source, open_source
+from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
 from .store import Store, read_attrs
 from .targets import choose
@@ -78,6 +80,7 @@ class Request:
     statistics: Statistics
     overwrite: bool
     dry_run: bool
+    reserved: Callable[[str], bool] = lambda _name: False
 
 
 @dataclass
@@ -116,16 +119,17 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     for option, number in (("--limit", request.limit), ("--batch-size", request.batch_size)):
         if number is not None and number < 1:
             raise UsageError(f"{option} {number}: at least one image")
+    _refuse_other(request.graph)
     spec = read_spec(request.graph)
     keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype)
     choices = Choices(keep, request.reducer, request.statistics)
     accelerator = accelerates(request.provider)
-    source: Source = open_source(images) if isinstance(images, str | os.PathLike) else images
+    source = _source(images)
     items = Items.of(source.items)
     if request.limit is not None:
         items = items.take(spread(len(items), request.limit))
     contents = Contents.derive(spec, choices)
-    items, unkept = with_room(items, spec, contents.templates, chosen=getattr(source, "chosen_columns", False))
+    items, renamed = with_room(items, spec, contents.templates, request.reserved)
     targets = _targets(request, keep, spec, items)
     existing, notes = None, list[str]()
     if request.output.exists() and not request.overwrite:
@@ -155,9 +159,43 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         fits = probe(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
         plan = planned(fits) if fits < plan.batch else plan
     estimate = _estimate(request, source, plan, contents)
-    if unkept:
-        estimate.others[f"columns that the store has no place for ({', '.join(unkept[:5])})"] = len(unkept)
+    if existing is None:
+        notes += _columns_note(renamed)
+        notes += filter(None, [duplicates(source, items)] if not source.reads_ahead else [])
     return Job(request, choices, contents, source, items, plan, estimate, targets, notes)
+
+
+def _source(images: str | os.PathLike[str] | Source) -> Source:
+    """What IMAGES names, or the source that it is.
+
+    Raises:
+        UsageError: it is an object that lacks something a source has.
+    """
+    if isinstance(images, str | os.PathLike):
+        return open_source(images)
+    missing = [
+        name for name in ("name", "items", "read", "others", "reads_ahead", "subset") if not hasattr(images, name)
+    ]
+    if missing:
+        raise UsageError(
+            f"images: {type(images).__name__} is no path, and no source, since it has no {', '.join(missing)}; derive "
+            "one from attlas.engine.sources.BaseSource"
+        )
+    return images
+
+
+def _refuse_other(graph: Path) -> None:
+    """Say so where GRAPH is what another argument of `run` takes."""
+    if graph.is_dir():
+        what = "an attention store" if (graph / "zarr.json").exists() else "a folder"
+        raise UsageError(f"{graph}: is {what}, not a graph; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`")
+
+
+def _columns_note(renamed: Mapping[str, str]) -> list[str]:
+    """What became of columns whose names the store, or its analysis, uses itself, or that no array can have."""
+    said = [f"{old!r} as {new}" for old, new in renamed.items()]
+    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
+    return [f"columns kept under another name: {', '.join(said[:5])}{more}"] if said else []
 
 
 def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Items) -> npt.NDArray[np.int64] | None:
@@ -177,6 +215,7 @@ def _identity(request: Request, contents: Contents, items: Items) -> dict[str, A
         "images": len(items),
         "items": digest(zip(items.keys, items.labels, strict=True)),
         "recipe": str(contents.spec.recipe),
+        "range": RANGE,
         **keep.identity(),
         **({"target": request.target} if keep.gradients else {}),
         "statistics": sorted(t.name for t in reducer.templates) if reducer is not None else [],
@@ -203,6 +242,8 @@ def _estimate(request: Request, source: Source, plan: Plan, contents: Contents) 
 def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
     """Refuse to go on with a store that was planned from something else, and show the difference."""
     old, new = dict(theirs.identity), dict(ours.identity)
+    if "range" not in old:  # of an earlier version: equal but for pictures that `range` is about, where a unit refuses
+        del new["range"]
     if batch_size is not None:
         old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
     different = [
@@ -270,7 +311,7 @@ def _free(output: Path | Url) -> int | None:
     """Free bytes where the store will lie; a bucket does not say."""
     if isinstance(output, Url):
         return None
-    folder = output.resolve()
+    folder = Path(os.path.realpath(output))  # resolve() raises where links go round
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -23,7 +23,7 @@ from .labels import accuracy
 from .locks import locked
 from .places import Url, locate
 from .sources import Source
-from .sources.files import is_url
+from .sources.files import is_url, place
 from .store import Store
 from .unit import UnitResult
 from .versions import versions
@@ -103,6 +103,7 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     reducer: Callable[[GraphSpec], Reducer] | None = None,
+    reserved: Callable[[str], bool] = lambda _name: False,
     statistics: Statistics = "auto",
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
@@ -128,6 +129,7 @@ def run(
         dry_run: plan only; nothing is written.
         overwrite: put aside and delete a store that is at `output`.
         reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
+        reserved: names that columns of the images are not to have; `attlas.run` passes what an analysis will need.
         statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator.
         progress: called in this thread with a `Progress`, also while workers are waited for.
         stop: set it to end the run after the units in flight.
@@ -139,8 +141,8 @@ def run(
     """
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            Path(graph), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider), target, limit,
-            seed, reducer, statistics, overwrite, dry_run,
+            Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider), target,
+            limit, seed, reducer, statistics, overwrite, dry_run, reserved,
         )  # fmt: skip
         return _start(request, images, shard, team, progress or (lambda _now: None), stop or threading.Event())
 
@@ -157,7 +159,7 @@ def _start(
     if not 1 <= shard[0] <= shard[1]:
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
     if not isinstance(team, Local) and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
-        images = os.path.abspath(images)  # noqa: PTH100 - workers elsewhere start in other folders
+        images = os.path.abspath(place(images))  # noqa: PTH100 - workers elsewhere start in other folders
     job = make_job(request, images, team.probe)
     if request.dry_run:
         return _result(job, request.output, None, UnitResult(), 0.0, "")
@@ -196,6 +198,7 @@ def _run(
             store.sweep()  # after workers that were killed while the run went on
     finally:
         _write_record(store, info, team, total, count.seconds)
+    job.notes.extend(f"{number:,} {remark}" for remark, number in total.remarks.items())
     if stop.is_set() and total.images < count.mine:
         done = int(store.done_images.sum())
         raise Interrupted(
@@ -342,6 +345,7 @@ def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitRes
     entry = {
         "images": total.images,
         "errors": total.errors,
+        "remarks": dict(total.remarks),
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in total.seconds.items()},
         "batches": total.batches,

@@ -17,12 +17,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from ..exporter.errors import AttlasError, UsageError
-from .decode import DecodeError, decode, prepare
+from .decode import DecodeError, decode, prepare, rgb
 from .device import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
 from .graph import APPENDED, TARGET, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
 from .outputs import Wanted
 from .providers import CPU, cores, create_session, find, resolve_provider
+from .sources.files import place
 from .targets import PREDICTED
 
 __all__ = ["Session", "constants", "probe_batch"]
@@ -73,8 +74,8 @@ class Session:
             AttlasError: the file is no graph of ours, or the provider does not work here.
             UsageError: onnxruntime has no such provider.
         """
-        self.path = Path(graph)
-        self.spec = read_spec(graph)
+        self.path = Path(place(graph))
+        self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         candidates = resolve_provider(provider)
         self.appended = appended_outputs(appended) if appended is not None else {}
@@ -265,15 +266,14 @@ class Session:
                     f"{(*self.spec.image_size, 3)}; pass a path or a Pillow image to have it resized"
                 )
             return image
-        if hasattr(image, "convert"):
-            return np.asarray(prepare(image.convert("RGB"), self.spec.recipe))
+        name = image if isinstance(image, str | os.PathLike) else "a picture"
         try:
-            data = image if isinstance(image, bytes) else Path(image).read_bytes()
-            return decode(data, self.spec.recipe)[0]
+            if hasattr(image, "convert"):
+                return np.asarray(prepare(rgb(image)[0], self.spec.recipe))
+            return decode(image if isinstance(image, bytes) else Path(place(image)).read_bytes(), self.spec.recipe)[0]
         except OSError as error:
-            raise AttlasError(f"{image}: cannot be read ({error.strerror})") from None
+            raise AttlasError(f"{name}: cannot be read ({error.strerror or error})") from None
         except DecodeError as error:
-            name = "a picture of bytes" if isinstance(image, bytes) else image
             raise AttlasError(f"{name}: cannot be decoded ({error})") from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor as Pool
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from .sources.items import ChangedError, Items, Source
 from .store import Store
 from .targets import PREDICTED
 
-__all__ = ["Buffers", "Unit", "UnitResult", "commit_unit", "readers", "write_unit"]
+__all__ = ["Buffers", "Unit", "UnitResult", "commit_unit", "write_unit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +47,8 @@ class Unit:
     targets: npt.NDArray[np.int64] | None = None
 
     def alone(self) -> Unit:
-        """The same with a source of these images alone: a dataset of a million does not travel with every unit.
-
-        What a source knows of each image are arrays as long as its list. A source that is no dataclass stays whole.
-        """
-        source: Any = self.source
-        if not dataclasses.is_dataclass(source):
-            return self
-        count = len(self.source.items)
-        known = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)}
-        own = {
-            name: values[self.items.places]
-            for name, values in known.items() if isinstance(values, np.ndarray) and len(values) == count
-        }  # fmt: skip
-        items = dataclasses.replace(self.items, places=np.arange(len(self.items)), columns={})
-        alone: Any = dataclasses.replace(source, items=items, **own)  # type: ignore[type-var]
-        return dataclasses.replace(self, items=items, source=alone)
+        """The same with a source of these images alone: a dataset of a million does not travel with every unit."""
+        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.places))
 
 
 @dataclass
@@ -71,6 +57,7 @@ class UnitResult:
 
     Attributes:
         images: how many; `errors`: how many of them could not be read; `batches`: in how many batches.
+        remarks: how often each remark was made of a picture that was read (`decode.Picture`).
         seconds: by stage; `slowest`: of its slowest batch (of a whole unit, for what happens once a unit).
     """
 
@@ -79,6 +66,7 @@ class UnitResult:
     batches: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     slowest: dict[str, float] = field(default_factory=dict)
+    remarks: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: UnitResult) -> UnitResult:
         stages = {**self.seconds, **other.seconds}
@@ -88,6 +76,7 @@ class UnitResult:
             self.batches + other.batches,
             {name: self.seconds.get(name, 0.0) + other.seconds.get(name, 0.0) for name in stages},
             {name: max(self.slowest.get(name, 0.0), other.slowest.get(name, 0.0)) for name in stages},
+            self.remarks + other.remarks,
         )
 
     @contextmanager
@@ -158,7 +147,7 @@ def write_unit(plan: Plan, unit: Unit, buffers: Buffers) -> UnitResult:
             keys = unit.items.keys[at]
             asked = None if unit.targets is None else unit.targets[at]
             with result.stage("decode"):
-                _load(buffers, keys, reads, part)
+                result.remarks.update(_load(buffers, keys, reads, part))
             with result.stage("inference"):
                 buffers.session.run_into(buffers.pixels, buffers.outputs, len(batch), *buffers.given(asked))
             with result.stage("reduce"):
@@ -185,7 +174,7 @@ def _reading(unit: Unit, pool: Pool | None) -> Iterator[Iterator[Callable[[], by
     if pool is None:
         yield (partial(unit.source.read, item) for item in items)
         return
-    waiting = deque(pool.submit(unit.source.read, item) for item in islice(items, 2 * readers(unit.source)))
+    waiting = deque(pool.submit(unit.source.read, item) for item in islice(items, 2 * unit.source.reads_ahead))
 
     def reads() -> Iterator[Callable[[], bytes]]:
         while waiting:
@@ -200,20 +189,22 @@ def _reading(unit: Unit, pool: Pool | None) -> Iterator[Iterator[Callable[[], by
             future.cancel()
 
 
-def readers(source: Source) -> int:
-    """How many reads at once a source says that it is worth; 0 for one on this machine."""
-    return int(getattr(source, "readers", 0))
-
-
 def _load(
     buffers: Buffers, keys: npt.NDArray[Any], reads: Iterator[Callable[[], bytes]], rows: dict[str, npt.NDArray[Any]]
-) -> None:
-    """Fill the pixel buffer and the rows that describe the pictures themselves."""
+) -> Counter[str]:
+    """Fill the pixel buffer and the rows that describe the pictures themselves; returns what is to be said of them."""
+    remarks = Counter[str]()
     for i, (key, read) in enumerate(zip(keys, reads, strict=False)):
         try:
-            pixels, (rows["height"][i], rows["width"][i]) = decode(read(), buffers.spec.recipe)
-            buffers.pixels[i] = pixels
+            picture = decode(read(), buffers.spec.recipe)
+            if picture.remarks and "range" not in buffers.store.plan.identity:
+                raise AttlasError(
+                    f"{buffers.store.path}: was begun by an earlier version, which clipped grey pictures of more than "
+                    f"8 bits, and {key} is one; choose another output, or --overwrite"
+                )
+            buffers.pixels[i], (rows["height"][i], rows["width"][i]) = picture.pixels, picture.size
             rows["valid"][i] = True
+            remarks.update(picture.remarks)
         except (DecodeError, ChangedError) as error:
             buffers.pixels[i] = 0
             rows["error"][i] = str(error)
@@ -223,6 +214,7 @@ def _load(
                 "run the same command again when it can be"
             ) from None
     buffers.pixels[len(keys) :] = 0
+    return remarks
 
 
 def _reduce(

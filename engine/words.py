@@ -51,12 +51,13 @@ def plan_data(result: RunResult) -> dict[str, Any]:
 
 def _unreadable(path: Any, most: int = 5) -> list[str]:
     """The first images that could not be read, and why."""
+    from .sources.items import shown
     from .store import Store
 
     store = Store(path)
     keys, errors = store.read("path"), store.read("error")
     found = [i for i, why in enumerate(errors) if why][: most + 1]
-    return [f"  {keys[i]}: {errors[i]}" for i in found[:most]] + (["  ..."] if len(found) > most else [])
+    return [f"  {shown(keys[i])}: {errors[i]}" for i in found[:most]] + (["  ..."] if len(found) > most else [])
 
 
 def plan_lines(result: RunResult) -> list[str]:

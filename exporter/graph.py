@@ -108,13 +108,13 @@ def export(
     """
     started = time.perf_counter()
     say = progress or (lambda line: None)
-    path = _target(Path(output), overwrite)
+    path = _target(_own(output), overwrite)
     say(f"building {model}")
     with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
         refuse_too_large(summarize(model, img_size=img_size))
     built = build(
         model,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=None if checkpoint is None else _own(checkpoint),
         pretrained=pretrained,
         random_init=random_init,
         seed=seed,
@@ -133,6 +133,11 @@ def export(
         progress=say,
         started=started,
     )
+
+
+def _own(place: str | os.PathLike[str]) -> Path:
+    """A path whose `~` is the user's folder; one that names no user stays as it is."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111 - pathlib raises for `~nobody`
 
 
 def export_model(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ import numpy as np
 import pytest
 from attlas.engine import Store
 from attlas.engine import runner as engine
-from attlas.engine.sources import Folder, Manifest, Shards, open_source
+from attlas.engine.sources import BaseSource, Folder, Manifest, Shards, open_source
 from attlas.engine.sources.columns import Columns, guessed
 from attlas.engine.sources.files import expand
-from attlas.engine.sources.items import Item, Items, repeated, text
+from attlas.engine.sources.items import HIDDEN, Item, Items, repeated, text
 from attlas.engine.sources.tarfiles import BrokenError, members
-from attlas.exporter.errors import AttlasError
+from attlas.engine.unit import Share
+from attlas.exporter.errors import AttlasError, UsageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support import chunk_files, make_images
 
 pa = pytest.importorskip("pyarrow")
@@ -112,7 +115,7 @@ def kinds(few: Path, rows: Sequence[Row], place: Path) -> dict[str, Any]:
         write_tar(place / f"shard-{n:04d}.tar", web(part))
         (place / "tables").mkdir(exist_ok=True)
         huggingface(part, place / "tables" / f"part-{n}-of-3.parquet", row_group_size=3)
-    plain = {"key": [k for k, _, _ in rows], "jpg": [d for _, _, d in rows], "label": [n for _, n, _ in rows]}
+    plain = {"jpg": [d for _, _, d in rows], "label": [n for _, n, _ in rows]}
     pq.write_table(pa.table(plain), place / "plain.parquet")
     return {
         "csv": write_csv(place / "list.csv", table),
@@ -188,6 +191,41 @@ def test_sources_travel_between_processes(few: Path, rows: list[Row], tmp_path: 
         assert copy.read(copy.items[7]) == rows[7][2], kind
 
 
+@dataclass(frozen=True)
+class Painted(BaseSource):
+    """A source as somebody else writes one: a colour for each label, and by chance as many colours as images."""
+
+    items: Sequence[Item]
+    palette: np.ndarray[Any, Any]
+    name: str = "painted"
+
+    def read(self, item: Item) -> bytes:
+        out = io.BytesIO()
+        Image.new("RGB", (8, 8), tuple(self.palette[int(item.label)].tolist())).save(out, "PNG")
+        return out.getvalue()
+
+
+def test_a_source_of_somebody_else_travels_whole(tiny_graph: Path, tmp_path: Path) -> None:
+    """None of its tables is cut, whatever their length; each item is read as from the whole."""
+    items = [Item(f"{n}.png", str(11 - n)) for n in range(12)]
+    source = Painted(items, np.arange(36, dtype=np.uint8).reshape(12, 3))
+    for places in ([7, 9], [11, 0, 4]):
+        share = Share(0, Items.of(items).take(places), source).alone()
+        part = pickle.loads(pickle.dumps(share.source))
+        assert [i.key for i in part.items] == [items[n].key for n in places]
+        assert [part.read(i) for i in share.items] == [source.read(items[n]) for n in places]
+        assert (part.name, part.reads_ahead, dict(part.others)) == ("painted", 0, {})
+    store = run(tiny_graph, source, tmp_path / "s.zarr")
+    np.testing.assert_array_equal(store.read("pixels")[:, 0, 0], source.palette[::-1])
+
+
+def test_what_is_no_source_is_refused(tiny_graph: Path, tmp_path: Path) -> None:
+    """It says what is missing, and what has it."""
+    for images, missing in ((["a.jpg"], "name, items, read"), (None, "name, items"), (object(), "name")):
+        with pytest.raises(UsageError, match=rf"{type(images).__name__} is no path, .* has no {missing}.*BaseSource"):
+            run(tiny_graph, images, tmp_path / "s.zarr")
+
+
 # -- items and columns -------------------------------------------------------------------------------------------------
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=20)
@@ -252,6 +290,10 @@ def test_columns_give_back_what_was_put_in(rows: list[dict[str, Any]], cut: int,
         (["1", ""], [1.0, float("nan")]),
         (["0.5", "1e-3", "nan"], [0.5, 1e-3, float("nan")]),
         (["true", "false"], [True, False]),
+        (["True", "False"], [True, False]),
+        (["FALSE", "TRUE"], [False, True]),
+        (["True", ""], ["True", ""]),
+        (["True", "no"], ["True", "no"]),
         (["007", "8"], ["007", "8"]),
         (["1_0", "2"], ["1_0", "2"]),
         (["9007199254740993", ""], ["9007199254740993", ""]),
@@ -286,14 +328,49 @@ def test_a_manifest_s_columns_are_coordinates_of_the_store(tiny_graph: Path, few
     assert ds.rollout.groupby("visit").mean().sizes["visit"] == 5
 
 
-def test_a_column_that_the_store_has_no_place_for_is_refused(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
-    """An array's or a dimension's name, and what is no name at all; it says which."""
+def test_a_column_whose_name_is_taken_is_kept_under_another(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
+    """An array's, a dimension's or a coming statistic's name, and what is no name at all; the values stay."""
+    expected = {
+        "height": "column_height", "attention": "column_attention", "key": "column_key", "y": "column_y",
+        "rollout": "column_rollout", "quantile": "column_quantile", "bound": "column_bound",
+        "distance_mean": "column_distance_mean", "self_mass": "column_self_mass", "label_group": "label_group_column",
+        "distance_mean_by_x": "column_distance_mean_by_x", "predicted": "column_predicted",
+        "zarr.json": "column_zarr.json", "Patient ID": "Patient_ID", "a/b": "a_b", ".c": "c", "a b": "column_a_b",
+        "Unnamed: 0": "Unnamed_0", "__index_level_0__": "index_level_0", "age": "age", "column_height": "",
+        "...": "unnamed", "Größe (cm)": "Größe_cm",
+    }  # fmt: skip
+    expected |= {"height": "height_column", "column_height": "column_height"}  # what has its name keeps it
     key = next(iter(Folder.scan(few).items)).key
-    for column in ("height", "attention", "key", "rollout", "a b", "a/b", ".c", "zarr.json"):
-        manifest = write_csv(tmp_path / "list.csv", [{"path": f"{few}/{key}", column: 1}])
-        with pytest.raises(AttlasError, match="rename or remove") as caught:
-            attlas.run(tiny_graph, manifest, tmp_path / "s.zarr", dry_run=True)
-        assert repr(column) in str(caught.value)
+    row = {"path": f"{few}/{key}"} | {column: str(i) for i, column in enumerate(expected)}
+    result = attlas.run(tiny_graph, write_csv(tmp_path / "list.csv", [row]), tmp_path / "s.zarr")
+    store = Store(result.path)
+    assert store.attrs["columns"] == list(expected.values())
+    assert [int(store.read(name)[0]) for name in expected.values()] == list(range(len(expected)))
+    assert result.notes == (
+        "columns kept under another name: 'height' as height_column, 'attention' as column_attention, 'key' as "
+        "column_key, 'y' as column_y, 'rollout' as column_rollout and 16 more",
+    )
+    attlas.analyze(store.path, by="predicted")
+    attlas.analyze(store.path, ["self_mass"])
+    assert list(attlas.open(store.path).predicted_group.values) == [store.read("logits")[0].argmax()]
+    assert not attlas.verify(store.path).faults
+
+
+def test_every_name_of_an_analysis_is_reserved(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
+    """What `analyze` writes, whole and by group, and every dimension of it."""
+    from attlas.analysis.catalog import CATALOG, FUSED, reserved
+
+    path = attlas.run(tiny_graph, few, tmp_path / "s.zarr").path
+    before = {name for name in Store(path).names if name not in FUSED}
+    names = [name for name, one in CATALOG.items() if not one.needs]
+    attlas.analyze(path, [*names, *FUSED])
+    attlas.analyze(path, by="label")
+    store = Store(path)
+    made = set(store.names) - before
+    dims = {dim for name in made for dim in store.dims(name)} - {d for name in before for d in store.dims(name)}
+    assert not [name for name in made | dims if not reserved(name)]
+    assert {"distance_mean", "distance_mean_by_label", "label_group", "other_head"} <= made | dims
+    assert not [name for name in ("age", "patient", "score", "mean", "distance_km", "class_mean") if reserved(name)]
 
 
 # -- manifests ---------------------------------------------------------------------------------------------------------
@@ -313,6 +390,26 @@ def test_a_manifest_s_paths_are_its_folder_s(few: Path, rows: list[Row], tmp_pat
     source = open_source(write_csv(tmp_path / "lists" / "up.csv", [{"path": f"../{key}"} for key, _, _ in rows[:3]]))
     assert [i.key for i in source.items] == [Path(key).name for key, _, _ in rows[:3]]
     assert source.read(source.items[2]) == rows[2][2]
+
+
+def test_a_table_as_spreadsheets_and_pandas_leave_it(few: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Spaces around names, a blank one, rows of commas, and quoted line breaks."""
+    lines = [
+        ", path ,label , a note",
+        f'0,{few}/{rows[0][0]},x,"two\nlines"',
+        ",,,",
+        f"1,{few}/{rows[1][0]},y,",
+        ",,,",
+        "",
+    ]
+    (tmp_path / "l.csv").write_bytes("\ufeff".encode() + "\r\n".join(lines).encode())
+    source = open_source(tmp_path / "l.csv")
+    assert [(i.key, i.label) for i in source.items] == [
+        (Path(key).name, label) for (key, _, _), label in zip(rows[:2], "xy", strict=True)
+    ]
+    assert {name: list(values) for name, values in source.items.columns.items()} == {
+        "Unnamed: 0": [0, 1], "a note": ["two\nlines", ""],
+    }  # fmt: skip
 
 
 def test_absent_files_cost_their_images(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
@@ -338,7 +435,11 @@ def test_a_manifest_whose_folder_is_gone_ends_the_run(few: Path, rows: list[Row]
 
 
 BAD_TABLES = [
-    ("l.csv", b"file,label\na.jpg,x\n", "has no column path, which names the files; found file, label"),
+    ("l.csv", b"file,label\na.jpg,x\n", "which names the files; found file, label; rename 'file' if it does"),
+    ("l.csv", b"path,label\na.jpg,x\n,\n\n,\nb.jpg\n", "line 6 has 1 fields, the header 2"),
+    ("l.csv", b"path\na\\b.jpg\n", "own folder, and written with /"),
+    ("l.csv", b"path;label\na.jpg;x\n", "its fields are separated by ';': save it with commas"),
+    ("l.csv", "path,label\na.jpg,x\n".encode("utf-16"), "line 1 is no UTF-8 text; save the file as UTF-8"),
     ("l.csv", b"", "has no column path, which names the files; found no column"),
     ("l.csv", b"path\n", "names no image"),
     ("l.csv", b"path,label\na.jpg,x\nb.jpg\n", "line 3 has 1 fields, the header 2"),
@@ -448,11 +549,34 @@ def test_webdataset_s_convention(rows: list[Row], tmp_path: Path) -> None:
 
 
 def test_img2dataset_s_own_height_does_not_stop_a_run(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
-    """Columns that nobody chose and the store has itself are left out, and it says so."""
+    """Columns that the store has itself are put aside, and it says so."""
     files = [("0.jpg", rows[0][2]), ("0.json", b'{"key": "0", "height": 3, "caption": "a cat"}')]
     result = engine.run(tiny_graph, write_tar(tmp_path / "x.tar", files), tmp_path / "s.zarr")
-    assert "columns that the store has no place for (key, height)" in result.estimate.others
+    assert result.notes == ("columns kept under another name: 'key' as column_key, 'height' as column_height",)
     assert list(Store(result.path).read("caption")) == ["a cat"]
+    assert list(Store(result.path).read("column_height")) == [3]
+
+
+def test_a_sample_s_mask_is_no_image_of_its_own(rows: list[Row], tmp_path: Path) -> None:
+    """By WebDataset's convention; files of a plain tree that share a beginning each count."""
+    data = [d for _, _, d in rows]
+    files = [
+        ("0.jpg", data[0]), ("0.seg.png", data[1]), ("0.cls", b"cat"),
+        ("1.depth.png", data[1]), ("1.jpg", data[2]),  # nothing else beside them
+        ("2.mask.png", data[1]), ("2.image.png", data[3]), ("2.json", b"{}"),
+        ("3.png", data[1]), ("3.jpg", data[4]), ("3.txt", b"a mask of the other suffix"),
+        ("4.seg.png", data[1]), ("4.cls", b"cat"),
+        ("5.thing.png", data[1]), ("5.webp", data[5]), ("5.npy", b"x"),
+        ("scan.001.jpg", data[6]), ("scan.002.jpg", data[7]), ("v.jpg", data[8]), ("v.2.jpg", data[9]),
+    ]  # fmt: skip
+    source = open_source(write_tar(tmp_path / "x.tar", files))
+    keys = ["0.jpg", "1.jpg", "2.image.png", "3.jpg", "5.webp", "scan.001.jpg", "scan.002.jpg", "v.jpg", "v.2.jpg"]
+    assert [i.key for i in source.items] == keys
+    assert [source.read(i) for i in source.items] == [data[i] for i in (0, 2, 3, 4, 5, 6, 7, 8, 9)]
+    assert source.others == {
+        "images beside a sample's own (such as NAME.seg.png)": 6, "samples without an image": 1,
+        "members without an image suffix": 1,
+    }  # fmt: skip
 
 
 def test_what_an_archive_may_hold_besides_images(rows: list[Row], tmp_path: Path) -> None:
@@ -473,7 +597,7 @@ def test_what_an_archive_may_hold_besides_images(rows: list[Row], tmp_path: Path
     assert [i.key for i in source.items] == ["d/ok.jpg"]
     assert source.others == {
         "links": 2, "special files": 2, "members whose name leads out of the archive": 3,
-        "members without an image suffix": 2,
+        HIDDEN: 2,
     }  # fmt: skip
     assert source.read(source.items[0]) == rows[0][2]
     assert set(tmp_path.iterdir()) == before
@@ -603,10 +727,63 @@ def test_a_table_s_columns_travel(tiny_graph: Path, rows: list[Row], tmp_path: P
 def test_parquet_without_images_or_paths_says_what_it_has(tmp_path: Path) -> None:
     """The columns and their types."""
     pq.write_table(pa.table({"a": [1], "b": ["x"]}), tmp_path / "x.parquet")
-    with pytest.raises(AttlasError, match="has no column path, which names the files; found a, b"):
+    with pytest.raises(
+        AttlasError, match=r"has no column path, .* nor one of images .*; found a \(int64\), b \(string"
+    ):
         open_source(tmp_path / "x.parquet")
     with pytest.raises(AttlasError, match=r"no column of images .* found a \(int64\), b \(string\)"):
         open_source(str(tmp_path / "*.parquet"))
+
+
+def test_a_column_of_images_that_holds_paths_alone_names_the_files(
+    tiny_graph: Path, few: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    """As `datasets` writes images that were never embedded; with the same rows as the folder's."""
+    table = pa.table({
+        "image": pa.array([{"bytes": None, "path": f"{few}/{key}"} for key, _, _ in rows],
+                          pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+        "label": [label for _, label, _ in rows], "__index_level_0__": list(range(len(rows))),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "x.parquet")
+    store = run(tiny_graph, tmp_path / "x.parquet", tmp_path / "s.zarr")
+    assert store.read("valid").all()
+    whole = run(tiny_graph, few, tmp_path / "whole.zarr")
+    np.testing.assert_array_equal(store.read("attention"), whole.read("attention"))
+    assert list(store.read("path")) == list(whole.read("path"))
+    assert list(store.read("index_level_0")) == list(range(len(rows)))
+    with pytest.raises(AttlasError, match="holds the paths of images and not their bytes; give one such file"):
+        open_source(str(tmp_path / "*.parquet"))
+
+
+def test_a_table_without_rows_says_so(tmp_path: Path) -> None:
+    """It has the column, and no image."""
+    pq.write_table(
+        pa.table({"path": pa.array([], pa.string()), "age": pa.array([], pa.int64())}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(AttlasError, match=r"x\.parquet: names no image \(it has no rows\)"):
+        open_source(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_bytes_are_read_in_every_form(kind: str, rows: list[Row], tmp_path: Path) -> None:
+    """As Polars and others write them."""
+    pq.write_table(pa.table({"image": pa.array([rows[0][2]], getattr(pa, kind)())}), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    assert source.read(source.items[0]) == rows[0][2]
+
+
+def test_two_columns_of_bytes_are_not_guessed_between(rows: list[Row], tmp_path: Path) -> None:
+    """It names them, and the way out; one that is called image is the one."""
+    data = [d for _, _, d in rows[:2]]
+    pq.write_table(pa.table({"front": data, "back": data}), tmp_path / "x.parquet")
+    message = r"has 2 columns that may hold images \(front, back\); call the one to read image"
+    with pytest.raises(AttlasError, match=message):
+        open_source(tmp_path / "x.parquet")
+    with pytest.raises(AttlasError, match=message):
+        open_source(str(tmp_path / "*.parquet"))
+    pq.write_table(pa.table({"front": data, "image": data[::-1]}), tmp_path / "y.parquet")
+    source = open_source(tmp_path / "y.parquet")
+    assert [source.read(i) for i in source.items] == data[::-1]
 
 
 def test_a_broken_page_ends_the_run_and_names_the_file(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
@@ -618,6 +795,101 @@ def test_a_broken_page_ends_the_run_and_names_the_file(tiny_graph: Path, rows: l
     path.write_bytes(data)
     with pytest.raises(AttlasError, match=r"x\.parquet: does not read as Parquet .*copy or make it again"):
         run(tiny_graph, path, tmp_path / "s.zarr")
+
+
+# -- what is no image of the user's -----------------------------------------------------------------------------------
+
+ASIDE = (
+    ".ipynb_checkpoints/a-checkpoint.jpg", "n00000001/.ipynb_checkpoints/b.png", "@eaDir/c.jpg/SYNOPHOTO_THUMB_M.jpg",
+    "__MACOSX/n00000001/._d.jpg", ".hidden.jpg", "n00000001/._e.jpg", ".Trash/f.jpg", "Thumbs/g.jpg",
+    "$RECYCLE.BIN/h.png",
+)  # fmt: skip
+
+
+def test_hidden_and_system_files_are_no_images(rows: list[Row], tmp_path: Path, memory: Any) -> None:
+    """In a folder, a bucket and an archive alike: no image, no class, and counted."""
+    kept = [(key, data) for key, _, data in rows[:4]] + [("Thumbs up/x.jpg", rows[4][2])]
+    for name, data in (*kept, *((name, rows[0][2]) for name in ASIDE)):
+        for root in ("here", ".cache/there"):
+            (tmp_path / root / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / root / name).write_bytes(data)
+        memory.pipe(f"/bucket/{name}", data)
+    for n, order in enumerate((1, -1)):
+        write_tar(tmp_path / f"{n}.tar", [*kept, *((name, rows[0][2]) for name in ASIDE)][::order])
+    for place in (
+        tmp_path / "here",
+        tmp_path / ".cache" / "there",
+        "memory://bucket",
+        tmp_path / "0.tar",
+        tmp_path / "1.tar",
+    ):
+        source = open_source(place)
+        assert sorted(i.key for i in source.items) == sorted(key for key, _ in kept), place
+        assert source.others == {HIDDEN: len(ASIDE)}, place
+        assert {i.label for i in source.items} == {"n00000000", "Thumbs up"}, place
+
+
+def test_hidden_archives_are_not_opened(rows: list[Row], tmp_path: Path) -> None:
+    """A Mac leaves `._x.tar` beside `x.tar`; and an upper-case suffix is one, too."""
+    write_tar(tmp_path / "A.TAR", [(key, data) for key, _, data in rows])
+    (tmp_path / "._A.TAR").write_bytes(b"Mac OS X")
+    for place in (tmp_path, tmp_path / "A.TAR", str(tmp_path / "*.TAR"), str(tmp_path / "{A,A}.TAR").replace(",A", "")):
+        assert len(open_source(place).items) == len(rows), place
+
+
+def test_equal_bytes_are_noticed(tiny_graph: Path, rows: list[Row], tmp_path: Path, monkeypatch: Any) -> None:
+    """Once, when the run is planned, with the first pair, from a folder and from an archive; within limits."""
+    from attlas.engine.sources import duplicates as module
+
+    files = [(f"{i}.png", rows[i][2]) for i in range(6)] + [("7.png", rows[1][2]), ("8.png", rows[2][2])]
+    files.append(("9.png", rows[3][2][:-1] + b"x"))  # of the same size alone
+    for name, data in files:
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(data)
+    write_tar(tmp_path / "x.tar", files)
+    expected = "2 images have the same bytes as another, and count each time (the first: 1.png and 7.png)"
+    for place in ("images", "x.tar"):
+        assert engine.run(tiny_graph, tmp_path / place, tmp_path / "d.zarr", dry_run=True).notes == (expected,)
+    assert expected in engine.run(tiny_graph, tmp_path / "images", tmp_path / "s.zarr").notes
+    assert engine.run(tiny_graph, tmp_path / "images", tmp_path / "s.zarr").notes == ()
+    source = Folder.scan(tmp_path / "images")
+    asked: list[str] = []
+    real = Folder.read
+    monkeypatch.setattr(Folder, "read", lambda self, item: asked.append(item.key) or real(self, item))
+    monkeypatch.setattr(module, "READS", 2)
+    assert module.duplicates(source, source.items).endswith("; 2 of 6 files of equal size were compared)")
+    assert len(asked) == 2
+    monkeypatch.setattr(module, "BYTES", 0)
+    assert module.duplicates(source, source.items) == ""
+    assert len(asked) == 2
+
+
+def test_what_another_argument_takes_is_said(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
+    """A store or a folder where the graph should be: the order is named."""
+    store = run(tiny_graph, few, tmp_path / "s.zarr").path
+    for graph, what in ((store, "an attention store"), (few, "a folder")):
+        with pytest.raises(UsageError, match=f"is {what}, not a graph; the order is `attlas run GRAPH"):
+            engine.run(graph, few, tmp_path / "t.zarr")
+
+
+def test_a_tilde_is_the_user_s_folder(
+    tiny_graph: Path, few: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Python, where no shell has replaced it: graph, images, store and picture; in a pattern, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images").symlink_to(few)
+    (tmp_path / "g.onnx").write_bytes(tiny_graph.read_bytes())
+    write_tar(tmp_path / "x-0.tar", web(rows))
+    result = attlas.run("~/g.onnx", "~/images", "~/s.zarr")
+    assert result.path == tmp_path / "s.zarr"
+    assert Store("~/s.zarr").done.all()
+    assert len(open_source("~/x-*.tar").items) == len(open_source("file://~/x-0.tar").items) == len(rows)
+    session = attlas.Session("~/g.onnx")
+    assert len(session([f"~/images/{rows[0][0]}"])["logits"]) == 1
+    table = write_csv(tmp_path / "l.csv", [{"path": f"~/images/{key}"} for key, _, _ in rows])
+    assert [i.key for i in open_source(table).items] == [key for key, _, _ in rows]
+    with pytest.raises(AttlasError, match="~nobody-of-that-name/x: there is no such folder"):
+        open_source("~nobody-of-that-name/x")
 
 
 # -- what IMAGES is ----------------------------------------------------------------------------------------------------
@@ -651,13 +923,19 @@ def test_a_missing_shard_is_named(rows: list[Row], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("absent.zip", "absent.zip: there is no such file"),
+        ("absent.tar.gz", "absent.tar.gz: there is no such file"),
+        ("loop", "is a file, not a folder of images"),
+        ("x.onnx", "is a graph, not images; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`"),
+        ("x.zarr", "is an attention store, not images; the order is"),
         ("x.tar.gz", "is compressed, so that no image can be read by its offset"),
         ("x.zip", "is compressed"),
         ("x.npy", "is a file, not a folder of images"),
         ("absent", "there is no such folder"),
         ("absent.tar", "there is no such file"),
-        ("absent.csv", "cannot be read (No such file or directory)"),
-        ("absent.parquet", "cannot be read"),
+        ("absent.csv", "absent.csv: there is no such file"),
+        ("absent.parquet", "absent.parquet: there is no such file"),
+        ("memory://absent/x.csv", "x.csv: there is no such file"),
         ("both", "holds .tar and .parquet files; say which with a pattern"),
         ("empty", "no images found (nothing at all)"),
         ("{x.npy,x.zip}", "a pattern names .tar or .parquet files"),
@@ -668,10 +946,11 @@ def test_a_missing_shard_is_named(rows: list[Row], tmp_path: Path) -> None:
 )
 def test_what_is_no_dataset_is_refused(name: str, message: str, tmp_path: Path, memory: Any) -> None:
     """One line that says what was found."""
-    for made in ("x.tar.gz", "x.zip", "x.npy", "both/a.tar", "both/b.parquet"):
+    for made in ("x.tar.gz", "x.zip", "x.npy", "both/a.tar", "both/b.parquet", "x.zarr/zarr.json"):
         (tmp_path / made).parent.mkdir(exist_ok=True)
         (tmp_path / made).write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(AttlasError, match=r"^[^\n]*$") as caught:
         open_source(name if "://" in name else f"{tmp_path}/{name}")
     assert message in str(caught.value)

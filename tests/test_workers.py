@@ -251,13 +251,13 @@ def test_a_unit_travels_with_its_own_images_alone(tiny_graph: Path, pictures: Pa
 
 def test_images_are_read_ahead_where_reading_waits(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
     """A source that says so is read by several threads at once, to the same bytes; another by none but the worker's."""
-    from attlas.engine.sources import Folder
+    from attlas.engine.sources import BaseSource, Folder
 
     together = threading.Barrier(3, timeout=PATIENCE)
     folder = Folder.scan(pictures)
 
-    class Far:
-        name, others, readers = folder.name, folder.others, 3
+    class Far(BaseSource):
+        name, reads_ahead = folder.name, 3
         items = folder.items
 
         def read(self, item: Any) -> bytes:

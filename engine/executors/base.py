@@ -16,7 +16,7 @@ from ..plan import Plan
 from ..session import probe_batch
 from ..sources.files import is_url
 from ..store import Store
-from ..unit import Unit, UnitResult, readers
+from ..unit import Unit, UnitResult
 from ..versions import versions
 
 __all__ = ["Executor", "Local", "Task", "WorkerInfo"]
@@ -53,7 +53,7 @@ class Task:
             plan=store.plan,
             choices=job.choices,
             provider=request.provider,
-            readers=readers(job.source),
+            readers=job.source.reads_ahead,
             versions=versions(),
         )
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 
-from ...exporter.errors import AttlasError
+from ...exporter.errors import AttlasError, UsageError
 from .. import remote
 from . import files, parquet
 from .folder import Folder
-from .items import SUFFIXES, ChangedError, Item, Items, Source
+from .items import SUFFIXES, BaseSource, ChangedError, Item, Items, Source, is_hidden
 from .manifest import SUFFIXES as TABLES
 from .manifest import Manifest
 from .shards import Shards
 
-__all__ = ["SUFFIXES", "ChangedError", "Folder", "Item", "Items", "Manifest", "Shards", "Source", "open_source"]
+__all__ = [
+    "SUFFIXES",
+    "BaseSource",
+    "ChangedError",
+    "Folder",
+    "Item",
+    "Items",
+    "Manifest",
+    "Shards",
+    "Source",
+    "open_source",
+]
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip")
 
@@ -41,6 +52,7 @@ def _open(place: str) -> Source:
     found = files.expand(place) if several else [place]
     if not found:
         raise AttlasError(f"{place}: no file has such a name")
+    _refuse_other(place)
     if not several and _is_folder(place):
         return _folder(place)
     kinds = {os.path.splitext(one)[1].lower() for one in found}  # noqa: PTH122
@@ -48,6 +60,8 @@ def _open(place: str) -> Source:
     if kinds == {".tar"}:
         return Shards.scan(name, found)
     if place.lower().endswith(PACKED):
+        if not (several or _exists(place)):
+            raise AttlasError(f"{place}: there is no such file")
         raise AttlasError(
             f"{place}: is compressed, so that no image can be read by its offset; unpack it (`gunzip`, `unzip`)"
         )
@@ -66,12 +80,24 @@ def _folder(place: str) -> Source:
     if found.items:
         return found
     names = sorted(key for key, _, _ in remote.listing(place)) if files.is_url(place) else sorted(os.listdir(place))  # noqa: PTH208
-    tars, tables = ([files.join(place, n) for n in names if n.endswith(end)] for end in (".tar", ".parquet"))
+    names = [name for name in names if not is_hidden(name)]
+    tars, tables = ([files.join(place, n) for n in names if n.lower().endswith(end)] for end in (".tar", ".parquet"))
     if tars and tables:
         raise AttlasError(f"{place}: holds .tar and .parquet files; say which with a pattern, '{place}/*.tar'")
     if tars:
         return Shards.scan(found.name, tars)
     return parquet.Parquet.scan(found.name, tables) if tables else Folder.scan(place)
+
+
+def _refuse_other(place: str) -> None:
+    """Say so where IMAGES is what another argument of `run` takes."""
+    if place.lower().endswith(".onnx"):
+        what = "is a graph, not images"
+    elif place.rstrip("/").lower().endswith(".zarr") and _exists(files.join(place, "zarr.json")):
+        what = "is an attention store, not images"
+    else:
+        return
+    raise UsageError(f"{place}: {what}; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`")
 
 
 def _is_image_table(place: str) -> bool:

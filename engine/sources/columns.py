@@ -116,8 +116,10 @@ def guessed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     given = values != ""
     if not given.any():
         return values
-    if ((values == "true") | (values == "false")).all():
-        return np.asarray(values == "true")
+    if str(values[0]).lower() in ("true", "false"):
+        lower = np.strings.lower(values)  # Python writes True, R and spreadsheets TRUE
+        if ((lower == "true") | (lower == "false")).all():
+            return np.asarray(lower == "true")
     try:
         numbers = values[given].astype(np.int64)
         if (numbers.astype(values.dtype) == values[given]).all():

@@ -15,11 +15,11 @@ from typing import BinaryIO, NamedTuple
 
 from ...exporter.errors import AttlasError
 from .. import remote
-from .items import UNKNOWN, ChangedError
+from .items import UNKNOWN, ChangedError, is_hidden
 
 __all__ = [
     "MAX_BYTES", "READERS", "Stamp", "expand", "is_url", "join", "name_of", "opened", "parent", "persist", "place",
-    "read", "read_part", "stamp",
+    "read", "read_part", "reads_ahead", "stamp",
 ]  # fmt: skip
 
 ATTEMPTS = 3
@@ -44,8 +44,8 @@ def is_url(where: str) -> bool:
 
 
 def place(where: str | os.PathLike[str]) -> str:
-    """A place as text; `file://` is a path of this machine."""
-    return os.fspath(where).removeprefix("file://")
+    """A place as text; `file://` is a path of this machine, and `~` its user's folder."""
+    return os.path.expanduser(os.fspath(where).removeprefix("file://"))  # noqa: PTH111 - may be a URL
 
 
 def join(base: str, key: str) -> str:
@@ -62,7 +62,15 @@ def name_of(where: str) -> str:
     """A place's own name, for records."""
     if is_url(where):
         return where.rstrip("/").rpartition("/")[2]
-    return Path(where).resolve().name
+    return Path(os.path.realpath(where)).name  # resolve() raises where links go round
+
+
+def reads_ahead(where: str) -> int:
+    """How many small files of a place are worth reading at once: none beyond the one that is asked for on this machine.
+
+    There the system reads ahead itself, and threads would cost more than they bring.
+    """
+    return READERS if is_url(where) else 0
 
 
 def stamp(where: str) -> Stamp | None:
@@ -219,7 +227,8 @@ def expand(pattern: str) -> list[str]:
         if "*" not in one and "?" not in one:
             places.append(one)
         else:
-            places += remote.matches(one) if is_url(one) else sorted(glob.glob(one))  # noqa: PTH207
+            found = remote.matches(one) if is_url(one) else sorted(glob.glob(one))  # noqa: PTH207
+            places += [match for match in found if not is_hidden(match.rpartition("/")[2])]
     return places
 
 

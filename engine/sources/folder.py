@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from ...exporter.errors import AttlasError
 from .. import remote
 from . import files
 from .files import Stamp
-from .items import SUFFIXES, UNKNOWN, Item, Items, is_image, label_of
+from .items import HIDDEN, SUFFIXES, UNKNOWN, BaseSource, Item, Items, is_hidden, is_image, label_of
 
 __all__ = ["Folder"]
 
@@ -19,26 +23,23 @@ NOT_IMAGES = "files without an image suffix"
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(BaseSource):
     """Every file with an image suffix below a folder, sorted by relative POSIX path.
 
     The label is the name of the first folder below the root; for a file that lies in the root itself, the WordNet id
-    that its name begins with (`n01514859_hen.JPEG`), where there is one. Links and special files are not followed.
+    that its name begins with (`n01514859_hen.JPEG`), where there is one. Links and special files are not followed;
+    hidden files and what lies in hidden or system folders are left out.
     """
 
+    name: str
     root: str
     items: Items
     others: Mapping[str, int] = field(default_factory=dict)
+    reads_ahead: int = 0
 
-    @property
-    def name(self) -> str:
-        """The folder's own name."""
-        return files.name_of(self.root)
-
-    @property
-    def readers(self) -> int:
-        """How many reads at once are worth it; 0 for this machine's own files."""
-        return files.READERS if files.is_url(self.root) else 0
+    def subset(self, places: npt.NDArray[np.int64]) -> Folder:
+        """See `Source`."""
+        return dataclasses.replace(self, items=self.items.take(places).alone())
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> Folder:
@@ -76,7 +77,7 @@ class Folder:
         except OSError as error:
             where = place if files.is_url(place) else error.filename or place
             raise AttlasError(f"{where}: cannot be listed ({error.strerror or error})") from None
-        return cls(place, found.items(), found.others)
+        return cls(files.name_of(place), place, found.items(), found.others, files.reads_ahead(place))
 
     def read(self, item: Item) -> bytes:
         """An item's bytes; a read that fails is tried again, since networks stumble."""
@@ -95,6 +96,9 @@ class _Found:
         """A regular file."""
         if not is_image(name):
             self.leave(NOT_IMAGES)
+            return
+        if is_hidden(key):
+            self.leave(HIDDEN)
             return
         try:
             key.encode()

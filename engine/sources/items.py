@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SUFFIXES", "UNKNOWN", "ChangedError", "Item", "Items", "Source", "is_image", "label_of", "repeated", "text"]
+__all__ = [
+    "HIDDEN", "SUFFIXES", "UNKNOWN", "BaseSource", "ChangedError", "Item", "Items", "Source", "is_hidden", "is_image",
+    "label_of", "repeated", "shown", "text",
+]  # fmt: skip
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2",
      ".avif"}
 )  # fmt: skip
 UNKNOWN = -1
+HIDDEN = "images that are hidden or in system folders"
+# What file managers, notebooks, archivers and network disks leave between the images, thumbnails above all.
+_SYSTEM = (
+    "__MACOSX", "__pycache__", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found",
+    "System Volume Information", "Thumbs",
+)  # fmt: skip
+_HIDDEN = re.compile(rf"(?:\A|/)(?:\.|(?:{'|'.join(map(re.escape, _SYSTEM))})/)")
 _WORDNET_ID = re.compile(r"(n\d{8})_")
 
 
@@ -109,9 +121,13 @@ class Items(Sequence[Item]):
             self.keys[where], self.labels[where], self.sizes[where], self.mtimes[where], self.places[where], columns
         )
 
+    def alone(self) -> Items:
+        """The same as a list of its own: places count from 0. Columns stay behind, since no read needs them."""
+        return Items(self.keys, self.labels, self.sizes, self.mtimes, np.arange(len(self)))
+
 
 class Source(Protocol):
-    """What a run reads from."""
+    """What a run reads from. `BaseSource` has all but `name`, `items` and `read`."""
 
     @property
     def name(self) -> str:
@@ -125,6 +141,13 @@ class Source(Protocol):
     def others(self) -> Mapping[str, int]:
         """What was found and left out, counted by reason."""
 
+    @property
+    def reads_ahead(self) -> int:
+        """How many reads at once are worth it, since each mostly waits; 0 where the system reads ahead itself."""
+
+    def subset(self, places: npt.NDArray[np.int64]) -> Source:
+        """A source of the items at these places alone, in this order, which travels to a worker with each unit."""
+
     def read(self, item: Item) -> bytes:
         """An item's bytes; called from several threads.
 
@@ -135,6 +158,35 @@ class Source(Protocol):
         """
 
 
+class BaseSource(ABC):
+    """A source of your own: derive from it, and give it `name`, `items` and `read`; the rest may stay."""
+
+    name: str
+    items: Sequence[Item]
+    others: Mapping[str, int] = MappingProxyType({})
+    reads_ahead: int = 0
+
+    def subset(self, places: npt.NDArray[np.int64]) -> Source:
+        """See `Source`. This source as it is travels; override it where that is too much."""
+        return _Part(self, Items.of(self.items).take(places))
+
+    @abstractmethod
+    def read(self, item: Item) -> bytes:
+        """See `Source`; `item.index` is the item's place in `items`."""
+
+
+class _Part(BaseSource):
+    """Some items of a source that stays whole."""
+
+    def __init__(self, whole: Source, chosen: Items) -> None:
+        self.name, self.reads_ahead = whole.name, whole.reads_ahead
+        self.items: Items = chosen.alone()
+        self._whole, self._chosen = whole, chosen
+
+    def read(self, item: Item) -> bytes:
+        return self._whole.read(self._chosen[item.index])
+
+
 def text(values: Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An array of text, which takes a fifth of the memory of as many Python strings."""
     return np.asarray(values, dtype=np.dtypes.StringDType())
@@ -143,6 +195,16 @@ def text(values: Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[Any]:
 def is_image(name: str) -> bool:
     """Whether a file's name says that it is an image."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - names by the million
+
+
+def is_hidden(key: str) -> bool:
+    """Whether a relative path, or a folder in it, begins with a dot or is one that a system keeps for itself."""
+    return _HIDDEN.search(key) is not None
+
+
+def shown(key: str) -> str:
+    """A key on one line, for people: names of files may hold line breaks."""
+    return key if key.isprintable() else repr(key)
 
 
 def label_of(key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from ...exporter.errors import AttlasError
 from .. import remote
 from . import files, parquet
 from .columns import Columns, guessed
-from .items import ChangedError, Item, Items, repeated, text
+from .items import BaseSource, ChangedError, Item, Items, repeated, text
 
 __all__ = ["SUFFIXES", "Manifest"]
 
@@ -30,7 +31,7 @@ TRIED = 32  # paths looked for before a run begins: one mistaken folder would el
 
 
 @dataclass(frozen=True, eq=False)
-class Manifest:
+class Manifest(BaseSource):
     """The rows of a CSV, JSON lines or Parquet file, in their order.
 
     Relative paths are taken from the manifest's own folder, and are the keys. Where one is absolute, a URL, or leads
@@ -40,24 +41,18 @@ class Manifest:
     Attributes:
         base: the folder or URL that keys are relative to; `place`: of the manifest itself.
         items: its sizes and times are unknown (-1): asking for them would take as long as a listing.
-        chosen_columns: its columns are somebody's choice: one that the store has no place for is an error.
     """
 
+    name: str
     place: str
     base: str
     items: Items
     others: Mapping[str, int] = field(default_factory=dict)
-    chosen_columns: bool = True
+    reads_ahead: int = 0
 
-    @property
-    def name(self) -> str:
-        """The manifest's own name."""
-        return files.name_of(self.place)
-
-    @property
-    def readers(self) -> int:
-        """How many reads at once are worth it; 0 for this machine's own files."""
-        return files.READERS if files.is_url(self.base) else 0
+    def subset(self, places: npt.NDArray[np.int64]) -> Manifest:
+        """See `Source`."""
+        return dataclasses.replace(self, items=self.items.take(places).alone())
 
     @classmethod
     def scan(cls, where: str | os.PathLike[str]) -> Manifest:
@@ -76,13 +71,13 @@ class Manifest:
                 table = _read_csv(place, SUFFIXES[suffix])
             else:
                 table = _read_json_lines(place)
+        except FileNotFoundError:
+            raise AttlasError(f"{place}: there is no such file") from None
         except (OSError, ChangedError) as error:
             raise AttlasError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         columns = dict(table.columns)
         if "path" not in columns:
-            raise AttlasError(
-                f"{place}: has no column path, which names the files; found {', '.join(columns) or 'no column'}"
-            )
+            raise AttlasError(f"{place}: has no column path, which names the files; {_instead(columns)}")
         paths = columns.pop("path")
         if not len(paths):
             raise AttlasError(f"{place}: names no image (it has no {table.unit}s)")
@@ -96,7 +91,8 @@ class Manifest:
             )
         label = columns.pop("label", None)
         labels = text([""] * len(keys)) if label is None else label
-        found = cls(place, base, Items.make(keys, labels, columns=columns), table.skipped)
+        items = Items.make(keys, labels, columns=columns)
+        found = cls(files.name_of(place), place, base, items, table.skipped, files.reads_ahead(base))
         found._try_some()
         return found
 
@@ -125,9 +121,10 @@ class Manifest:
                 return
         except OSError as error:
             raise AttlasError(f"{first}: cannot be read ({error.strerror or error})") from None
+        slashes = ", and written with /" if "\\" in first else ""
         raise AttlasError(
             f"{self.place}: none of {len(places)} files that were looked for is there (the first: {first}); relative "
-            "paths are taken from the manifest's own folder"
+            f"paths are taken from the manifest's own folder{slashes}"
         )
 
 
@@ -143,6 +140,16 @@ class _Table:
     def where(self, row: int) -> str:
         """`line 7`, or `row 6` of a file without lines."""
         return f"{self.unit} {self.lines[row] if self.lines else row}"
+
+
+def _instead(columns: Mapping[str, Any]) -> str:
+    """What a table has where `path` is missing, and what to do."""
+    names = list(columns)
+    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), "")):
+        return f"its fields are separated by {mark!r}: save it with commas, or with tabs as .tsv"
+    near = [n for n in names if any(word in n.lower() for word in ("path", "file", "image", "img", "name", "url"))]
+    found = f"found {', '.join(names[:20]) or 'no column'}"
+    return f"{found}; rename {near[0]!r} if it does" if near else found
 
 
 def _lines(place: str) -> Iterator[str]:
@@ -168,14 +175,15 @@ def _read_csv(place: str, delimiter: str) -> _Table:
     header: list[str] = []
     rows: list[list[str]] = []
     try:
-        header = next(reader, [])
+        # pandas leaves the name of an index blank, and calls it so when it reads the file.
+        header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(next(reader, []))]
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise AttlasError(f"{place}: has two columns of the name {twice[0]!r}")
         for row in reader:
+            if not any(row):
+                continue  # a blank line, or commas alone, as spreadsheets leave them at the end
             if len(row) != len(header):
-                if not row:
-                    continue  # a blank line, as at the end
                 raise AttlasError(f"{place}: line {reader.line_num} has {len(row)} fields, the header {len(header)}")
             rows.append(row)
             lines.append(reader.line_num)
@@ -228,6 +236,7 @@ def _keys(place: str, paths: npt.NDArray[Any], table: _Table) -> tuple[npt.NDArr
                     "store; use plain addresses"
                 )
         if "://" not in path:
+            path = files.place(path)
             path = posixpath.normpath(path)
         outside = outside or path.startswith(("/", "../")) or "://" in path
         found.append(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import posixpath
 import threading
@@ -17,7 +18,7 @@ from ...exporter.errors import AttlasError
 from .. import remote
 from . import files
 from .files import MAX_BYTES, Stamp
-from .items import ChangedError, Item, Items, label_of, repeated, text
+from .items import BaseSource, ChangedError, Item, Items, label_of, repeated, text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +33,7 @@ _cursors = threading.local()
 
 
 @dataclass(frozen=True, eq=False)
-class Parquet:
+class Parquet(BaseSource):
     """The rows of Parquet files that hold images: a binary column, or Hugging Face's struct of `bytes` and `path`.
 
     The order is that of the files and of their rows. A key is the image's own path where every row has a relative one
@@ -75,7 +76,11 @@ class Parquet:
                 among = f" (one of {len(tables):,} that were named)" if len(tables) > 1 else ""
                 raise AttlasError(f"{place}: there is no such file{among}")
             with _reading(place), _open(place) as file:
-                found = _image_column(file.schema_arrow)
+                found = _image_column(file.schema_arrow, place)
+                if found is not None and _paths_only(file, found):
+                    raise AttlasError(
+                        f"{place}: holds the paths of images and not their bytes; give one such file at a time, by name"
+                    )
                 if found is None or (number and found != (column, nested, own)):
                     raise AttlasError(
                         f"{place}: has no column of images{' like that of ' + tables[0] if number else ''} (binary, or "
@@ -108,6 +113,12 @@ class Parquet:
         items = Items.make(keys, said if labels is None else labels, mtimes=times, columns=whole)
         others = {f"columns that differ between files ({', '.join(sorted(uneven)[:5])})": len(uneven)} if uneven else {}
         return cls(name, tuple(tables), tuple(stamps), column, nested, items, table, row, tuple(groups), others)
+
+    def subset(self, places: npt.NDArray[np.int64]) -> Parquet:
+        """See `Source`."""
+        return dataclasses.replace(
+            self, items=self.items.take(places).alone(), table=self.table[places], row=self.row[places]
+        )
 
     def read(self, item: Item) -> bytes:
         """A row's image. Each thread goes through a row group in order, so that nothing is kept but a few rows.
@@ -177,19 +188,35 @@ _OWN_PATH = "\0path"  # under a name that no column can have
 
 
 def image_column(place: str) -> str | None:
-    """The column of a file that holds images, or None."""
+    """The column of a file that holds images, or None.
+
+    Raises:
+        AttlasError: there are several, and none is called as the one is.
+    """
     with _reading(place), _open(place) as file:
-        found = _image_column(file.schema_arrow)
-    return None if found is None else found[0]
+        found = _image_column(file.schema_arrow, place)
+        return None if found is None or _paths_only(file, found) else found[0]
 
 
 def columns(place: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, int]]:
-    """A table's columns of plain values, and what was left out; `label` as text."""
+    """A table's columns of plain values, and what was left out; `label` as text.
+
+    A struct of images that holds their paths alone is the column `path` where there is no other.
+    """
     with _reading(place), _open(place) as file:
         schema = file.schema_arrow
         left = [name for name in schema.names if not _plain(schema.field(name).type)]
         others = {f"columns without plain values ({', '.join(left[:5])})": len(left)} if left else {}
-        return _read(file, place), others
+        images = _image_column(schema, place) if "path" not in schema.names else None
+        if images is None and "path" not in schema.names:
+            raise AttlasError(
+                f"{place}: has no column path, which names the files, nor one of images (binary, or a struct with "
+                f"bytes); found {_described(schema)}"
+            )
+        if images is None or not _paths_only(file, images):
+            return _read(file, place), others
+        found = _read(file, place, f"{images[0]}.path")
+        return {"path": found.pop(_OWN_PATH), **found}, others
 
 
 def _open(place: str) -> pq.ParquetFile:
@@ -216,8 +243,23 @@ def _reading(place: str) -> Iterator[None]:
         raise AttlasError(f"{place}: does not read as Parquet ({why}); copy or make it again") from None
 
 
-def _image_column(schema: pa.Schema) -> tuple[str, bool, bool] | None:
-    """(name, whether it is a struct, whether that has a path) of the column of images, or None."""
+_Images = tuple[str, bool, bool]  # name, whether it is a struct, whether that has a path
+
+
+def _paths_only(file: pq.ParquetFile, images: _Images) -> bool:
+    """Whether the files' own account says that every row has a path and no bytes."""
+    name, _, own = images
+    if not own:
+        return False
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
+    said = [leaf.statistics for leaf in leaves if leaf.path_in_schema == f"{name}.bytes"]
+    missing = [one.null_count if one is not None and one.has_null_count else 0 for one in said]
+    return bool(0 < file.metadata.num_rows == sum(missing))
+
+
+def _image_column(schema: pa.Schema, place: str) -> _Images | None:
+    """The column of images, or None."""
     import pyarrow as pa
 
     found = {}
@@ -230,13 +272,17 @@ def _image_column(schema: pa.Schema) -> tuple[str, bool, bool] | None:
     for name in ("image", "img", "jpg", "jpeg", "png", "bytes"):
         if name in found:
             return found[name]
+    if len(found) > 1 and "path" not in schema.names:
+        raise AttlasError(
+            f"{place}: has {len(found)} columns that may hold images ({', '.join(found)}); call the one to read image"
+        )
     return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _binary(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _described(schema: pa.Schema) -> str:
@@ -270,7 +316,7 @@ def _read(file: pq.ParquetFile, place: str, own_path: str | None = None) -> dict
                 blocks[name].append(_array(values))
         if own_path:
             blocks.setdefault(_OWN_PATH, []).append(_text(batch.column(own_path.rpartition(".")[0]).field("path")))
-    return {name: _joined(parts) for name, parts in blocks.items() if parts}
+    return {name: _joined(parts) if parts else text([]) for name, parts in blocks.items()}
 
 
 def _array(values: pa.Array) -> npt.NDArray[Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import posixpath
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -19,11 +20,20 @@ from .. import remote
 from . import files
 from .columns import Columns
 from .files import Stamp
-from .items import ChangedError, Item, Items, is_image, label_of, repeated, text
+from .items import HIDDEN, BaseSource, ChangedError, Item, Items, is_hidden, is_image, label_of, repeated, text
 from .tarfiles import BrokenError, Member, members
 
 __all__ = ["Shards"]
 
+# Of several images of one sample the first of these is the sample's own, as WebDataset users ask for "jpg;png;...".
+ORDER = ("jpg", "jpeg", "png", "webp")
+# In compound suffixes, such as `0001.seg.png`, these words say that it is about the image and not the image.
+ABOUT = frozenset(
+    {"seg", "segmentation", "mask", "masks", "matte", "alpha", "depth", "disparity", "flow", "normal", "normals",
+     "edge", "edges", "canny", "semantic", "instance", "panoptic", "annotation", "label", "labels", "gt", "heatmap",
+     "saliency", "thumb", "thumbnail"}
+)  # fmt: skip
+NOT_OWN = "images beside a sample's own (such as NAME.seg.png)"
 # What stands beside an image under its own name: `0001.jpg`, `0001.cls`, `0001.json`, `0001.txt`.
 BESIDE = {"cls": 4096, "json": 2**20, "txt": 2**18}
 SCANS = 16  # archives elsewhere that are looked through at once: each waits for its answers
@@ -31,13 +41,13 @@ _SPLIT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)  # WebDataset's: th
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
+class Shards(BaseSource):
     """The images of one or several tar archives, in the archives' order and within each in that of its members.
 
     A key is the member's name; of several archives, the archive's name stands before it as a folder. Members under one
     name up to the first dot are a sample: the label is what its `.cls` says, else its `.json` under `label`, else what
     the image's own path says as in a folder (below a top folder that all share). Scalars of the `.json` and the text of
-    a `.txt` are columns.
+    a `.txt` are columns. A sample has one image, whose suffix is an image's alone: `0001.seg.png` is none.
 
     Attributes:
         name: of the archive, or of the folder or pattern that named several.
@@ -91,6 +101,12 @@ class Shards:
         items = Items.make(keys, labels, sizes, mtimes, columns.arrays())
         return cls(name, tuple(shards), tuple(s.stamp for s in scans), items, which, offsets, others)
 
+    def subset(self, places: npt.NDArray[np.int64]) -> Shards:
+        """See `Source`."""
+        return dataclasses.replace(
+            self, items=self.items.take(places).alone(), shard=self.shard[places], offset=self.offset[places]
+        )
+
     def read(self, item: Item) -> bytes:
         """A member's bytes, from an archive that each thread keeps open."""
         shard = self.shard[item.index]
@@ -111,17 +127,18 @@ class _Scan:
     def leave(self, reason: str) -> None:
         self.others[reason] = self.others.get(reason, 0) + 1
 
-    def close(self, images: Iterable[Member], said: Mapping[str, Any]) -> None:
+    def close(self, images: Sequence[Member], said: Mapping[str, Any]) -> None:
         """One sample: its images, and what its other members say."""
+        own = _own(images, sample=bool(said))
+        for _ in range(len(images) - len(own)):
+            self.leave(NOT_OWN)
         row: dict[str, Any] = {}
         if isinstance(said.get("json"), dict):
             row |= said["json"]
-        label = said.get("cls", row.pop("label", None))
+        label = row.pop("label", None) if said.get("cls") is None else said["cls"]
         if "txt" in said:
             row["txt"] = said["txt"]
-        found = False
-        for image in images:
-            found = True
+        for image in own:
             self.names.append(image.name)
             plain = isinstance(label, str | int | float) and not isinstance(label, bool)
             self.labels.append(str(label) if plain else None)
@@ -129,8 +146,24 @@ class _Scan:
             self.mtimes.append(image.mtime_ns)
             self.offsets.append(image.offset)
             self.columns.add(row)
-        if said and not found:
+        if not own and any(value is not None for value in said.values()):
             self.leave("samples without an image")
+
+
+def _own(images: Sequence[Member], *, sample: bool) -> Sequence[Member]:
+    """Which of the images that share a name up to its first dot count.
+
+    With other members beside them they are a WebDataset's `sample`, which has one. Without, they are files of a plain
+    tree, such as `scan.001.jpg`, that each stand for themselves, but for what is about another of them.
+    """
+    suffixes = {m: m.name.rpartition("/")[2].partition(".")[2].lower().split(".") for m in images}
+    about = [m for m in images if ABOUT & set(suffixes[m][:-1])]
+    plain = [m for m in images if m not in about]
+    if not sample:
+        return plain or images
+    simple = [m for m in plain if len(suffixes[m]) == 1]
+    ranks = {suffix: rank for rank, suffix in enumerate(ORDER)}
+    return sorted(simple, key=lambda m: ranks.get(suffixes[m][0], len(ORDER)))[:1] or plain
 
 
 def _scan(place: str, shards: int) -> _Scan:
@@ -160,6 +193,9 @@ def _fill(found: _Scan, file: BinaryIO) -> None:
         if name.startswith(("/", "../")) or name == "..":
             found.leave("members whose name leads out of the archive")
             continue
+        if is_image(name) and is_hidden(name):
+            found.leave(HIDDEN)
+            continue
         parts = _SPLIT.fullmatch(name)
         if parts is None:
             found.leave("members without an image suffix")
@@ -179,8 +215,10 @@ def _fill(found: _Scan, file: BinaryIO) -> None:
             try:
                 said[suffix] = _said(suffix, member, file)
             except (ValueError, RecursionError):
+                said[suffix] = None
                 found.leave(f".{suffix} members that do not read")
         else:
+            said[suffix] = None
             found.leave("members without an image suffix")
     found.close(images, said)
 
