@@ -7,28 +7,48 @@ no room brings in what only another needs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AttlasError", "Session", "Store", "analyze", "demo", "doctor", "export", "inspect", "open", "report", "run",
+    "AttlasError",
+    "Session",
+    "Store",
+    "analyze",
+    "demo",
+    "doctor",
+    "export",
+    "inspect",
+    "open",
+    "report",
+    "run",
     "verify",
-]  # fmt: skip
+]
 
 if TYPE_CHECKING:
+    import os
+    import threading
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
     from .analysis.dataset import open as open
     from .analysis.report.page import report as report
     from .analysis.statistics import analyze as analyze
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
+    from .engine.contents import Reducer, Statistics
+    from .engine.runner import Progress, RunResult
     from .engine.session import Session as Session
+    from .engine.sources import Source
     from .engine.store import Store as Store
     from .engine.verify import verify as verify
     from .exporter.errors import AttlasError as AttlasError
     from .exporter.graph import export as export
+    from .exporter.progress import Show
+    from .exporter.spec import GraphSpec
 
 _HOMES = {
     "AttlasError": "exporter.errors",
@@ -70,58 +90,142 @@ def _load(module: str) -> Any:
         ) from None
 
 
-def run(graph: Any, images: Any, output: Any, **choices: Any) -> Any:
-    """Stream images through a graph into an attention store: `attlas.engine.run` with the analysis room's statistics.
+def run(
+    graph: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Source,
+    output: str | os.PathLike[str],
+    *,
+    keep: Sequence[str] = ("attention",),
+    layers: Sequence[int] | None = None,
+    store_dtype: str = "float16",
+    batch_size: int | None = None,
+    provider: str = "auto",
+    target: str = "predicted",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    threads: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    limit: int | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    reducer: Callable[[GraphSpec], Reducer] | Literal["auto"] | None = "auto",
+    statistics: Statistics = "auto",
+    progress: Show[Progress] = None,
+    stop: threading.Event | None = None,
+) -> RunResult:
+    """Stream images through a graph into an attention store, with its statistics, or go on with one that was begun.
 
-    Takes what `attlas.engine.runner.run` takes, and returns its `RunResult`. Where numba is not installed the run
-    keeps what it is told to keep, its result says that statistics were left out, and `analyze` makes them later.
+    Args:
+        graph: an ONNX file from `attlas export`.
+        images: a folder, a table of paths, tar or Parquet files, here or by URL, or any `Source`.
+        output: the store. One of the same plan is resumed; a finished one is left as it is.
+        keep: large arrays: attention, attention_mean, tokens, gradient, gradient_mean, gradient_positive; or none.
+        layers: the blocks whose attention is kept, by index from 0; all by default.
+        store_dtype: of the attention: float16, float32, or uint8 codes (for averages only).
+        batch_size: images of a batch, which is one chunk of the store; chosen from the model by default.
+        provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+        target: the class whose logit gradients are of: `predicted`, `label` (the image's own) or a class's number.
+        workers: local processes, each with cores (or a card) of its own; by default this process does the work.
+        scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work.
+        threads: units worked on at once in this process, or in each of `workers`; by default one per core.
+        shard: (k, n): do every n-th unit from the k-th on, counted from 1, so that n processes share a store.
+        limit: take this many images, evenly spread over the sorted list.
+        seed: of the sample of pictures.
+        dry_run: plan only; nothing is written.
+        overwrite: put aside and delete a store that is at `output`.
+        reducer: makes a batch's statistics; `auto` is the analysis room's, where numba is installed; None for none.
+        statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator.
+        progress: True shows a bar; a function is called with a `Progress`, see `attlas.engine.runner.run`.
+        stop: set it to end the run after the units in flight, with `Interrupted`; the same call resumes.
     """
+    given = locals()  # every argument by its name, as the engine takes them
     from .engine.runner import run as engine_run
+
+    given["reducer"] = _found("analysis.kernel", "Reducer") if reducer == "auto" else reducer
+    if reserved := _found("analysis.catalog", "reserved"):
+        given["reserved"] = reserved
+    return engine_run(given.pop("graph"), **given)
+
+
+def _found(home: str, name: str) -> Any:
+    """What the analysis room has for a run, or None where a package that it needs is not installed."""
     from .exporter.errors import AttlasError
 
-    for choice, home, name in (("reducer", "analysis.kernel", "Reducer"), ("reserved", "analysis.catalog", "reserved")):
-        if choice not in choices:
-            with suppress(ImportError, AttlasError):
-                choices[choice] = getattr(_load(home), name)
-    return engine_run(graph, images, output, **choices)
+    with contextlib.suppress(ImportError, AttlasError):
+        return getattr(_load(home), name)
+    return None
 
 
 def demo(
-    folder: Any = "attlas-demo", *, model: str = "deit_tiny_patch16_224", checkpoint: Any = None, progress: Any = None
-) -> Any:
+    folder: str | os.PathLike[str] = "attlas-demo",
+    *,
+    model: str = "deit_tiny_patch16_224",
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Show[str] = None,
+) -> Path:
     """Everything once, on a few photographs: export, run, analyze, report. Returns the report's path.
 
     The photographs are public domain or CC0, out of scikit-image's wheel. Weights come from `checkpoint`, else from
     the model hub; where neither can be had they are random, and the report says so.
 
+    Args:
+        folder: for everything that is made; that of an earlier demo is written anew.
+        model: timm's name.
+        checkpoint: weights from this file.
+        progress: True shows bars and lines; a function is called with one line as each step begins.
+
     Raises:
-        AttlasError: `folder` exists and was not made by an earlier demo, or a package is missing.
+        AttlasError: `folder` exists and was not made by an earlier demo, random weights would replace those of an
+            earlier one, or a package is missing.
     """
     from pathlib import Path
 
     from .engine.photos import write_photos
     from .exporter.errors import AttlasError
 
-    say = progress or (lambda line: None)
+    say = progress if callable(progress) else _say if progress else (lambda _line: None)
+    bars = progress is True
     place = Path(folder)
     photos, graph = place / "photographs", place / f"{model}.onnx"
     store, page = place / f"{model}.zarr", place / "report.html"
-    if place.exists() and not photos.is_dir() and any(place.iterdir()):
+    if place.exists() and not photos.is_dir() and (not place.is_dir() or any(place.iterdir())):
         raise AttlasError(f"{place}: exists and holds something else; name another folder with -o")
     for line in write_photos(photos):
         say(line)
     export = _load("exporter.graph").export
     try:
-        result = export(model, graph, checkpoint=checkpoint, overwrite=True, progress=say)
+        result = export(model, graph, checkpoint=checkpoint, overwrite=True, progress=progress)
     except AttlasError as error:
         if checkpoint is not None or "--random-init" not in str(error):
             raise
+        _refuse_random(graph)
         say(
             "the model hub does not answer: random weights instead, whose maps mean nothing "
             "(--checkpoint FILE for real ones)"
         )
-        result = export(model, graph, random_init=True, overwrite=True, progress=say)
+        result = export(model, graph, random_init=True, overwrite=True, progress=progress)
     say(f"{graph}: largest row total variation from PyTorch {result.parity.row_max:.1e}")
-    run(graph, photos, store, overwrite=True)
-    _load("analysis.statistics").analyze(store)
-    return _load("analysis.report.page").report([store], page, overwrite=True)
+    run(graph, photos, store, overwrite=True, progress=bars)
+    _load("analysis.statistics").analyze(store, progress=bars)
+    made: Path = _load("analysis.report.page").report([store], page, overwrite=True, progress=progress)
+    return made
+
+
+def _say(line: str) -> None:
+    """A line for the person at the terminal."""
+    import sys
+
+    sys.stderr.write(f"{line}\n")
+
+
+def _refuse_random(graph: Path) -> None:
+    """Refuse to put random weights where an earlier demo had others."""
+    from .engine.graph import read_spec
+    from .exporter.errors import AttlasError
+
+    if graph.exists() and read_spec(graph).weights.source != "random":
+        raise AttlasError(
+            f"{graph}: is of an earlier demo with real weights, and the model hub does not answer; pass the same "
+            "--checkpoint again, or another folder with -o"
+        )

@@ -4,7 +4,8 @@
 and `boxes` beside it; `kernel` is the fused pass that a run or `analyze` computes the default ones with, `compiled` its
 loops. `catalog` lists what can be asked for by name, `partials` computes what some units contribute, `statistics`
 hands units out and merges, `summary` sums the dataset up, by `groups` too, and `dataset` opens the result as one lazy
-Dataset. The formulas are names of this package too: `attlas.analysis.rollout(...)`.
+Dataset. `report` is the package of the page and its figures. The formulas are names of this package too:
+`attlas.analysis.rollout(...)`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = [
 _HOMES = {
     "AnalyzeResult": "statistics", "CATALOG": "catalog", "Moments": "moments", "Partial": "partials",
     "Pooled": "statistics", "Reducer": "kernel", "analyze": "statistics", "merge": "partials", "open": "dataset",
-    "partial_statistics": "partials", "pooled": "statistics", "report": "page",
+    "partial_statistics": "partials", "pooled": "statistics",
 }  # fmt: skip
 # Plain functions of arrays.
 _FORMULAS = ("formulas", "norms", "baselines", "histograms", "differences", "boxes")
@@ -29,6 +30,8 @@ _FORMULAS = ("formulas", "norms", "baselines", "histograms", "differences", "box
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name == "report":
+        return importlib.import_module(".report", __name__)
     for home in _FORMULAS:
         module = importlib.import_module(f".{home}", __name__)
         if name in module.__all__:

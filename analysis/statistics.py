@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ..engine.places import Url
 from ..engine.store import ArraySpec, Store
 from ..exporter.errors import AttlasError, UsageError
+from ..exporter.progress import Display, Show, shows
 from .catalog import CATALOG, FUSED, GROUPED_MAPS, MEASURED, find, scalars
 from .gradients import WEIGHTED
 from .groups import check_column, merged
@@ -84,10 +85,11 @@ class Pooled:
     notes: tuple[str, ...] = ()
 
 
+@shows("images")
 def analyze(
     store_path: str | os.PathLike[str], names: Sequence[str] | None = None, *, by: str = "",
     workers: int | None = None, executor: Executor | None = None, overwrite: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Show[Progress] = None,
 ) -> AnalyzeResult:  # fmt: skip
     """Compute statistics of a store and write them into it.
 
@@ -104,26 +106,30 @@ def analyze(
         workers: threads; all processors by default. With an executor, how many units it is handed at once.
         executor: of other processes or machines, which must reach the store by the same path.
         overwrite: compute anew what an earlier analysis wrote. What the run wrote is never replaced.
-        progress: called in this thread with a `Progress`, at the start and after every unit.
+        progress: True shows a bar; a function is called in this thread with a `Progress`, at the start and after every
+            unit.
 
     Raises:
         UsageError: a name is unknown, or the store's attention cannot give it.
         AttlasError: the store lacks what a statistic needs, or cannot be written.
     """
     started = time.perf_counter()
+    show = progress if callable(progress) else (lambda _now: None)
     asked = None if names is None else find(names)
     store = Store(store_path, writable=True)
     try:
         work = _plan(store, asked, by, overwrite)
         pool = executor or ThreadPoolExecutor(workers or _processors(), thread_name_prefix="analyze")
         try:
-            _pass(work, pool, workers or _processors(), progress, threads=executor is None)
+            _pass(work, pool, workers or _processors(), show, threads=executor is None)
         except KeyboardInterrupt:
             _keep(work)
             raise
         finally:
             if executor is None:
                 pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(progress, Display):
+            progress.note("summing up")
         summed = _sum_up(work) if work.source.mask.any() else ()
     except OSError as error:
         raise AttlasError(f"{store_path}: cannot be written ({error.strerror or error})") from None
@@ -315,13 +321,10 @@ def _rows_lacking(work: _Work, name: str) -> Mask:
 # -- the pass over the attention --------------------------------------------------------------------------------------
 
 
-def _pass(
-    work: _Work, pool: Executor, ahead: int, progress: Callable[[Progress], None] | None, *, threads: bool
-) -> None:
+def _pass(work: _Work, pool: Executor, ahead: int, show: Callable[[Progress], None], *, threads: bool) -> None:
     store, plan, units = work.store, work.store.plan, work.units
     started, done, total = time.perf_counter(), 0, sum(len(plan.unit_range(k)) for k in units)
-    if progress is not None:
-        progress(Progress(0, total, 0.0))
+    show(Progress(0, total, 0.0))
 
     def submit(k: int) -> Future[Partial]:
         names, grouped = work.job(k)
@@ -336,8 +339,7 @@ def _pass(
     for part in _in_order(submit, units, ahead):
         work.gathered = work.gathered + part
         done += sum(len(plan.unit_range(k)) for k in part.units)
-        if progress is not None:
-            progress(Progress(done, total, time.perf_counter() - started))
+        show(Progress(done, total, time.perf_counter() - started))
 
 
 def _in_order(submit: Callable[[int], Future[Partial]], units: Iterable[int], ahead: int) -> Iterator[Partial]:

@@ -135,9 +135,10 @@ class Contents:
             raise UsageError("statistics in the graph need ndonnx: `pip install 'attlas[gpu]'` brings it")
         return model
 
-    def image_bytes(self, names: Sequence[str] | None = None) -> int:
-        """Raw bytes of one image in all arrays, or in those of these names."""
-        return sum(self._bytes(t) for t in self.templates if names is None or t.name in names)
+    @property
+    def image_bytes(self) -> int:
+        """Raw bytes of one image in all arrays."""
+        return sum(self._bytes(t) for t in self.templates)
 
     def _bytes(self, template: Template) -> int:
         size = int(np.prod(template.shape)) * (32 if template.dtype == "str" else np.dtype(template.dtype).itemsize)

@@ -22,7 +22,7 @@ EXTRAS = {
     "distributed": ("distributed",),
     "demo": ("scikit-image",),
 }
-CORE = ("attlas", "numpy", "onnx", "pillow", "zarr", "click")
+CORE = ("attlas", "numpy", "onnx", "pillow", "zarr", "click", "tqdm")
 SECONDS = 120
 
 # Run in a process of its own: a provider that crashes, hangs or prints takes nothing else with it.

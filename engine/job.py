@@ -17,13 +17,14 @@ from ..exporter.spec import GraphSpec
 from .contents import Choices, Contents, Reducer, Statistics
 from .coordinates import COORDINATES, arrays, with_room
 from .decode import RANGE
+from .estimate import raw_bytes, stored_bytes
 from .graph import graph_digest, read_spec
 from .keep import Keep
 from .labels import map_labels
 from .places import Url
 from .plan import Plan, digest, make_plan, spread
 from .providers import accelerates
-from .schema import GRADIENTS, LAYERED
+from .schema import GRADIENTS
 from .session import constants, probe_batch
 from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
@@ -35,9 +36,6 @@ from .versions import versions
 
 __all__ = ["Estimate", "Job", "Request", "make_job", "open_store"]
 
-# On real attention lz4 with bitshuffle keeps this part of float16; codes shrink no further.
-EXPECTED_RATIO = {"float16": 0.85, "float32": 0.9, "uint8": 0.7}
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -46,7 +44,8 @@ class Estimate:
     Attributes:
         images: in the plan; `total`: in the source, before `limit`.
         others: what the source left out, counted by reason.
-        bytes_raw: of all arrays; `bytes_expected`: after compression, from what real attention gave.
+        bytes_raw: of all arrays; `bytes_expected`: of the store's files, compressed as real attention and photographs
+            are.
         bytes_free: on the disk of the store; None where it lies in a bucket.
         plan: the plan itself.
         done: units that are done already, when a store is resumed.
@@ -140,7 +139,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         return make_plan(
             len(items),
             layer_bytes=spec.heads * spec.tokens**2 * (4 if "float32" in keep.widths else 2),
-            image_bytes=contents.image_bytes(),
+            image_bytes=contents.image_bytes,
             identity=identity,
             batch=batch,
             gpu=accelerator,
@@ -158,7 +157,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         wanted = contents.wanted(appended=appended is not None)
         fits = probe(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
         plan = planned(fits) if fits < plan.batch else plan
-    estimate = _estimate(request, source, plan, contents)
+    estimate = _estimate(request, source, items, plan, contents)
     if existing is None:
         notes += _columns_note(renamed)
         notes += filter(None, [duplicates(source, items)] if not source.reads_ahead else [])
@@ -223,16 +222,18 @@ def _identity(request: Request, contents: Contents, items: Items) -> dict[str, A
     }
 
 
-def _estimate(request: Request, source: Source, plan: Plan, contents: Contents) -> Estimate:
+def _estimate(request: Request, source: Source, items: Items, plan: Plan, contents: Contents) -> Estimate:
     """The bytes that the plan means, and how much of it is done already."""
-    image_bytes, large = contents.image_bytes(), contents.image_bytes(LAYERED)
+    spec, keep = contents.spec, contents.keep
+    fixed = {o.name: np.zeros([n for n in o.shape if n], np.float32) for o in spec.outputs if None not in o.shape}
+    layout, values = arrays(spec, plan, contents.templates, items, np.zeros(len(items), np.int32), fixed)
     resumed = request.output.exists() and not request.overwrite
     return Estimate(
         images=plan.images,
         total=len(source.items),
         others=dict(source.others),
-        bytes_raw=image_bytes * plan.images,
-        bytes_expected=int(plan.images * (large * EXPECTED_RATIO[contents.keep.dtype] + image_bytes - large)),
+        bytes_raw=sum(raw_bytes(array, values.get(array.name), keep, spec) for array in layout),
+        bytes_expected=stored_bytes(layout, values, keep, spec, plan),
         bytes_free=_free(request.output),
         plan=plan,
         done=int(Store(request.output).done.sum()) if resumed else 0,

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..exporter.errors import AttlasError, Interrupted, UsageError
+from ..exporter.progress import Display, Show, shows
 from ..exporter.spec import GraphSpec
+from .amounts import estimate_lines
 from .contents import Reducer, Statistics
 from .executors.base import Executor, Local, Task, WorkerInfo
 from .executors.threads import Threads
@@ -53,6 +55,11 @@ class Progress:
     estimate: Estimate
     workers: str = ""
 
+    @property
+    def note(self) -> str:
+        """What takes most of the time, in words."""
+        return f"mostly {self.limit}" if self.rate else ""
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -83,6 +90,7 @@ class RunResult:
     notes: tuple[str, ...] = ()
 
 
+@shows("images")
 def run(
     graph: str | os.PathLike[str],
     images: str | os.PathLike[str] | Source,
@@ -105,7 +113,7 @@ def run(
     reducer: Callable[[GraphSpec], Reducer] | None = None,
     reserved: Callable[[str], bool] = lambda _name: False,
     statistics: Statistics = "auto",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Show[Progress] = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
     """Stream images through a graph into a store, or go on with one that was begun.
@@ -131,7 +139,7 @@ def run(
         reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
         reserved: names that columns of the images are not to have; `attlas.run` passes what an analysis will need.
         statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator.
-        progress: called in this thread with a `Progress`, also while workers are waited for.
+        progress: True shows a bar; a function is called in this thread, also while workers are waited for.
         stop: set it to end the run after the units in flight.
 
     Raises:
@@ -144,7 +152,7 @@ def run(
             Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider), target,
             limit, seed, reducer, statistics, overwrite, dry_run, reserved,
         )  # fmt: skip
-        return _start(request, images, shard, team, progress or (lambda _now: None), stop or threading.Event())
+        return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 
 def _start(
@@ -205,6 +213,22 @@ def _run(
             f"{store.path}: stopped with {done} of {job.plan.images} images done; the same command goes on"
         )
     return _result(job, job.request.output, store, total, count.seconds, info.provider)
+
+
+def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
+    """What is called with every `Progress`; a display also tells, once, what the run is and who does it."""
+    if not isinstance(progress, Display):
+        return progress if callable(progress) else (lambda _now: None)
+    display, said = progress, set[str]()
+
+    def show(now: Progress) -> None:
+        for line in (*estimate_lines(now.estimate), now.workers):
+            if line and line not in said:
+                said.add(line)
+                display.note(line)
+        display(now)
+
+    return show
 
 
 def _executor(workers: int | None, scheduler: str | None, threads: int | None) -> Executor:

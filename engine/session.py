@@ -7,7 +7,7 @@ import gc
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from ..exporter.errors import AttlasError, UsageError
-from .decode import DecodeError, decode, prepare, rgb
 from .device import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
 from .graph import APPENDED, TARGET, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
 from .outputs import Wanted
+from .pictures import crop_of, each_picture
 from .providers import CPU, cores, create_session, find, resolve_provider
 from .sources.files import place
 from .targets import PREDICTED
@@ -72,8 +72,10 @@ class Session:
 
         Raises:
             AttlasError: the file is no graph of ours, or the provider does not work here.
-            UsageError: onnxruntime has no such provider.
+            UsageError: `graph` is no path, or onnxruntime has no such provider.
         """
+        if not isinstance(graph, str | os.PathLike):
+            raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
         self.path = Path(place(graph))
         self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
@@ -207,8 +209,9 @@ class Session:
         """Logits and attention of a few pictures.
 
         Args:
-            images: one or a sequence of paths, encoded bytes, Pillow images, or uint8 arrays (row, column, channel)
-                that are the recipe's crop already.
+            images: one or a sequence of paths, encoded bytes and Pillow images, which the graph's recipe resizes and
+                crops; or of uint8 arrays of numpy, torch or others, (row, column, channel) or (channel, row, column) of
+                RGB from 0 to 255, that are the recipe's crop already. Arrays may also come as one, images first.
             target: of a graph with gradients: the class to derive, one for all images or one each; -1 for the
                 predicted one.
 
@@ -218,14 +221,13 @@ class Session:
 
         Raises:
             AttlasError: a picture cannot be read.
-            UsageError: the model has no such class, or the graph no gradients.
+            UsageError: something is no picture, or an array of another form; the model has no such class, or the graph
+                no gradients.
         """
-        one = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
-        if one or (isinstance(images, np.ndarray) and images.ndim == 3):
-            images = [images]
-        height, width = self.spec.image_size
-        pixels = np.stack([self._pixels(image) for image in images] or [np.zeros((0, height, width, 3), np.uint8)])
-        pixels = np.ascontiguousarray(pixels.reshape(-1, height, width, 3))
+        pixels = np.zeros((0, *self.spec.image_size, 3), np.uint8)
+        if given := [crop_of(image, self.spec) for image in each_picture(images)]:
+            # Rows are bound by their address, and stacked views keep the order of their memory.
+            pixels = np.ascontiguousarray(np.stack(given))
         # Ordinary memory, since the caller keeps it.
         buffers = {name: np.zeros((len(pixels), *shape), dtype) for name, (shape, dtype) in self._batched().items()}
         if len(pixels):
@@ -256,25 +258,6 @@ class Session:
         given = {n: np.zeros((1, *shape), dtype) for n, (shape, dtype) in self._inputs.items()}
         value: npt.NDArray[np.float32] = self._session.run([name], given)[0]
         return value
-
-    def _pixels(self, image: Any) -> npt.NDArray[np.uint8]:
-        """The recipe's crop of whatever a picture came as."""
-        if isinstance(image, np.ndarray):
-            if image.shape != (*self.spec.image_size, 3) or image.dtype != np.uint8:
-                raise UsageError(
-                    f"an array of shape {image.shape}, {image.dtype}: this graph takes uint8 pixels of shape "
-                    f"{(*self.spec.image_size, 3)}; pass a path or a Pillow image to have it resized"
-                )
-            return image
-        name = image if isinstance(image, str | os.PathLike) else "a picture"
-        try:
-            if hasattr(image, "convert"):
-                return np.asarray(prepare(rgb(image)[0], self.spec.recipe))
-            return decode(image if isinstance(image, bytes) else Path(place(image)).read_bytes(), self.spec.recipe)[0]
-        except OSError as error:
-            raise AttlasError(f"{name}: cannot be read ({error.strerror or error})") from None
-        except DecodeError as error:
-            raise AttlasError(f"{name}: cannot be decoded ({error})") from None
 
 
 def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

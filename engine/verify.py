@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..exporter.progress import Show, shows
 from .plan import Plan
 from .store import LAYERED, DamagedError, Store
 
@@ -32,15 +32,14 @@ class Verification:
     repaired: bool
 
 
-def verify(
-    path: str | os.PathLike[str], *, repair: bool = False, progress: Callable[[int, int], None] | None = None
-) -> Verification:
+@shows("units")
+def verify(path: str | os.PathLike[str], *, repair: bool = False, progress: Show[int, int] = None) -> Verification:
     """Read every chunk of every done unit: its file exists, its checksum holds, rows of probabilities sum to 1.
 
     Args:
         path: of the store.
         repair: reopen the faulty units, so that the next run does them again.
-        progress: called with (units checked, units to check).
+        progress: True shows a bar; a function is called with (units checked, units to check).
 
     Raises:
         AttlasError: there is no store at `path`, or it cannot be repaired.
@@ -48,14 +47,15 @@ def verify(
     store = Store(path, writable=repair)
     done = np.flatnonzero(store.done)
     faults = {}
+    show = progress if callable(progress) else (lambda _checked, _total: None)
     for count, k in enumerate(map(int, done)):
-        if progress is not None:
-            progress(count, len(done))
+        show(count, len(done))
         fault = _check(store, store.plan, k)
         if fault:
             faults[k] = fault
             if repair:
                 store.reopen(k)
+    show(len(done), len(done))
     return Verification(len(done), faults, repair and bool(faults))
 
 

@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return export
     if name == "list_models":
-        from .models import list_models
+        from .listing import list_models
 
         return list_models
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

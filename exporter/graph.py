@@ -12,10 +12,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import onnx
 import onnx_ir as ir
@@ -24,35 +24,42 @@ import timm
 import torch
 from torch import nn
 
-from .errors import AttlasError, UsageError
+from .errors import AttlasError, UsageError, first_line
+from .facts import Facts, describe
 from .gradients import Gradients, separate_square_weights
 from .half import to_float16
 from .memory import refuse_too_large
-from .models import Facts, Model, build, describe
+from .models import Model, build
 from .parity import Parity, check, example
+from .progress import Show, Step, shows
 from .spec import LARGEST_FILE, METADATA_KEY, GraphSpec, Output
 from .summary import summarize
 from .tapped import Tapped
 from .taps import Taps
+from .tidy import adopt_constants, free_batch, name_constants, strip
 
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
 OPSET = 20
-
-Progress = Callable[[str], None]
+STEPS = 4  # load, trace, write, compare: what progress counts
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What `export` wrote: the graph, the spec inside it, how far it is from PyTorch, the time and the size."""
+    """What `export` wrote: the graph, the spec inside it, how far it is from PyTorch, the time and the size.
+
+    `notes` are lines that the user should read, such as which of a checkpoint's weights were taken.
+    """
 
     path: Path
     spec: GraphSpec
     parity: Parity
     seconds: float
     bytes: int
+    notes: tuple[str, ...] = ()
 
 
+@shows("steps")
 def export(
     model: str,
     output: str | os.PathLike[str],
@@ -69,7 +76,7 @@ def export(
     norms: bool = False,
     num_classes: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Show[str] = None,
 ) -> ExportResult:
     """Export a timm model to ONNX with its attention, and prove the file against PyTorch.
 
@@ -86,7 +93,8 @@ def export(
         model: timm's name, with or without a pretrained tag.
         output: the graph, `NAME.onnx`; its spec goes beside it as `NAME.json`, and weights above 2 GB as
             `NAME.onnx.data`.
-        checkpoint: weights from this file, safetensors or a torch state dict.
+        checkpoint: weights from this file, safetensors or a torch state dict; or, as `FILE:KEY`, from its part of that
+            name (`model_ema`, `student`). Without a key running averages go before what they are the average of.
         pretrained: the tag's own weights, where no other source is given.
         random_init: random weights, drawn from `seed`.
         seed: of the random weights.
@@ -98,30 +106,34 @@ def export(
         norms: whether norms of values, attention branches and tokens are outputs too.
         num_classes: of the checkpoint's head; 0 for none.
         overwrite: replace files that exist.
-        progress: called with one line as each stage begins.
+        progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
 
     Raises:
-        UsageError: the request is wrong: unknown model, an existing file, a layer that does not exist, a model
-            without global attention over patches, gradients of a model without classes.
+        UsageError: the request is wrong: a value of another type, an unknown model, an existing file, a layer that does
+            not exist, a model without global attention over patches, gradients of a model without classes, a recipe
+            that belongs to no pixels in 0..1.
         AttlasError: weights that cannot be had or do not fit, too little memory, or a graph that differs from PyTorch.
             No file is left.
     """
     started = time.perf_counter()
-    say = progress or (lambda line: None)
+    _check_types(model, output, checkpoint, layers, seed, num_classes)
+    _check_dtype(dtype, gradients)
     path = _target(_own(output), overwrite)
-    say(f"building {model}")
-    with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
-        refuse_too_large(summarize(model, img_size=img_size))
-    built = build(
-        model,
-        checkpoint=None if checkpoint is None else _own(checkpoint),
-        pretrained=pretrained,
-        random_init=random_init,
-        seed=seed,
-        img_size=img_size,
-        preprocess=preprocess,
-        num_classes=num_classes,
-    )
+    with _step(progress, f"loading {model}", 1) as end:
+        with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
+            refuse_too_large(summarize(model, img_size=img_size))
+        built = build(
+            model,
+            checkpoint=checkpoint,
+            pretrained=pretrained,
+            random_init=random_init,
+            seed=seed,
+            img_size=img_size,
+            preprocess=preprocess,
+            num_classes=num_classes,
+        )
+        part = f" ({built.key})" if built.key else ""
+        end(f"loaded {built.full_name}, {built.source} weights{part}")
     return export_model(
         built,
         path,
@@ -130,7 +142,7 @@ def export(
         gradients=gradients,
         norms=norms,
         overwrite=overwrite,
-        progress=say,
+        progress=progress,
         started=started,
     )
 
@@ -149,40 +161,104 @@ def export_model(
     gradients: bool = False,
     norms: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Show[str] = None,
     started: float | None = None,
 ) -> ExportResult:
     """Export a model that is built already; arguments and errors as in `export`."""
     started = time.perf_counter() if started is None else started
-    say = progress or (lambda line: None)
     path = _target(output, overwrite)
-    if dtype not in ("float32", "float16"):
-        raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
-    if gradients and dtype != "float32":
-        raise UsageError("--gradients: most of a gradient lies below float16's smallest numbers; export in float32")
+    _check_dtype(dtype, gradients)
+    _check_recipe(built)
     taps = Taps(built.module, built.full_name)
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
-    tapped = Tapped(built, taps, facts, chosen, norms=norms)
-    derived = Gradients(tapped, built.full_name) if gradients else None
-    spec = _spec(built, taps, facts, tapped, dtype, gradients)
-    say(f"tracing {spec.name}: {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
-    graph = _trace(tapped, spec)
+    with _step(progress, f"tracing {built.full_name}", 2) as end:
+        tapped = Tapped(built, taps, facts, chosen, norms=norms)
+        derived = Gradients(tapped, built.full_name) if gradients else None
+        spec = _spec(built, taps, facts, tapped, dtype, gradients)
+        graph = _trace(tapped, spec)
+        end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
         draft = folder / path.name
-        say(f"writing {path.name}")
-        _save(graph, draft, spec)
-        del graph
-        say("comparing with PyTorch")
-        parity = check(draft, spec, tapped.run if derived is None else derived.run)
-        size = sum(f.stat().st_size for f in folder.iterdir())
+        with _step(progress, f"writing {path.name}", 3) as end:
+            _save(graph, draft, spec)
+            del graph
+            size = sum(f.stat().st_size for f in folder.iterdir())
+            end(f"wrote {size / 1e6:.1f} MB")
+        with _step(progress, "comparing with PyTorch", 4) as end:
+            parity = check(draft, spec, tapped.run if derived is None else derived.run)
+            end(f"compared on {parity.images} pictures")
         _publish(folder, path)
-    return ExportResult(path, spec, parity, time.perf_counter() - started, size)
+    return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
+
+
+@contextlib.contextmanager
+def _step(progress: Show[str], begin: str, number: int) -> Iterator[Callable[[str], None]]:
+    """Say that a step begins, and when it is done what it gave, with its seconds."""
+    say = progress if callable(progress) else (lambda _line: None)
+    started, ended = time.perf_counter(), begin
+    say(Step(begin, number, STEPS))
+
+    def end(line: str) -> None:
+        nonlocal ended
+        ended = line
+
+    yield end
+    say(f"{ended} in {time.perf_counter() - started:.0f} s")
 
 
 def spec_path(graph: Path) -> Path:
     """Where the spec stands beside a graph: `deit.json` for `deit.onnx`."""
     return graph.with_suffix(".json")
+
+
+def _check_types(
+    model: object, output: object, checkpoint: object, layers: object, seed: object, num_classes: object
+) -> None:
+    """Say what a value of another type should have been, before anything is done."""
+    if isinstance(model, nn.Module):
+        raise UsageError(
+            f"model: a {type(model).__name__} was given; pass timm's name of it, and its weights by "
+            "safetensors.torch.save_file(model.state_dict(), FILE) and checkpoint=FILE"
+        )
+    if isinstance(checkpoint, nn.Module | Mapping):
+        raise UsageError(
+            f"checkpoint: a {type(checkpoint).__name__} was given; save the state dict with "
+            "safetensors.torch.save_file and pass the file's path"
+        )
+    paths = (str, os.PathLike)
+    asked: tuple[tuple[str, object, tuple[type, ...], str], ...] = (
+        ("model", model, (str,), "timm's name of a model"),
+        ("output", output, paths, "the path of the graph, NAME.onnx"),
+        ("checkpoint", checkpoint, (*paths, type(None)), "the path of a file"),
+        ("seed", seed, (SupportsIndex,), "a whole number"),
+        ("num_classes", num_classes, (SupportsIndex, type(None)), "a whole number"),
+        ("layers", layers, (Collection, type(None)), "a list of whole numbers"),
+    )
+    for name, value, kinds, wanted in asked:
+        each = value if name == "layers" and isinstance(value, Collection) else ()
+        if not isinstance(value, kinds) or not all(isinstance(one, SupportsIndex) for one in each):
+            raise UsageError(f"{name}: pass {wanted}, not {_brief(value)}")
+
+
+def _brief(value: object) -> str:
+    text = repr(value).partition("\n")[0]
+    return f"{text[:60]} ({type(value).__name__})"
+
+
+def _check_dtype(dtype: str, gradients: bool) -> None:
+    if dtype not in ("float32", "float16"):
+        raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
+    if gradients and dtype != "float32":
+        raise UsageError("--gradients: most of a gradient lies below float16's smallest numbers; export in float32")
+
+
+def _check_recipe(built: Model) -> None:
+    """A recipe that was put into the model by hand is held to the same rules as one from the options."""
+    built.recipe.check(f"{built.full_name}: recipe")
+    if built.recipe.crop != built.image_size:
+        crop, size = ("x".join(map(str, edges)) for edges in (built.recipe.crop, built.image_size))
+        raise UsageError(f"{built.full_name}: recipe: crop {crop} is not the graph's input {size}; make them equal")
 
 
 def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, ...]:
@@ -282,80 +358,22 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
                 dynamic_shapes=tuple({0: "batch"} for _ in given),
             )
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise AttlasError(f"{spec.name}: torch {torch.__version__} cannot trace it to ONNX: {first[:200]}") from error
+        raise AttlasError(
+            f"{spec.name}: torch {torch.__version__} cannot trace it to ONNX: {first_line(error)}"
+        ) from error
     assert program is not None
     model = program.model
-    _adopt_constants(model.graph)
-    _name_constants(model.graph)
+    adopt_constants(model.graph)
+    name_constants(model.graph)
     if spec.gradients:
         separate_square_weights(model.graph)
-    _check_batch(model, spec)
-    _strip(model)
+    free_batch(model, spec)
+    strip(model)
     model.producer_name, model.producer_version = "attlas", _version()
     model.metadata_props[METADATA_KEY] = spec.to_json()
     if spec.dtype == "float16":
         to_float16(model)
     return model
-
-
-def _check_batch(model: ir.Model, spec: GraphSpec) -> None:
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name == "position_embedding":
-            continue
-        batch = None if value.shape is None else value.shape[0]
-        if not isinstance(batch, ir.SymbolicDim):
-            raise AttlasError(
-                f"{spec.name}: the traced graph fixes its batch at {batch} in {value.name}; nothing was written"
-            )
-        assert value.shape is not None
-        value.shape[0] = ir.SymbolicDim("batch")
-
-
-def _adopt_constants(graph: ir.Graph) -> None:
-    """Register constants that the exporter's optimiser made and forgot (seen where it fuses two clamps, torch 2.15)."""
-    for node in graph:
-        for i, value in enumerate(node.inputs):
-            if value is None or value.producer() is not None or value.const_value is None:
-                continue
-            if graph.initializers.get(value.name or "") is not value:
-                constant = value.const_value
-                own = ir.Value(name=f"{node.name}_constant_{i}", const_value=constant)
-                own.shape, own.dtype = ir.Shape(constant.numpy().shape), constant.dtype
-                graph.register_initializer(own)
-                node.replace_input_with(i, own)
-
-
-def _name_constants(graph: ir.Graph) -> None:
-    """Give a constant output a node of its own: not every runtime takes an initializer for an output."""
-    for i, value in enumerate(graph.outputs):
-        if not value.is_initializer():
-            continue
-        name, value.name = value.name, f"{value.name}_constant"
-        node = ir.node("Identity", [value], name=f"node_{name}")
-        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = name, value.shape, value.type
-        graph.append(node)
-        graph.outputs[i] = node.outputs[0]
-
-
-def _strip(model: ir.Model) -> None:
-    """Remove what differs from run to run or tells of this machine: stack traces, paths, doc strings."""
-    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for graph in graphs:
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-                value.doc_string = None
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-        value.doc_string = None
-    model.metadata_props.clear()
-    model.doc_string = None
-    model.graph.name = "attlas"
 
 
 @contextlib.contextmanager
@@ -419,8 +437,9 @@ def _refuse_paths(path: Path, spec: GraphSpec) -> None:
 def _publish(folder: Path, path: Path) -> None:
     """Move the proven files into place, the graph last: where it is, the others are."""
     data = path.with_name(f"{path.name}.data")
-    if not (folder / data.name).exists():
+    made = [name for name in (data.name, spec_path(path).name, path.name) if (folder / name).exists()]
+    for name in made:
+        (folder / name).replace(path.with_name(name))
+    # An earlier graph's, which that graph needs until it is replaced.
+    if data.name not in made:
         data.unlink(missing_ok=True)
-    for name in (data.name, spec_path(path).name, path.name):
-        if (folder / name).exists():
-            (folder / name).replace(path.with_name(name))

@@ -1,4 +1,4 @@
-"""The one module that knows timm: building a model, and reading from it the facts that the graph's spec states."""
+"""The one module that knows timm: its names, and building a model with its weights."""
 
 from __future__ import annotations
 
@@ -15,35 +15,41 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import set_fused_attn, use_fused_attn
-from timm.models import get_pretrained_cfg, load_state_dict, model_entrypoint, split_model_name_tag
-from torch import Tensor, nn
+from timm.models import get_pretrained_cfg, model_entrypoint, split_model_name_tag
+from torch import nn
 
-from .errors import AttlasError, UsageError
+from .checkpoint import StateDict, choose, locate, read
+from .errors import AttlasError, UsageError, first_line
 from .recipe import override, pair
 from .spec import ClassName, Recipe, Weights
-from .weights import StateDict, digest, load_into, read
+from .weights import digest, load_into
 
-if TYPE_CHECKING:
-    from .taps import Taps
-
-__all__ = ["MODULES", "Facts", "Model", "build", "describe", "list_models", "refusal"]
+__all__ = ["MODULES", "Model", "build", "indivisible", "names", "refusal"]
 
 # The modules of timm whose models attend over all patches. Others are refused by what their blocks show, not by name.
 MODULES = (
-    "vision_transformer", "deit", "eva", "beit", "vision_transformer_relpos", "vision_transformer_hybrid",
-    "naflexvit", "deepseek_vit", "qwen3_vit", "gemma4_vit", "cait", "vitamin",
-)  # fmt: skip
+    "vision_transformer",
+    "deit",
+    "eva",
+    "beit",
+    "vision_transformer_relpos",
+    "vision_transformer_hybrid",
+    "naflexvit",
+    "deepseek_vit",
+    "qwen3_vit",
+    "gemma4_vit",
+    "cait",
+    "vitamin",
+)
 
 # Above any image-text projection in timm (1,280 wide), below any set of classes that is not ImageNet's.
 _WIDEST_PROJECTION = 2048
-
-Pooling = Literal["class", "mean", "mean_all", "max", "pool", "distilled", "none"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Model:
 
     `head` names the first output: `logits` where the head gives classes, `features` where there is no head or where
     it projects to a space shared with text. `resized` says that another picture size than the tag's was asked for.
+    `key` is the part of the checkpoint that was taken, see `Weights`; `notes` says so, and what else was there.
     """
 
     module: nn.Module
@@ -63,6 +70,8 @@ class Model:
     classes: tuple[ClassName, ...]
     head: Literal["logits", "features"]
     resized: bool
+    key: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -71,49 +80,22 @@ class Model:
 
     def weights(self) -> Weights:
         """Source and hash of the weights as they are now."""
-        return Weights(self.source, digest(self.module))
+        return Weights(self.source, digest(self.module), self.key)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the model itself says of its tokens; the fields are `GraphSpec`'s.
-
-    `position_embedding` is the learned absolute one as the blocks see it (token or patch, channel), or None.
-    """
-
-    prefix: tuple[str, ...]
-    grid: tuple[int, int]
-    patch_size: tuple[int, int]
-    pooling: Pooling
-    position: Literal["absolute", "rotary", "relative", "none"]
-    position_embedding: Tensor | None
-
-    @property
-    def tokens(self) -> int:
-        """Prefix and patches."""
-        return len(self.prefix) + math.prod(self.grid)
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that can be exported, sorted; with a tag in the pattern (`vit_*.dino`), names with their tags.
-
-    Args:
-        pattern: shell-style; `*` alone gives every architecture of timm's modules with global attention over patches.
-    """
-    names: set[str] = set()
+def names() -> list[str]:
+    """Every architecture of timm's modules with global attention over patches, and each with every pretrained tag."""
+    found: set[str] = set()
     for module in MODULES:
         with contextlib.suppress(RuntimeError):  # an older timm may lack the newest families
-            names.update(timm.list_models(module=module))
-    if "." in pattern:
-        tagged = timm.list_pretrained(pattern)
-        return sorted(n for n in tagged if split_model_name_tag(n)[0] in names)
-    return sorted(names & set(timm.list_models(pattern)))
+            found.update(timm.list_models(module=module))
+    return sorted(found | {name for name in timm.list_pretrained() if split_model_name_tag(name)[0] in found})
 
 
 def build(
     model: str,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
     random_init: bool = False,
     seed: int = 0,
@@ -126,7 +108,8 @@ def build(
 
     Args:
         model: timm's name, with or without a pretrained tag (`vit_base_patch16_224.dino`).
-        checkpoint: weights from this file (safetensors, or a torch state dict); goes before `pretrained`.
+        checkpoint: weights from this file (safetensors, or a torch state dict), or from a part of it (`FILE:KEY`);
+            goes before `pretrained`.
         pretrained: the tag's weights, by timm.
         random_init: timm's own initialisation instead.
         seed: of the random weights.
@@ -136,7 +119,7 @@ def build(
         model_kwargs: passed on to timm; for tests, which need small models.
 
     Raises:
-        UsageError: an unknown model or tag, contradicting options, a size the model does not take.
+        UsageError: an unknown model or tag, contradicting options, a size the model does not take, no such file.
         AttlasError: the weights cannot be had or do not fit.
     """
     name, tag = _known(model)
@@ -152,55 +135,39 @@ def build(
     full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
     if source == "pretrained":
         _reach(full, cfg)
+    # A file that cannot be read is told before the model is built.
+    path, key = (None, "") if checkpoint is None else locate(checkpoint)
+    flat = None if path is None else read(path)
     module = _create(name if not cfg.get("tag") else full, source == "pretrained", seed, kwargs)
-    if checkpoint is not None:
-        classifier = cfg.get("classifier") or "head"
-        load_into(
-            module,
-            read(checkpoint, _load_safely),
-            checkpoint,
-            convert=lambda state: _convert(name, module, state),
-            classifier=(classifier,) if isinstance(classifier, str) else tuple(classifier),
-            resample=size is not None,
-        )
+    notes: list[str] = []
+    if path is not None and flat is not None:
+        choice = choose(flat, key, module.state_dict(), lambda state: _convert(name, module, state), path)
+        load_into(module, choice, path, classifier=_classifier(cfg), resample=size is not None)
+        key, notes = choice.key, choice.notes(path)
     image_size = size or _input_size(module, cfg, kwargs)
     recipe = _recipe(cfg, image_size)
     if preprocess is not None:
         recipe = override(recipe, preprocess)
-        if recipe.crop != image_size:
-            raise UsageError(
-                f"--preprocess: crop {recipe.crop[0]}x{recipe.crop[1]} is not the graph's input "
-                f"{image_size[0]}x{image_size[1]}; pass --img-size {recipe.crop[0]},{recipe.crop[1]} as well"
-            )
+        _check_crop(module, recipe, image_size)
     classes, head = _classes(module, cfg, num_classes)
-    return Model(module, name, cfg.get("tag") or "", source, image_size, recipe, classes, head, size is not None)
-
-
-def describe(model: Model, taps: Taps) -> Facts:
-    """Read tokens, grid, pooling and positions from the model; nothing is guessed from its name.
-
-    Args:
-        model: as `build` gives it.
-        taps: where its attention is read.
-
-    Raises:
-        UsageError: the model counts more prefix tokens than can be named.
-    """
-    trunk = taps.trunk
-    # A class token with blocks of its own is none of the tokens that the other blocks attend over.
-    prefix = () if taps.class_owners else _prefix(model, trunk)
-    grid = _grid(model, trunk)
-    patch = _patch_size(model, trunk, grid)
-    embedding = _position_embedding(trunk, len(prefix), grid)
-    return Facts(prefix, grid, patch, _pooling(model.module), _position(trunk, embedding), embedding)
+    resized, tag = size is not None, cfg.get("tag") or ""
+    return Model(module, name, tag, source, image_size, recipe, classes, head, resized, key, tuple(notes))
 
 
 def refusal(model: str, reason: str) -> UsageError:
     """The one line that says why a model has no maps to export, and which of those that have is called most like it."""
-    near = difflib.get_close_matches(split_model_name_tag(model)[0], list_models(), n=1)
+    near = difflib.get_close_matches(split_model_name_tag(model)[0], [n for n in names() if "." not in n], n=1)
     return UsageError(
         f"{model}: cannot be exported: {reason}; models with global attention over patches can "
         f"({f'such as {near[0]}; ' if near else ''}`attlas models` lists them)"
+    )
+
+
+def indivisible(name: str, size: tuple[int, int], token: tuple[int, int]) -> UsageError:
+    """A picture size that whole tokens do not cover, and the nearest that they do."""
+    return UsageError(
+        f"--img-size {size[0]},{size[1]}: {name}'s tokens of {_edges(token)} pixels do not divide it; the nearest size "
+        f"that they do is {_nearest(size, token)}"
     )
 
 
@@ -224,7 +191,7 @@ def _known(model: str) -> tuple[str, str]:
 
 
 def _source(
-    checkpoint: Path | None, pretrained: bool, random_init: bool, num_classes: int | None
+    checkpoint: object, pretrained: bool, random_init: bool, num_classes: int | None
 ) -> Literal["pretrained", "checkpoint", "random"]:
     if checkpoint is not None and random_init:
         raise UsageError("--checkpoint and --random-init exclude each other; pass one of them")
@@ -276,17 +243,40 @@ def _create(name: str, pretrained: bool, seed: int, kwargs: Mapping[str, Any]) -
         try:
             module = timm.create_model(name, pretrained=pretrained, **kwargs)
         except Exception as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            _refuse_size(name, kwargs)
             if pretrained:
-                raise _no_weights(name, first) from error
+                raise _no_weights(name, first_line(error)) from error
             raise UsageError(
-                f"{name}: timm does not build it with {_options(kwargs)}: {first}; pass a size that the patch divides"
+                f"{name}: timm does not build it with {_options(kwargs)}: {first_line(error)}; leave these options out"
             ) from error
     return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _options(kwargs: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in kwargs.items()) or "its defaults"
+
+
+def _refuse_size(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Name the nearest picture size that fits, if it is the size that the model does not take."""
+    if (asked := kwargs.get("img_size")) is None:
+        return
+    try:
+        with torch.device("meta"), _quiet():
+            token = _token_size(timm.create_model(name, **{k: v for k, v in kwargs.items() if k != "img_size"}))
+    except Exception:  # it is not the size, or not alone
+        return
+    size = pair(asked, "--img-size")
+    if token is not None and (size[0] % token[0] or size[1] % token[1]):
+        raise indivisible(name, size, token) from None
+
+
+def _nearest(size: tuple[int, int], token: tuple[int, int]) -> str:
+    """The size of whole tokens, one at least, that is nearest; as options take it."""
+    return ",".join(str(max(1, round(edge / unit)) * unit) for edge, unit in zip(size, token, strict=True))
+
+
+def _edges(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 @contextlib.contextmanager
@@ -317,9 +307,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _load_safely(path: str) -> Any:
-    with _quiet():
-        return load_state_dict(path, device="cpu", weights_only=True)
+def _classifier(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the head's modules."""
+    named = cfg.get("classifier") or "head"
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _convert(name: str, module: nn.Module, state: StateDict) -> StateDict:
@@ -357,6 +348,36 @@ def _recipe(cfg: Mapping[str, Any], image_size: tuple[int, int]) -> Recipe:
     )
 
 
+def _token_size(module: nn.Module) -> tuple[int, int] | None:
+    """(height, width) in pixels of one token, stem and patch together, where the model says."""
+    for part in module.modules():
+        embed = getattr(part, "patch_embed", None) or getattr(part, "embeds", None)
+        if embed is None:
+            continue
+        ratio = getattr(embed, "feat_ratio", None)
+        found = ratio(as_scalar=False) if ratio is not None else getattr(embed, "patch_size", None)
+        if found is not None:
+            return pair(found, "patch size")
+    return None
+
+
+def _check_crop(module: nn.Module, recipe: Recipe, image_size: tuple[int, int]) -> None:
+    """The crop is what the graph takes, and whole tokens cover it."""
+    if recipe.crop == image_size:
+        return
+    crop, token = recipe.crop, _token_size(module)
+    if token is not None and (crop[0] % token[0] or crop[1] % token[1]):
+        near = _nearest(crop, token)
+        raise UsageError(
+            f"--preprocess: crop {_edges(crop)} is no multiple of the model's tokens of {_edges(token)} pixels; pass "
+            f"crop={near.replace(',', 'x')} and --img-size {near}"
+        )
+    raise UsageError(
+        f"--preprocess: crop {_edges(crop)} is not the graph's input {_edges(image_size)}; pass --img-size "
+        f"{crop[0]},{crop[1]} as well"
+    )
+
+
 def _classes(
     module: nn.Module, cfg: Mapping[str, Any], asked: int | None
 ) -> tuple[tuple[ClassName, ...], Literal["logits", "features"]]:
@@ -373,107 +394,3 @@ def _classes(
     info = ImageNetInfo(subset)
     names = zip(info.label_names(), info.label_descriptions(), strict=True)
     return tuple(ClassName(i, n) for i, n in names), "logits"
-
-
-# What the model says -------------------------------------------------------------------------------------------------
-
-
-def _prefix(model: Model, trunk: nn.Module) -> tuple[str, ...]:
-    """Kinds of the prefix tokens, in the order in which every timm family puts them."""
-    places = [trunk, getattr(trunk, "embeds", None), model.module]
-    kinds: list[str] = []
-    for attribute, kind in (("cls_token", "class"), ("dist_token", "distillation"), ("reg_token", "register")):
-        found = next((t for p in places if isinstance(t := getattr(p, attribute, None), Tensor)), None)
-        kinds += [kind] * (0 if found is None else found.shape[-2])
-    counted = int(getattr(trunk, "num_prefix_tokens", getattr(model.module, "num_prefix_tokens", len(kinds))))
-    if counted != len(kinds):
-        raise refusal(
-            model.full_name,
-            f"it puts {counted} tokens before the patches, of which {len(kinds)} are known "
-            f"({', '.join(kinds) or 'none'})",
-        )
-    return tuple(kinds)
-
-
-def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
-    """Rows and columns of patch tokens; families that take any size say only how large a patch is."""
-    height, width = model.image_size
-    embed = getattr(trunk, "patch_embed", None) or getattr(trunk, "embeds", None)
-    grid = getattr(embed, "grid_size", None)
-    if grid is None:
-        patch = getattr(embed, "patch_size", None) or getattr(trunk, "patch_size", None)
-        if patch is None:
-            raise refusal(model.full_name, "it has no one grid of patches (convolutional, or in stages)")
-        rows, columns = pair(patch, "patch size")
-        if height % rows or width % columns:
-            raise UsageError(
-                f"{model.full_name}: its patch {rows}x{columns} does not divide the image {height}x{width}; "
-                "pass --img-size with multiples of it"
-            )
-        grid = (height // rows, width // columns)
-    return int(grid[0]), int(grid[1])
-
-
-def _patch_size(model: Model, trunk: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
-    """Pixels of one token: the patch, or the patch times the stem's reduction."""
-    ratio = getattr(getattr(trunk, "patch_embed", None), "feat_ratio", None)
-    own = ratio(as_scalar=False) if ratio is not None else None
-    patch = pair(own, "patch size") if own else (model.image_size[0] // grid[0], model.image_size[1] // grid[1])
-    covered = (patch[0] * grid[0], patch[1] * grid[1])
-    # Some tags have such a size by default (384 with patches of 14), and were trained to go without the last pixels.
-    if model.resized and covered != model.image_size:
-        height, width = model.image_size
-        raise UsageError(
-            f"--img-size {height},{width}: {model.name}'s patch of {patch[0]}x{patch[1]} pixels does not divide it; "
-            f"the nearest that it does is {covered[0]},{covered[1]}"
-        )
-    return patch
-
-
-def _pooling(module: nn.Module) -> Pooling:
-    if getattr(module, "head_dist", None) is not None:
-        return "distilled"
-    match getattr(module, "global_pool", ""):
-        case "token":
-            return "class"
-        case "avg" | "avgmax":
-            return "mean_all" if getattr(module, "pool_include_prefix", False) else "mean"
-        case "max":
-            return "max"
-        case "map" | "prr":
-            return "pool"
-        case _:
-            return "none"
-
-
-def _position(trunk: nn.Module, embedding: Tensor | None) -> Literal["absolute", "rotary", "relative", "none"]:
-    """Rotary goes before absolute, where a family has both: what is added once says less than what every block does."""
-    if any(getattr(trunk, name, None) is not None for name in ("rope", "rotary_emb", "rope_embed")):
-        return "rotary"
-    if any("rel_pos" in name or "relative_position" in name for name, _ in trunk.named_parameters()):
-        return "relative"
-    return "none" if embedding is None else "absolute"
-
-
-def _position_embedding(trunk: nn.Module, prefix: int, grid: tuple[int, int]) -> Tensor | None:
-    """The learned absolute embedding, resampled to the grid as the model itself does it (token or patch, channel)."""
-    patches = math.prod(grid)
-    embeds, own = getattr(trunk, "embeds", None), getattr(trunk, "pos_embed", None)
-    if isinstance(own, Tensor) and own.ndim == 3 and own.shape[1] in (patches, patches + prefix):
-        return own.detach()[0]
-    with torch.no_grad():
-        if embeds is not None:
-            apply = getattr(embeds, f"_apply_{getattr(embeds, 'pos_embed_type', '')}_pos_embed", None)
-            if apply is None:
-                return None
-            zeros = torch.zeros(1, patches, int(embeds.embed_dim))
-            apply(zeros, grid_size=list(grid))
-            return zeros[0]
-        if isinstance(own, Tensor) and hasattr(trunk, "pos_embed_grid_size"):
-            zeros = torch.zeros(1, *grid, own.shape[-1])
-            return trunk._pos_embed(zeros)[0][0]  # type: ignore[operator, no-any-return]
-        table = getattr(getattr(trunk, "patch_embed", None), "_position_embeddings", None)
-        if table is not None:
-            ys, xs = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-            return table(torch.stack([xs.flatten(), ys.flatten()], -1)[None], None)[0]  # type: ignore[no-any-return]
-    return None

@@ -12,12 +12,20 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from .errors import AttlasError
+from .errors import AttlasError, first_line
 from .spec import NORMS, GraphSpec
 
 __all__ = [
-    "LIMITS", "Limits", "Parity", "check", "compare", "example", "pictures", "relative_difference", "row_variation",
-]  # fmt: skip
+    "LIMITS",
+    "Limits",
+    "Parity",
+    "check",
+    "compare",
+    "example",
+    "pictures",
+    "relative_difference",
+    "row_variation",
+]
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -92,7 +100,7 @@ def check(path: Path, spec: GraphSpec, reference: Callable[..., Arrays], images:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         values = session.run(None, given)
     except Exception as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__).replace(str(path), path.name)
+        first = first_line(error).replace(str(path), path.name)
         raise AttlasError(
             f"{spec.name}: the exported graph does not run in onnxruntime {onnxruntime.__version__}: {first}; "
             "nothing was written"

@@ -7,7 +7,6 @@ The recipe of Hebbar et al. (Interpreting Vision Transformers), for example, is
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import typing
 from collections.abc import Mapping
@@ -36,13 +35,13 @@ def override(recipe: Recipe, preprocess: str | Mapping[str, object]) -> Recipe:
             as one text or as a mapping of the same keys.
 
     Raises:
-        UsageError: an unknown key or a value that cannot be read.
+        UsageError: an unknown key, a value that cannot be read, or a recipe that `Recipe.check` refuses.
     """
     parts = _split(preprocess) if isinstance(preprocess, str) else {k: _text(v) for k, v in preprocess.items()}
     changes: dict[str, object] = {}
     for key, text in parts.items():
         match key:
-            case "mean" | "std":
+            case "mean" | "std" if not re.search("bgr|rgb", text, re.IGNORECASE):
                 changes[key] = _triple(key, text)
             case "resize":
                 mode, colon, size = text.rpartition(":")
@@ -53,12 +52,18 @@ def override(recipe: Recipe, preprocess: str | Mapping[str, object]) -> Recipe:
                 changes["crop"] = pair(text, "--preprocess crop")
             case "interpolation" | "crop_mode":
                 changes[key] = _choice(key, text)
+            case _ if re.search("bgr|rgb|channel|order", f"{key} {text}", re.IGNORECASE):
+                raise UsageError(
+                    f"--preprocess: {key}={text}: the graph takes RGB; write mean and std as red, green, blue"
+                )
             case _:
                 raise UsageError(
                     f"--preprocess: {key!r} is none of mean, std, resize, crop, crop_mode, interpolation; "
                     f"write for example {_EXAMPLE}"
                 )
-    return dataclasses.replace(recipe, **typing.cast("dict[str, typing.Any]", changes))
+    changed = dataclasses.replace(recipe, **typing.cast("dict[str, typing.Any]", changes))
+    changed.check("--preprocess")
+    return changed
 
 
 def pair(size: object, where: str) -> tuple[int, int]:
@@ -99,10 +104,10 @@ def _triple(key: str, text: str) -> tuple[float, float, float]:
         numbers = []
     if len(numbers) == 1:
         numbers *= 3
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (key == "std" and min(numbers) <= 0):
+    if len(numbers) != 3:
         raise UsageError(
-            f"--preprocess: {key}={text} is not one or three {'positive ' if key == 'std' else ''}numbers for pixels "
-            "in 0..1, nor imagenet or inception"
+            f"--preprocess: {key}={text} is not one or three numbers (red, green, blue) for pixels in 0..1, nor "
+            "imagenet or inception"
         )
     return numbers[0], numbers[1], numbers[2]
 

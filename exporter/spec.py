@@ -16,12 +16,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .errors import AttlasError
+from .errors import AttlasError, UsageError
 
 __all__ = [
-    "FORMAT", "LARGEST_FILE", "METADATA_KEY", "NORMS", "ClassName", "GraphSpec", "Output", "Readout", "Recipe",
+    "FORMAT",
+    "LARGEST_FILE",
+    "METADATA_KEY",
+    "NORMS",
+    "ClassName",
+    "GraphSpec",
+    "Output",
+    "Readout",
+    "Recipe",
     "Weights",
-]  # fmt: skip
+]
 
 FORMAT = 1
 METADATA_KEY = "attlas"
@@ -41,7 +49,8 @@ class Recipe:
 
     The names are timm's. `resize` is (height, width); `crop_mode` says how it is read: `center` scales the shorter
     edge to it, `squash` scales both edges, `border` scales the longer edge and pads. `crop` is (height, width).
-    `mean` and `std` apply to pixels in 0..1.
+    `mean` and `std` apply to RGB pixels in 0..1. Reading a graph does not call `check`: one that an earlier version
+    wrote with a recipe that would be refused today still loads.
     """
 
     resize: tuple[int, int]
@@ -50,6 +59,33 @@ class Recipe:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def check(self, where: str = "recipe") -> None:
+        """Refuse what no model was trained with.
+
+        Args:
+            where: the option or place that the recipe came from, for errors.
+
+        Raises:
+            UsageError: mean or std cannot belong to RGB pixels in 0..1 (with the numbers that would), the resize is
+                smaller than the crop, or a mode is unknown.
+        """
+        for name in ("mean", "std"):
+            _check_numbers(where, name, getattr(self, name))
+        for name in ("resize", "crop"):
+            edges = getattr(self, name)
+            if len(edges) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in edges):
+                raise UsageError(f"{where}: {name}={_commas(edges)} is no (height, width) in whole pixels from 1")
+        if any(edge < cropped for edge, cropped in zip(self.resize, self.crop, strict=True)):
+            size, crop = ("x".join(map(str, edges)) for edges in (self.resize, self.crop))
+            raise UsageError(
+                f"{where}: resize {size} is smaller than crop {crop}, and what is missing would be filled with one "
+                f"colour; pass a resize of {crop} or more"
+            )
+        for name in ("crop_mode", "interpolation"):
+            allowed = typing.get_args(_hints(Recipe)[name])
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{where}: {name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
 
     def __str__(self) -> str:
         def numbers(values: tuple[float, ...]) -> str:
@@ -64,12 +100,56 @@ class Recipe:
         )
 
 
+# Channel means and deviations of ImageNet and CLIP in BGR order, as OpenCV and Caffe give them.
+_BGR = {
+    "mean": ((0.406, 0.456, 0.485), (0.40821073, 0.4578275, 0.48145466)),
+    "std": ((0.225, 0.224, 0.229), (0.27577711, 0.26130258, 0.26862954)),
+}
+
+
+def _check_numbers(where: str, name: str, values: tuple[float, ...]) -> None:
+    """Three numbers that can be the mean or std of RGB pixels in 0..1."""
+    said = f"{where}: {name}={_commas(values)}"
+    if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        raise UsageError(f"{said} is not three finite numbers, for red, green and blue")
+    # Divided by less than one step of an 8-bit pixel, every input would be in the hundreds.
+    lowest = 0.0 if name == "mean" else 1 / 255 - 1e-6
+    if name == "std" and min(values) <= 0:
+        raise UsageError(f"{said} is not three positive numbers for pixels in 0..1")
+    if max(values) > 1 or min(values) < lowest:
+        factor = 1 / 255 if max(values) > 1 else 255.0
+        scaled = tuple(float(f"{v * factor:.4g}") for v in values)
+        fits = lowest <= min(scaled) and max(scaled) <= 1
+        scale = "pixels in 0..255" if factor < 1 else "numbers divided by 255 once too often"
+        reason = f"looks like {scale}" if fits else "belongs to no pixels"
+        right = scaled[::-1] if fits and _is_bgr(name, scaled) else scaled
+        order = ", in RGB order" if right != scaled else ""
+        usual = "0.485,0.456,0.406" if name == "mean" else "0.229,0.224,0.225"
+        advice = f"write {name}={_commas(right)}{order}" if fits else f"ImageNet's is {usual}"
+        raise UsageError(f"{said} {reason}; the graph's pixels are in 0..1: {advice}")
+    if _is_bgr(name, values):
+        raise UsageError(f"{said} is in BGR order; the graph takes RGB: write {name}={_commas(values[::-1])}")
+
+
+def _is_bgr(name: str, values: tuple[float, ...]) -> bool:
+    return any(all(abs(a - b) < 6e-4 for a, b in zip(values, known, strict=True)) for known in _BGR[name])
+
+
+def _commas(values: typing.Iterable[object]) -> str:
+    return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Where the weights came from, and the SHA-256 over names, dtypes, shapes and bytes of the state dict."""
+    """Where the weights came from, and the SHA-256 over names, dtypes, shapes and bytes of the state dict.
+
+    `key` is the part of the checkpoint that they were, such as `model_ema` or `teacher.backbone`; "" where the file
+    held nothing else, where they are no checkpoint's, and in graphs of earlier versions.
+    """
 
     source: Literal["pretrained", "checkpoint", "random"]
     sha256: str
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +174,8 @@ class GraphSpec:
     """Everything a reader must know of a graph without opening the model.
 
     Attributes:
-        model: timm's architecture name; `tag`: its pretrained tag, or "" where there is none.
+        model: timm's architecture name; `tag`: the pretrained tag whose recipe and classes these are, or "" where
+            there is none. The weights are that tag's only where `weights.source` says pretrained.
         dtype: in which the graph computes. Its outputs are float32 all the same.
         image_size: (height, width) of the input `image`, NHWC uint8 RGB.
         patch_size: (height, width) in input pixels of one token of the grid.
@@ -161,8 +242,8 @@ class GraphSpec:
 
     @property
     def name(self) -> str:
-        """The model with its tag, as timm writes it."""
-        return f"{self.model}.{self.tag}" if self.tag else self.model
+        """The model as timm writes it, with the pretrained tag only where that tag's weights are in use."""
+        return f"{self.model}.{self.tag}" if self.tag and self.weights.source == "pretrained" else self.model
 
     def output(self, name: str) -> Output | None:
         """The output of that name, or None."""
@@ -220,10 +301,8 @@ def _read(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = _hints(typing.cast(Any, kind))
         known = {f.name: f for f in dataclasses.fields(kind)}
-        missing = [
-            n for n, f in known.items()
-            if n not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        ]  # fmt: skip
+        needed = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
+        missing = [n for n in needed if n not in value]
         if missing:
             raise KeyError(f"no {', '.join(missing)}")
         return typing.cast(Any, kind)(**{n: _read(hints[n], value[n]) for n in known if n in value})

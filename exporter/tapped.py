@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import UsageError
-from .models import Facts, Model
+from .errors import UsageError, first_line
+from .facts import Facts
+from .models import Model
 from .norms import Branches
 from .parity import pictures
 from .taps import Seen, Taps
@@ -78,9 +79,10 @@ class Tapped(nn.Module):
             with torch.no_grad():
                 return self.look(self.pixels(torch.from_numpy(pictures(2, built.image_size))))
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             height, width = built.image_size
-            raise UsageError(f"{built.full_name}: does not take a picture of {height}x{width}: {first}") from error
+            raise UsageError(
+                f"{built.full_name}: does not take a picture of {height}x{width}: {first_line(error)}"
+            ) from error
 
     def outputs(self, seen: Seen, out: Tensor) -> dict[str, Tensor]:
         """The outputs by name, from what a forward pass showed and returned."""

@@ -1,20 +1,18 @@
-"""Weights from a file of the user's: read without running anything it may hold, and matched key by key."""
+"""Weights from a checkpoint, matched with the model's key by key; and the hash that names a model's weights."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import AttlasError, UsageError
+from .checkpoint import Choice, StateDict, foreign, parts
+from .errors import AttlasError
 
-__all__ = ["StateDict", "digest", "load_into", "read"]
-
-StateDict = dict[str, Tensor]
+__all__ = ["digest", "load_into"]
 
 
 def digest(module: nn.Module) -> str:
@@ -26,69 +24,31 @@ def digest(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def read(path: Path, loader: Callable[[str], Any]) -> StateDict:
-    """The tensors of a checkpoint by name.
-
-    Args:
-        path: safetensors, or a torch file holding a state dict, bare or under `state_dict` or `model`.
-        loader: reads one file with `weights_only=True`.
-
-    Raises:
-        UsageError: there is no such file.
-        AttlasError: it holds code, is damaged, or holds no named tensors.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path}: there is no such file; --checkpoint takes safetensors or a torch state dict")
-    try:
-        state = loader(str(path))
-    except Exception as error:  # whatever a damaged file makes of the readers, the user reads one line
-        if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
-            raise AttlasError(
-                f"{path}: refused, since it holds Python objects besides tensors, and reading them could run code; "
-                "save model.state_dict() with safetensors or torch.save and pass that"
-            ) from None
-        raise AttlasError(
-            f"{path}: cannot be read as safetensors or a torch state dict ({_first_line(error)}); is the file complete?"
-        ) from None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise AttlasError(f"{path}: holds no named tensors; save model.state_dict() and pass that")
-    return state
-
-
-def load_into(
-    module: nn.Module,
-    state: StateDict,
-    where: Path,
-    *,
-    convert: Callable[[StateDict], StateDict],
-    classifier: Sequence[str],
-    resample: bool,
-) -> None:
+def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Sequence[str], resample: bool) -> None:
     """Load every weight, or none.
 
     Args:
         module: the model that takes them.
-        state: the tensors by name, as `read` gives them.
+        choice: the weights, as `checkpoint.choose` gives them.
         where: the file, for errors.
-        convert: the model family's own renaming of foreign names.
         classifier: the names of the head's modules.
-        resample: whether `convert` may have resized position embeddings, because another image size was asked for.
+        resample: whether the conversion may have resized position embeddings, because another image size was asked for.
 
     Raises:
-        AttlasError: names or shapes differ: how many, the first three, and what to do.
+        AttlasError: names or shapes differ: how many, the first three, and what to do; or a weight is NaN or infinite.
     """
-    try:
-        converted = convert(dict(state))
-    except Exception:  # a foreign file may lack what the converter looks for; the comparison below then names it
-        converted = state
-    _refuse_resampled(state, converted, where, resample)
+    converted = choice.converted
+    _refuse_resampled(choice.state, converted, where, resample)
     own = module.state_dict()
     missing = sorted(own.keys() - converted.keys())
     extra = sorted(converted.keys() - own.keys())
     shapes = sorted(k for k in own.keys() & converted.keys() if own[k].shape != converted[k].shape)
     if not (missing or extra or shapes):
+        _refuse_not_finite(converted, where)
         module.load_state_dict(converted, strict=True)
         return
+    if (known := foreign(choice.state)) and len(missing) > len(own) / 2:
+        raise AttlasError(f"{where}: these are not the weights of this model: {known}")
     said = []
     if missing:
         said.append(f"{len(missing)} keys of the model are missing ({_some(missing)})")
@@ -97,10 +57,21 @@ def load_into(
     if shapes:
         each = [f"{k} {_shape(converted[k])} instead of {_shape(own[k])}" for k in shapes]
         said.append(f"{len(shapes)} have another shape ({_some(each)})")
-    raise AttlasError(
-        f"{where}: these are not the weights of this model: {'; '.join(said)}; "
-        + _remedy({*missing, *extra, *shapes}, converted, classifier)
-    )
+    part = f" ({choice.key})" if choice.key else ""
+    remedy = _remedy({*missing, *extra, *shapes}, converted, classifier)
+    if len(missing) == len(own):
+        remedy += f", or their place in the file as FILE:KEY (it holds {parts(choice.state)})"
+    raise AttlasError(f"{where}{part}: these are not the weights of this model: {'; '.join(said)}; {remedy}")
+
+
+def _refuse_not_finite(state: StateDict, where: Path) -> None:
+    """Weights that are no numbers would only show as a graph that cannot be compared."""
+    wrong = [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if wrong:
+        raise AttlasError(
+            f"{where}: {len(wrong)} of its {len(state)} tensors hold NaN or infinity ({_some(wrong)}): the training "
+            "diverged or the file is damaged; pass an earlier checkpoint"
+        )
 
 
 def _remedy(differing: set[str], state: StateDict, classifier: Sequence[str]) -> str:
@@ -136,8 +107,3 @@ def _some(names: Sequence[str]) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+from hypothesis import settings
 from support import make_graph, make_images
+
+# Examples have no time limit of their own: a machine that does something else, too, is no fault of the code.
+settings.register_profile("attlas", deadline=None)
+settings.load_profile("attlas")
+
+# Workers of pytest-xdist share the cores: as many threads each as cores would only wait for one another. Before torch
+# is imported, which reads it once.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +59,22 @@ def graph_factory(tmp_path: Path) -> Callable[..., Path]:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 50 pictures in four class folders."""
     return make_images(tmp_path_factory.mktemp("pictures"), 50)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make files once for all workers of pytest-xdist: `once(name, make)` is the folder that `make` filled."""
+    own = tmp_path_factory.getbasetemp()
+    common = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once"
+
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = common / name, common / f"{name}.done"
+        common.mkdir(exist_ok=True)
+        with FileLock(common / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return get

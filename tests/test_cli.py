@@ -1,5 +1,6 @@
 """The command line: options and one library call, one-line errors, documented exit codes."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -8,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import attlas
+import click
 import pytest
-from support import make_images, make_picture
+from attlas.cli import cli
+from attlas.exporter.errors import AttlasError
+from attlas.exporter.spec import Weights
+from click.testing import CliRunner
+from support import make_graph, make_images, make_picture
 
 
 def attlas_command(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -25,6 +31,14 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     return lines[0]
+
+
+@pytest.fixture(scope="module")
+def small_store(tiny_graph: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "s.zarr"
+    attlas.run(tiny_graph, pictures, path, limit=4)
+    attlas.analyze(path)
+    return path
 
 
 def test_the_way_through(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
@@ -94,23 +108,39 @@ def test_a_dry_run_says_what_it_would_be(tiny_graph: Path, pictures: Path, tmp_p
         (["report", "absent", "-o", "r.html"], 1, "there is no such store"),
         (["export", "vit_tiny", "-o", "g.onnx", "--pretrained", "--random-init"], 2, "choose one"),
         (["export", "vit_tiny_patch16_224", "-o", "g.onnx", "--img-size", "a"], 2, "--img-size a"),
+        (["export", "vit_tiny_patch16_224", "-o", "g.onnx", "--img-size", "1,2,3"], 2, "--img-size 1,2,3"),
+        (["export", "vit_tiny_patch16_224"], 2, "Missing option '-o' / '--output' (`attlas export --help`"),
+        (["run", "{graph}", "-o", "s"], 2, "Missing argument 'IMAGES' (`attlas run --help` lists"),
+        (["run", "{graph}", "{images}", "-o", "s", "--layers", "0,1-0"], 2, "--layers 0,1-0: write layers as"),
+        (["run", "{graph}", "{images}", "-o", "s", "--layers", "a-b"], 2, "--layers a-b: write layers as"),
+        (["run", "{graph}", "{images}", "-o", "s", "--shard", "a/b"], 2, "--shard a/b: write K/N"),
+        (["rum"], 2, "No such command 'rum'"),
+        (["report", "{store}", "-o", "x.pdf"], 2, "x.pdf: a page's name ends in .html; --figures DIR"),
+        (["report", "{store}", "-o", "folder.html"], 2, "folder.html: exists"),
+        (["report", "{store}", "-o", "texts/notes.txt/x.html"], 1, "notes.txt: cannot be written"),
+        (["report", "{store}", "-o", "x.html", "--figures", "texts"], 2, "texts: holds files already"),
+        (["report", "{store}", "-o", "x.html", "--figures", "texts/notes.txt"], 1, "notes.txt: cannot be written"),
+        (["report", "{store}", "-o", "x.html", "--images", "absent"], 2, "--images absent: there is no such folder"),
+        (["report", "{store}", "-o", "x.html", "--boxes", "absent"], 2, "--boxes absent: there is no such file"),
+        (["demo", "-o", "texts/notes.txt"], 1, "exists and holds something else"),
+        (["demo", "-o", "texts"], 1, "exists and holds something else"),
     ],
 )
 def test_bad_input_is_one_line(
-    tiny_graph: Path, pictures: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+    tiny_graph: Path, pictures: Path, small_store: Path, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     """What was found, where, and what to do; never a traceback."""
     import onnx
 
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "texts").mkdir()
+    for name in ("empty", "texts", "folder.html"):
+        (tmp_path / name).mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("x")
     model = onnx.load(tiny_graph)
     model.metadata_props[0].value = model.metadata_props[0].value.replace('"attlas_format": 1', '"attlas_format": 99')
     onnx.save(model, tmp_path / "newer.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
-    words = [a.format(graph=tiny_graph, images=pictures) for a in arguments]
+    words = [a.format(graph=tiny_graph, images=pictures, store=small_store) for a in arguments]
     assert message in one_line(attlas_command(*words, cwd=tmp_path), code)
 
 
@@ -149,5 +179,99 @@ def test_layers_are_written_as_ranges(graph_factory: Callable[..., Path], tmp_pa
     done = attlas_command("run", graph, tmp_path, "-o", "s.zarr", "--layers", "0,2-3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert attlas.Store(tmp_path / "s.zarr").attrs["kept"]["layers"] == [0, 2, 3]
-    done = attlas_command("run", graph, tmp_path, "-o", "t.zarr", "--layers", "a-b", cwd=tmp_path)
-    assert done.returncode == 2
+
+
+COMMANDS = [[], *([name] for name in cli.commands)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "attlas")
+def test_the_help_is_laid_out(command: list[str]) -> None:
+    """Examples keep their lines, nothing is wider than a terminal, and every option that is shown says what it is."""
+    shown = CliRunner().invoke(cli, [*command, "--help"], terminal_width=80)
+    assert shown.exit_code == 0
+    assert "\\b" not in shown.output
+    assert "\b" not in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 80
+    group: click.Command = cli.commands[command[0]] if command else cli
+    lines = shown.output.splitlines()
+    for option in (p for p in group.params if isinstance(p, click.Option)):
+        assert any(line.strip().startswith(option.opts[0]) for line in lines) != option.hidden, option.opts
+        assert option.hidden or option.help
+
+
+def test_the_help_keeps_examples_apart() -> None:
+    """One a line, as they are typed."""
+    lines = [line.strip() for line in CliRunner().invoke(cli, ["--help"]).output.splitlines()]
+    examples = [line for line in lines if line.startswith("attlas ")]
+    assert [line.split()[1] for line in examples] == ["export", "run", "analyze", "report"]
+    text = CliRunner().invoke(cli, ["run", "--help"]).output
+    assert "\n    a folder of images, or of .tar or .parquet files\n" in text
+    assert "\n    a .parquet with a column of images\n" in text
+    assert "--threads" not in text
+
+
+def test_off_a_terminal_long_commands_say_that_they_begin_and_end(
+    tiny_graph: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """On stderr, so that stdout stays data."""
+    for arguments in (
+        ["run", tiny_graph, pictures, "-o", "s.zarr"],
+        ["analyze", "s.zarr"],
+        ["verify", "s.zarr"],
+        ["report", "s.zarr", "-o", "r.html", "--examples", "0"],
+    ):
+        done = attlas_command(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith(f"{arguments[0]}")]
+        assert len(lines) >= 2, done.stderr
+        assert ": done in " in lines[-1]
+        assert "done in" not in done.stdout
+
+
+def test_the_library_run_names_what_the_engine_takes() -> None:
+    """The same parameters, types and defaults, each documented; but for the analysis room's statistics."""
+    from attlas.engine import runner
+
+    ours, theirs = inspect.signature(attlas.run).parameters, inspect.signature(runner.run).parameters
+    assert list(ours) == [name for name in theirs if name != "reserved"]  # the registry of statistics says it
+    assert {n: (p.default, p.kind) for n, p in ours.items() if n != "reducer"} == {
+        n: (p.default, p.kind) for n, p in theirs.items() if n not in ("reducer", "reserved")
+    }
+    assert {n: p.annotation for n, p in ours.items() if n != "reducer"} == {
+        n: p.annotation for n, p in theirs.items() if n not in ("reducer", "reserved")
+    }
+    assert ours["reducer"].default == "auto"
+
+    documented = [line.strip().partition(":")[0] for line in (attlas.run.__doc__ or "").splitlines()]
+    assert [name for name in documented if name in ours] == list(ours)
+
+
+@pytest.mark.parametrize("source", ["pretrained", "checkpoint", "random"])
+def test_a_name_has_its_tag_only_with_its_weights(source: Any, pictures: Path, tmp_path: Path) -> None:
+    """Whoever reads `.fb_in1k` takes it for those weights, in graphs of earlier versions too."""
+    make_graph(tmp_path / "g.onnx", tag="fb_in1k", weights=Weights(source, "0" * 64))
+    attlas.run(tmp_path / "g.onnx", pictures, tmp_path / "s", limit=2, keep=["none"])
+    expected = "tiny_test.fb_in1k" if source == "pretrained" else "tiny_test"
+    assert attlas.inspect(tmp_path / "s")["model"] == expected
+    assert attlas.open(tmp_path / "s").attrs["model"] == expected
+    assert attlas.inspect(tmp_path / "g.onnx")["tag"] == "fb_in1k"
+
+
+def test_a_demo_keeps_the_weights_of_an_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hub does not answer, random weights never take the place of real ones."""
+    import attlas as package
+    from attlas.engine import photos
+
+    def offline(*_arguments: Any, random_init: bool = False, **_options: Any) -> None:
+        assert not random_init
+        raise AttlasError("the model hub does not answer; pass --checkpoint FILE, or --random-init")
+
+    monkeypatch.setattr(photos, "write_photos", lambda _folder: [])
+    monkeypatch.setattr(package, "_load", lambda _module: type("Module", (), {"export": staticmethod(offline)}))
+    (tmp_path / "photographs").mkdir()
+    graph = tmp_path / "m.onnx"
+    make_graph(graph, weights=Weights("checkpoint", "0" * 64))
+    before = graph.read_bytes()
+    with pytest.raises(AttlasError, match="is of an earlier demo with real weights"):
+        attlas.demo(tmp_path, model="m")
+    assert graph.read_bytes() == before

@@ -13,13 +13,12 @@ import pytest
 from attlas.engine.store import Store
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_report import BROKEN, IMAGES, attention_of, make_store, read, rows_of, spec_of
+from test_report import BROKEN, IMAGES, attention_of, context_of, make_store, read, rows_of, spec_of
 
 pytest.importorskip("matplotlib")
-canvas = pytest.importorskip("attlas.analysis.report.canvas")
+canvas = pytest.importorskip("attlas.analysis.report.plots.style")
 catalog = pytest.importorskip("attlas.analysis.catalog")
-distributions = pytest.importorskip("attlas.analysis.report.distributions")
-facts = pytest.importorskip("attlas.analysis.report.facts")
+distributions = pytest.importorskip("attlas.analysis.report.sections.distributions")
 formulas = pytest.importorskip("attlas.analysis.formulas")
 page = pytest.importorskip("attlas.analysis.report.page")
 statistics = pytest.importorskip("attlas.analysis.statistics")
@@ -30,7 +29,7 @@ NAMES = ("entropy_histogram", "distance_histogram", "distance_renormalized_histo
 
 def shown(store: Any) -> Any:
     """The figure of a store's queries."""
-    return next(distributions.over_queries(store, facts.gather(store)))
+    return next(distributions.over_queries(context_of(store)))
 
 
 def values_of(spec: Any, name: str) -> np.ndarray:
@@ -156,7 +155,7 @@ def test_the_page_has_the_figure_with_its_definitions(store: Any, tmp_path: Path
 def test_one_histogram_of_one_layer_and_one_head_is_enough(tmp_path: Path) -> None:
     """Without prefix tokens, too; and without a histogram there is no figure."""
     made = make_store(tmp_path / "s.zarr", spec_of(prefix=(), layers=1, heads=1), images=8)
-    assert not list(distributions.over_queries(made, facts.gather(made)))
+    assert not list(distributions.over_queries(context_of(made)))
     statistics.analyze(made.path, ["distance_renormalized_histogram"])
     made = Store(made.path)
     exhibit = shown(made)

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import math
 import os
-import pickle
+import re
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -27,14 +29,15 @@ from attlas.engine.session import Session  # noqa: E402
 from attlas.engine.store import Store  # noqa: E402
 from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
 from attlas.exporter import graph as graph_module  # noqa: E402
-from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
+from attlas.exporter.errors import AttlasError, UsageError, first_line  # noqa: E402
+from attlas.exporter.facts import describe  # noqa: E402
 from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
-from attlas.exporter.models import Model, build, describe  # noqa: E402
+from attlas.exporter.models import Model, _recipe, build  # noqa: E402
 from attlas.exporter.parity import Parity, compare, pictures, row_variation  # noqa: E402
 from attlas.exporter.spec import METADATA_KEY  # noqa: E402
+from attlas.exporter.summary import summarize  # noqa: E402
 from attlas.exporter.tapped import Tapped  # noqa: E402
 from attlas.exporter.taps import Taps  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 from support import make_images  # noqa: E402
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}
@@ -429,12 +432,68 @@ def test_weights_above_the_limit_go_beside_the_graph(tmp_path: Path, monkeypatch
     compare(run(moved / "deit.onnx", images), reference(built)(images), result.spec)
 
 
+def test_weights_beside_the_old_graph_stay_until_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overwriting that is interrupted at its last step leaves the old graph whole."""
+    built, path, replace = make(DEIT), tmp_path / "deit.onnx", Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(graph_module, "LARGEST_FILE", 1000)
+        spec = export_model(built, path).spec
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target == path:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_model(built, path, overwrite=True)
+    images = pictures(1, built.image_size)
+    compare(run(path, images), reference(built)(images), spec)
+    export_model(built, path, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deit.json", "deit.onnx"]
+
+
 def test_export_says_its_stages_and_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Progress goes to the callable; stdout and stderr stay the caller's."""
+    """Each step as it begins and as it ends, with its seconds, to the callable; stdout and stderr stay the caller's."""
     said: list[str] = []
     export_model(make(DEIT), tmp_path / "deit.onnx", progress=said.append)
-    assert [line.split()[0] for line in said] == ["tracing", "writing", "comparing"]
+    assert [line.split()[0] for line in said] == ["tracing", "traced", "writing", "wrote", "comparing", "compared"]
+    assert all(re.search(r" in \d+ s$", line) for line in said[1::2])
+    assert max(map(len, said)) < 90
     assert capfd.readouterr() == ("", "")
+
+
+def test_interrupted_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the graph is compared: what was not proven is gone."""
+
+    def interrupted(*args: object) -> None:
+        assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graph_module, "check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(make(DEIT), tmp_path / "deit.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_ends_an_export_as_ctrl_c_does(tmp_path: Path) -> None:
+    """A batch system's signal runs what cleans up, and ends with 130."""
+    code = (
+        "import os, signal, attlas, attlas.cli\n"
+        "def export(*args, **kwargs):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally:\n"
+        "        print('cleaned')\n"
+        "attlas.export = export\n"
+        "attlas.cli.main(['export', 'some_model', '-o', 'x.onnx', '--random-init'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "cleaned\n")
+    assert done.stderr.splitlines()[-1] == "attlas: interrupted; nothing was written"
 
 
 def test_top1_that_changes_fails() -> None:
@@ -470,83 +529,6 @@ def _plain_spec() -> dict[str, Any]:
 
 
 # Weights -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped", "parallel"])
-def test_checkpoint_of_every_common_form_gives_the_same_weights(kind: str, tmp_path: Path) -> None:
-    """safetensors, a bare state dict, one under `model`, and one with DistributedDataParallel's prefix."""
-    state = make(DEIT).module.state_dict()
-    path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
-    if kind == "safetensors":
-        save_file(state, path)
-    else:
-        prefixed = {f"module.{k}": v for k, v in state.items()}
-        torch.save({"pth": state, "wrapped": {"model": state, "epoch": 3}, "parallel": prefixed}[kind], path)
-    built = build(DEIT, checkpoint=path, model_kwargs=SMALL)
-    assert built.source == "checkpoint"
-    assert built.weights().sha256 == make(DEIT).weights().sha256
-
-
-def test_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    """A checkpoint is read as tensors only; what it would have run is not run."""
-    flag = tmp_path / "ran"
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(flag),)
-
-    for name, write in (("torch.pth", torch.save), ("plain.pkl", lambda o, p: p.write_bytes(pickle.dumps(o)))):
-        write({"head.weight": Evil()}, tmp_path / name)
-        with pytest.raises(AttlasError, match=f"{name}: ") as caught:
-            build(DEIT, checkpoint=tmp_path / name, model_kwargs=SMALL)
-        assert "\n" not in str(caught.value)
-    assert not flag.exists()
-
-
-def test_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
-    """A file cut short is named as such."""
-    save_file(make(DEIT).module.state_dict(), tmp_path / "whole.safetensors")
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes((tmp_path / "whole.safetensors").read_bytes()[:500])
-    with pytest.raises(AttlasError, match=r"cut.safetensors: cannot be read .* is the file complete\?") as caught:
-        build(DEIT, checkpoint=cut, model_kwargs=SMALL)
-    assert "\n" not in str(caught.value)
-
-
-def test_checkpoint_of_another_model_says_which_keys_differ(tmp_path: Path) -> None:
-    """Counts and the first three names of what is missing, unknown or of another shape."""
-    path = tmp_path / "other.safetensors"
-    save_file(make(DEIT, depth=3, embed_dim=24).module.state_dict(), path)
-    with pytest.raises(AttlasError) as caught:
-        build(DEIT, checkpoint=path, model_kwargs=SMALL)
-    message = str(caught.value)
-    assert (
-        "12 are unknown to it (blocks.2.attn.proj.bias, blocks.2.attn.proj.weight, blocks.2.attn.qkv.bias, ...)"
-        in message
-    )
-    assert "have another shape (blocks.0.attn.proj.bias 24 instead of 48" in message
-
-
-def test_checkpoint_with_another_head_hints_num_classes(tmp_path: Path) -> None:
-    """Where only the head differs, the remedy is a number, and it works."""
-    path = tmp_path / "ten.safetensors"
-    save_file(make(DEIT, num_classes=10).module.state_dict(), path)
-    with pytest.raises(AttlasError, match="only the head differs: pass --num-classes 10"):
-        build(DEIT, checkpoint=path, model_kwargs=SMALL)
-    built = build(DEIT, checkpoint=path, num_classes=10, model_kwargs=SMALL)
-    assert (built.head, built.classes) == ("logits", ())
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [({"patch_size": 8}, "another patch size"), ({"img_size": 96}, "another image size")],
-)
-def test_weights_that_timm_would_resample_are_refused(other: dict[str, int], message: str, tmp_path: Path) -> None:
-    """Another model's weights never load silently by being interpolated."""
-    path = tmp_path / "other.safetensors"
-    save_file(make(DEIT, **other).module.state_dict(), path)
-    with pytest.raises(AttlasError, match=message):
-        build(DEIT, checkpoint=path, model_kwargs=SMALL)
 
 
 def test_seed_decides_random_weights() -> None:
@@ -675,9 +657,30 @@ def test_recipe_can_be_overridden_in_parts() -> None:
     [
         ("size=3", "'size' is none of mean, std"),
         ("mean=1,2", "mean=1,2 is not one or three"),
+        ("mean=1,2,3,4", "mean=1,2,3,4 is not one or three"),
+        ("mean=123.675,116.28,103.53", r"looks like pixels in 0\.\.255; .*: write mean=0\.485,0\.456,0\.406$"),
+        ("mean=imagenet,std=58.395,57.12,57.375", r"0\.\.255; .*: write std=0\.229,0\.224,0\.225$"),
+        ("mean=127.5,std=127.5", r"write mean=0\.5,0\.5,0\.5"),
+        ("mean=103.53,116.28,123.675", r"write mean=0\.485,0\.456,0\.406, in RGB order"),
+        ("mean=0.406,0.456,0.485", r"is in BGR order; .*mean=0\.485,0\.456,0\.406"),
+        ("std=0.225,0.224,0.229", r"is in BGR order; .*std=0\.229,0\.224,0\.225"),
+        ("mean=BGR", "the graph takes RGB"),
+        ("order=bgr", "the graph takes RGB"),
+        ("mean=-0.5", "belongs to no pixels"),
+        ("mean=300", "belongs to no pixels"),
+        ("mean=nan", "three finite numbers"),
+        ("std=inf", "three finite numbers"),
         ("std=0", "positive"),
+        ("std=0.2,-0.2,0.2", "positive"),
+        ("std=0.0009", r"divided by 255 once too often; .*std=0\.2295"),
+        ("resize=200", "resize 200x200 is smaller than crop 224x224"),
+        ("resize=border:224x200", "resize 224x200 is smaller than crop 224x224"),
+        (
+            "crop=230,resize=256",
+            r"no multiple of the model's tokens of 16x16 pixels; pass crop=224x224 and --img-size 224,224",
+        ),
         ("resize=stretch:256", "'stretch' is none of center, squash, border"),
-        ("crop=256", "pass --img-size 256,256"),
+        ("crop=256,resize=256", "pass --img-size 256,256"),
         ("blurred", "no key=value"),
     ],
 )
@@ -687,10 +690,88 @@ def test_preprocess_that_cannot_be_read_is_refused(preprocess: str, message: str
         build(DEIT, random_init=True, preprocess=preprocess)
 
 
-def test_size_that_the_patch_does_not_divide_is_refused() -> None:
-    """No silent cropping or padding of the grid."""
-    with pytest.raises(UsageError, match=r"--img-size 100,100: .* the nearest that it does is 96,96"):
-        reference(build(DEIT, random_init=True, img_size=100))(pictures(1, (100, 100)))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (123.675, 116.28, 103.53)}, r"recipe: mean=.* write mean=0\.485,0\.456,0\.406"),
+        ({"std": (0.2, 0.2)}, "three finite numbers"),
+        ({"resize": (32, 32)}, "smaller than crop"),
+        ({"crop": (48, 48)}, "crop 48x48 is not the graph's input 64x64"),
+        ({"crop_mode": "stretch"}, "'stretch' is none of"),
+    ],
+)
+def test_recipe_put_in_by_hand_is_checked_too(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Whatever way it comes, no graph is written with it; one that was written by an earlier version still loads."""
+    built = make(DEIT)
+    built = dataclasses.replace(built, recipe=dataclasses.replace(built.recipe, **changes))
+    with pytest.raises(UsageError, match=message):
+        export_model(built, tmp_path / "deit.onnx")
+    assert list(tmp_path.iterdir()) == []
+    old = _plain_spec()
+    old["recipe"] |= {"mean": [123.675, 116.28, 103.53], "resize": [16, 16]}
+    assert GraphSpec.from_dict(old, "old.onnx").recipe.mean == (123.675, 116.28, 103.53)
+
+
+def test_recipe_of_every_tag_passes() -> None:
+    """The rules are no stricter than timm's own models."""
+    for name in list_models("*.*"):
+        cfg = timm.get_pretrained_cfg(name).to_dict()
+        _recipe(cfg, cfg["input_size"][1:]).check(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (DEIT, 100, r"--img-size 100,100: .*tokens of 16x16 pixels .* the nearest size that they do is 96,96$"),
+        (DEIT, 110, r"nearest size that they do is 112,112$"),
+        (DEIT, 8, r"nearest size that they do is 16,16$"),
+        (DEIT, (8, 250), r"--img-size 8,250: .* 16,256$"),
+        ("vit_tiny_r_s16_p8_224", 200, r"--img-size 200,200: .*tokens of 32x32 pixels .* 192,192$"),
+        ("vit_small_patch14_reg4_dinov2", 224 + 1, r"nearest size that they do is 224,224$"),
+    ],
+)
+def test_size_that_the_patch_does_not_divide_is_refused(name: str, size: Any, message: str) -> None:
+    """No silent cropping or padding of the grid, no bare assertion; and the size that is offered is taken."""
+    with pytest.raises(UsageError, match=message) as caught:
+        summarize(name, img_size=size)
+    assert "Assertion" not in str(caught.value)
+    assert summarize(name, img_size=str(caught.value).rpartition(" ")[2]).tokens > 0
+
+
+def test_first_line_of_a_bare_assertion_is_the_assertion() -> None:
+    """An exception without words names its type, and where it can, what was asserted."""
+    with pytest.raises(AssertionError) as caught:
+        raise AssertionError
+    assert first_line(caught.value) == "AssertionError at `raise AssertionError`"
+    assert first_line(ValueError("\n two\nlines")) == "two"
+    assert first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "model: pass timm's name of a model, not None"),
+        ({"model": Path("deit")}, "model: pass timm's name"),
+        ({"model": torch.nn.Linear(2, 2)}, r"model: a Linear was given; .*save_file\(model\.state_dict\(\)"),
+        ({"output": None}, r"output: pass the path of the graph"),
+        ({"checkpoint": {"head.weight": torch.ones(2)}}, "checkpoint: a dict was given; save"),
+        ({"checkpoint": torch.nn.Linear(2, 2)}, "checkpoint: a Linear was given; save"),
+        ({"checkpoint": 3}, "checkpoint: pass the path of a file"),
+        ({"layers": "0,1"}, "layers: pass a list of whole numbers"),
+        ({"layers": 3}, "layers: pass a list of whole numbers"),
+        ({"layers": ["0"]}, "layers: pass a list of whole numbers"),
+        ({"num_classes": "10"}, "num_classes: pass a whole number"),
+        ({"seed": None}, "seed: pass a whole number"),
+        ({"dtype": "float64"}, "--dtype float64"),
+    ],
+)
+def test_value_of_another_type_is_a_usage_error(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Before anything is built, with what to pass instead."""
+    request = {"model": DEIT, "output": tmp_path / "deit.onnx", "random_init": True} | changes
+    with pytest.raises(UsageError, match=message) as caught:
+        export(**request)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sources_that_contradict_are_refused(tmp_path: Path) -> None:

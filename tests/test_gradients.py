@@ -21,9 +21,10 @@ from attlas.engine.session import Session  # noqa: E402
 from attlas.engine.store import Store  # noqa: E402
 from attlas.exporter import GraphSpec, export  # noqa: E402
 from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
+from attlas.exporter.facts import describe  # noqa: E402
 from attlas.exporter.gradients import Gradients  # noqa: E402
 from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
-from attlas.exporter.models import Model, build, describe  # noqa: E402
+from attlas.exporter.models import Model, build  # noqa: E402
 from attlas.exporter.parity import compare, example, relative_difference  # noqa: E402
 from attlas.exporter.parity import pictures as synthetic  # noqa: E402
 from attlas.exporter.tapped import Tapped  # noqa: E402

@@ -59,7 +59,7 @@ def test_the_help_loads_no_room() -> None:
     found = modules_after(
         "from attlas.cli import cli\nimport click.testing\nclick.testing.CliRunner().invoke(cli, ['--help'])"
     )
-    assert not (HEAVY | {"numpy", "zarr", "onnx", "onnxruntime", "PIL"}) & found
+    assert not (HEAVY | {"numpy", "zarr", "onnx", "onnxruntime", "PIL", "tqdm"}) & found
 
 
 def test_every_public_name_loads() -> None:
@@ -70,3 +70,17 @@ def test_every_public_name_loads() -> None:
         assert getattr(attlas, name) is not None
     with pytest.raises(AttributeError):
         _ = attlas.nothing
+
+
+def modules() -> list[str]:
+    """Every module of the rooms, by its name."""
+    paths = [path for room in ("exporter", "engine", "analysis") for path in sorted((ROOT / room).rglob("*.py"))]
+    names = [".".join(("attlas", *path.relative_to(ROOT).with_suffix("").parts)) for path in paths]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_name_of_a_module_is_there(name: str) -> None:
+    """Names that load on first use, too."""
+    module = pytest.importorskip(name)
+    assert [public for public in getattr(module, "__all__", ()) if getattr(module, public, None) is None] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from attlas.exporter import export, memory
+from attlas.exporter import export, list_models, listing, memory
 from attlas.exporter.errors import AttlasError, UsageError
-from attlas.exporter.models import build, describe
-from attlas.exporter.summary import summaries, summarize
+from attlas.exporter.facts import describe
+from attlas.exporter.listing import summaries
+from attlas.exporter.models import build, names
+from attlas.exporter.summary import summarize
 from attlas.exporter.taps import Taps
 
 
@@ -32,6 +35,8 @@ def attlas(*arguments: str) -> Any:
         ("vit_dpwee_patch16_reg1_gap_256", ("register",), (16, 16), 16, 4, 2 * 16 * 4 * 257**2),
         ("vit_tiny_r_s16_p8_224", ("class",), (7, 7), 12, 3, 2 * 12 * 3 * 50**2),
         ("cait_xxs24_224", (), (14, 14), 24, 4, 2 * 24 * 4 * 196**2),
+        # A tag of another input size than the architecture's default.
+        ("deepseek_vit_412m.deepseek_v4_flash_vision_exp", (), (28, 28), 32, 16, 2 * 32 * 16 * 784**2),
     ],
 )
 def test_summary_is_the_models_own(
@@ -57,9 +62,9 @@ def test_summary_agrees_with_the_built_model() -> None:
 def test_exact_name_that_cannot_be_exported_says_why_and_what_can() -> None:
     """The reason and the name most like it; a pattern of such names matches nothing."""
     with pytest.raises(UsageError, match=r"windows of 49 tokens.*such as vit_tiny_patch16_224"):
-        list(summaries("swin_tiny_patch4_window7_224"))
+        summaries("swin_tiny_patch4_window7_224")
     with pytest.raises(UsageError, match=r"swin\*: no model that can be exported"):
-        list(summaries("swin*"))
+        summaries("swin*")
 
 
 def test_model_too_large_for_the_memory_is_refused_before_it_is_built(
@@ -92,3 +97,73 @@ def test_command_line_lists_a_table_and_json() -> None:
     assert [one["name"] for one in found] == ["deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"]
     assert found[0]["prefix"] == ["class", "distillation"]
     assert attlas("models", "deit_tiny*", "--names").stdout.split() == [one["name"] for one in found]
+
+
+def test_table_holds_every_model_of_this_timm() -> None:
+    """What comes with attlas is what would be built, and nothing in it is left to be built."""
+    rows = listing._read(listing.SHIPPED, listing._version())
+    if rows is None:
+        pytest.skip("another timm than the table's is installed")
+    assert set(rows) == set(names())
+    for name in ("cait_xxs24_224", "vit_base_patch16_224.dino"):
+        assert listing.Summary.of(name, *rows[name] or []) == summarize(name)
+
+
+def test_listing_brings_in_neither_torch_nor_timm() -> None:
+    """Hundreds of models are listed with their figures before PyTorch would have been imported."""
+    code = (
+        "from attlas.exporter.listing import list_models, summaries\nimport sys\n"
+        "print(len(list_models('vit*')), len(summaries('vit*')), 'torch' in sys.modules, 'timm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed, summed, *heavy = done.stdout.split()
+    assert int(listed) == int(summed) > 100
+    assert heavy == ["False", "False"]
+
+
+@pytest.fixture
+def new_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A version of timm without a table: three names, one of them of another kind; gives the list of what is built."""
+    built: list[str] = []
+    names = ["deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k", "swin_tiny_patch4_window7_224"]
+
+    def count(name: str) -> Any:
+        built.append(name)
+        return summarize(name)
+
+    monkeypatch.setattr("attlas.exporter.models.names", lambda: names)
+    monkeypatch.setattr("attlas.exporter.summary.summarize", count)
+    monkeypatch.setattr(listing, "_version", lambda: "999.0")
+    monkeypatch.setenv("XDG_CACHE_HOME" if os.name != "nt" else "LOCALAPPDATA", str(tmp_path / "cache"))
+    return built
+
+
+def test_another_timm_is_looked_at_once(new_timm: list[str], tmp_path: Path) -> None:
+    """With a line that says so; what was made is kept, model by model, and a damaged file is made again."""
+    said: list[str] = []
+    first = listing.summaries("deit*", said.append)
+    assert [one.name for one in first] == new_timm == ["deit_tiny_patch16_224"]
+    assert said == ["timm 999.0 is new here: looking at 1 models, a quarter of a second each, once"]
+    assert listing.summaries("deit*", said.append) == first
+    assert listing.summaries("deit*.*")[0].name == "deit_tiny_patch16_224.fb_in1k"
+    assert new_timm == ["deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"]
+    with pytest.raises(UsageError, match="no model that can be exported"):
+        listing.summaries("swim*")
+    (kept,) = (tmp_path / "cache" / "attlas").iterdir()
+    kept.write_text(kept.read_text()[:100])
+    assert listing.summaries("deit*") == first
+    assert new_timm[2:] == ["deit_tiny_patch16_224"]
+
+
+def test_model_of_another_kind_is_left_out_of_the_table(new_timm: list[str]) -> None:
+    """A family's module may hold one that does not attend globally; the list is of those that can be exported."""
+    assert [one.name for one in listing.summaries("*")] == ["deit_tiny_patch16_224"]
+    assert list_models() == ["deit_tiny_patch16_224"]
+
+
+def test_cache_that_cannot_be_written_is_no_fault(new_timm: list[str], tmp_path: Path) -> None:
+    """The answer is given all the same."""
+    (tmp_path / "cache").write_text("a file, where the folder would be")
+    for _ in range(2):
+        assert [one.name for one in listing.summaries("deit*")] == ["deit_tiny_patch16_224"]
+    assert len(new_timm) == 2

@@ -29,11 +29,13 @@ pytest.importorskip("matplotlib")
 page = pytest.importorskip("attlas.analysis.report.page")
 kernel = pytest.importorskip("attlas.analysis.kernel")
 facts = pytest.importorskip("attlas.analysis.report.facts")
-gallery = pytest.importorskip("attlas.analysis.report.gallery")
-methods = pytest.importorskip("attlas.analysis.report.methods")
-objects = pytest.importorskip("attlas.analysis.report.objects")
-contrasts = pytest.importorskip("attlas.analysis.report.contrasts")
-positions = pytest.importorskip("attlas.analysis.report.positions")
+base = pytest.importorskip("attlas.analysis.report.sections.base")
+examples = pytest.importorskip("attlas.analysis.report.sections.examples")
+definitions = pytest.importorskip("attlas.analysis.report.text.definitions")
+methods = pytest.importorskip("attlas.analysis.report.text.methods")
+objects = pytest.importorskip("attlas.analysis.report.sections.objects")
+groups = pytest.importorskip("attlas.analysis.report.sections.groups")
+positions = pytest.importorskip("attlas.analysis.report.sections.positions")
 formulas = pytest.importorskip("attlas.analysis.formulas")
 
 IMAGES, UNIT, BROKEN = 22, 4, 5
@@ -168,10 +170,14 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def numbers_of(store: Store, name: str) -> np.ndarray:
+def heads_of(store: Store) -> np.ndarray:
     """The last column of a figure's numbers, without drawing it."""
-    shown = gallery.gallery(store, facts.gather(store), 1)
-    return np.array([row[-1] for row in next(e for e in shown if getattr(e, "name", "") == name).rows])
+    return np.array([row[-1] for row in next(examples.heads_of_one(context_of(store, examples=1))).rows])
+
+
+def context_of(store: Store, letter: str = "A", **options: Any) -> Any:
+    """What a section is given."""
+    return base.Context(store, facts.gather(store, letter), **options)
 
 
 @pytest.fixture(scope="module")
@@ -214,12 +220,14 @@ def test_the_first_page_says_what_was_run_and_how_right_it_was(made: tuple[Store
     html, seen = read(made[1])
     low, high = facts.wilson(11, 21)
     for wanted in (
-        "tiny_test.tagged", "ab" * 32, "cd" * 32, "pictures <b>", "all 22 images", "float16", "class, register",
+        "tagged, for its recipe and classes alone",
+        "ab" * 32, "cd" * 32, "pictures <b>", "all 22 images", "float16", "class, register",
         "22 planned, 22 done, 21 valid, 1 unreadable", "n00000001/005.png", "is no picture",
         f"52.4 % (95 % interval {100 * low:.1f} to {100 * high:.1f}; 11 of 21)", "resize 24x40 (squash, bilinear)",
     ):  # fmt: skip
         assert wanted in seen.text
     assert "random (an untrained" not in seen.text
+    assert "tiny_test.tagged" not in html  # weights from a file are not the tag's
     assert "pictures <b>" not in html
 
 
@@ -345,7 +353,7 @@ def test_a_model_without_prefix_tokens_is_read_from_its_patches(tmp_path: Path) 
     assert "has no prefix token" in seen.text
     image = [i for i in store.plan.sample if i != BROKEN][3]
     wanted = store.read("attention", (image, 1)).astype(np.float32).mean(axis=1) * 15
-    np.testing.assert_allclose(numbers_of(store, "heads"), wanted.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(heads_of(store), wanted.ravel(), rtol=1e-5)
 
 
 def test_a_pools_own_map_is_the_readout(tmp_path: Path) -> None:
@@ -357,7 +365,7 @@ def test_a_pools_own_map_is_the_readout(tmp_path: Path) -> None:
     assert "pool's attention of layer" in seen.text
     image = [i for i in store.plan.sample if i != BROKEN][3]
     wanted = store.read("pool_attention", image)[:, 0] * 15
-    np.testing.assert_allclose(numbers_of(store, "heads"), wanted.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(heads_of(store), wanted.ravel(), rtol=1e-5)
 
 
 def test_where_attention_was_not_kept_the_prefix_rows_still_show_and_the_rest_names_the_option(tmp_path: Path) -> None:
@@ -397,11 +405,12 @@ def test_head_means_and_codes_show_what_they_can(tmp_path: Path, kind: str) -> N
 def test_two_stores_stand_side_by_side_on_the_images_they_share(tmp_path: Path) -> None:
     """In image widths, and the paired difference is that of the stores' own numbers."""
     make_store(tmp_path / "one.zarr")
-    make_store(tmp_path / "two.zarr", spec_of(grid=(4, 4), prefix=(), layers=2, tag="other"), seed=3, images=16)
+    other = spec_of(grid=(4, 4), prefix=(), layers=2, tag="other", weights=Weights("pretrained", "ab" * 32))
+    make_store(tmp_path / "two.zarr", other, seed=3, images=16)
     both = [tmp_path / "one.zarr", tmp_path / "two.zarr"]
     _, seen = read(page.report(both, tmp_path / "r.html", figures=tmp_path / "f", examples=0))
     assert "The same n = 15 images in every store" in seen.captions[0]
-    assert "A. tiny_test.tagged" in seen.text
+    assert "A. tiny_test" in seen.text
     assert "B. tiny_test.other" in seen.text
     assert {"compare_distance_renormalized.csv", "a-distance.pdf", "b-score_matrix_mean.png"} <= {
         p.name for p in (tmp_path / "f").iterdir()
@@ -430,7 +439,7 @@ def test_what_an_analysis_was_asked_for_is_shown_too(tmp_path: Path) -> None:
     make_store(tmp_path / "s.zarr", spec_of(prefix=("class", "register", "register"), heads=4))
     _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=0))
     assert "attlas analyze s.zarr self_mass neighbour_mass" in seen.text
-    names = ["self_mass", "neighbour_mass", "rest_mass", "sink_share", "offset_map_mean"]
+    names = ["self_mass", "neighbour_mass", "rest_mass", "sink_share", "position_deviation", "offset_map_mean"]
     pytest.importorskip("attlas.analysis.statistics").analyze(tmp_path / "s.zarr", names)
     _, seen = read(
         page.report(tmp_path / "s.zarr", tmp_path / "r.html", figures=tmp_path / "f", examples=0, overwrite=True)
@@ -440,8 +449,9 @@ def test_what_an_analysis_was_asked_for_is_shown_too(tmp_path: Path) -> None:
     for layer in ("0", "1"):
         assert sum(float(r["share"]) for r in rows if r["layer"] == layer) == pytest.approx(1, abs=1e-3)
     store = Store(tmp_path / "s.zarr")
-    sinks = [float(r["mean"]) for r in rows_of(tmp_path / "f" / "further.csv") if r["statistic"] == "sink_share"]
-    assert np.array_equal(sinks, store.read("sink_share_mean").ravel())
+    means = [r for r in rows_of(tmp_path / "f" / "further.csv") if r["statistic"] == "position_deviation"]
+    assert np.array_equal([float(r["mean"]) for r in means], store.read("position_deviation_mean").ravel())
+    assert "sink_share is not drawn: all values are 0." in seen.text
     ranks = [float(r["distance_renormalized_mean"]) for r in rows_of(tmp_path / "f" / "distance_sorted.csv")]
     assert np.array_equal(ranks, np.sort(store.read("distance_renormalized_mean"), axis=1).ravel())
 
@@ -457,9 +467,7 @@ def test_extremes_are_the_extremes_and_said_to_be_chosen_after_looking(tmp_path:
     entropy = store.read("entropy")[:, 1].mean(axis=1)
     for folder, candidates in ((None, store.plan.sample), (tmp_path / "images", range(IMAGES))):
         order = sorted((i for i in candidates if i != BROKEN), key=lambda i: entropy[i])
-        shown = next(
-            e for e in gallery.gallery(store, facts.gather(store), 1, folder) if e.title.startswith("Extremes")
-        )
+        shown = next(examples.extremes(context_of(store, examples=1, images=folder)))
         found = list(dict.fromkeys(row[0] for row in shown.rows))
         assert found == [str(store.read("path", i)) for i in [*order[:2], *order[-2:]]]
         assert "Chosen after looking" in shown.caption
@@ -493,7 +501,7 @@ def test_every_statistic_of_the_catalog_has_words_of_its_own(tmp_path: Path) -> 
             store = Store(store.path, writable=True)
             store.add([array])
         text = methods.describe([store.path])
-        told = methods.METHODS.get(name.removesuffix("_mean"), ("", ""))[0] or statistic.long_name
+        told = definitions.DEFINITIONS.get(name.removesuffix("_mean"), ("", ""))[0] or statistic.long_name
         assert told in text
 
 
@@ -555,11 +563,11 @@ def test_a_deeper_model_is_read_between_its_layers(tmp_path: Path) -> None:
     make_store(tmp_path / "two.zarr", reduce=True, images=8)
     make_store(tmp_path / "four.zarr", spec_of(layers=4, tag="deep"), reduce=True, images=8)
     both = [Store(tmp_path / f"{n}.zarr") for n in ("two", "four")]
-    comparison = pytest.importorskip("attlas.analysis.report.comparison")
+    comparison = pytest.importorskip("attlas.analysis.report.sections.comparison")
     for store in both:
         pytest.importorskip("attlas.analysis.statistics").analyze(store.path)
-    shown, _ = comparison.compare(both, [facts.gather(s, letter) for s, letter in zip(both, "AB", strict=True)])
-    rows = next(e for e in shown if e.name == "compare_entropy_difference").rows
+    shown = comparison.comparison([context_of(s, letter) for s, letter in zip(both, "AB", strict=True)])
+    rows = next(e for e in shown if getattr(e, "name", "") == "compare_entropy_difference").rows
     good = [i for i in range(8) if i != BROKEN]
     a, b = (s.read("entropy")[good].astype(float).mean(axis=2) / math.log(17) for s in both)
     assert [row[1] for row in rows] == [0.5, 1.0]
@@ -570,7 +578,7 @@ def test_maps_with_gradients_stand_beside_raw_attention_where_the_run_kept_them(
     """Their numbers are the formulas', and without gradients the page names the option."""
     spec = spec_of()
     store = make_store(tmp_path / "s.zarr", spec, images=8)
-    first = next(iter(gallery.gallery(store, facts.gather(store), 2)))
+    first = next(examples.examples(context_of(store, examples=2)))
     assert {row[1] for row in first.rows} == {"attention", "rollout"}
     _, seen = read(page.report(store.path, tmp_path / "r.html", examples=1))
     assert "--keep gradient_mean with a graph of attlas export --gradients" in seen.text.replace("`", "")
@@ -578,7 +586,7 @@ def test_maps_with_gradients_stand_beside_raw_attention_where_the_run_kept_them(
     for name, values in (("gradient_mean", product), ("gradient_positive", np.abs(product))):
         store = add(store, name, ("image", "layer", "query", "key"), values)
     store = add(store, "target", ("image",), np.full(8, 1, np.int32))
-    first = next(iter(gallery.gallery(store, facts.gather(store), 1)))
+    first = next(examples.examples(context_of(store, examples=1)))
     path = first.rows[0][0]
     image = [str(p) for p in store.read("path")].index(path)
     for kind, layers in (("gradient_rollout", product), ("chefer", np.abs(product))):
@@ -589,9 +597,9 @@ def test_maps_with_gradients_stand_beside_raw_attention_where_the_run_kept_them(
 
 
 def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
-    """Every test is a point, those at q <= 0.05 are counted, and groups of one image are told."""
+    """Every test of five images or more is a point, those at q <= 0.05 are counted; smaller groups are told."""
     store = make_store(tmp_path / "s.zarr", images=8)
-    shown = list(contrasts.contrasts(store, facts.gather(store)))
+    shown = list(groups.groups(context_of(store)))
     assert "--by label" in shown[0].reason
     q = np.array([[[0.001, 0.2], [0.5, np.nan]], [[0.04, 0.9], [0.6, 0.7]]])
     where = ("label_group", "layer", "head")
@@ -600,12 +608,11 @@ def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
     store = add(store, "label_group", ("label_group",), np.array(["n00000000", "n00000001"]))
     store = add(store, "label_group_images", ("label_group",), np.array([6, 1]))
     store = add(store, "rollout_mean_by_label", ("label_group", "y", "x"), np.ones((2, 3, 5)))
-    scatter, maps = contrasts.contrasts(store, facts.gather(store))
-    assert "2 of 7 differences at q ≤ 0.05" in scatter.caption
-    assert "1 of the groups have one image and no test" in scatter.caption
-    assert "fewer than 5" not in scatter.caption
-    assert len(scatter.rows) == 7
-    assert scatter.rows[-1][-2:] == (7.0, 0.7)
+    scatter, maps = groups.groups(context_of(store))
+    assert "1 of 3 differences at q ≤ 0.05" in scatter.caption
+    assert "1 of 2 groups have fewer than 5 images (all of one image only)" in scatter.caption
+    assert "n = 6 images." in scatter.caption
+    assert [row[-2:] for row in scatter.rows] == [(0.0, 0.001), (1.0, 0.2), (2.0, 0.5)]
     assert {row[0] for row in maps.rows} == {scatter.rows[0][1]}
     assert "Welch" in methods.describe([store.path])
 
@@ -613,15 +620,15 @@ def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
 def test_position_embeddings_are_compared_where_a_model_has_them(tmp_path: Path) -> None:
     """Prefix rows left out, the cosine of a patch with itself 1; rotary models are told why not."""
     store = make_store(tmp_path / "s.zarr", images=4)
-    assert "does not hold" in next(iter(positions.positions(store))).reason
+    assert "does not hold" in next(positions.positions(context_of(store))).reason
     table = np.random.default_rng(0).normal(size=(17, 6)).astype(np.float32)
     store = add(store, "position_embedding", ("position", "channel"), table)
-    shown = next(iter(positions.positions(store)))
+    shown = next(positions.positions(context_of(store)))
     values = np.array([row[-1] for row in shown.rows]).reshape(15, 15)
     unit = table[2:] / np.linalg.norm(table[2:], axis=1, keepdims=True)
     np.testing.assert_allclose(values, unit @ unit.T, atol=1e-6)
     turned = make_store(tmp_path / "r.zarr", dataclasses.replace(spec_of(), position="rotary"), images=4)
-    assert "rotary" in next(iter(positions.positions(turned))).reason
+    assert "rotary" in next(positions.positions(context_of(turned))).reason
 
 
 def test_objects_are_found_in_the_stored_crop_and_the_rest_is_listed(tmp_path: Path) -> None:
@@ -639,7 +646,7 @@ def test_objects_are_found_in_the_stored_crop_and_the_rest_is_listed(tmp_path: P
         "005.png: the image is not done or could not be read", "n00000000/002.png: lies outside the crop",
         "none.png: the image is not in the store",
     ]  # fmt: skip
-    shown, _ = objects.objects(store, facts.gather(store), file)
+    shown = list(objects.objects(context_of(store, boxes=file)))
     rows = [row for row in shown[0].rows if row[0].endswith("001.png") and row[3] == "attention"]
     row = store.read("attention", (1, 0, 0)).astype(np.float64)[0, 1:].reshape(2, 4)
     assert rows[0][4] == pytest.approx(row[:, :2].sum() / row.sum(), rel=1e-5)

@@ -2,140 +2,134 @@
 
 from __future__ import annotations
 
-import csv
-import html
-import io
-import itertools
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata, resources
 from pathlib import Path
-from string import Template
-from typing import Any
 
 from ...engine.places import Url, locate
 from ...engine.store import Store
 from ...exporter.errors import AttlasError, UsageError
-from . import canvas
-from .comparison import compare, named
-from .contrasts import contrasts
-from .exhibits import Absent, Exhibit
-from .facts import Facts, gather, table, warnings
-from .gallery import gallery
-from .heads import heads
-from .methods import READING, linked, methods, paragraph, references
-from .objects import objects, told
-from .overview import overview
-from .positions import positions
-from .vectors import data_url
+from ...exporter.progress import Show, Step, shows
+from ..boxes import read_coco
+from .facts import gather
+from .plots.style import svg
+from .render import Chapter, Placed, rendered
+from .sections import SECTIONS
+from .sections.base import Absent, Context, Figure, Part, Section
+from .sections.comparison import comparison, named
+from .write import write_figure
 
 __all__ = ["report"]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-
-@dataclass
-class _Page:
-    """What has been put on the page so far."""
-
-    say: Callable[[str], None]
-    folder: Path | None
-    body: list[str] = field(default_factory=list)
-    contents: list[tuple[str, str, int]] = field(default_factory=list)
-    methods: list[str] = field(default_factory=list)
-    figures: int = 0
-
-    def heading(self, text: str, anchor: str, level: int = 2) -> None:
-        """A heading, and its entry in the table of contents (third-level headings are figures and have none)."""
-        self.contents.append((anchor, text, level))
-        self.body.append(f'<h{level} id="{anchor}">{html.escape(text)}</h{level}>')
-
-    def add(self, shown: Exhibit | Absent, prefix: str = "") -> None:
-        """A figure, or a line that says why it is not there."""
-        if isinstance(shown, Absent):
-            self.body.append(f'<p class="absent"><b>{html.escape(shown.title)}</b> is not shown. {shown.reason}</p>')
-            return
-        self.figures += 1
-        self.say(f"figure {self.figures}: {shown.title}")
-        self.methods += shown.methods
-        anchor = f"figure-{self.figures}"
-        self.contents.append((anchor, f"Figure {self.figures}. {shown.title}", 3))
-        printed = shown.draw(False)
-        self.body.append(_figure(shown, printed, self.figures, anchor))
-        if self.folder is not None:
-            _print(shown, printed, self.folder, f"{prefix}{shown.name}")
+Say = Callable[[str], None]
+Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
 
+@shows("sections")
 def report(
-    stores: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    stores: Paths,
     output: str | os.PathLike[str],
     *,
     images: str | os.PathLike[str] | None = None,
     figures: str | os.PathLike[str] | None = None,
     examples: int = 4,
-    baseline: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
+    baseline: Paths = (),
     boxes: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Show[str] = None,
 ) -> Path:
     """Write what one or several stores hold as one HTML page, which loads nothing from anywhere.
 
-    Dataset statistics that a store lacks are made first, and stay in it. Equal stores give equal pages.
+    Dataset statistics that a store lacks are made first, and stay in it. Equal stores give equal pages. A figure that
+    cannot be drawn is a line that says why; the page is written all the same.
 
     Args:
         stores: one store or several, which are then also compared.
-        output: the page.
+        output: the page, NAME.html.
         images: the folder of the original images, for pictures that are not in a store's own sample.
         figures: a folder for every figure as PDF, SVG and PNG, with its numbers as CSV beside it.
         examples: how many pictures are shown of each store.
         baseline: stores that the others are compared with and of which nothing else is shown, such as one of the same
             model with random weights.
         boxes: a COCO JSON file of objects in the original images, by file name.
-        overwrite: replace a page that is at `output`.
-        progress: called with one line as each figure begins.
+        overwrite: replace a page that is at `output`, and write into a folder of figures that holds files.
+        progress: True shows it; a function is called with one line as each section begins and as it ends.
 
     Returns:
         `output`, as a path.
 
     Raises:
-        UsageError: no store is named, or `output` exists.
-        AttlasError: a store does not read, or a file cannot be written.
+        UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, or `images` or
+            `boxes` is not there.
+        AttlasError: a store or `boxes` does not read, or a file cannot be written.
     """
-    shown, against = ([locate(p) for p in ([given] if isinstance(given, str | os.PathLike) else given)]
-                      for given in (stores, baseline))  # fmt: skip
-    paths = [*shown, *against]
+    shown, against = _located(stores), _located(baseline)
     output, folder = Path(output), None if figures is None else Path(figures)
-    if not shown:
-        raise UsageError("no store is named: a report needs at least one")
-    if len(paths) > len(LETTERS):
-        raise UsageError(f"{len(paths)} stores are too many for one page; {len(LETTERS)} fit")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise UsageError(f"{output}: exists; choose another name, or --overwrite")
-    say = progress or (lambda line: None)
-    opened = [_ready(path, say) for path in paths]
-    facts = [
-        gather(store, letter, baseline=place >= len(shown))
-        for place, (store, letter) in enumerate(zip(opened, LETTERS, strict=False))
-    ]
+    _check(len(shown), len(shown) + len(against), output, folder, overwrite)
+    _check_read(images, boxes)
+    say = progress if callable(progress) else (lambda _line: None)
+    contexts = []
+    for place, (path, letter) in enumerate(zip([*shown, *against], LETTERS, strict=False)):
+        store = _ready(path, say)
+        facts = gather(store, letter, baseline=place >= len(shown))
+        contexts.append(Context(store, facts, examples, images, boxes))
+    page = _Page(say, folder)
     beside = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        page = _Page(say, folder)
-        _fill(page, opened, facts, examples, images, boxes)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(_rendered(page, facts), "utf-8")
-        beside.replace(output)
+        for made in (output.parent, *([folder] if folder is not None else [])):
+            made.mkdir(parents=True, exist_ok=True)
+        beside.touch()  # what cannot be written says so before a minute of drawing
+        page.fill(contexts)
+        beside.write_text(rendered(page.chapters, contexts), "utf-8")
+        beside.replace(output)  # the page appears whole or not at all
     except OSError as error:
-        place = error.filename or output
-        raise AttlasError(f"{place}: cannot be written ({error.strerror or error})") from None
+        named = error.filename if error.filename not in (None, str(beside)) else output
+        raise AttlasError(f"{named}: cannot be written ({error.strerror or error})") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return output
 
 
-def _ready(path: Path | Url, say: Callable[[str], None]) -> Store:
+def _located(paths: Paths) -> list[Path | Url]:
+    return [locate(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+
+
+def _check(shown: int, count: int, output: Path, folder: Path | None, overwrite: bool) -> None:
+    """Refuse what would write something else than was meant, before any work."""
+    if not shown:
+        raise UsageError("no store is named: a report needs at least one")
+    if count > len(LETTERS):
+        raise UsageError(f"{count} stores are too many for one page; {len(LETTERS)} fit")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{output}: a report is an HTML page; name it {output.with_suffix('.html').name}")
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise UsageError(f"{output}: exists; choose another name, or --overwrite")
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; figures need a folder")
+    if any(folder.iterdir()) and not overwrite:
+        raise UsageError(f"{folder}: holds files, among which figures would mix; choose another folder, or --overwrite")
+
+
+def _check_read(images: str | os.PathLike[str] | None, boxes: str | os.PathLike[str] | None) -> None:
+    """Refuse pictures and boxes that are not there, or that do not read."""
+    if images is not None and not Path(images).is_dir():
+        raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
+    if boxes is None:
+        return
+    if not Path(boxes).is_file():
+        raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
+    read_coco(boxes)
+
+
+def _ready(path: Path | Url, say: Say) -> Store:
     """The store, with dataset statistics of all images that are done, as far as it can have them."""
     store = Store(path)
     done = int((store.done_images & store.read("valid").astype(bool)).sum())
@@ -157,191 +151,81 @@ def _ready(path: Path | Url, say: Callable[[str], None]) -> Store:
     return Store(path)
 
 
-def _fill(page: _Page, stores: Sequence[Store], facts: Sequence[Facts], examples: int, images: Any, boxes: Any) -> None:
-    """Everything below the header, in order."""
-    page.heading("What was run", "facts")
-    page.body.append(_facts_table(facts))
-    page.body += [_unreadable(f, len(facts) > 1) for f in facts if f.unreadable]
-    if any(f.top1 for f in facts):
-        page.methods.append("accuracy")
-    if len(stores) > 1:
-        page.heading("Side by side", "comparison")
-        shown, text = compare(stores, facts, examples, images)
-        for exhibit in shown:
-            page.add(exhibit)
-        page.body.append(text)
-    for store, one in zip(stores, facts, strict=True):
-        if one.baseline:
-            continue
-        prefix = f"{one.letter.lower()}-" if len(stores) > 1 else ""
-        title = named(one, facts, ". ") if len(stores) > 1 else "What attention does"
-        page.heading(title, f"store-{one.letter.lower()}")
-        everything = itertools.chain(
-            overview(store, one), heads(store, one), gallery(store, one, examples, images), contrasts(store, one),
-            positions(store),
-        )  # fmt: skip
-        for exhibit in everything:
-            page.add(exhibit, prefix)
-        if boxes is not None:
-            found, left_out = objects(store, one, boxes, images)
-            for exhibit in found:
-                page.add(exhibit, prefix)
-            page.body.append(told(left_out))
-    page.heading("How to read this", "reading")
-    page.body += [f"<p>{linked(text)}</p>" for text in READING]
-    page.heading("Methods", "methods")
-    definitions = "".join(f"<dt>{html.escape(title)}</dt><dd>{text}</dd>" for title, text in methods(page.methods))
-    page.body.append(f'<p>Layers and heads are counted from 0.</p><dl class="methods">{definitions}</dl>')
-    page.body.append(
-        "<details><summary>The store's own statistics as a paragraph with BibTeX, to copy</summary>"
-        f"<pre>{html.escape(paragraph(stores, facts))}</pre></details>"
-    )
-    page.heading("References", "references")
-    page.body.append(_references(page))
+@dataclass
+class _Page:
+    """What has been put on the page so far.
+
+    Attributes:
+        say: told of every section.
+        folder: where figures are written too, or None.
+        chapters: with their figures.
+        figures: how many there are.
+        begun: how many sections have begun, of how many `sections`.
+    """
+
+    say: Say
+    folder: Path | None
+    chapters: list[Chapter] = field(default_factory=list)
+    figures: int = 0
+    begun: int = 0
+    sections: int = 0
+
+    def fill(self, contexts: Sequence[Context]) -> None:
+        """All chapters, in order: the comparison, then each store that is no baseline."""
+        facts, several = [c.facts for c in contexts], len(contexts) > 1
+        self.sections = several + len(SECTIONS) * sum(not one.baseline for one in facts)
+        if several:
+            section = Section("Side by side", lambda _: comparison(contexts))
+            self._chapter("Side by side", "comparison", [section], contexts[0], "", "")
+        for one in contexts:
+            letter = one.facts.letter
+            if one.facts.baseline:
+                continue
+            title = named(one.facts, facts, ". ") if several else "What attention does"
+            prefix, label = (f"{letter.lower()}-", f"{letter}, ") if several else ("", "")
+            self._chapter(title, f"store-{letter.lower()}", SECTIONS, one, prefix, label)
+
+    def _chapter(
+        self, title: str, anchor: str, sections: Sequence[Section], context: Context, prefix: str, label: str
+    ) -> None:
+        """Sections under one heading; `prefix` begins the names of their files, `label` the lines of progress."""
+        chapter = Chapter(title, anchor)
+        self.chapters.append(chapter)
+        for section in sections:
+            self.begun += 1
+            self.say(Step(f"{label}{section.title}", self.begun, self.sections))
+            began, before = time.perf_counter(), self.figures
+            chapter.parts += [self._placed(part, context, prefix) for part in _parts(section, context)]
+            made = self.figures - before
+            said = f"{made} figure{'s' if made != 1 else ''}" if made else "nothing to draw"
+            self.say(f"{label}{section.title}: {said}, {time.perf_counter() - began:.1f} s")
+
+    def _placed(self, part: Part, context: Context, prefix: str) -> Placed | Part:
+        """A figure with its number and its drawings; anything else as it is."""
+        if not isinstance(part, Figure):
+            return part
+        try:
+            printed = part.draw(False)
+            drawn = svg(printed)
+            placed = Placed.of(part, self.figures + 1, drawn)
+        except Exception as error:
+            return Absent(part.title, _reason(error, context))
+        self.figures += 1
+        if self.folder is not None:
+            write_figure(part, printed, drawn, self.folder, f"{prefix}{part.name}")
+        return placed
 
 
-def _rendered(page: _Page, facts: Sequence[Facts]) -> str:
-    """The whole file."""
-    here, first = resources.files(__package__), facts[0]
-    names = [f.spec.name for f in facts]
-    several = len(facts) > 1
-    notes = [f"{f.letter}: {text}" if several else text for f in facts for text in warnings(f)]
-    return Template((here / "page.html").read_text("utf-8")).substitute(
-        version=_version(),
-        title=html.escape(f"attlas: {', '.join(dict.fromkeys(names))}"),
-        style=(here / "page.css").read_text("utf-8").strip(),
-        heading=html.escape(" · ".join(dict.fromkeys(names))),
-        lede=_lede(facts),
-        warnings="\n".join(f'<p class="note" role="note">{html.escape(text)}</p>' for text in notes),
-        tiles="" if several else _tiles(first),
-        contents=_contents(page.contents),
-        body="\n".join(_paired(page.body)),
-        sources=html.escape(", ".join(f.name for f in facts)),
-    )
-
-
-def _lede(facts: Sequence[Facts]) -> str:
-    if len(facts) > 1:
-        counts = ", ".join(f"{f.letter} {f.valid:,}" for f in facts)
-        return f"The attention of {len(facts)} runs, side by side. Images: {counts}."
-    one = facts[0]
-    dataset, selection = (html.escape(str(one.attrs.get(key, ""))) for key in ("dataset", "selection"))
-    whole = f" ({selection})" if selection and not selection.startswith("all ") else ""
-    images = f"{one.valid:,} image{'s' if one.valid != 1 else ''}"
-    return f"The attention of every layer and head over {images} of the dataset “{dataset}”{whole}."
-
-
-def _tiles(facts: Facts) -> str:
-    """The numbers that matter first."""
-    spec = facts.spec
-    tiles = [("Images", f"{facts.valid:,}", f"of {facts.images:,} planned, {facts.errors:,} unreadable")]
-    for label, share in (("Top-1", facts.top1), ("Top-5", facts.top5)):
-        if share is not None:
-            tiles.append((label, f"{100 * share.value:.1f} %", str(share).partition(" (")[2].rstrip(")")))
-    tiles.append(("Blocks × heads", f"{spec.depth} × {spec.heads}", f"{spec.tokens} tokens"))
-    tiles.append(("Patches", f"{spec.grid[0]} × {spec.grid[1]}", f"of {spec.patch_size[0]} × {spec.patch_size[1]} px"))
-    cells = "".join(f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>" for label, value, note in tiles)
-    note = (
-        "<p>Accuracy far from what is published for this model and data points to a wrong recipe, before anything "
-        "else below.</p>"
-        if facts.top1 is not None
-        else "<p>No label of these images names a class of the model, so accuracy, which would show a wrong recipe, "
-        "is unknown.</p>"
-    )
-    return f'<dl class="tiles">{cells}</dl>{note}'
-
-
-def _facts_table(facts: Sequence[Facts]) -> str:
-    def cell(label: str, text: str) -> str:
-        kind = ' class="hash"' if "SHA-256" in label else ""
-        return f"<td{kind}>{html.escape(text)}</td>"
-
-    head = ""
-    if len(facts) > 1:
-        columns = "".join(f'<th scope="col">{f.letter}</th>' for f in facts)
-        head = f"<thead><tr><td></td>{columns}</tr></thead>"
-    rows = "".join(
-        f'<tr><th scope="row">{html.escape(label)}</th>{"".join(cell(label, text) for text in texts)}</tr>'
-        for label, texts in table(facts)
-    )
-    single = "" if len(facts) > 1 else " single"
-    return f'<div class="scroll"><table class="facts{single}">{head}<tbody>{rows}</tbody></table></div>'
-
-
-def _unreadable(facts: Facts, several: bool) -> str:
-    items = "".join(
-        f"<li><span class=path>{html.escape(path)}</span>: {html.escape(reason)}</li>"
-        for path, reason in facts.unreadable
-    )
-    more = "" if facts.errors <= len(facts.unreadable) else f", the first {len(facts.unreadable)} of {facts.errors:,}"
-    whose = f" of {facts.letter}" if several else ""
-    return f"<p>Images{whose} that could not be read{more}:</p><ul>{items}</ul>"
-
-
-def _figure(shown: Exhibit, printed: Any, number: int, anchor: str) -> str:
-    """A figure in two forms, of which the browser takes the one that fits its width."""
-    wide = data_url(canvas.svg(printed))
-    narrow = data_url(canvas.svg(shown.draw(True))) if shown.wide else wide
-    alt = html.escape(shown.alt, quote=True)
-    source = "" if narrow == wide else f'<source media="(max-width: 40rem)" srcset="{narrow.replace(" ", "%20")}">'
-    half = "" if shown.wide else ' class="half"'
-    return (
-        f'<figure id="{anchor}"{half}><div class="card"><picture>{source}<img alt="{alt}" src="{wide}"></picture></div>'
-        f"<figcaption><b>Figure {number}. {html.escape(shown.title)}.</b> {shown.caption}</figcaption></figure>"
-    )
-
-
-def _paired(parts: Sequence[str]) -> list[str]:
-    """Half-wide figures that follow one another stand side by side where the window has room for it."""
-    found: list[str] = []
-    for part in parts:
-        if part.startswith("<figure") and 'class="half"' in part[:60]:
-            if found and found[-1].endswith("<!--half-->"):
-                found[-1] = found[-1].removesuffix("</div><!--half-->") + part + "</div><!--half-->"
-            else:
-                found.append(f'<div class="pair">{part}</div><!--half-->')
-        else:
-            found.append(part)
-    return found
-
-
-def _print(shown: Exhibit, printed: Any, folder: Path, name: str) -> None:
-    """PDF, SVG and PNG for print, and the numbers as CSV."""
-    canvas.write(printed, folder, name)
-    target = io.StringIO(newline="")
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(shown.columns)
-    writer.writerows(shown.rows)
-    (folder / f"{name}.csv").write_text(target.getvalue(), "utf-8")
-
-
-def _contents(entries: Iterable[tuple[str, str, int]]) -> str:
-    """A list of sections, the figures below theirs."""
-    parts, inner = [], False
-    for anchor, text, level in entries:
-        link = f'<a href="#{anchor}">{html.escape(text)}</a>'
-        if level == 3:
-            parts.append(f"<li>{link}</li>" if inner else f"<ol><li>{link}</li>")
-            inner = True
-        else:
-            parts.append(f"{'</ol>' if inner else ''}{'</li>' if parts else ''}<li>{link}")
-            inner = False
-    return f"<ol>{''.join(parts)}{'</ol>' if inner else ''}</li></ol>"
-
-
-def _references(page: _Page) -> str:
-    text = "\n".join(page.body)
-    items = "".join(
-        '<li id="ref-{}">{}. <i>{}</i>. <a href="{}" rel="noreferrer">{}</a>.</li>'.format(
-            key, *(html.escape(part) for part in r.line[:2]), r.url, html.escape(r.line[2])
-        )
-        for key, r in references(page.methods, text)
-    )
-    return f'<ol class="references">{items}</ol>'
-
-
-def _version() -> str:
+def _parts(section: Section, context: Context) -> Iterator[Part]:
+    """What a section yields, and a line on what stopped it: one figure must not cost the page."""
     try:
-        return metadata.version("attlas")
-    except metadata.PackageNotFoundError:
-        return "from source"
+        yield from section.parts(context)
+    except Exception as error:
+        yield Absent(section.title, _reason(error, context))
+
+
+def _reason(error: Exception, context: Context) -> str:
+    """One line on what went wrong, without the machine's own paths."""
+    told = " ".join(str(error).split()).replace(str(context.store.path), context.facts.name) or "no reason is given"
+    kind = "" if isinstance(error, AttlasError) else f"{type(error).__name__}: "
+    return f"It cannot be drawn ({kind}{told})."

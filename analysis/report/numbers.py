@@ -1,0 +1,28 @@
+"""Numbers as figures take them: means of what is there, and whether there is anything to draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Floats", "mean_of", "unseen"]
+
+type Floats = npt.NDArray[np.floating[Any]]
+
+
+def mean_of(values: Floats, axis: int | tuple[int, ...]) -> Floats:
+    """Mean of the finite values along `axis`; NaN where there is none, without numpy's warning about it."""
+    there = np.isfinite(values)
+    count = there.sum(axis=axis)
+    total = np.where(there, values, 0).sum(axis=axis, dtype=np.float64)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def unseen(values: npt.NDArray[Any]) -> str:
+    """Why values would make an empty figure: none is known, or all are 0; "" where they can be drawn."""
+    there = values[np.isfinite(values)]
+    if not there.size:
+        return "no value is known"
+    return "" if there.any() else "all values are 0"

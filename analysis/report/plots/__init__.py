@@ -1,0 +1,1 @@
+"""What is drawn: each function takes plain numbers and gives a matplotlib figure."""

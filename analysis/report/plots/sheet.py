@@ -1,0 +1,163 @@
+"""A sheet of paper, measured in inches from its top left corner, on which maps, pictures and words are put.
+
+Maps of one figure share one pair of axes: a pair for each would cost more time than all their cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+from .style import COLOURS
+
+__all__ = ["Box", "Panel", "Sheet", "limits_of", "scale_of"]
+
+type Box = tuple[float, float, float, float]
+
+MARK, LINES = "#5eead4", "#fefefe"  # what is drawn over pictures looks alike on light and dark pages
+PIXELS = 320  # across a picture: no report shows more
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One map or picture.
+
+    Attributes:
+        title: above it, may be empty.
+        values: (y, x) numbers, or (row, column, 3) uint8 for a picture.
+        size: (height, width) it stands for, which gives its shape on paper.
+        grid: (rows, columns) of patches to draw over a picture, or None.
+        mark: (y, x) of a cell to frame, or None.
+        lines: after how many rows and columns a line is drawn, 0 for none.
+        boxes: (top, left, bottom, right) frames in units of `size`, counted in their order.
+    """
+
+    title: str
+    values: npt.NDArray[Any]
+    size: tuple[int, int]
+    grid: tuple[int, int] | None = None
+    mark: tuple[int, int] | None = None
+    lines: int = 0
+    boxes: tuple[Box, ...] = ()
+
+
+class Sheet:
+    """A figure of `width` x `height` inches."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.size = (width, height)
+        self.figure = Figure(figsize=self.size)
+        self.ax: Any = self.figure.add_axes((0, 0, 1, 1))
+        self.ax.set_axis_off()
+        self.ax.set_xlim(0, width)
+        self.ax.set_ylim(height, 0)
+
+    def text(self, left: float, top: float, text: str, size: float, **options: Any) -> None:
+        """Words, from their left edge and the middle of their line."""
+        self.ax.text(left, top, text, fontsize=size, **{"va": "center"} | options)
+
+    def panel(self, panel: Panel, left: float, top: float, width: float, scale: Any = None) -> Any:
+        """A map or picture `width` inches wide."""
+        height = width * panel.size[0] / panel.size[1]
+        place = {"extent": (left, left + width, top + height, top), "aspect": "auto"}
+        if panel.values.ndim == 3:
+            image = self.ax.imshow(_thinned(panel.values), **place)
+        else:
+            image = self.ax.imshow(panel.values, cmap=COLOURS, norm=scale, **place)
+        self._marks(panel, left, top, width, height)
+        return image
+
+    def _marks(self, panel: Panel, left: float, top: float, width: float, height: float) -> None:
+        """What is drawn over a map or picture."""
+        rows, columns = panel.values.shape[:2]
+        if panel.grid is not None:
+            down, across = (np.arange(1, n) / n for n in panel.grid)
+            self._lines(down, across, (left, top, width, height), lw=0.3, alpha=0.55)
+        if panel.lines:
+            down, across = (np.array([panel.lines / n]) for n in (rows, columns))
+            self._lines(down, across, (left, top, width, height), lw=0.4)
+        if panel.mark is not None:
+            y, x = height / rows, width / columns
+            corner = (left + panel.mark[1] * x, top + panel.mark[0] * y)
+            self.ax.add_patch(Rectangle(corner, x, y, fill=False, ec=MARK, lw=0.9))
+        inch = width / panel.size[1]
+        for number, (up, start, bottom, end) in enumerate(panel.boxes, 1):
+            corner = (left + start * inch, top + up * inch)
+            self.ax.add_patch(
+                Rectangle(corner, (end - start) * inch, (bottom - up) * inch, fill=False, ec=MARK, lw=1.2)
+            )
+            self.ax.text(corner[0] + 0.02, corner[1] + 0.02, str(number), color="#010101", fontsize=6.5, va="top",
+                         bbox={"fc": MARK, "ec": "none", "pad": 0.8})  # fmt: skip
+
+    def _lines(
+        self, down: npt.NDArray[Any], across: npt.NDArray[Any], place: tuple[float, ...], **options: Any
+    ) -> None:
+        """White lines at shares of a panel's height and width."""
+        left, top, width, height = place
+        lines = [[(left, top + y * height), (left + width, top + y * height)] for y in down]
+        lines += [[(left + x * width, top), (left + x * width, top + height)] for x in across]
+        self.ax.add_collection(LineCollection(lines, colors=LINES, **options), autolim=False)
+
+    def inset(self, left: float, top: float, width: float, height: float) -> Any:
+        """Axes of their own."""
+        w, h = self.size
+        return self.figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+    def bar(
+        self, image: Any, place: tuple[float, float, float], label: str, root: bool = False, *, size: float = 6.5,
+        wrap: bool = False,
+    ) -> None:  # fmt: skip
+        """A colour bar at (left, top, width), its scale and its label under it."""
+        left, top, width = place
+        ax, few = self.inset(left, top, width, 0.075), size < 6
+        bar = self.figure.colorbar(image, cax=ax, orientation="horizontal")
+        bar.outline.set_visible(False)
+        ticks = _root_ticks(*image.get_clim())[:: 2 if few else 1]
+        bar.locator = FixedLocator(ticks) if root else MaxNLocator(3 if few else 5)
+        bar.formatter = FuncFormatter(lambda value, place: f"{value:g}")
+        bar.minorticks_off()
+        bar.update_ticks()
+        ax.tick_params(length=2, pad=1.5, labelsize=size)
+        text = f"{label}, {'root' if few else 'square-root'} scale" if root else label
+        ax.set_xlabel(text.replace(", ", ",\n") if wrap else text, fontsize=size, labelpad=1.5, loc="left")
+
+
+def scale_of(limits: tuple[float, float], root: bool) -> Any:
+    """Colours that follow the values, or with `root` their square roots."""
+    return PowerNorm(0.5, *limits) if root else Normalize(*limits)
+
+
+def limits_of(values: Sequence[npt.NDArray[Any]]) -> tuple[float, float]:
+    """From 0, so that twice the colour's distance is twice the value; below it where values are negative."""
+    finite = np.concatenate([v[np.isfinite(v)].ravel() for v in values])
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = min(0.0, float(finite.min())), float(finite.max())
+    return low, high if high > low else low + 1.0
+
+
+def _root_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that lie about evenly on a square-root scale from `low` to `high`."""
+    steps = [low + (high - low) * share**2 for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    ticks = [float(f"{value:.1g}") for value in steps]
+    return sorted({tick for tick in ticks if low <= tick <= high})
+
+
+def _thinned(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Means of blocks of a picture that has more pixels than a report shows."""
+    step = -(-picture.shape[1] // PIXELS)
+    if step == 1:
+        return picture
+    rows, columns = (n // step * step for n in picture.shape[:2])
+    blocks = picture[:rows, :columns].reshape(rows // step, step, columns // step, step, 3)
+    thinned: npt.NDArray[Any] = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+    return thinned

@@ -1,0 +1,271 @@
+"""Distance, entropy and prefix masses of every head, by depth; where attention goes; mean rollout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ....engine.store import Store
+from ... import formulas
+from ..numbers import Floats, mean_of, unseen
+from ..plots.depth import Depth, depth
+from ..plots.maps import maps
+from ..plots.shares import Part as Share
+from ..plots.shares import shares
+from ..plots.sheet import Panel
+from ..plots.style import CATEGORIES, QUIET
+from .base import (
+    Absent,
+    Cell,
+    Context,
+    Figure,
+    Part,
+    analyze_first,
+    extent,
+    more,
+    no_rollout,
+    summary,
+    where,
+)
+
+__all__ = ["depth_figure", "distance", "drawable", "entropy", "masses", "mean_rollout", "prefix_mass"]
+
+BARS = (
+    "A dot is one head's mean over images, its bar the 95 % bootstrap interval over images (often smaller than the "
+    "dot), the pale line the mean over heads."
+)
+
+
+def distance(context: Context) -> Iterator[Part]:
+    """Attention distance in both forms."""
+    spec = context.store.spec
+    uniform = formulas.uniform_distance(spec.grid, spec.patch_size)
+    share = spec.patches / spec.tokens
+    left = f"{uniform:.1f} px"
+    if spec.prefix:
+        left += (
+            f"; without renormalising {uniform * share:.1f} px, since {len(spec.prefix)} of {spec.tokens} keys are no "
+            "patches"
+        )
+    yield _by_depth(
+        context, "distance", "Attention distance by depth",
+        [("distance", uniform * share), ("distance_renormalized", uniform)], "pixels", "px",
+        f"Mean distance between a patch and the patches it attends to, in pixels of the {spec.image_size[0]} × "
+        f"{spec.image_size[1]} input. `distance` is as published ([@dosovitskiy2021], [@raghu2021]): prefix columns "
+        "are dropped and rows not renormalised, so that a head which looks at a prefix token seems local. "
+        "`distance_renormalized` scales each row's patch mass to 1 ([@park2023]); compare models with it. Dashed: "
+        f"uniform attention on this grid ({left}).",
+    )  # fmt: skip
+
+
+def entropy(context: Context) -> Iterator[Part]:
+    """Entropy over all keys and over patches."""
+    spec = context.store.spec
+    if spec.attention_kind != "probability":
+        yield Absent(
+            "Attention entropy by depth",
+            "This model mixes its heads after the softmax: rows are no distributions, and have no entropy.",
+        )
+        return
+    uniform, patches = math.log(spec.tokens), math.log(spec.patches)
+    yield _by_depth(
+        context, "entropy", "Attention entropy by depth", [("entropy", uniform), ("entropy_patch", patches)], "nats",
+        "nats",
+        f"Entropy of an attention row, averaged over queries: over all {spec.tokens} keys (`entropy`), and over the "
+        f"{spec.patches} patch keys with their mass scaled to 1 (`entropy_patch`). Low is sharp, high is spread. "
+        f"Dashed: uniform attention, ln {spec.tokens} = {uniform:.2f} and ln {spec.patches} = {patches:.2f} nats.",
+    )  # fmt: skip
+
+
+def prefix_mass(context: Context) -> Iterator[Part]:
+    """What the patches give to each prefix token."""
+    store, title = context.store, "Attention on prefix tokens by depth"
+    spec = store.spec
+    if not spec.prefix:
+        yield Absent(title, "This model has no prefix token: all attention is among patches.")
+        return
+    found = summary(store, "prefix_mass")
+    if found is None:
+        yield Absent(title, analyze_first(context.facts))
+        return
+    uniform, names = 1 / spec.tokens, _numbered(spec.prefix)
+    panels = [
+        Depth(name, "share of attention", spec.layers, found.mean[..., i], found.low[..., i], found.high[..., i],
+              uniform, f"uniform 1/{spec.tokens}")
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    yield depth_figure(
+        context, "prefix_mass", title, panels,
+        f"Attention of the patch queries on each prefix token ({', '.join(names)}), averaged over queries; a share of "
+        f"1. Tokens that draw far more than uniform attention, 1/{spec.tokens} = {uniform:.4f} (dashed), are sinks: "
+        "compare [@darcet2024].",
+        ("prefix_mass",), "of the attention",
+    )  # fmt: skip
+
+
+def _numbered(kinds: Sequence[str]) -> list[str]:
+    """class, register 1, register 2: kinds that come more than once are counted."""
+    seen: dict[str, int] = {}
+    names = []
+    for kind in kinds:
+        seen[kind] = seen.get(kind, 0) + 1
+        names.append(f"{kind} {seen[kind]}" if kinds.count(kind) > 1 else kind)
+    return [f"{name} token" for name in names]
+
+
+# -- figures of one number a head --------------------------------------------------------------------------------------
+
+
+def _by_depth(
+    context: Context, name: str, title: str, parts: Sequence[tuple[str, float]], axis: str, unit: str, text: str
+) -> Figure | Absent:
+    """A figure of statistics (layer, head), each with what uniform attention gives of it."""
+    panels = []
+    for part, reference in parts:
+        found = summary(context.store, part)
+        if found is None:
+            return Absent(title, analyze_first(context.facts))
+        label = f"uniform {reference:.4g} {unit}"
+        panels.append(Depth(part, axis, context.store.spec.layers, found.mean, found.low, found.high, reference, label))
+    return depth_figure(context, name, title, panels, text, tuple(part for part, _ in parts), unit)
+
+
+def drawable(panels: Sequence[Depth]) -> tuple[list[Depth], list[str]]:
+    """The panels that show something, and a sentence on each that would be empty."""
+    reasons = {panel.title: unseen(panel.mean) for panel in panels}
+    kept = [panel for panel in panels if not reasons[panel.title]]
+    return kept, [f"`{title}` is not drawn: {reason}." for title, reason in reasons.items() if reason]
+
+
+def depth_figure(
+    context: Context, name: str, title: str, panels: Sequence[Depth], text: str, methods: tuple[str, ...], unit: str
+) -> Figure | Absent:
+    """A figure of statistics (layer, head), its numbers and its words; `text` begins the caption."""
+    shown, empty = drawable(panels)
+    if not shown:
+        return Absent(title, " ".join(empty))
+    rows: list[tuple[Cell, ...]] = [
+        (p.title, int(layer), head, float(p.mean[i, head]), float(p.low[i, head]), float(p.high[i, head]),
+         "" if p.reference is None else p.reference)
+        for p in panels
+        for i, layer in enumerate(p.layers)
+        for head in range(p.mean.shape[1])
+    ]  # fmt: skip
+    return Figure(
+        name=name, title=title, caption=" ".join([text, BARS, *empty, f"{context.facts.n}."]),
+        alt=" ".join([f"{title}, {context.facts.n}.", *(_told(panel, unit) for panel in shown)]),
+        draw=lambda narrow: depth(shown, narrow=narrow),
+        columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"), rows=rows,
+        methods=(*methods, "bootstrap"), wide=len(shown) > 1,
+    )  # fmt: skip
+
+
+def _told(panel: Depth, unit: str) -> str:
+    """A panel in words: its first and its last layer."""
+
+    def span(values: Floats) -> str:
+        there = values[np.isfinite(values)]
+        return f"{there.min():.3g} to {there.max():.3g} {unit}".rstrip() if there.size else "no value"
+
+    first, last = panel.layers[0], panel.layers[-1]
+    uniform = "" if panel.reference is None else f"; uniform attention {panel.reference:.4g} {unit}".rstrip()
+    return (
+        f"{panel.title}: heads of layer {first} from {span(panel.mean[0])}, of layer {last} from "
+        f"{span(panel.mean[-1])}{uniform}."
+    )
+
+
+# -- the dataset in one figure -----------------------------------------------------------------------------------------
+
+
+def mean_rollout(context: Context) -> Iterator[Part]:
+    """Rollout averaged over all images."""
+    store, facts, title = context.store, context.facts, "Mean rollout over the dataset"
+    if "rollout_mean" not in store:
+        yield Absent(title, no_rollout(store, facts))
+        return
+    mean = store.read("rollout_mean").astype(np.float64)
+    if reason := unseen(mean) or ("" if np.isfinite(mean).all() else "some values are not known"):
+        yield Absent(title, f"In `rollout_mean` {reason}.")
+        return
+    values = mean / mean.mean()
+    panel = Panel("", values, extent(store))
+    low, high = float(values.min()), float(values.max())
+    rows, columns = store.spec.grid
+    yield Figure(
+        name="rollout_mean", title=title, wide=False,
+        caption="Attention rollout averaged over images, divided by its mean over patches: 1 is even. It shows no "
+        "image's content but the model's habit, often a bias to the centre or the border; see single maps against it. "
+        f"Colours run from the smallest to the largest value. [@abnar2020]. {facts.n}.",
+        alt=f"Map of the mean rollout on {rows} by {columns} patches, from {low:.2f} to {high:.2f} times its mean, "
+        f"largest at {where(values)}. {facts.n}.",
+        draw=lambda narrow: maps(
+            [panel], "× mean over patches", columns=1, narrow=True, limits=(low, high) if high > low else None
+        ),
+        columns=("y", "x", "rollout_mean", "times_mean"),
+        rows=[(*at, float(mean[at]), float(value)) for at, value in np.ndenumerate(values)],
+        methods=("rollout",),
+    )  # fmt: skip
+
+
+def masses(context: Context) -> Iterator[Part]:
+    """Where the attention of patches goes; the shares add up to 1."""
+    store = context.store
+    parts = _mass_parts(store)
+    if not parts:
+        if "attention" in store or "attention_code" in store:
+            yield Absent("Where attention goes in detail", more(context.facts, _detail(store)))
+        return
+    layers = store.spec.layers
+    names = ("self_mass", "neighbour_mass", "rest_mass", *(["prefix_mass"] if store.spec.prefix else []))
+    yield Figure(
+        name="masses", title="Where the attention of a patch goes", wide=False,
+        caption="Shares of a patch's attention, averaged over patches, heads and images; they add up to 1. Each kind "
+        f"of token has one colour in all reports. {context.facts.n}.",
+        alt="Stacked shares by layer. " + " ".join(
+            f"{part.label}: {part.values[0]:.2f} in layer {layers[0]}, {part.values[-1]:.2f} in layer {layers[-1]}."
+            for part in parts
+        ),
+        draw=lambda narrow: shares(layers, parts, "share of attention"),
+        columns=("layer", "part", "share"),
+        rows=[(layer, part.label, float(part.values[i])) for part in parts for i, layer in enumerate(layers)],
+        methods=names,
+    )  # fmt: skip
+
+
+def _mass_parts(store: Store) -> list[Share]:
+    """Prefix tokens by their kind, and three kinds of patches; nothing where one of them is missing."""
+    parts: list[Share] = []
+    kinds = store.spec.prefix
+    prefix = summary(store, "prefix_mass") if kinds else None
+    if kinds and prefix is None:
+        return []
+    for kind in dict.fromkeys(kinds):
+        assert prefix is not None
+        mine = [i for i, one in enumerate(kinds) if one == kind]
+        label = f"{kind} token{'s' if len(mine) > 1 else ''}"
+        values = mean_of(prefix.mean[..., mine], axis=1).sum(axis=-1)
+        parts.append(Share(label, CATEGORIES.get(kind, QUIET), values))
+    for name, label, category in (
+        ("self_mass", "itself", "itself"),
+        ("neighbour_mass", "its 8 neighbours", "neighbours"),
+        ("rest_mass", "all other patches", "patches"),
+    ):
+        found = summary(store, name)
+        if found is None:
+            return []
+        parts.append(Share(label, CATEGORIES[category], mean_of(found.mean, axis=1)))
+    return [] if unseen(np.stack([part.values for part in parts])) else parts
+
+
+def _detail(store: Store) -> list[str]:
+    """The statistics that further figures are made of, as far as the store lacks them."""
+    names = [
+        "self_mass", "neighbour_mass", "rest_mass", "sink_share", "received_attention",
+        "normalized_mutual_information", "offset_map_mean", "distance_renormalized_histogram",
+    ]  # fmt: skip
+    # Both need rows that are distributions.
+    names += ["head_similarity", "entropy_histogram"] if store.spec.attention_kind == "probability" else []
+    return [name for name in names if name not in store]

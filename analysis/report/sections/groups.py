@@ -1,0 +1,167 @@
+"""Groups of images: by class, or by any column that the statistics were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ....engine.store import Store
+from ..images import class_name
+from ..numbers import unseen
+from ..plots.maps import maps
+from ..plots.sheet import Panel
+from ..plots.volcano import Volcano, volcano
+from .base import Absent, Cell, Context, Figure, Part, extent
+
+__all__ = ["groups"]
+
+LEVEL = 0.05  # of the false discovery rate
+NAMED, SHOWN = 3, 12  # points with a name, groups with a map
+FEW = 5  # images: of fewer, two that happen to be alike make any difference look sure
+SMALLEST = 1e-300  # a q value that underflows is as small as its type can tell
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """The groups of one column: their names, how many images each has, and which have enough of them."""
+
+    column: str
+    words: list[str]
+    images: npt.NDArray[np.int64]
+
+    @classmethod
+    def read(cls, store: Store, column: str) -> _Groups:
+        known = {c.id: c.name.split(",")[0].strip() for c in store.spec.classes if c.id}
+        groups = store.read(f"{column}_group")
+        if column in ("label_class", "target", "predicted"):
+            words = [class_name(store, int(group)) for group in groups]
+        else:
+            words = [known.get(str(group), str(group).replace("_", " ")) for group in groups]
+        return cls(column, words, store.read(f"{column}_group_images").astype(np.int64))
+
+    @property
+    def enough(self) -> Mask:
+        return self.images >= FEW
+
+    @property
+    def left_out(self) -> str:
+        """A sentence on the groups that are too small to be shown, or ""."""
+        single, few = int((self.images == 1).sum()), int((~self.enough).sum())
+        if not few:
+            return ""
+        ones = f" ({'all' if single == few else f'{single:,}'} of one image only)" if single else ""
+        return (
+            f"{few:,} of {len(self.words):,} groups have fewer than {FEW} images{ones}, too few for their spread to be "
+            "known, and are left out."
+        )
+
+
+def groups(context: Context) -> Iterator[Part]:
+    """For each column of an `analyze --by`: which heads differ between groups, and the groups' mean maps."""
+    store = context.store
+    columns = sorted({name.partition("_by_")[2] for name in store.names if "_q_by_" in name})
+    if not columns and store.read("label_class").max(initial=-1) >= 0:
+        yield Absent(
+            "Differences between classes",
+            f"`attlas analyze {context.facts.name} --by label` adds them, with their false discoveries under control.",
+        )
+    for column in columns:
+        found = _Groups.read(store, column)
+        yield _differences(store, found)
+        yield from _maps(store, found)
+
+
+def _tested(store: Store, column: str) -> list[tuple[str, str]]:
+    """The statistics to show, with their units: the two that say most, else the first that there is."""
+    known = (("distance_renormalized", "pixels"), ("entropy", "nats"))
+    found = [(name, unit) for name, unit in known if f"{name}_q_by_{column}" in store]
+    end = f"_q_by_{column}"
+    return found or [(next(name for name in store.names if name.endswith(end)).removesuffix(end), "")]
+
+
+def _differences(store: Store, found: _Groups) -> Figure | Absent:
+    """Every group, layer and head as one point."""
+    column, title = found.column, f"Differences between groups by {found.column}"
+    panels, rows, told = [], list[tuple[Cell, ...]](), []
+    for name, unit in _tested(store, column):
+        panel, numbers = _panel(store, found, name, unit)
+        if panel is not None:
+            panels.append(panel)
+            rows += numbers
+            told.append(f"{name}: {int(panel.counts.sum()):,} of {panel.counts.size:,} differences at q ≤ {LEVEL}")
+    if not panels:
+        return Absent(title, found.left_out or "No group differs enough from itself to be tested.")
+    shown = found.enough
+    caption = (
+        f"A point for each of {int(shown.sum()):,} groups, layer and head: the mean of the group's images less the "
+        "mean of all others, against −log₁₀ of its q value (Welch's test over images, [@welch1947]; adjusted over all "
+        f"groups, layers and heads together by [@benjamini1995]). Above the dashed line q ≤ {LEVEL}: of these, one in "
+        f"{round(1 / LEVEL)} is expected to be no difference. {'. '.join(told)}. The surest have names: group, "
+        "layer.head."
+    )
+    n = f"n = {int(found.images[shown].sum()):,} images."
+    return Figure(
+        name=f"differences_by_{column}", title=title, wide=len(panels) > 1,
+        caption=" ".join(part for part in (caption, found.left_out, n) if part),
+        alt=f"Volcano plot, {'; '.join(told)}. Named: "
+        + (", ".join(name for p in panels for _, name in p.names) or "none") + ".",
+        draw=lambda narrow: volcano(panels, narrow=narrow),
+        columns=("statistic", "group", "layer", "head", "difference", "q"), rows=rows, methods=("groups",),
+    )  # fmt: skip
+
+
+def _panel(store: Store, found: _Groups, name: str, unit: str) -> tuple[Volcano | None, list[tuple[Cell, ...]]]:
+    """The points of one statistic and their numbers; None where no group could be tested."""
+    difference = store.read(f"{name}_difference_by_{found.column}").astype(np.float64)
+    q = store.read(f"{name}_q_by_{found.column}").astype(np.float64)
+    there = np.isfinite(q) & np.isfinite(difference) & found.enough[:, *[None] * (q.ndim - 1)]
+    if not there.any():
+        return None, []
+    x, y, counts = difference[there], -np.log10(np.maximum(q[there], SMALLEST)), q[there] <= LEVEL
+    at: list[list[Any]] = np.argwhere(there).tolist()
+    layers = store.spec.layers
+    surest = [int(i) for i in np.argsort(-y, kind="stable")[:NAMED] if counts[i]]
+    names = tuple((i, f"{found.words[at[i][0]]}, {'.'.join(map(str, [layers[at[i][1]], *at[i][2:]]))}") for i in surest)
+    axis = f"mean of the group − mean of the rest, {unit}".rstrip(", ")
+    rows: list[tuple[Cell, ...]] = [
+        (name, found.words[g], layers[layer], ".".join(map(str, rest)), float(d), float(v))
+        for (g, layer, *rest), d, v in zip(at, x, q[there], strict=True)
+    ]
+    return Volcano(name, axis, x, y, counts, float(-np.log10(LEVEL)), names), rows
+
+
+def _maps(store: Store, found: _Groups) -> Iterator[Part]:
+    """Mean rollout of the largest groups."""
+    name = f"rollout_mean_by_{found.column}"
+    if name not in store:
+        return
+    largest = [int(g) for g in np.argsort(-found.images, kind="stable")[:SHOWN] if found.enough[g]]
+    values = {g: store.read(name, g).astype(np.float64) for g in largest}
+    values = {g: v for g, v in values.items() if np.isfinite(v).all() and not unseen(v)}
+    if not values:
+        if found.enough.any():
+            yield Absent(f"Mean rollout by {found.column}", "No group's mean rollout is known.")
+        return
+    panels = [
+        Panel(f"{found.words[g][:18]}, n = {int(found.images[g])}", v / v.mean(), extent(store))
+        for g, v in values.items()
+    ]
+    yield Figure(
+        name=name, title=f"Mean rollout by {found.column}",
+        caption=f"Rollout averaged over the images of a group, divided by its mean over patches; the {len(panels)} "
+        "groups with the most images, on one scale. What all maps share is the model's habit, often the centre "
+        f"([@abnar2020]). n = {int(found.images[list(values)].sum()):,} images in these groups.",
+        alt=f"{len(panels)} maps: " + "; ".join(panel.title for panel in panels) + ".",
+        draw=lambda narrow: maps(
+            panels, "rollout, × mean over patches", columns=3 if narrow else 6 if len(panels) > 4 else 4, narrow=narrow
+        ),
+        columns=("group", "y", "x", "rollout_mean"),
+        rows=[(found.words[g], *at, float(value)) for g, v in values.items() for at, value in np.ndenumerate(v)],
+        methods=("rollout",),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What a report says beside its figures: the definitions of what it shows, and the publications they come from."""

@@ -1,0 +1,43 @@
+"""Bytes, times and what a run is going to be, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .job import Estimate
+
+__all__ = ["amount", "duration", "estimate_lines"]
+
+
+def amount(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def estimate_lines(estimate: Estimate) -> list[str]:
+    """What a run is going to be: images, bytes, and a warning where the disk is too small."""
+    lines = [
+        f"{estimate.images:,} images"
+        + (f" of {estimate.total:,}, evenly spread" if estimate.images < estimate.total else "")
+        + f", {amount(estimate.bytes_raw)} raw, about {amount(estimate.bytes_expected)} stored"
+        + (f", {amount(estimate.bytes_free)} free" if estimate.bytes_free is not None else "")
+    ]
+    left = estimate.bytes_expected * (1 - estimate.done / estimate.plan.units)
+    if estimate.bytes_free is not None and left > estimate.bytes_free:
+        lines.append("warning: that is more than is free; keep less (--keep, --layers, --store-dtype) or --limit")
+    if estimate.others:
+        lines.append("left out: " + ", ".join(f"{n:,} {why}" for why, n in sorted(estimate.others.items())))
+    return lines

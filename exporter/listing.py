@@ -1,0 +1,205 @@
+"""What can be exported, from a table: building every model of timm without data takes minutes, reading a table none.
+
+The table of one version of timm comes with attlas. For any other it is made as models are asked for, and kept in the
+user's cache folder. Neither PyTorch nor timm is imported where the table has the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import importlib.metadata
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from .errors import AttlasError, UsageError
+
+__all__ = ["Summary", "list_models", "summaries", "write_table"]
+
+# Written by benchmarks/models.py.
+SHIPPED = Path(__file__).with_name("models.json")
+
+_AT_ONCE = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One model that can be exported; the fields are `GraphSpec`'s.
+
+    `parameters` counts weights, `attention_bytes` is what all maps of one image take as float16.
+    """
+
+    name: str
+    image_size: tuple[int, int]
+    prefix: tuple[str, ...]
+    grid: tuple[int, int]
+    pooling: str
+    depth: int
+    heads: int
+    tokens: int
+    parameters: int
+    attention_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        image_size: Iterable[int],
+        prefix: Iterable[str],
+        grid: Iterable[int],
+        pooling: str,
+        depth: int,
+        heads: int,
+        parameters: int,
+    ) -> Self:
+        """With what follows from the rest: tokens, and the bytes of their maps."""
+        (height, width), (rows, columns), kinds = image_size, grid, tuple(prefix)
+        tokens = len(kinds) + math.prod((rows, columns))
+        maps = 2 * depth * heads * tokens**2
+        return cls(name, (height, width), kinds, (rows, columns), pooling, depth, heads, tokens, parameters, maps)
+
+    def row(self) -> list[Any]:
+        """What `of` takes after the name, as JSON."""
+        size, prefix, grid = list(self.image_size), list(self.prefix), list(self.grid)
+        return [size, prefix, grid, self.pooling, self.depth, self.heads, self.parameters]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that can be exported, sorted; with a tag in the pattern (`vit_*.dino`), names with their tags.
+
+    Args:
+        pattern: shell-style; `*` alone gives every architecture of timm with global attention over patches.
+
+    Raises:
+        AttlasError: timm is not installed.
+    """
+    return _matching(_Table.of_this_timm(), pattern)
+
+
+def summaries(pattern: str = "*", progress: Callable[[str], None] | None = None) -> list[Summary]:
+    """What the table says of every model that matches; those of a timm without a table are built first, once.
+
+    Args:
+        pattern: as for `list_models`; or the exact name of any of timm's models.
+        progress: called with a line now and then while models are built, a quarter of a second each.
+
+    Raises:
+        UsageError: the pattern matches nothing, or names one model that cannot be exported, with the reason.
+        AttlasError: timm is not installed.
+    """
+    table = _Table.of_this_timm()
+    names = _matching(table, pattern)
+    if not names and any(c in pattern for c in "*?["):
+        raise UsageError(f"{pattern}: no model that can be exported has such a name; `attlas models` lists them all")
+    if not names:
+        from .summary import summarize
+
+        return [summarize(pattern)]
+    table.build([name for name in names if table.rows[name] is None], progress or (lambda line: None))
+    return [Summary.of(name, *row) for name in names if (row := table.rows.get(name)) is not None]
+
+
+def write_table(progress: Callable[[str], None]) -> Path:
+    """Build every model of the installed timm and write the table that comes with attlas."""
+    table = _Table(_version(), SHIPPED, _names())
+    table.build(list(table.rows), progress)
+    return SHIPPED
+
+
+class _Table:
+    """Rows by name, of one version of timm; None stands for a model that was not built yet."""
+
+    def __init__(self, timm: str, path: Path | None, rows: dict[str, list[Any] | None]) -> None:
+        self.timm = timm
+        self.path = path
+        self.rows = rows
+
+    @classmethod
+    def of_this_timm(cls) -> Self:
+        """The table that comes with attlas, else the cached one, else an empty one."""
+        timm = _version()
+        if (rows := _read(SHIPPED, timm)) is not None:
+            return cls(timm, SHIPPED, rows)
+        path = _cached(timm)
+        rows = None if path is None else _read(path, timm)
+        return cls(timm, path, _names() if rows is None else rows)
+
+    def build(self, names: list[str], progress: Callable[[str], None]) -> None:
+        """Fill in these rows, and keep what was made even if it is interrupted."""
+        if not names:
+            return
+        from .summary import summarize
+
+        progress(f"timm {self.timm} is new here: looking at {len(names)} models, a quarter of a second each, once")
+        try:
+            for number, name in enumerate(names, 1):
+                try:
+                    self.rows[name] = summarize(name).row()
+                except UsageError:  # its module's other models attend globally, this one does not
+                    del self.rows[name]
+                if number % _AT_ONCE == 0:
+                    progress(f"{number} of {len(names)}")
+        finally:
+            self._write()
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        each = ",\n".join(f"{json.dumps(name)}:{json.dumps(row)}" for name, row in sorted(self.rows.items()))
+        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # whoever cannot keep it makes it again
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(f'{{"timm":{json.dumps(self.timm)},"models":{{\n{each}\n}}}}\n', encoding="utf-8")
+            draft.replace(self.path)
+
+
+def _matching(table: _Table, pattern: str) -> list[str]:
+    tagged = "." in pattern
+    return sorted(name for name in fnmatch.filter(table.rows, pattern) if ("." in name) is tagged)
+
+
+def _read(path: Path, timm: str) -> dict[str, list[Any] | None] | None:
+    """The rows of a table of this timm; None where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows: dict[str, list[Any] | None] = data["models"]
+        for name, row in rows.items():
+            if row is not None:
+                Summary.of(name, *row)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or not whole
+        return None
+    return rows if data["timm"] == timm else None
+
+
+def _names() -> dict[str, list[Any] | None]:
+    """Every name that timm has, not built yet."""
+    from .models import names
+
+    return dict.fromkeys(names())
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("timm")
+    except importlib.metadata.PackageNotFoundError:
+        raise AttlasError(
+            "this needs timm, which is not installed: `pip install 'attlas[exporter]'` brings it"
+        ) from None
+
+
+def _cached(timm: str) -> Path | None:
+    """Where the table of another timm is kept; None where this system has no place for it."""
+    from .. import __version__
+
+    home = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    place = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or home
+    try:
+        return Path(place).expanduser() / "attlas" / f"models-{__version__}-timm-{timm}.json"
+    except RuntimeError:  # there is no home
+        return None
