@@ -143,9 +143,7 @@ def run(
         stop: set it to end the run after the units in flight.
 
     Raises:
-        UsageError: choices that do not fit the graph.
-        AttlasError: graph, images or store cannot be read or written, or the store is another run's.
-        Interrupted: `stop` was set; the same call resumes.
+        AttlasError: choices do not fit, files cannot be read or written, the store is another run's, or `stop` was set.
     """
     with _executor(workers, scheduler, threads) as team:
         request = Request(
