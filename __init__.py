@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttlasError",
     "Session",
+    "Statistic",
     "Store",
     "analyze",
     "demo",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from .analysis.dataset import open as open
     from .analysis.report.page import report as report
+    from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttlasError": "exporter.errors",
     "Session": "engine.session",
+    "Statistic": "analysis.statistic",
     "Store": "engine.store",
     "analyze": "analysis.statistics",
     "doctor": "engine.doctor",

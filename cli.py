@@ -313,12 +313,18 @@ def report(stores: tuple[Path, ...], output: Path | None, methods: bool, **optio
 
 @cli.command(short_help="What a graph or a store holds.")
 @click.argument("path", type=store_path)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def inspect(path: Path, as_json: bool) -> None:
+@click.option("--all", "whole", is_flag=True, help="Every array of a store, and every run's account.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, all of it.")
+def inspect(path: Path, whole: bool, as_json: bool) -> None:
     """Describe the graph or store at PATH; of an unfinished store, how far it is."""
+    from .engine.inspect import screen
+
     data = attlas.inspect(path)
     if as_json:
         say_json(data)
+        return
+    if data["kind"] == "store" and not whole:
+        click.echo("\n".join(screen(data)))
         return
     click.echo("\n".join(words.facts_lines(data)))
 

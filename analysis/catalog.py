@@ -1,174 +1,86 @@
-"""The catalog: every statistic that `analyze` can be asked for, with its dimensions, unit, source and what it needs."""
+"""The catalog: every statistic that can be asked for by name, each one object that says everything of it."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ..engine.store import Template
+from ..engine.store import Store
 from ..exporter.errors import UsageError
-from ..exporter.spec import NORMS, GraphSpec
-from .formulas import readout_rows
-from .gradients import WEIGHTED
-from .histograms import BINS, distance_edges, entropy_edges
-from .kernel import WORDS
-from .layer import Layer
+from ..exporter.spec import GraphSpec
+from . import formulas, norms
+from .arrays import Array, constant, floating, namespace, patch_part, prefix_of
+from .formulas import row_entropy
+from .histograms import distance_edges, entropy_edges, histogram
+from .statistic import INPUTS, Statistic
 
-__all__ = [
-    "CATALOG", "FUSED", "GROUPED_MAPS", "MEASURED", "SCALARS", "Statistic", "described", "find", "reserved", "scalars",
-    "sizes",
-]  # fmt: skip
+__all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolved", "written"]
 
-# The default statistics, whose numbers come from the fused kernel; those of one number per head are summed up in full.
-FUSED = ("distance", "distance_renormalized", "entropy", "entropy_patch", "prefix_mass", "rollout")
-SCALARS = ("distance", "distance_renormalized", "entropy", "entropy_patch", "prefix_mass")
-# What a run writes of graphs that were exported with `--norms`: their means are taken where the store holds them.
-MEASURED = NORMS
-# The maps whose means are taken by class; larger ones would outgrow the store.
-GROUPED_MAPS = ("rollout", "readout_map", "received_attention")
-RAGHU = "Raghu et al. 2021 (arXiv 2108.08810)"
-WALMER = "Walmer et al. 2023 (arXiv 2212.03862)"
-KOBAYASHI = "Kobayashi et al. 2020 (arXiv 2004.10102)"
-SEED = "Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eq. 3.3"
+# How the arrays end that sum up one number per layer and head, with the dimensions of their own; how those by group do,
+# and those that say which groups there are, behind the column's name.
+ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
+BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
+PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
-Array = npt.NDArray[Any]
+DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
+PARK = "Park et al. 2023 (arXiv 2305.00729), section 2", "park2023"
+ABNAR = "Abnar & Zuidema 2020 (arXiv 2005.00928), section 3", "abnar2020"
+RAGHU = "Raghu et al. 2021 (arXiv 2108.08810)", "raghu2021"
+WALMER = "Walmer et al. 2023 (arXiv 2212.03862)", "walmer2023"
+KOBAYASHI = "Kobayashi et al. 2020 (arXiv 2004.10102)", "kobayashi2020"
+DARCET = "Darcet et al. 2024 (arXiv 2309.16588)", "darcet2024"
+CARON = "Caron et al. 2021 (arXiv 2104.14294)", "caron2021"
+SEED = "Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eq. 3.3", "hebbar"
 
-
-@dataclass(frozen=True, slots=True)
-class Statistic:
-    """One statistic beyond the fused ones.
-
-    Attributes:
-        name: under which it is asked for and stored.
-        dims: of one image's result, "layer" included where there is one per layer.
-        function: one image's `Layer` -> the result without "layer".
-        units: of the values; `long_name`: in words; `source`: who published it.
-        follow: instead of `function`, where all layers are followed from last to first: a row (query) and the `Layer`
-            -> the row before it; the patch part of the last, over its maximum, is the result.
-        exact: single values decide, so that uint8 codes will not do.
-        probability: rows must be distributions.
-        needs: an array (image, layer, head, key) that the store must hold.
-        per_image: its rows are kept, one per image; otherwise only what sums the dataset up.
-        edges: of a histogram, whose counts are summed; its last dimension are the bins.
-        whole: the same as `function` of all images of the `Layer`'s batch at once, (image, ...), where that costs less.
-    """
-
-    name: str
-    dims: tuple[str, ...]
-    function: Callable[[Layer], Array] | None
-    units: str
-    long_name: str
-    source: str = ""
-    follow: Callable[[Layer, Array], Array] | None = None
-    exact: bool = False
-    probability: bool = False
-    needs: str = ""
-    per_image: bool = True
-    edges: Callable[[GraphSpec], Sequence[float]] | None = None
-    whole: Callable[[Layer], Array] | None = None
-
-    @property
-    def scalar(self) -> bool:
-        """Whether it is one number per layer or head, which is summed up with deviation, quantiles and interval."""
-        return self.per_image and set(self.dims) <= {"layer", "head"}
-
-    @property
-    def attrs(self) -> dict[str, str]:
-        """The attributes of its array."""
-        found = {"units": self.units, "long_name": self.long_name, "source": self.source}
-        return {key: value for key, value in found.items() if value}
-
-    def shape(self, spec: GraphSpec) -> tuple[int, ...]:
-        """Of one image's result."""
-        known = sizes(spec)
-        return tuple(known[dim] for dim in self.dims)
-
-    def template(self, spec: GraphSpec) -> Template:
-        """The array of its rows."""
-        return Template(self.name, ("image", *self.dims), self.shape(spec), "float32", math.nan, self.attrs)
+HEADS, MAPS, OFFSETS = ("layer", "head"), ("layer", "y", "x"), ("layer", "head", "offset_y", "offset_x")
+GRIDS = ("layer", "head", "y", "x")
 
 
-def sizes(spec: GraphSpec) -> dict[str, int]:
-    """How long each dimension of a result is."""
-    (rows, columns), n = spec.grid, spec.tokens
-    return {
-        "layer": len(spec.layers), "head": spec.heads, "other_head": spec.heads, "prefix": len(spec.prefix),
-        "y": rows, "x": columns, "offset_y": 2 * rows - 1, "offset_x": 2 * columns - 1, "query": n, "key": n,
-        "entropy_bin": BINS, "distance_bin": BINS,
-    }  # fmt: skip
+# -- formulas that are put together from others -----------------------------------------------------------------------
 
 
-def scalars(names: Iterable[str]) -> list[str]:
-    """Those of `names` that are one number per layer, head or prefix token."""
-    known: dict[str, Any] = {**CATALOG, **WEIGHTED}
-    return [name for name in names if name in SCALARS or (name in known and known[name].scalar)]
+def _attention(attention: Array) -> Array:
+    return attention
 
 
-def described() -> dict[str, str]:
-    """Every name that can be asked for, in words, with its unit: the default ones first."""
-    found = {name: (WORDS[name][1], WORDS[name][0], "default") for name in FUSED}
-    known: list[Any] = [*CATALOG.values(), *WEIGHTED.values()]
-    found |= {s.name: (s.long_name, s.units, getattr(s, "needs", "") and f"needs {s.needs}") for s in known}
-    return {name: f"{words} [{units}]{note and f', {note}'}" for name, (words, units, note) in found.items()}
+def _mass_mask(attention: Array, grid: tuple[int, int], readout: Any, *, threshold: float = 0.6) -> Array:
+    return floating(namespace(attention).astype(
+        formulas.mass_mask(formulas.readout_map(attention, grid, readout), threshold), attention.dtype
+    ))  # fmt: skip
 
 
-def reserved(name: str) -> bool:
-    """Whether `analyze` may put an array or a dimension of this name into a store, so that no column may have it."""
-    statistics = {*FUSED, *CATALOG, *WEIGHTED, *MEASURED, *WORDS}
-    known: list[Any] = [*CATALOG.values(), *WEIGHTED.values()]
-    dims = {dim for one in known for dim in one.dims}
-    if name in statistics | dims | {"quantile", "bound", "predicted", "entropy_edge", "distance_edge"}:
-        return True
-    if name.endswith(("_group", "_group_images")):
-        return True
-    whole, by, _ = name.partition("_by_")
-    forms = ("mean", "std", "count", "difference", "q") if by else ("mean", "std", "quantile", "interval")
-    return any(whole == f"{statistic}_{form}" for statistic in statistics for form in forms) or (
-        bool(by) and whole in statistics  # of what is a mean already
-    )
+def _norm_weighted_readout_map(attention: Array, value_norm: Array, grid: tuple[int, int], readout: Any) -> Array:
+    return formulas.readout_map(norms.norm_weighted(attention, value_norm), grid, readout)
 
 
-def _mean_where(values: Array, there: Array) -> Array:
-    """Mean over queries of (head, query) values that are there; NaN where none is."""
-    count = there.sum(axis=-1)
-    total = np.where(there, values, 0).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def _norm_weighted_received(attention: Array, value_norm: Array, grid: tuple[int, int]) -> Array:
+    return formulas.received_attention(norms.norm_weighted(attention, value_norm), grid)
 
 
-def _renormalized(rows: Array) -> tuple[Array, Array]:
-    """Distance of each row of patch mass 1: (head, query), and which rows have patch mass."""
-    there = rows[..., 1] != 0
-    return rows[..., 2] / np.where(there, rows[..., 1], 1), there
+def _entropies(attention: Array, spec: GraphSpec) -> Array:
+    return histogram(row_entropy(attention), _entropy_edges(spec))
 
 
-def _unit_square(layer: Layer) -> Array:
-    if min(layer.spec.grid) < 2:
-        raise UsageError(f"distance_unit_square: a grid of {layer.spec.grid} has no unit square: an edge of one patch")
-    return _mean_where(*_renormalized(layer.unit_square[:, layer.prefix :]))
+def _distances(attention: Array, spec: GraphSpec) -> tuple[Array, Array]:
+    """Each patch query's distance, rows not renormalised, and its mass on patches."""
+    xp, a = namespace(attention), patch_part(floating(attention), prefix_of(attention, spec.grid))
+    far = constant(formulas.patch_distances(spec.grid, spec.patch_size), a)
+    return xp.sum(a * far, axis=-1), xp.sum(a, axis=-1)
 
 
-def _per_query(layer: Layer, per_head: Array) -> Array:
-    """Mean offset maps over the queries that have such a key inside the image."""
-    rows, columns = layer.spec.grid
-    high = rows - np.abs(np.arange(1 - rows, rows))
-    wide = columns - np.abs(np.arange(1 - columns, columns))
-    return np.asarray(per_head / (high[:, None] * wide))
+def _distance_counts(attention: Array, spec: GraphSpec) -> Array:
+    return histogram(_distances(attention, spec)[0], _distance_edges(spec))
 
 
-def _counts(values: Array, edges: Sequence[float], there: Array | None = None) -> Array:
-    """`histograms.histogram` of (head, query) values: (head, bin), int64."""
-    bins, heads = len(edges) - 1, len(values)
-    place = np.searchsorted(np.asarray(edges[1:-1], np.float32), values.astype(np.float32), side="right")
-    place += np.arange(heads)[:, None] * bins
-    return np.bincount(place[there] if there is not None else place.reshape(-1), minlength=heads * bins).reshape(
-        heads, bins
-    )
+def _renormalized_counts(attention: Array, spec: GraphSpec) -> Array:
+    xp, (far, mass) = namespace(attention), _distances(attention, spec)
+    nothing = mass == 0
+    rows = xp.where(nothing, far * 0 + math.nan, far / xp.where(nothing, mass * 0 + 1, mass))
+    return histogram(rows, _distance_edges(spec))
 
 
 def _entropy_edges(spec: GraphSpec) -> Sequence[float]:
@@ -179,131 +91,255 @@ def _distance_edges(spec: GraphSpec) -> Sequence[float]:
     return distance_edges(spec.grid, spec.patch_size)
 
 
-def _distance_counts(layer: Layer) -> Array:
-    return _counts(layer.rows[:, layer.prefix :, 2], _distance_edges(layer.spec))
+# -- the statistics ---------------------------------------------------------------------------------------------------
 
 
-def _renormalized_counts(layer: Layer) -> Array:
-    return _counts(*_swap(_renormalized(layer.rows[:, layer.prefix :]), _distance_edges(layer.spec)))
+def _layer(name: str) -> dict[str, Any]:
+    return {"kernels": {"layer": name}}
 
 
-def _swap(found: tuple[Array, Array], edges: Sequence[float]) -> tuple[Array, Sequence[float], Array]:
-    return found[0], edges, found[1]
-
-
-def _weighted_entropy(layer: Layer) -> Array:
-    """-sum p ln p of p = w / W is ln W - (sum w ln w) / W."""
-    whole, inside = layer.weighted_rows[..., 0], layer.weighted_rows[..., 3]
-    there = whole != 0
-    w = np.where(there, whole, 1)
-    return np.asarray(np.where(there, np.log(w) - inside / w, 0).mean(axis=-1))
-
-
-def _readout(layer: Layer, a: Array) -> Array:
-    """The readout row's patch part, per head: (head, y, x)."""
-    spec = layer.spec
-    if spec.readout == "pool":
-        raise UsageError(
-            "this model reads its tokens by attention pooling, not from a row; `pool_attention` is its map"
-        )
-    if spec.readout == "mean":
-        return layer.received_of(a, layer.prefix).reshape(-1, *spec.grid)
-    rows = list(readout_rows(spec.prefix, spec.grid, spec.readout))
-    return np.asarray(a[:, rows, layer.prefix :].mean(axis=1, dtype=np.float64).reshape(-1, *spec.grid))
-
-
-HEADS, MAPS, OFFSETS = ("layer", "head"), ("layer", "y", "x"), ("layer", "head", "offset_y", "offset_x")
-GRIDS = ("layer", "head", "y", "x")
+_FUSED: dict[str, Any] = {"default": True, "kernels": {"fused": "Reducer"}}
+_IMAGES: dict[str, Any] = {"kernels": {"images": "formula"}}
+_PEAKS: dict[str, Any] = {"kernels": {"batch": "query_peaks"}}
 
 CATALOG: dict[str, Statistic] = {
     s.name: s
     for s in (
-        Statistic(
-            "rollout_vit_explain", ("y", "x"), None, "1", "rollout of vit-explain: max over heads, 0.9 discarded",
-            "github.com/jacobgil/vit-explain", follow=Layer.explain, exact=True,
-        ),
-        Statistic("distance_unit_square", HEADS, _unit_square, "1",
-                  "mean attention distance on a unit square, rows renormalised over patches", WALMER),
-        Statistic("effective_tokens", HEADS, lambda one: np.exp(-one.rows[..., 3]).mean(axis=-1), "keys",
-                  "mean of exp(entropy) over queries", probability=True),
-        Statistic("self_mass", HEADS, lambda one: one.rings[0], "1", "mean attention of a patch on itself"),
-        Statistic("neighbour_mass", HEADS, lambda one: one.rings[1], "1",
-                  "mean attention of a patch on its 8 neighbours"),
-        Statistic("rest_mass", HEADS, lambda one: one.rings[2], "1",
-                  "mean attention of a patch on all farther patches"),
-        Statistic("sink_share", HEADS, lambda one: (one.received > 4 / one.spec.tokens).mean(axis=-1), "1",
-                  "share of patches that receive more than 4 times the uniform attention",
-                  "Darcet et al. 2024 (arXiv 2309.16588)"),
-        Statistic("normalized_mutual_information", HEADS, Layer.information, "1",
-                  "mutual information of query and key, normalised", "Park et al. 2023 (arXiv 2305.00729), eq. 2"),
-        Statistic("position_deviation", HEADS, lambda one: one.spread(over="positions"), "1",
-                  "standard deviation of attention over queries", WALMER),
-        Statistic("head_deviation", ("layer",), lambda one: one.spread(over="heads"), "1",
-                  "standard deviation of attention over heads", WALMER),
-        Statistic("head_similarity", (*HEADS, "other_head"), Layer.divergences, "nats",
-                  "Jensen-Shannon divergence between heads, mean over queries", "Clark et al. 2019 (arXiv 1906.04341)",
-                  probability=True),
-        Statistic("score_matrix", MAPS, lambda one: one.peaks("query"), "1",
-                  "largest attention over queries, mean over heads", SEED, whole=Layer.query_peaks),
-        Statistic("received_attention", GRIDS, lambda one: one.received.reshape(-1, *one.spec.grid), "1",
-                  "mean attention of the patch queries on each patch"),
-        Statistic("readout_map", GRIDS, lambda one: _readout(one, one.attention), "1",
-                  "attention of the readout row on each patch", "Caron et al. 2021 (arXiv 2104.14294)"),
+        # What every run makes.
+        Statistic("distance", HEADS, formulas.distance, "pixels",
+                  "mean attention distance between patches, rows not renormalised", *DOSOVITSKIY, **_FUSED),
+        Statistic("distance_renormalized", HEADS, formulas.distance_renormalized, "pixels",
+                  "mean attention distance between patches, rows renormalised over patches", *PARK, **_FUSED),
+        Statistic("entropy", HEADS, formulas.entropy, "nats", "mean entropy of the attention rows over all keys",
+                  refuses=("mixed",), **_FUSED),
+        Statistic("entropy_patch", HEADS, formulas.entropy_patch, "nats",
+                  "mean entropy of the attention rows over patches, renormalised", refuses=("mixed",), **_FUSED),
+        Statistic("prefix_mass", (*HEADS, "prefix"), formulas.prefix_mass, "1",
+                  "mean attention of the patch queries on each prefix token", cite="darcet2024", **_FUSED),
+        Statistic("rollout", ("y", "x"), formulas.rollout, "1",
+                  "attention rollout of the readout, patch columns, unscaled", *ABNAR, grouped="asked", **_FUSED),
+        Statistic("rows_without_patch_mass", HEADS, formulas.rows_without_patch_mass, "rows",
+                  "query rows without patch mass, left out where rows are renormalised", listed=False, dtype="int32",
+                  fill=-1, **_FUSED),
+        # What can be asked for.
+        Statistic("rollout_vit_explain", ("y", "x"), formulas.rollout_vit_explain, "1",
+                  "rollout of vit-explain: max over heads, 0.9 discarded", "github.com/jacobgil/vit-explain",
+                  "gildenblat", refuses=("codes", "pool"), kernels={"follow": "explain"}),
+        Statistic("distance_unit_square", HEADS, formulas.distance_unit_square, "1",
+                  "mean attention distance on a unit square, rows renormalised over patches", *WALMER,
+                  **_layer("distance_unit_square")),
+        Statistic("effective_tokens", HEADS, formulas.effective_tokens, "keys", "mean of exp(entropy) over queries",
+                  refuses=("mixed",), **_layer("effective_tokens")),
+        Statistic("self_mass", HEADS, formulas.self_mass, "1", "mean attention of a patch on itself",
+                  **_layer("self_mass")),
+        Statistic("neighbour_mass", HEADS, formulas.neighbour_mass, "1",
+                  "mean attention of a patch on its 8 neighbours", **_layer("neighbour_mass")),
+        Statistic("rest_mass", HEADS, formulas.rest_mass, "1", "mean attention of a patch on all farther patches",
+                  **_layer("rest_mass")),
+        Statistic("sink_share", HEADS, formulas.sink_share, "1",
+                  "share of patches that receive more than 4 times the uniform attention", *DARCET,
+                  **_layer("sink_share")),
+        Statistic("normalized_mutual_information", HEADS, formulas.normalized_mutual_information, "1",
+                  "mutual information of query and key, normalised", "Park et al. 2023 (arXiv 2305.00729), eq. 2",
+                  "park2023", **_layer("information")),
+        Statistic("position_deviation", HEADS, formulas.position_deviation, "1",
+                  "standard deviation of attention over queries", *WALMER, **_layer("position_deviation")),
+        Statistic("head_deviation", ("layer",), formulas.head_deviation, "1",
+                  "standard deviation of attention over heads", *WALMER, **_layer("head_deviation")),
+        Statistic("head_similarity", (*HEADS, "other_head"), formulas.head_similarity, "nats",
+                  "Jensen-Shannon divergence between heads, mean over queries",
+                  "Clark et al. 2019 (arXiv 1906.04341)", "clark2019", refuses=("mixed",), **_layer("divergences")),
+        Statistic("score_matrix", MAPS, formulas.score_matrix, "1",
+                  "largest attention over queries, mean over heads", *SEED, **_PEAKS),
+        Statistic("received_attention", GRIDS, formulas.received_attention, "1",
+                  "mean attention of the patch queries on each patch", cite="darcet2024", grouped="always",
+                  **_layer("received_attention")),
+        Statistic("readout_map", GRIDS, formulas.readout_map, "1", "attention of the readout row on each patch",
+                  *CARON, refuses=("pool",), grouped="always", **_layer("readout_map")),
+        Statistic("class_token_weight", MAPS, formulas.class_token_weight, "1",
+                  "largest attention over heads of the readout row on each patch", *CARON, refuses=("pool",)),
+        Statistic("mass_mask", GRIDS, _mass_mask, "1",
+                  "fewest patches that hold 0.6 of the readout row's patch mass: 1, others 0", *CARON,
+                  refuses=("codes", "pool")),
         # Of these the dataset's mean alone is kept: their rows would outgrow the rest of the store.
-        Statistic("score_matrix_mean", MAPS, lambda one: one.peaks("query"), "1",
-                  "largest attention over queries, mean over heads and images", SEED, per_image=False,
-                  whole=Layer.query_peaks),
-        Statistic("score_matrix_key_mean", MAPS, lambda one: one.peaks("key"), "1",
-                  "largest attention over keys, mean over heads and images", SEED, per_image=False),
-        Statistic("score_matrix_head_mean", MAPS, lambda one: one.peaks("head"), "1",
-                  "largest attention over heads, mean over queries and images", SEED, per_image=False),
-        Statistic("offset_map_mean", OFFSETS, lambda one: _per_query(one, one.offsets), "1",
-                  "attention by offset of the key, mean over queries that have it and over images", per_image=False),
-        Statistic("offset_map_pooled_mean", OFFSETS, lambda one: one.offsets / one.patches, "1",
-                  "share of the patch mass by offset of the key, mean over images", WALMER, per_image=False),
-        Statistic("attention_matrix_mean", (*HEADS, "query", "key"), lambda one: one.attention, "1",
-                  "attention, mean over images", per_image=False),
+        Statistic("score_matrix_mean", MAPS, formulas.score_matrix, "1",
+                  "largest attention over queries, mean over heads and images", *SEED, rows=False, **_PEAKS),
+        Statistic("score_matrix_key_mean", MAPS, functools.partial(formulas.score_matrix, reading="key"), "1",
+                  "largest attention over keys, mean over heads and images", *SEED, rows=False, **_layer("key_peaks")),
+        Statistic("score_matrix_head_mean", MAPS, functools.partial(formulas.score_matrix, reading="head"), "1",
+                  "largest attention over heads, mean over queries and images", *SEED, rows=False,
+                  **_layer("head_peaks")),
+        Statistic("offset_map_mean", OFFSETS, functools.partial(formulas.offset_map, form="per_query"), "1",
+                  "attention by offset of the key, mean over queries that have it and over images", rows=False,
+                  **_layer("offset_map")),
+        Statistic("offset_map_pooled_mean", OFFSETS, functools.partial(formulas.offset_map, form="pooled"), "1",
+                  "share of the patch mass by offset of the key, mean over images", *WALMER, rows=False,
+                  **_layer("offset_map_pooled")),
+        Statistic("attention_matrix_mean", (*HEADS, "query", "key"), _attention, "1", "attention, mean over images",
+                  rows=False, **_layer("attention")),
         # Counts of queries over all images, between edges that never change.
-        Statistic("entropy_histogram", (*HEADS, "entropy_bin"),
-                  lambda one: _counts(-one.rows[..., 3], _entropy_edges(one.spec)), "queries",
-                  "queries by the entropy of their attention over all keys", probability=True, per_image=False,
-                  edges=_entropy_edges),
+        Statistic("entropy_histogram", (*HEADS, "entropy_bin"), _entropies, "queries",
+                  "queries by the entropy of their attention over all keys", refuses=("mixed",), rows=False,
+                  edges=_entropy_edges, **_layer("entropy_counts")),
         Statistic("distance_histogram", (*HEADS, "distance_bin"), _distance_counts, "queries",
-                  "patch queries by their attention distance, rows not renormalised", RAGHU, per_image=False,
-                  edges=_distance_edges),
+                  "patch queries by their attention distance, rows not renormalised", *RAGHU, rows=False,
+                  edges=_distance_edges, **_layer("distance_counts")),
         Statistic("distance_renormalized_histogram", (*HEADS, "distance_bin"), _renormalized_counts, "queries",
-                  "patch queries by their attention distance, rows renormalised over patches", per_image=False,
-                  edges=_distance_edges),
+                  "patch queries by their attention distance, rows renormalised over patches", rows=False,
+                  edges=_distance_edges, **_layer("renormalized_counts")),
         # Norm-aware, where the run kept the lengths of the value vectors.
-        Statistic("norm_weighted_entropy", HEADS, _weighted_entropy, "nats",
-                  "mean entropy of attention times value norm, rows divided by their sums", KOBAYASHI,
-                  needs="value_norm"),
-        Statistic("norm_weighted_distance", HEADS,
-                  lambda one: _mean_where(*_renormalized(one.weighted_rows[:, one.prefix :])), "pixels",
-                  "mean distance of attention times value norm, rows renormalised over patches", KOBAYASHI,
-                  needs="value_norm"),
-        Statistic("norm_weighted_readout_map_mean", GRIDS, lambda one: _readout(one, one.weighted), "1",
-                  "attention times value norm, readout row on each patch, mean over images", KOBAYASHI,
-                  needs="value_norm", per_image=False),
-        Statistic("norm_weighted_received_attention_mean", GRIDS,
-                  lambda one: one.received_of(one.weighted, one.prefix).reshape(-1, *one.spec.grid), "1",
-                  "attention times value norm, patch queries on each patch, mean over images", KOBAYASHI,
-                  needs="value_norm", per_image=False),
+        Statistic("norm_weighted_entropy", HEADS, norms.norm_weighted_entropy, "nats",
+                  "mean entropy of attention times value norm, rows divided by their sums", *KOBAYASHI,
+                  **_layer("norm_weighted_entropy")),
+        Statistic("norm_weighted_distance", HEADS, norms.norm_weighted_distance, "pixels",
+                  "mean distance of attention times value norm, rows renormalised over patches", *KOBAYASHI,
+                  **_layer("norm_weighted_distance")),
+        Statistic("norm_weighted_readout_map_mean", GRIDS, _norm_weighted_readout_map, "1",
+                  "attention times value norm, readout row on each patch, mean over images", *KOBAYASHI,
+                  refuses=("pool",), rows=False, **_layer("norm_weighted_readout_map")),
+        Statistic("norm_weighted_received_attention_mean", GRIDS, _norm_weighted_received, "1",
+                  "attention times value norm, patch queries on each patch, mean over images", *KOBAYASHI, rows=False,
+                  **_layer("norm_weighted_received")),
+        # Attention weighted by its gradients.
+        Statistic("gradient_rollout", ("y", "x"), formulas.gradient_rollout, "1",
+                  "rollout of attention times gradient, mean over heads, above 0",
+                  "Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eqs. 3.4a to 3.4e", "hebbar",
+                  refuses=("pool",), **_IMAGES),
+        Statistic("chefer", ("y", "x"), formulas.chefer, "1",
+                  "relevance by attention times gradient above 0, mean over heads",
+                  "Chefer et al. 2021 (arXiv 2103.15679)", "chefer2021", refuses=("pool",), **_IMAGES),
+        Statistic("head_importance", HEADS, formulas.head_importance, "1", "absolute sum of attention times gradient",
+                  "Michel et al. 2019 (arXiv 1905.10650)", "michel2019", **_IMAGES),
+        # What a run writes of graphs that were exported with `--norms`: their means are taken.
+        Statistic("value_norm", ("layer", "head", "key"), units="1", cite="kobayashi2020",
+                  long_name="norm of each key's value times its head's slice of the output projection"),
+        Statistic("branch_ratio", ("layer", "token"), units="1",
+                  long_name="norm of what the attention branch adds over that of the stream it is added to"),
+        Statistic("token_norm", ("layer", "token"), units="1",
+                  long_name="norm of the residual stream that enters the block"),
     )
 }  # fmt: skip
 
 
-def find(names: Iterable[str]) -> list[str]:
-    """Check the names of statistics.
+# -- by name ----------------------------------------------------------------------------------------------------------
+
+
+def resolved(names: Iterable[str | Statistic]) -> list[Statistic]:
+    """The statistics of these names, each once; a name may say parameters: `rollout:start=1,fusion=max`.
 
     Raises:
-        UsageError: one is unknown; near names are suggested.
+        UsageError: one is unknown, and near names are suggested; or it has no such parameter.
     """
-    known, found = [*FUSED, *CATALOG, *WEIGHTED, *MEASURED], []
+    found: dict[str, Statistic] = {}
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-            raise UsageError(f"there is no statistic {name}; {hint}")
-        found.append(name)
-    return list(dict.fromkeys(found))
+        one = name if isinstance(name, Statistic) else _named(name)
+        if not _ours(one) and reserved(one.name):
+            raise UsageError(f"{one.name}: has the name of one of ours, or of an array that they need; choose another")
+        if not re.fullmatch(r"[A-Za-z_][\w.-]*", one.name):
+            raise UsageError(f"{one.name!r} is no name that an array can have: letters, digits and _")
+        if found.setdefault(one.name, one) is not one and found[one.name] != one:
+            raise UsageError(f"there are two statistics of the name {one.name}")
+    return list(found.values())
+
+
+def _ours(one: Statistic) -> bool:
+    base = CATALOG.get(one.name.partition(".")[0])
+    return base is not None and base.formula is one.formula
+
+
+def named(one: Statistic) -> str | Statistic:
+    """What another process finds it by: its name, where it is one of ours."""
+    return one.name if _ours(one) else one
+
+
+def find(names: Iterable[str]) -> list[str]:
+    """The names under which statistics are stored that are asked for by these; errors as in `resolved`."""
+    return [one.name for one in resolved(names)]
+
+
+def _named(text: str) -> Statistic:
+    name, colon, said = text.partition(":")
+    if not colon:
+        name, _, said = text.partition(".")
+    if name not in CATALOG or not CATALOG[name].listed:
+        known = [one.name for one in CATALOG.values() if one.listed]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise UsageError(f"there is no statistic {name}; {hint}")
+    return CATALOG[name].asked(said) if said else CATALOG[name]
+
+
+def held(store: Store, own: Iterable[Statistic] = ()) -> list[Statistic]:
+    """The statistics that a store has rows or sums of, in the catalog's order; those that nobody knows any more, too.
+
+    These are read as they are: what an analysis by somebody with a statistic of their own left. `own` are known.
+    """
+    known = CATALOG | {one.name: one for one in own}
+    by = {name.partition("_mean_by_")[0] for name in store.names if "_mean_by_" in name}
+    found = {name: one for name, one in known.items() if {name, one.sum_name} & {*store.names, *by}}
+    for name in store.attrs.get("analyzed", ()):
+        dims = store.dims(name)
+        base = name.partition(".")[0]
+        if name in known or (dims[:1] != ("image",) and base not in CATALOG):
+            continue
+        if base in CATALOG and base != name:
+            ends = (name, *(name.removesuffix(end) for end in ENDS), name.partition("_mean_by_")[0])
+            one = next(filter(None, map(_perhaps, ends if dims[:1] != ("image",) else [name])), None)
+        else:
+            attrs: Any = store.array(name).attrs
+            words: dict[str, Any] = {key: attrs[key] for key in ("units", "long_name", "source") if key in attrs}
+            words |= {} if set(dims[1:]) <= {"layer", "head", "prefix"} else {"grouped": "asked"}
+            one = Statistic(name, dims[1:], **words)
+        if one is not None:
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def _perhaps(name: str) -> Statistic | None:
+    try:
+        return _named(name)
+    except UsageError:
+        return None
+
+
+def described() -> dict[str, str]:
+    """Every name that can be asked for, in words, with its unit and its parameters: the default ones first."""
+    found = {}
+    for one in CATALOG.values():
+        if not one.listed or one.formula is None:
+            continue
+        needs = ", ".join(INPUTS[name] for name in one.needs if name != "attention")
+        notes = ["default"] if one.default else [f"needs {needs}"] if needs else []
+        notes += [f"{p.name}={p.values}" for p in one.parameters.values()]
+        found[one.name] = f"{one.long_name} [{one.units}]{''.join(f', {note}' for note in notes)}"
+    return found
+
+
+def written(statistics: Iterable[Statistic], by: str = "", grouped: Iterable[Statistic] = ()) -> Iterator[str]:
+    """The arrays that an analysis of these statistics, some of them by groups of a column, writes."""
+    for one in statistics:
+        if one.rows and one.formula is not None:
+            yield one.name
+        if one.scalar:
+            yield from (f"{one.name}{end}" for end in ENDS)
+            yield from DIMS
+        elif one.listed:
+            yield one.sum_name
+        if one.edges is not None:
+            yield f"{one.dims[-1].removesuffix('_bin')}_edge"
+    if by:
+        yield from (f"{by}{end}" for end in GROUP)
+        yield from (f"{one.name}{end}_by_{by}" for one in grouped for end in BY_GROUP)
+
+
+@functools.cache
+def _own_names() -> frozenset[str]:
+    dims = {dim for one in CATALOG.values() for dim in one.dims}
+    return frozenset({*CATALOG, *written(CATALOG.values()), *dims, PREDICTED})
+
+
+def reserved(name: str) -> bool:
+    """Whether an array of that name is, or may become, one of an analysis, so that no column should have it."""
+    statistic, _, column = name.partition("_by_")
+    by_group = bool(column) and any(statistic == f"{own}{end}" for own in _own_names() for end in BY_GROUP)
+    return name in _own_names() or name.partition(".")[0] in CATALOG or name.endswith(GROUP) or by_group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +11,13 @@ import numpy as np
 import xarray as xr
 
 from ..engine.store import Store
-from ..exporter.errors import AttlasError
+from ..exporter.errors import AttlasError, UsageError
 from .formulas import decode_codes
 
 __all__ = ["open"]
 
 
-def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | None = None) -> xr.Dataset:
+def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | None = None) -> xr.Dataset:
     """Open a store: the run's arrays, the statistics beside them, nothing loaded.
 
     Every large array is cut as it is stored, so that a selection reads its own chunks alone. Attention is float32
@@ -27,13 +28,15 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | None = None) 
 
     Args:
         path: of the store.
-        chunks: other chunks by dimension, as `Dataset.chunk` takes them.
+        chunks: other chunks, as `Dataset.chunk` takes them: by dimension, or "auto" for what dask finds convenient.
 
     Returns:
-        The Dataset. Its attributes hold the model's name, the graph's spec as JSON, and what the run recorded.
+        The Dataset. Its attributes hold the model's name, the graph's spec as JSON, and what the run recorded. They,
+        and those of the arrays, are numbers and text, so that netCDF takes them; what nests is JSON.
 
     Raises:
         AttlasError: there is no store at `path`, or it does not read.
+        UsageError: `chunks` names what is no dimension, or is nothing that dask takes.
     """
     store = Store(path)
     found: Any
@@ -51,29 +54,52 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | None = None) 
     found = found.assign_coords({n: v.compute() for n, v in found.coords.variables.items() if v.ndim == 1})
     found = found.assign_coords(done=("image", store.done_images, {"long_name": "the image's unit is done"}))
     found.attrs = _attrs(store)
-    opened: xr.Dataset = found if chunks is None else found.chunk(dict(chunks))
-    return opened
+    return found if chunks is None else _cut(found, chunks)
+
+
+def _cut(found: xr.Dataset, chunks: Mapping[str, Any] | str | int) -> xr.Dataset:
+    """With other chunks. Coordinates, by which images are chosen and grouped, stay in memory."""
+    given = dict(chunks) if isinstance(chunks, Mapping) else chunks
+    try:
+        if isinstance(given, dict) and (unknown := set(given) - set(map(str, found.dims))):
+            raise ValueError(f"no dimension {', '.join(sorted(unknown))}; there are {', '.join(map(str, found.dims))}")
+        numbers = {name: one.variable for name, one in found.data_vars.items() if one.dtype.kind in "biuf"}
+        return found.assign({
+            name: one.chunk({d: n for d, n in given.items() if d in one.dims} if isinstance(given, dict) else given)
+            for name, one in numbers.items()
+        })  # fmt: skip
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UsageError(
+            f"chunks={chunks!r}: {' '.join(str(error).split())}; give sizes by dimension, such as {{'image': 64}}, "
+            "or 'auto'"
+        ) from None
 
 
 def _decoded(variable: Any) -> Any:
     """float16 as float32, and codes as attention; others as they are."""
-    attrs = {key: value for key, value in variable.attrs.items() if key != "scale_factor"}
+    attrs = {key: _plain(value) for key, value in variable.attrs.items() if key != "scale_factor"}
     if variable.name == "attention_code":
         codes = variable.data.rechunk({variable.ndim - 1: -1})
         data = codes.map_blocks(decode_codes, dtype=np.float32, meta=np.empty((0,) * codes.ndim, np.float32))
-        return variable.copy(data=data).assign_attrs(long_name="attention, decoded from codes", stored="uint8")
+        variable = variable.copy(data=data)
+        attrs |= {"long_name": "attention, decoded from codes", "stored": "uint8"}
     if variable.dtype == np.float16:
         variable = variable.astype(np.float32)
     variable.attrs = attrs
     return variable
 
 
+def _plain(value: Any) -> Any:
+    """A number or text, as every format takes it: JSON where it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | np.number):
+        return json.dumps(value)
+    return value
+
+
 def _attrs(store: Store) -> dict[str, Any]:
-    """Plain values, so that the Dataset can be written to any format."""
     stored, done = store.attrs, store.done
-    said = {name: stored[name] for name in ("attlas_format", "dataset", "selection") if name in stored}
-    said = {name: value if isinstance(value, str | int) else str(value) for name, value in said.items()}
-    return said | {
+    said = {name: stored[name] for name in ("attlas_format", "dataset", "selection", "versions") if name in stored}
+    return {name: _plain(value) for name, value in said.items()} | {
         "model": store.spec.name,
         "readout": store.spec.readout,
         "spec": store.spec.to_json(),

@@ -76,7 +76,10 @@ def uniform_distance(grid: tuple[int, int], patch_size: tuple[float, float]) -> 
     return math.fsum(map(math.fsum, distances)) / len(distances) ** 2
 
 
-def distance(attention: Array, grid: tuple[int, int], patch_size: tuple[float, float]) -> Array:
+def distance(
+    attention: Array, grid: tuple[int, int], patch_size: tuple[float, float], *,
+    unit: Literal["pixels", "patches"] = "pixels",
+) -> Array:  # fmt: skip
     """Mean attention distance as published: mean_i sum_j A_ij D_ij over patches, rows not renormalised; pixels.
 
     A head that looks at the class token seems local in it. Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11;
@@ -86,22 +89,26 @@ def distance(attention: Array, grid: tuple[int, int], patch_size: tuple[float, f
         attention: (..., query, key).
         grid: (rows, columns) of patches.
         patch_size: (height, width) in pixels.
+        unit: of the distances; a patch is 1 high and 1 wide.
 
     Returns:
         (...), float32 or better.
     """
     xp, a = namespace(attention), patch_part(floating(attention), prefix_of(attention, grid))
-    return xp.mean(xp.sum(a * constant(patch_distances(grid, patch_size), a), axis=-1), axis=-1)
+    return xp.mean(xp.sum(a * constant(_distances_in(unit, grid, patch_size), a), axis=-1), axis=-1)
 
 
-def distance_renormalized(attention: Array, grid: tuple[int, int], patch_size: tuple[float, float]) -> Array:
+def distance_renormalized(
+    attention: Array, grid: tuple[int, int], patch_size: tuple[float, float], *,
+    unit: Literal["pixels", "patches"] = "pixels",
+) -> Array:  # fmt: skip
     """Mean attention distance, each row's patch mass scaled to 1 first; pixels. The one to compare models with.
 
     Rows without patch mass are left out of the mean (`rows_without_patch_mass` counts them); NaN where none is left.
     Park et al. 2023 (arXiv 2305.00729), section 2. Arguments and result as in `distance`.
     """
     xp, a = namespace(attention), patch_part(floating(attention), prefix_of(attention, grid))
-    total = xp.sum(a * constant(patch_distances(grid, patch_size), a), axis=-1)
+    total = xp.sum(a * constant(_distances_in(unit, grid, patch_size), a), axis=-1)
     mass = xp.sum(a, axis=-1)
     return _mean_where(total / xp.where(mass == 0, xp.ones_like(mass), mass), mass != 0)
 
@@ -280,6 +287,12 @@ def position_similarity(embedding: Array, grid: tuple[int, int], *, position: st
     e = e[e.shape[0] - count :, :]
     e = e / xp.sqrt(xp.sum(e * e, axis=-1, keepdims=True))
     return xp.reshape(xp.matmul(e, xp.moveaxis(e, 0, 1)), (*grid, *grid))
+
+
+def _distances_in(unit: str, grid: tuple[int, int], patch_size: tuple[float, float]) -> tuple[tuple[float, ...], ...]:
+    if unit not in ("pixels", "patches"):
+        raise UsageError(f"unit {unit!r} is none of pixels, patches")
+    return patch_distances(grid, patch_size if unit == "pixels" else (1, 1))
 
 
 def _refuse_mixed(kind: str, name: str) -> None:

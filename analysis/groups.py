@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from ..engine.store import Store
 from ..exporter.errors import AttlasError, UsageError
+from .catalog import PREDICTED
 
 __all__ = ["Key", "check_column", "gathered", "key_order", "merged", "read_column"]
 
 Array = npt.NDArray[Any]
 Key = str | int | float
 
-CLASSES = ("label_class", "target", "predicted")  # indices of classes, of which -1 is none
+CLASSES = ("label_class", "target")  # indices of classes, of which -1 is none
 LIMIT = 10_000  # groups: more is no grouping, and every one has means of its own
 
 
@@ -27,22 +28,24 @@ def check_column(store: Store, by: str) -> None:
         UsageError: the store has no such array, or it has more dimensions than `image`.
         AttlasError: predicted classes are asked of a model without a head.
     """
-    if by == "predicted" and by not in store:
+    if by == PREDICTED:
         if "logits" not in store:
-            raise AttlasError(f"{store.path}: predicted needs logits, and {store.spec.name} has no head")
+            own = f"; the store's own column {by} is not that, and needs another name" if by in store else ""
+            raise AttlasError(f"{store.path}: {by} needs logits, and {store.spec.name} has no head{own}")
         return
-    columns = [name for name in store.names if store.dims(name) == ("image",)]
+    columns = [name for name in store.names if store.dims(name) == ("image",) and name != PREDICTED]
     if by not in columns:
-        raise UsageError(f"--by {by}: no column of {store.path.name}; there are {', '.join(['predicted', *columns])}")
+        raise UsageError(f"--by {by}: no column of {store.path.name}; there are {', '.join([PREDICTED, *columns])}")
 
 
 def read_column(store: Store, by: str, at: slice = slice(None)) -> tuple[Array, npt.NDArray[np.bool_]]:
     """A column's values of the images `at`, and which of them are there: no empty text, no class -1, no NaN."""
-    values = store.read(by, at) if by in store else _predicted(store, at)
+    values = _predicted(store, at) if by == PREDICTED else store.read(by, at)
     if values.dtype.kind == "f":
         return values, ~np.isnan(values)
     if values.dtype.kind in "iub":
-        return values, (values >= 0) if by in CLASSES else np.ones(len(values), np.bool_)
+        classes = by == PREDICTED or (by in CLASSES and by not in store.attrs.get("columns", ()))
+        return values, (values >= 0) if classes else np.ones(len(values), np.bool_)
     text = values.astype(object)
     return text, text != ""
 

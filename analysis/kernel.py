@@ -8,7 +8,6 @@ holds the same statistics in their plain form, `compiled` the loops.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -17,24 +16,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.store import Template
 from ..exporter.errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import compiled
+from .catalog import CATALOG
 from .formulas import patch_distances, readout_rows
+from .statistic import Statistic
 
-__all__ = ["Reducer", "seen"]
+__all__ = ["Reducer", "fused", "seen"]
 
-# Units and words of what a call returns.
-WORDS = {
-    "distance": ("pixels", "mean attention distance between patches, rows not renormalised"),
-    "distance_renormalized": ("pixels", "mean attention distance between patches, rows renormalised over patches"),
-    "entropy": ("nats", "mean entropy of the attention rows over all keys"),
-    "entropy_patch": ("nats", "mean entropy of the attention rows over patches, renormalised"),
-    "prefix_mass": ("1", "mean attention of the patch queries on each prefix token"),
-    "rollout": ("1", "attention rollout of the readout, patch columns, unscaled"),
-    "rows_without_patch_mass": ("rows", "query rows without patch mass, left out where rows are renormalised"),
-}
 RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as published
 
 
@@ -56,7 +46,7 @@ class Reducer:
         self.layers = tuple(spec.layers if layers is None else layers)
         self._rollout = self.layers == tuple(range(spec.depth))
         self.distances = _distances(spec.grid, spec.patch_size)
-        self.templates = _templates(spec, len(self.layers), self._rollout)
+        self.templates = tuple(s.template(spec, len(self.layers)) for s in fused(spec, self.layers))
 
     def __call__(
         self, attention: Sequence[npt.NDArray[Any]], pool: npt.NDArray[Any] | None = None
@@ -175,29 +165,8 @@ def seen(a: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(a).view(compiled.DECODES[a.dtype.name])
 
 
-def _templates(spec: GraphSpec, layers: int, rollout: bool) -> tuple[Template, ...]:
-    heads = ("image", "layer", "head")
-    sources = {
-        "distance": "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11",
-        "distance_renormalized": "Park et al. 2023 (arXiv 2305.00729), section 2",
-        "rollout": "Abnar & Zuidema 2020 (arXiv 2005.00928), section 3",
-    }
-
-    def template(name: str, dims: tuple[str, ...], shape: tuple[int, ...], **attrs: Any) -> Template:
-        units, words = WORDS[name]
-        said = {"units": units, "long_name": words, **attrs}
-        if name in sources:
-            said["source"] = sources[name]
-        return Template(name, dims, shape, "float32", math.nan, said)
-
-    shape = (layers, spec.heads)
-    found = [template(name, heads, shape) for name in ("distance", "distance_renormalized")]
-    if spec.attention_kind == "probability":
-        found += [template(name, heads, shape) for name in ("entropy", "entropy_patch")]
-    if spec.prefix:
-        found.append(template("prefix_mass", (*heads, "prefix"), (*shape, len(spec.prefix))))
-    if rollout:
-        found.append(template("rollout", ("image", "y", "x"), spec.grid, readout=spec.readout))
-    empty = template("rows_without_patch_mass", heads, shape)
-    found.append(dataclasses.replace(empty, dtype="int32", fill=-1))
-    return tuple(found)
+def fused(spec: GraphSpec, layers: Sequence[int]) -> list[Statistic]:
+    """The statistics that the pass gives of a graph with attention of these layers; they come all together."""
+    rollout = tuple(layers) == tuple(range(spec.depth))
+    made = (s for s in CATALOG.values() if "fused" in s.kernels)
+    return [s for s in made if not s.unfit(spec) and (rollout or not s.follows)]

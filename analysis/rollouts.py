@@ -67,6 +67,8 @@ def discard_smallest(fused: Array, ratio: float, *, ties: bool = True) -> Array:
     """
     if not 0 <= ratio < 1:
         raise UsageError(f"discard ratio {ratio} does not lie in [0, 1)")
+    if ratio == 0:
+        return fused
     xp = namespace(fused)
     flat = xp.reshape(fused, (*fused.shape[:-2], -1))
     k = int(flat.shape[-1] * ratio)
@@ -85,12 +87,13 @@ def discard_smallest(fused: Array, ratio: float, *, ties: bool = True) -> Array:
 
 def rollout(
     attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, residual: float = 0.5,
-    start_layer: int = 0,
+    start_layer: int = 0, fusion: Fusion = "mean", discard: float = 0.0,
 ) -> Array:  # fmt: skip
     """Attention rollout as published: R = M_L ... M_1, M = (a F + (1 - a) I) with rows divided by their sums.
 
     F is the mean over heads and a = `residual` the weight of the attention, 0.5 in the paper; 1.0 leaves the residual
-    connection out. Unscaled; no unit. Abnar & Zuidema 2020 (arXiv 2005.00928), section 3, "attention rollout".
+    connection out. Unscaled; no unit. Abnar & Zuidema 2020 (arXiv 2005.00928), section 3, "attention rollout". With
+    another fusion, or entries discarded, it is no longer theirs: `rollout_discard` says whose.
 
     Args:
         attention: per layer, from input to output, (..., head, query, key).
@@ -98,13 +101,17 @@ def rollout(
         readout: the row of R that is the result; see the module.
         residual: a, in (0, 1].
         start_layer: skip the layers before this one.
+        fusion: of the heads.
+        discard: the share of each matrix that is set to 0, as in `rollout_discard`.
 
     Returns:
         (..., y, x), float32 or better: the readout row's patch columns.
     """
     if not 0 < residual <= 1:
         raise UsageError(f"residual {residual} does not lie in (0, 1]")
-    return _map(_rolled((fuse(a, "mean") for a in _layers(attention, start_layer)), readout, residual), grid)
+    layers = [floating(a, exact=discard > 0) for a in _layers(attention, start_layer)]
+    fused = (discard_smallest(fuse(a, fusion), discard) for a in layers)
+    return _map(_rolled(fused, readout, residual), grid)
 
 
 def rollout_discard(
@@ -122,7 +129,7 @@ def rollout_discard(
         UsageError: the attention is uint8 codes.
     """
     layers = [floating(a, exact=True) for a in _layers(attention, start_layer)]
-    return _map(_rolled((discard_smallest(fuse(a, fusion), discard) for a in layers), readout, 0.5), grid)
+    return rollout(layers, grid, readout, fusion=fusion, discard=discard)
 
 
 def rollout_vit_explain(

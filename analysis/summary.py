@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine.store import ArraySpec, Store
-from .catalog import CATALOG, scalars
 from .differences import group_differences
-from .gradients import WEIGHTED
 from .groups import Key, gathered, key_order, read_column
 from .moments import QUANTILES, RESAMPLES, Moments, Totals, interval, quantiles
+from .statistic import Statistic
 
-__all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "sum_name", "summed_units", "sums_up"]
+__all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "summed_units", "sums_up"]
 
 COLUMN_BYTES = 256 * 2**20  # of per-image values held at once while they are summed up
 
@@ -56,11 +55,6 @@ class Source:
         return [[int(start), int(stop)] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def sum_name(name: str) -> str:
-    """The array that holds the sum of a map or histogram."""
-    return name if name in CATALOG and not CATALOG[name].per_image else f"{name}_mean"
-
-
 def spec_of(name: str, summed: Summed) -> ArraySpec:
     """How the array is laid out in a store."""
     text = summed.values.dtype.kind in "TUO"
@@ -84,19 +78,18 @@ def summed_units(store: Store, array: str, done: Mask) -> Mask:
     return np.zeros_like(done) if (had & ~done).any() else had
 
 
-def stored_sum(store: Store, name: str) -> Totals | Array:
+def stored_sum(store: Store, statistic: Statistic) -> Totals | Array:
     """The sum that an earlier analysis wrote of a map or histogram."""
-    array = sum_name(name)
-    values = store.read(array)
-    if name in CATALOG and CATALOG[name].edges is not None:
+    values = store.read(statistic.sum_name)
+    if statistic.edges is not None:
         return values
-    said: Any = store.array(array).attrs
+    said: Any = store.array(statistic.sum_name).attrs
     return Totals.of_mean(values, float(said["images"]))
 
 
-def stored_groups(store: Store, name: str, by: str) -> dict[Key, Totals]:
+def stored_groups(store: Store, statistic: Statistic, by: str) -> dict[Key, Totals]:
     """The sums by group that an earlier analysis wrote of a map."""
-    means, counts = store.read(f"{name}_mean_by_{by}"), store.read(f"{name}_count_by_{by}")
+    means, counts = (store.read(f"{statistic.name}_{what}_by_{by}") for what in ("mean", "count"))
     keys = [key.item() if isinstance(key, np.generic) else str(key) for key in store.read(f"{by}_group")]
     return {key: Totals.of_mean(mean, float(n)) for key, mean, n in zip(keys, means, counts, strict=True) if n}
 
@@ -105,14 +98,14 @@ def stored_groups(store: Store, name: str, by: str) -> dict[Key, Totals]:
 
 
 def sums_up(
-    sources: Sequence[Source], names: Iterable[str], sums: Mapping[str, Any], by: str = "",
-    grouped: Iterable[str] = (), groups: Mapping[str, Mapping[Key, Any]] = {},
+    sources: Sequence[Source], statistics: Sequence[Statistic], sums: Mapping[str, Any], by: str = "",
+    grouped: Iterable[Statistic] = (), groups: Mapping[str, Mapping[Key, Any]] = {},
 ) -> dict[str, Summed]:  # fmt: skip
     """The dataset's arrays by name.
 
     Args:
         sources: the stores, whose rows give what is one number per image, layer and head.
-        names: statistics.
+        statistics: which.
         sums: of maps and histograms among them, over all images of the sources.
         by: the column of the groups.
         grouped: statistics to sum up by group.
@@ -120,10 +113,9 @@ def sums_up(
     """
     found: dict[str, Summed] = {}
     images = sum(int(source.mask.sum()) for source in sources)
-    names = list(names)
-    for name in (name for name in names if name in sums):
-        found |= _of_sum(name, sums[name], _attrs(sources, name, images), sources)
-    found |= _scalars(sources, [name for name in scalars(names) if name not in sums], images)
+    for one in (one for one in statistics if one.name in sums):
+        found |= _of_sum(one, sums[one.name], _attrs(sources, one, images), sources)
+    found |= _scalars(sources, [one for one in statistics if one.scalar and one.name not in sums], images)
     if any(summed.dims[:1] == ("quantile",) for summed in found.values()):
         found["quantile"] = Summed(("quantile",), np.array(QUANTILES), {})
         found["bound"] = Summed(("bound",), _text(["lower", "upper"]), {})
@@ -132,33 +124,29 @@ def sums_up(
     return found
 
 
-def _attrs(sources: Sequence[Source], name: str, images: int) -> dict[str, Any]:
+def _attrs(sources: Sequence[Source], one: Statistic, images: int) -> dict[str, Any]:
     store = sources[0].store
-    known: dict[str, Any] = {**CATALOG, **WEIGHTED}
-    said = dict(store.array(name).attrs) if name in store else known[name].attrs if name in known else {}
-    attrs: dict[str, Any] = {key: said[key] for key in ("units", "long_name", "source") if key in said}
+    said: Any = dict(store.array(one.name).attrs) if one.rows and one.name in store else one.attrs
+    attrs: dict[str, Any] = {key: said[key] for key in ("units", "long_name", "source", "parameters") if key in said}
     attrs["images"] = images
     if len(sources) == 1:
         attrs["units_summed"] = sources[0].units
     return attrs
 
 
-def _of_sum(name: str, total: Any, attrs: dict[str, Any], sources: Sequence[Source]) -> dict[str, Summed]:
-    statistic, spec = CATALOG.get(name), sources[0].store.spec
-    known = statistic or WEIGHTED.get(name)
-    dims = known.dims if known is not None else sources[0].store.dims(name)[1:]
-    if statistic is None or statistic.edges is None:
-        return {sum_name(name): Summed(dims, total.average, attrs)}
-    edges = np.asarray(statistic.edges(spec))
-    kind = dims[-1].removesuffix("_bin")
+def _of_sum(one: Statistic, total: Any, attrs: dict[str, Any], sources: Sequence[Source]) -> dict[str, Summed]:
+    if one.edges is None:
+        return {one.sum_name: Summed(one.dims, total.average, attrs)}
+    kind = one.dims[-1].removesuffix("_bin")
+    edges = np.asarray(one.edges(sources[0].store.spec))
     unit = {"units": "nats" if kind == "entropy" else "pixels", "long_name": f"edges of the bins of {kind}"}
-    return {name: Summed(dims, total, attrs), f"{kind}_edge": Summed((f"{kind}_edge",), edges, unit)}
+    return {one.sum_name: Summed(one.dims, total, attrs), f"{kind}_edge": Summed((f"{kind}_edge",), edges, unit)}
 
 
-def _scalars(sources: Sequence[Source], names: Sequence[str], images: int) -> dict[str, Summed]:
+def _scalars(sources: Sequence[Source], statistics: Sequence[Statistic], images: int) -> dict[str, Summed]:
     """Mean, deviation, quantiles and interval of one number per layer (and head, prefix token)."""
-    parts: dict[str, list[tuple[Floats, Floats, Floats, Floats]]] = {name: [] for name in names}
-    for block in _blocks(sources, names):
+    parts: dict[str, list[tuple[Floats, Floats, Floats, Floats]]] = {one.name: [] for one in statistics}
+    for block in _blocks(sources, list(parts)):
         columns = [_column(sources, name, layers) for name, layers in block]
         # Drawn once for all of them: equal draws, and most of the work.
         flat = np.concatenate([values.reshape(len(values), -1) for values in columns], axis=1)
@@ -169,8 +157,8 @@ def _scalars(sources: Sequence[Source], names: Sequence[str], images: int) -> di
             within = bound.reshape(2, *values.shape[1:])
             parts[name].append((moments.average, moments.std, quantiles(values), within))
     found: dict[str, Summed] = {}
-    for name, made in parts.items():
-        found |= _scalar(sources, name, _attrs(sources, name, images), made)
+    for one in statistics:
+        found |= _scalar(sources, one.name, _attrs(sources, one, images), parts[one.name])
     return found
 
 
@@ -180,7 +168,7 @@ def _blocks(sources: Sequence[Source], names: Sequence[str]) -> Iterator[list[tu
     block: list[tuple[str, slice]] = []
     held = 0
     for name in names:
-        layers, *rest = sources[0].store.array(name).shape[1:]
+        layers, *rest = sources[0].store.array(name).shape[1:] or (1,)
         for layer in range(layers):
             size = math.prod(rest) * total * 8
             if block and held + size > COLUMN_BYTES:
@@ -207,23 +195,31 @@ def _scalar(
         said["rows_left_out"] = int(sum(np.maximum(rows, 0).sum() for rows in left_out))
     drawn = {"method": "percentile bootstrap over images", "level": 0.95, "resamples": RESAMPLES, "seed": 0}
     return {
-        f"{name}_mean": Summed(dims, np.concatenate(mean), said),
-        f"{name}_std": Summed(dims, np.concatenate(std), {**said, "ddof": 1}),
-        f"{name}_quantile": Summed(("quantile", *dims), np.concatenate(quantile, axis=1), said),
-        f"{name}_interval": Summed(("bound", *dims), np.concatenate(bounds, axis=1), said | drawn),
+        f"{name}_mean": Summed(dims, _joined(mean), said),
+        f"{name}_std": Summed(dims, _joined(std), {**said, "ddof": 1}),
+        f"{name}_quantile": Summed(("quantile", *dims), _joined(quantile, axis=1), said),
+        f"{name}_interval": Summed(("bound", *dims), _joined(bounds, axis=1), said | drawn),
     }
+
+
+def _joined(parts: Sequence[Floats], axis: int = 0) -> Floats:
+    """Blocks of layers; what has no layers is one."""
+    return np.concatenate(parts, axis) if len(parts) > 1 else np.asarray(parts[0])
 
 
 def _column(sources: Sequence[Source], name: str, layers: slice = slice(None)) -> Array:
     """Rows of valid images, of all sources one after another."""
-    return np.concatenate([source.store.read(name, (slice(None), layers))[source.mask] for source in sources])
+    parts = [(source, source.store.array(name).ndim) for source in sources]
+    return np.concatenate([
+        source.store.read(name, (slice(None), layers) if ndim > 1 else ())[source.mask] for source, ndim in parts
+    ])  # fmt: skip
 
 
 # -- by group ---------------------------------------------------------------------------------------------------------
 
 
 def _by_group(
-    sources: Sequence[Source], by: str, names: list[str], groups: Mapping[str, Mapping[Key, Any]]
+    sources: Sequence[Source], by: str, statistics: list[Statistic], groups: Mapping[str, Mapping[Key, Any]]
 ) -> dict[str, Summed]:
     """Everything by group, and the groups themselves."""
     columns = [read_column(source.store, by) for source in sources]
@@ -238,33 +234,30 @@ def _by_group(
         dim: Summed((dim,), _text(keys) if isinstance(keys[0], str) else np.array(keys), {"column": by}),
         f"{dim}_images": Summed((dim,), np.array([sizes[key] for key in keys], np.int64), {"left_out": left_out}),
     }
-    for name in names:
-        attrs = _attrs(sources, name, int(there.sum())) | {"column": by}
-        if name in groups:
-            found |= _group_maps(name, by, keys, groups[name], attrs)
+    for one in statistics:
+        attrs = _attrs(sources, one, int(there.sum())) | {"column": by}
+        if one.name in groups:
+            found |= _group_maps(one, by, keys, groups[one.name], attrs)
         else:
-            moments = gathered(_column(sources, name), values, there, Moments.of)
-            found |= _group_scalars(name, by, sources[0].store.dims(name)[1:], [moments[key] for key in keys], attrs)
+            moments = gathered(_column(sources, one.name), values, there, Moments.of)
+            found |= _group_scalars(one, by, [moments[key] for key in keys], attrs)
     return found
 
 
 def _group_maps(
-    name: str, by: str, keys: list[Key], totals: Mapping[Key, Totals], attrs: dict[str, Any]
+    one: Statistic, by: str, keys: list[Key], totals: Mapping[Key, Totals], attrs: dict[str, Any]
 ) -> dict[str, Summed]:
-    dims = CATALOG[name].dims if name in CATALOG else ("y", "x")
-    dim = f"{by}_group"
+    name, dim = one.name, f"{by}_group"
     nothing = Totals(0.0, np.zeros_like(next(iter(totals.values())).total))
     of = [totals.get(key, nothing) for key in keys]
     return {
-        f"{name}_mean_by_{by}": Summed((dim, *dims), np.stack([t.average for t in of]), attrs),
+        f"{name}_mean_by_{by}": Summed((dim, *one.dims), np.stack([t.average for t in of]), attrs),
         f"{name}_count_by_{by}": Summed((dim,), np.array([int(t.count) for t in of], np.int64), attrs),
     }
 
 
-def _group_scalars(
-    name: str, by: str, dims: tuple[str, ...], moments: list[Moments], attrs: dict[str, Any]
-) -> dict[str, Summed]:
-    dims = (f"{by}_group", *dims)
+def _group_scalars(one: Statistic, by: str, moments: list[Moments], attrs: dict[str, Any]) -> dict[str, Summed]:
+    name, dims = one.name, (f"{by}_group", *one.dims)
     difference, q = group_differences(moments)
     test = {"method": "Welch's test of a group against all other images, Benjamini & Hochberg 1995"}
     return {

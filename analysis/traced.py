@@ -7,7 +7,7 @@ number of images. The one module that knows ndonnx, which is imported only where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import ndonnx as ndx
@@ -18,7 +18,8 @@ from onnx import helper
 from ..engine.store import Template
 from ..exporter.spec import GraphSpec
 from . import formulas
-from .arrays import Array
+from .catalog import CATALOG
+from .statistic import context
 
 __all__ = ["trace"]
 
@@ -94,15 +95,8 @@ def _layer(spec: GraphSpec, templates: Sequence[Template], dtype: str, rolled: b
     n, count = spec.tokens, len(spec.prefix)
     stored = ndx.argument(shape=("image", spec.heads, n, n), dtype=getattr(ndx, dtype))
     a = ndx.astype(stored, ndx.float32)
-    known: dict[str, Callable[[], Array]] = {
-        "distance": lambda: formulas.distance(a, spec.grid, spec.patch_size),
-        "distance_renormalized": lambda: formulas.distance_renormalized(a, spec.grid, spec.patch_size),
-        "entropy": lambda: formulas.entropy(a, kind=spec.attention_kind),
-        "entropy_patch": lambda: formulas.entropy_patch(a, count, kind=spec.attention_kind),
-        "prefix_mass": lambda: formulas.prefix_mass(a, count),
-        "rows_without_patch_mass": lambda: formulas.rows_without_patch_mass(a, count),
-    }
-    found = {t.name: ndx.astype(known[t.name](), getattr(ndx, t.dtype)) for t in templates}
+    known = context(spec) | {"attention": a}
+    found = {t.name: ndx.astype(CATALOG[t.name](known), getattr(ndx, t.dtype)) for t in templates}
     # One bad entry makes its layer's sum infinite or NaN; the head mean is made for the rollout anyway.
     found["_finite"] = ndx.isfinite(ndx.sum(formulas.fuse(a, "mean"), axis=(-2, -1)))
     if count:

@@ -24,11 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from attlas.analysis.catalog import CATALOG, Statistic
+from attlas.analysis import views
+from attlas.analysis.catalog import CATALOG, resolved
 from attlas.analysis.chunks import Chunks
 from attlas.analysis.kernel import Reducer, seen
 from attlas.analysis.layer import Layer
 from attlas.analysis.partials import attention_of, check, kept_layers
+from attlas.analysis.statistic import Statistic, context
 from attlas.analysis.statistics import analyze
 from attlas.engine.store import ArraySpec, Store
 from attlas.exporter.errors import AttlasError
@@ -153,25 +155,30 @@ def further(store: Store, threads: int, names: Sequence[str]) -> None:
     held = [seen(chunks.read(batch, place).copy()) for place in places]
     size = sum(a.nbytes for a in held) / 1e9
     print("\n| statistic | seconds per GB, all threads | GB/s |\n|---|---|---|")
-    for key in names or CATALOG:
+    for one in resolved(names) or [s for s in CATALOG.values() if {"layer", "batch", "follow"} & set(s.kernels)]:
         try:
-            check(store, key)
+            check(store, one)
         except AttlasError:
             continue
 
-        def work(_: int, statistic: Statistic = CATALOG[key]) -> None:
+        def work(_: int, one: Statistic = one) -> None:
             view, row = Layer(spec), Reducer(spec).start(1)[0]
-            total = None if statistic.per_image else np.zeros(statistic.shape(spec)[1:])
+            total = None if one.rows else np.zeros(one.shape(spec)[1:])
             for codes in reversed(held):
                 view.take(codes)
-                if statistic.whole is not None:
-                    found = statistic.whole(view)
+                if "batch" in one.kernels:
+                    found = views.BATCH[one.kernels["batch"]](view)
                     if total is not None:
                         total += np.add.reduce(found, axis=0, dtype=np.float64)
                     continue
                 for image in range(len(codes)):
                     view.show(image)
-                    found = view.explain(row) if statistic.function is None else statistic.function(view)
+                    if "follow" in one.kernels:
+                        found = views.FOLLOW[one.kernels["follow"]](view, row)
+                    elif "layer" in one.kernels:
+                        found = views.LAYER[one.kernels["layer"]](view)
+                    else:
+                        found = one({**context(spec), "attention": view.attention})
                     if total is not None:
                         total += found
 
@@ -180,7 +187,7 @@ def further(store: Store, threads: int, names: Sequence[str]) -> None:
             count = 4 * threads
             times = [seconds(lambda: list(pool.map(work, range(count))))[1] for _ in range(3)]  # noqa: B023
         cost = statistics.median(times) / threads / (count * size)
-        print(f"| `{key}` | {cost:.2f} | {1 / cost:.1f} |")
+        print(f"| `{one.name}` | {cost:.2f} | {1 / cost:.1f} |")
 
 
 def small_store(path: Path, images: int) -> None:

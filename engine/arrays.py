@@ -10,7 +10,7 @@ import asyncio
 import functools
 import json
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,11 @@ from .schema import CODECS, ArraySpec
 
 __all__ = [
     "Array",
-    "added",
     "chunk_key",
     "decode",
     "encode",
     "encoded",
-    "enlist",
+    "join",
     "laid_out",
     "member",
     "opened",
@@ -48,6 +47,7 @@ SHUFFLES = {
     "shuffle": numcodecs.Blosc.SHUFFLE,
     "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
 }
+KEYS = ("default", "v2")  # the two kinds of chunk keys that Zarr has: `c.0.1`, and `0.1` for what replaces it
 RESIDUE = 0x48674BC7  # what CRC32C gives of any data with its own checksum behind it: no copy without it is needed
 
 
@@ -87,26 +87,90 @@ def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapp
     return {key: data.to_bytes() for key, data in files.items()} | chunks
 
 
-def added(arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of arrays that join a group, by key: metadata, and the chunks of `values`."""
-    files: dict[str, Buffer] = {}
-    chunks = _filled(zarr.create_group(MemoryStore(files)), arrays, values)
-    return {key: data.to_bytes() for key, data in files.items() if key != ROOT} | chunks
+def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    """Put arrays into a group, in place of those of the same names, all of them at once, and set attributes of it.
 
+    The root lists the metadata of every array, and with it under which of two kinds of keys the array's chunks lie. The
+    chunks of one that is replaced are written beside those that are there, under keys of the other kind, and hold from
+    the moment in which the root is replaced: whoever reads has the old values of all arrays, or the new ones. The old
+    chunks stay for those who opened the group before, until they are replaced in their turn.
 
-def chunk_key(name: str, index: Iterable[int]) -> str:
-    """The key of an array's chunk: a file in the array's folder."""
-    return f"{name}/c.{'.'.join(map(str, index))}"
-
-
-def enlist(storage: Storage, files: Mapping[str, bytes], attrs: Mapping[str, Any]) -> None:
-    """Put the metadata among `added` files beside the others' in the root, which opens a store, and set attributes."""
+    An array that is there with equal values, or that none are given of, stays as it is.
+    """
     root = json.loads(storage.read(ROOT))
+    listed = (root.get("consolidated_metadata") or {}).get("metadata")
+    metadata: dict[str, Any] = {}
+    fresh: dict[str, bytes] = {}
+    for array, (new, chunks) in zip(arrays, _files(arrays, values), strict=True):
+        name = array.name
+        old = _listed(storage, name) if listed is None else listed.get(name)
+        if old is None:
+            storage.clear(name)  # of one that never was listed
+        else:
+            kind = _kind(old)
+            if name not in values or (old == _of_kind(new, kind) and _there(storage, name, kind, chunks)):
+                continue
+            new = _of_kind(new, next(other for other in KEYS if other != kind))
+        metadata[name] = new
+        fresh |= {_key(name, tail, _kind(new)): data for tail, data in chunks.items()}
+    for key, data in fresh.items():
+        storage.send(key, data)
+    storage.keep(fresh)
+    for name, new in metadata.items():
+        storage.write(f"{name}/{ROOT}", json.dumps(new, indent=2).encode())
+    if not metadata and root["attributes"] == root["attributes"] | attrs:
+        return
     root["attributes"] |= attrs
-    if root.get("consolidated_metadata"):
-        gathered = root["consolidated_metadata"]["metadata"]
-        gathered |= {key[: -len(ROOT) - 1]: json.loads(files[key]) for key in files if key.endswith(ROOT)}
-    storage.write(ROOT, json.dumps(root).encode())
+    if listed is not None:
+        listed |= metadata
+    storage.mark(ROOT, json.dumps(root).encode())
+
+
+def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """Each array's metadata, and its chunks by their key in the array's folder."""
+    files: dict[str, Buffer] = {}
+    # In memory: zarr would ask the storage for what may be there already, a few milliseconds for each array.
+    written = _filled(zarr.create_group(MemoryStore(files)), arrays, values)
+    whole: dict[str, dict[str, bytes]] = {array.name: {} for array in arrays}
+    for key, data in ({key: data.to_bytes() for key, data in files.items() if key != ROOT} | written).items():
+        name, _, tail = key.partition("/")
+        whole[name][tail] = data
+    for own in whole.values():
+        yield json.loads(own.pop(ROOT)), own
+
+
+def _listed(storage: Storage, name: str) -> Any:
+    """An array's metadata, where the root does not list it."""
+    try:
+        return json.loads(storage.read(f"{name}/{ROOT}"))
+    except FileNotFoundError:
+        return None
+
+
+def _there(storage: Storage, name: str, kind: str, chunks: Mapping[str, bytes]) -> bool:
+    try:
+        return all(storage.read(_key(name, tail, kind)) == data for tail, data in chunks.items())
+    except FileNotFoundError:
+        return False
+
+
+def _kind(metadata: Mapping[str, Any]) -> str:
+    return str(metadata["chunk_key_encoding"]["name"])
+
+
+def _of_kind(metadata: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {**metadata, "chunk_key_encoding": {**metadata["chunk_key_encoding"], "name": kind}}
+
+
+def _key(name: str, tail: str, kind: str) -> str:
+    """A chunk's key, of which `tail` is the default kind's."""
+    return f"{name}/{tail if kind == KEYS[0] else tail[2:] or '0'}"
+
+
+def chunk_key(name: str, index: Iterable[int], array: Array | None = None) -> str:
+    """The key of a chunk: a file in the array's folder. Without its `array`, of one that never is replaced."""
+    kind = KEYS[0] if array is None else array.metadata.chunk_key_encoding.name  # type: ignore[union-attr]
+    return _key(name, ".".join(("c", *map(str, index))), kind)
 
 
 def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -115,9 +179,9 @@ def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, 
     for array in arrays:
         made = _create(root, array)
         given = values.get(array.name)
-        if given is None or not made.shape or 0 in made.shape:
+        if given is None or 0 in made.shape:
             continue
-        if made.chunks == np.shape(given) and encoded(made):
+        if made.ndim and made.chunks == np.shape(given) and encoded(made):
             # The same bytes, without zarr's way over an event loop: dozens of small arrays end every analysis.
             chunks[chunk_key(array.name, [0] * made.ndim)] = b"".join(encode(made, np.asarray(given)))
         else:
@@ -141,7 +205,7 @@ def _create(root: zarr.Group, array: ArraySpec) -> Array:
         compressors=_compressors(array.dtype),
         # Zarr's default is a folder per axis: four folders around every chunk, and a fifth of the time that an
         # analysis takes to write its rows.
-        chunk_key_encoding={"name": "default", "separator": "."},
+        chunk_key_encoding={"name": KEYS[0], "separator": "."},
         dimension_names=array.dims,
         attributes=dict(array.attrs),
         config={"write_empty_chunks": True},

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..exporter.errors import AttlasError
 from ..exporter.spec import GraphSpec
+from .amounts import amount, duration
 from .graph import graph_digest, read_spec
 from .places import locate
 from .store import Store
 
-__all__ = ["inspect"]
+__all__ = ["inspect", "screen"]
+
+# What sums a statistic up over images, and by group: docs/statistics.md.
+ENDS = ("mean", "std", "quantile", "interval", "count", "difference", "q")
+SUMMED = re.compile(rf"(?P<name>.+?)_(?P<end>{'|'.join(ENDS)})(?:_by_(?P<column>\w+))?")
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -79,6 +86,74 @@ def _store(store: Store) -> dict[str, Any]:
         "images_per_unit": plan.unit,
         "kept": attrs.get("kept"),
         "bytes": sum(a["bytes"] for a in arrays.values()),
+        "analyzed": attrs.get("analyzed", []),
         "arrays": arrays,
         "runs": store.record.get("runs", []),
     }
+
+
+def screen(store: Mapping[str, Any]) -> Iterator[str]:
+    """What `inspect` says of a store, on a screen: a line a fact, an array or a statistic."""
+    weights, kept, runs = store["weights"], store["kept"] or {}, store["runs"]
+    units = f"{store['units_done']} of {store['units']} done"
+    facts = {
+        "model": f"{store['model']}, {weights['source']} weights {weights['sha256'][:16]}",
+        "recipe": store["recipe"],
+        "dataset": f"{store['dataset']}, {store['selection']}",
+        "images": f"{store['images_done']:,} of {store['images']:,} done, {store['errors']:,} could not be read",
+        "units": f"{units}, {store['images_per_unit']} images each, in batches of {store['batch']}",
+        "kept": f"{_listed(kept.get('keep'))}, layers {_listed(kept.get('layers'))}, {kept.get('store_dtype')}",
+        "bytes": f"{amount(store['bytes'])}, format {store['attlas_format']}",
+        "runs": f"{len(runs)}{f', the last by {_run(runs[-1])}' if runs else ''}",
+    }
+    yield from (f"{key:<26} {value}" for key, value in facts.items())
+    arrays, analyzed = store["arrays"], store["analyzed"]
+    dims = {name: list(array["dims"]) for name, array in arrays.items()}
+    columns = [name for name in arrays if dims[name] == ["image"]]
+    axes = [name for name in arrays if len(dims[name]) == 1 and name not in columns and not SUMMED.fullmatch(name)]
+    statistics = _statistics([name for name in analyzed if name not in axes])
+    rest = [name for name in arrays if name not in {*columns, *axes, *analyzed, *statistics}]
+    yield f"{'columns':<26} {', '.join(columns)}"
+    yield f"{'coordinates':<26} {', '.join(f'{name} {arrays[name]["dims"][dims[name][0]]}' for name in axes)}"
+    yield "arrays"
+    for name in rest:
+        yield f"  {name:<24} {arrays[name]['dtype']:<9} {_sizes(arrays[name])}"
+    if statistics:
+        yield "statistics"
+    for name, ways in statistics.items():
+        rows = f"rows ({', '.join(dims[name])})" if "image" in dims.get(name, ()) else ""
+        yield f"  {name:<38} {'; '.join(filter(None, (rows, *ways)))}"
+    yield "every array, and every run: --all, or --json for a program"
+
+
+def _statistics(names: list[str]) -> dict[str, list[str]]:
+    """By statistic what of it is there: `mean, std`, then `by label: mean, q`."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        match = SUMMED.fullmatch(name)
+        if match is None:
+            found.setdefault(name, {})
+        else:
+            found.setdefault(match["name"], {}).setdefault(match["column"] or "", []).append(match["end"])
+    return {
+        name: [
+            (f"by {column}: " if column else "") + ", ".join(sorted(ends, key=ENDS.index))
+            for column, ends in sorted(of.items())
+        ]
+        for name, of in sorted(found.items())
+    }
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _sizes(array: Mapping[str, Any]) -> str:
+    return f"({', '.join(f'{dim} {size}' for dim, size in array['dims'].items())})  {amount(array['bytes'])}"
+
+
+def _run(run: Mapping[str, Any]) -> str:
+    """Who did it, and how long it took."""
+    version = run.get("versions", {}).get("attlas", "")
+    took = duration(run.get("seconds", 0))
+    return f"attlas {version}, {run.get('provider', '')}: {run.get('images', 0):,} images in {took}"

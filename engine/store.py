@@ -285,7 +285,7 @@ class Store:
 
     def chunk_key(self, name: str, index: Iterable[int]) -> str:
         """The chunk of that index by its key in the storage."""
-        return layouts.chunk_key(name, index)
+        return layouts.chunk_key(name, index, self.array(name))
 
     def chunk_path(self, name: str, index: Iterable[int]) -> Path:
         """The chunk of that index as a file; of stores on this machine."""
@@ -324,20 +324,22 @@ class Store:
         return [(name, dim) for name, dim in found if dim in ("image", "sample") and name not in analyzed]
 
     def add(self, arrays: Sequence[ArraySpec], values: Mapping[str, Any] = {}) -> None:
-        """Add arrays to a finished layout (analysis does), replacing those of the same name, and note them.
+        """Add arrays to a finished layout (analysis does), in place of those of the same name, all of them at once.
 
-        Names land in the attribute `analyzed`: they belong to the analysis and not to the run's units.
+        Whatever stops it leaves the old arrays as they were; those that are there and get no values stay. Names land in
+        the attribute `analyzed`: they belong to the analysis and not to the run's units.
+
+        Raises:
+            AttlasError: one bears the name of an array of the run.
+            OSError: it cannot be written.
         """
-        for array in arrays:
-            if array.name in self and array.name not in self.attrs.get("analyzed", ()):
-                raise AttlasError(f"{self.path}: {array.name} was written by the run and is not replaced")
-            self.storage.clear(array.name)
-        # In memory first: zarr would ask the storage for what may be there already, a few milliseconds for each array.
-        files = layouts.added(arrays, values)
-        for key, data in files.items():
-            self.storage.write(key, data)
-        analyzed = sorted({*self.attrs.get("analyzed", ()), *(a.name for a in arrays)})
-        layouts.enlist(self.storage, files, {"analyzed": analyzed})
+        with recording(self.path):
+            self._open()
+            analyzed = self.attrs.get("analyzed", ())
+            for array in arrays:
+                if array.name in self and array.name not in analyzed:
+                    raise AttlasError(f"{self.path}: {array.name} was written by the run and is not replaced")
+            layouts.join(self.storage, arrays, values, {"analyzed": sorted({*analyzed, *(a.name for a in arrays)})})
         self._open()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,13 +49,16 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False, progress: Show
     done = np.flatnonzero(store.done)
     faults = {}
     show = progress if callable(progress) else (lambda _checked, _total: None)
-    for count, k in enumerate(map(int, done)):
-        show(count, len(done))
-        fault = _check(store, store.plan, k)
-        if fault:
-            faults[k] = fault
-            if repair:
-                store.reopen(k)
+    # In a thread, which an interruption of this one lets end the unit that it is at: zarr's event loop, cut off in the
+    # middle of a read, would complain at the end of the process.
+    with ThreadPoolExecutor(1, thread_name_prefix="verify") as reader:
+        for count, k in enumerate(map(int, done)):
+            show(count, len(done))
+            fault = reader.submit(_check, store, store.plan, k).result()
+            if fault:
+                faults[k] = fault
+                if repair:
+                    store.reopen(k)
     show(len(done), len(done))
     return Verification(len(done), faults, repair and bool(faults))
 

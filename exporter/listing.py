@@ -25,6 +25,7 @@ __all__ = ["Summary", "list_models", "summaries", "write_table"]
 # Written by benchmarks/models.py.
 SHIPPED = Path(__file__).with_name("models.json")
 
+TABLE = 1  # of the layout of the table and of what is looked at: a cached one of another number is made anew
 _AT_ONCE = 25
 
 
@@ -195,11 +196,9 @@ def _version() -> str:
 
 def _cached(timm: str) -> Path | None:
     """Where the table of another timm is kept; None where this system has no place for it."""
-    from .. import __version__
-
     home = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
     place = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or home
     try:
-        return Path(place).expanduser() / "attlas" / f"models-{__version__}-timm-{timm}.json"
+        return Path(place).expanduser() / "attlas" / f"models-{TABLE}-timm-{timm}.json"
     except RuntimeError:  # there is no home
         return None

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from attlas.analysis import formulas as f
 from attlas.analysis import histograms, norms
+from attlas.analysis.statistic import context
 from attlas.exporter.spec import GraphSpec, Recipe, Weights
 
 catalog = pytest.importorskip("attlas.analysis.catalog")
 kernel = pytest.importorskip("attlas.analysis.kernel")
 layer = pytest.importorskip("attlas.analysis.layer")
+views = pytest.importorskip("attlas.analysis.views")
 
 SPEC = GraphSpec(
     model="vit_test", tag="", weights=Weights("random", "0"), dtype="float32", image_size=(48, 64),
@@ -82,6 +84,14 @@ def shown(spec: GraphSpec, dtype: str, a: np.ndarray) -> tuple[Any, np.ndarray, 
     return view, values, v.astype(np.float64)
 
 
+def by_kernel(name: str, view: Any) -> np.ndarray:
+    """What the pass makes of the image that is shown."""
+    kernels = catalog.CATALOG[name].kernels
+    if "batch" in kernels:
+        return np.asarray(views.BATCH[kernels["batch"]](view)[0])
+    return np.asarray(views.LAYER[kernels["layer"]](view))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", REFERENCES)
@@ -89,15 +99,30 @@ def test_equals_the_formula_in_float64(name: str, kind: str, dtype: str) -> None
     """Within 1e-6 of the largest value, on every stored dtype and kind of model."""
     spec = KINDS[kind]
     view, a, v = shown(spec, dtype, attention(spec))
-    got, wanted = catalog.CATALOG[name].function(view), np.asarray(REFERENCES[name](a, v, spec))
+    got, wanted = by_kernel(name, view), np.asarray(REFERENCES[name](a, v, spec))
     assert got.shape == wanted.shape == catalog.CATALOG[name].shape(spec)[1:]
     assert np.abs(got - wanted).max() <= 1e-6 * max(np.abs(wanted).max(), 0.1)
 
 
 def test_the_references_leave_nothing_out() -> None:
-    """Whoever adds a statistic adds its reference."""
+    """Whoever adds a kernel of a layer adds its reference."""
+    made = {name for name, s in catalog.CATALOG.items() if {"layer", "batch"} & set(s.kernels)}
     histogrammed = {name for name, s in catalog.CATALOG.items() if s.edges is not None}
-    assert catalog.CATALOG.keys() == REFERENCES.keys() | histogrammed | {"rollout_vit_explain"}
+    assert made == REFERENCES.keys() | histogrammed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [name for name, s in catalog.CATALOG.items() if "layer" in s.kernels])
+def test_the_formula_that_a_statistic_names_is_what_its_kernel_makes(name: str, kind: str) -> None:
+    """Called as a parameter would call it: with what its arguments' names say."""
+    spec, statistic = KINDS[kind], catalog.CATALOG[name]
+    view, a, v = shown(spec, "float32", attention(spec))
+    got = by_kernel(name, view)
+    wanted = np.asarray(statistic(context(spec) | {"attention": a, "value_norm": v}))
+    if statistic.edges is not None:
+        assert np.abs(got - wanted).sum() <= 2  # rounding moves a query over an edge
+    else:
+        np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +138,7 @@ def test_histograms_count_every_query_once_where_the_formula_puts_it(kind: str) 
     }  # fmt: skip
     for name, wanted in values.items():
         statistic = catalog.CATALOG[name]
-        counts = statistic.function(view)
+        counts = by_kernel(name, view)
         assert counts.dtype.kind == "i"
         assert (counts.sum(-1) == wanted.shape[-1]).all()
         assert np.abs(counts - histograms.histogram(wanted, statistic.edges(spec))).sum() <= 2
@@ -141,10 +166,10 @@ def test_rows_without_patch_mass_are_left_out() -> None:
     a[1] = np.eye(SPEC.tokens)[0]
     view, exact, _ = shown(SPEC, "float32", a)
     for name in ("distance_unit_square", "normalized_mutual_information"):
-        got = catalog.CATALOG[name].function(view)
+        got = by_kernel(name, view)
         np.testing.assert_allclose(got[[0, 2]], REFERENCES[name](exact, None, SPEC)[[0, 2]], rtol=1e-6)
         assert np.isnan(got[1])
-    counts = catalog.CATALOG["distance_renormalized_histogram"].function(view)
+    counts = by_kernel("distance_renormalized_histogram", view)
     np.testing.assert_array_equal(counts.sum(-1), [SPEC.patches - 1, 0, SPEC.patches])
 
 
@@ -174,15 +199,15 @@ def test_images_of_a_batch_are_shown_one_by_one() -> None:
         )
 
 
-@pytest.mark.parametrize("name", [name for name, s in catalog.CATALOG.items() if s.whole is not None])
+@pytest.mark.parametrize("name", ["score_matrix", "score_matrix_mean"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_batch_at_once_is_its_images_one_by_one(name: str, dtype: str) -> None:
-    view = layer.Layer(SPEC)
-    view.take(kernel.seen(np.stack([attention(SPEC, seed) for seed in range(3)]).astype(dtype)))
-    found = catalog.CATALOG[name].whole(view)
+    view, batch = layer.Layer(SPEC), np.stack([attention(SPEC, seed) for seed in range(3)]).astype(dtype)
+    view.take(kernel.seen(batch))
+    found = views.BATCH[catalog.CATALOG[name].kernels["batch"]](view)
     for image in range(3):
         view.show(image)
-        np.testing.assert_array_equal(found[image], catalog.CATALOG[name].function(view))
+        np.testing.assert_array_equal(found[image], view.peaks("query"))
 
 
 def test_a_layer_forgets_what_it_made_of_the_attention_before() -> None:

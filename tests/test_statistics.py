@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from hypothesis import strategies as st
 statistics = pytest.importorskip("attlas.analysis.statistics")
 moments = pytest.importorskip("attlas.analysis.moments")
 kernel = pytest.importorskip("attlas.analysis.kernel")
+catalog = pytest.importorskip("attlas.analysis.catalog")
+gradients = pytest.importorskip("attlas.analysis.gradients")
 
 SPEC = GraphSpec(
     model="vit_test", tag="", weights=Weights("random", "0"), dtype="float32", image_size=(32, 48),
@@ -189,11 +192,11 @@ def test_overwrite_computes_anew_what_analysis_wrote(tmp_path: Path) -> None:
 
 def test_every_name_of_the_catalog_gives_an_array_of_its_dims(tmp_path: Path) -> None:
     make_store(tmp_path / "s.zarr", spec=NORMED)
-    names = [*statistics.CATALOG, "entropy", "value_norm", "branch_ratio", "token_norm"]
-    result = statistics.analyze(tmp_path / "s.zarr", names)
+    asked = {name: s for name, s in catalog.CATALOG.items() if s.listed and not gradients.weighs(s)}
+    result = statistics.analyze(tmp_path / "s.zarr", [name for name in asked if name != "distance"])
     store = Store(tmp_path / "s.zarr")
-    for name, statistic in statistics.CATALOG.items():
-        if statistic.per_image:
+    for name, statistic in ((n, s) for n, s in asked.items() if s.formula is not None and n != "distance"):
+        if statistic.rows:
             assert store.dims(name) == ("image", *statistic.dims)
             assert np.isfinite(good(store.read(name))).all()
             assert f"{name}_mean" in result.summed
@@ -237,9 +240,9 @@ def test_some_layers_give_what_needs_no_others(tmp_path: Path) -> None:
         ({}, ["norm_weighted_entropy"], "--norms"),
         ({}, ["token_norm"], "--norms"),
         ({"layers": (1,)}, ["rollout_vit_explain"], "without --layers"),
-        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["effective_tokens"], "mixed"),
-        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["entropy_histogram"], "mixed"),
-        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["head_similarity"], "mixed"),
+        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["effective_tokens"], "mixes"),
+        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["entropy_histogram"], "mixes"),
+        ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["head_similarity"], "mixes"),
         ({"spec": dataclasses.replace(SPEC, attention_kind="mixed")}, ["entropy"], "mixes"),
     ],
 )
@@ -332,6 +335,48 @@ def test_open_takes_other_chunks(tmp_path: Path) -> None:
     make_store(tmp_path / "s.zarr")
     opened = dataset.open(tmp_path / "s.zarr", chunks={"image": 8, "layer": 2})
     assert opened["attention"].data.chunks[:2] == ((8, 8, 6), (2,))
+
+
+@pytest.mark.parametrize("chunks", ["auto", {"image": 8}, {"image": -1, "layer": 1}, 6])
+def test_other_chunks_leave_images_to_be_grouped_and_chosen(tmp_path: Path, chunks: Any) -> None:
+    dataset = pytest.importorskip("attlas.analysis.dataset")
+    make_store(tmp_path / "s.zarr")
+    statistics.analyze(tmp_path / "s.zarr")
+    plain, opened = dataset.open(tmp_path / "s.zarr"), dataset.open(tmp_path / "s.zarr", chunks=chunks)
+    assert opened["attention"].data.chunks != plain["attention"].data.chunks
+    means = [ds["entropy"].groupby("label").mean().values for ds in (plain, opened)]
+    np.testing.assert_allclose(means[1], means[0], rtol=1e-6)
+    assert opened["attention"].sel(layer=1).isel(image=3, head=0).shape == (7, 7)
+    assert opened["path"].values[3] == "a/003.png"
+
+
+@pytest.mark.parametrize("chunks", [{"imag": 3}, "automatic", {"image": "some"}])
+def test_chunks_that_are_none_are_one_line(tmp_path: Path, chunks: Any) -> None:
+    dataset = pytest.importorskip("attlas.analysis.dataset")
+    make_store(tmp_path / "s.zarr")
+    with pytest.raises(AttlasError, match=r"chunks=.*; give sizes by dimension, such as \{'image': 64\}, or 'auto'"):
+        dataset.open(tmp_path / "s.zarr", chunks=chunks)
+
+
+def test_what_is_opened_can_be_written_as_netcdf(tmp_path: Path) -> None:
+    """Attributes that nest are JSON there; the oldest netCDF has neither bytes nor text, so that numbers alone go."""
+    xarray = pytest.importorskip("xarray")
+    dataset = pytest.importorskip("attlas.analysis.dataset")
+    store = make_store(tmp_path / "s.zarr")
+    root = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())
+    root["attributes"] |= {"versions": {"numpy": "2"}, "selection": None}
+    (tmp_path / "s.zarr" / "zarr.json").write_text(json.dumps(root))
+    statistics.analyze(tmp_path / "s.zarr", ["entropy", "rollout"])
+    opened = dataset.open(store.path)
+    for variable in (opened, *opened.variables.values()):
+        assert all(isinstance(value, str | int | float | np.number) for value in variable.attrs.values())
+        assert not any(isinstance(value, bool) for value in variable.attrs.values())
+    numbers = opened[["entropy", "entropy_mean", "rollout_mean"]].reset_coords(drop=True)
+    numbers.to_netcdf(tmp_path / "s.nc", engine="scipy")
+    back = xarray.open_dataset(tmp_path / "s.nc", engine="scipy")
+    np.testing.assert_array_equal(back["entropy_mean"], Store(store.path).read("entropy_mean"))
+    assert json.loads(back.attrs["versions"]) == {"numpy": "2"}
+    assert json.loads(back["entropy_mean"].attrs["units_summed"]) == [[0, 6]]
 
 
 def test_open_of_no_store_says_so(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ...engine.plan import spread
 from ...engine.store import Store
 from ...exporter.errors import AttlasError
 from .. import formulas, gradients
+from ..catalog import CATALOG
 from .numbers import Floats
 
 __all__ = [
@@ -235,10 +236,10 @@ def _gradient_map(store: Store, image: int, kind: str) -> Floats | None:
         if np.isfinite(rows).all():
             return rows
     try:
-        gradients.check(store, kind)
+        gradients.check(store, CATALOG[kind])
     except AttlasError:
         return None
-    found, _ = gradients.computed(store, [kind], slice(image, image + 1))
+    found, _ = gradients.computed(store, [CATALOG[kind]], slice(image, image + 1))
     made: Floats = found[kind][0].astype(np.float64)
     return made
 
@@ -246,7 +247,7 @@ def _gradient_map(store: Store, image: int, kind: str) -> Floats | None:
 def lacking(store: Store, kind: str) -> str:
     """Why a gradient map of `MAPS` cannot be had: one line, plain text."""
     try:
-        gradients.check(store, kind)
+        gradients.check(store, CATALOG[kind])
     except AttlasError as error:
         return str(error).removeprefix(f"{store.path}: ")
     return "its gradients are not finite"

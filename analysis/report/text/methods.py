@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from ....engine.store import Store
-from ...catalog import CATALOG, Statistic
-from ...gradients import WEIGHTED, Weighted
+from ...catalog import held
 from ..facts import Facts, gather
 from .bibliography import REFERENCES, Reference, bibtex
 from .definitions import DEFINITIONS
@@ -75,9 +74,7 @@ def _run(one: Facts) -> str:
 
 def _undefined(store: Store) -> str:
     """A sentence for each statistic of the catalog that has no definition here: what its own array says."""
-    known: list[Statistic | Weighted] = [*CATALOG.values(), *WEIGHTED.values()]
-    own = [s for s in known if s.name in store or f"{s.name}_mean" in store]
-    own = [s for s in own if s.name.removesuffix("_mean") not in DEFINITIONS]
+    own = [s for s in held(store) if s.name.removesuffix("_mean") not in DEFINITIONS]
     return " ".join(f"{s.name}: {s.long_name} [{s.units}]{f', {s.source}' if s.source else ''}." for s in own)
 
 

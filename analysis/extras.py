@@ -1,0 +1,147 @@
+"""Statistics beside the fused ones, layer by layer on a batch's way through: by their kernels, or by their formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engine.store import Store
+from ..exporter.errors import AttlasError, UsageError
+from . import compiled, views
+from .kernel import Reducer
+from .layer import Layer
+from .moments import Totals
+from .statistic import Statistic, context
+
+__all__ = ["Extras"]
+
+Array = npt.NDArray[Any]
+
+
+class Extras:
+    """The statistics of one unit, whose batches are shown one after another; not for several threads at once.
+
+    Attributes:
+        sums: of those whose rows are not kept: `Totals`, or counts of histograms.
+    """
+
+    def __init__(
+        self, store: Store, statistics: Sequence[Statistic], rows: Mapping[str, Array], places: Sequence[int],
+        images: int,
+    ) -> None:  # fmt: skip
+        """Prepare: `rows` are to be filled, `places` the kept layers' on the axis, `images` how many can be read."""
+        self._store, self._statistics, self._rows = store, statistics, rows
+        self._places, self._images = places, images
+        self._needs = {name for s in statistics for name in s.needs if name != "attention"}
+        self._known = context(store.spec)
+        self._layer = Layer(store.spec) if statistics else None
+        self._batches = [s for s in statistics if "batch" in s.kernels]
+        self._follow = [s for s in statistics if "follow" in s.kernels]
+        self._whole = [s for s in statistics if s.follows and not s.kernels]
+        self._singly = [s for s in statistics if s not in (*self._batches, *self._whole)]
+        self._held: list[Array] = []
+        self.sums: dict[str, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._statistics)
+
+    def begin(self, batch: range, pool: Array | None) -> None:
+        """The next batch, with the pool's own map where the model reads by one."""
+        self._held = []
+        self._inputs = {name: self._store.read(name, slice(batch.start, batch.stop)) for name in self._needs}
+        starts = Reducer(self._store.spec).start(len(batch), pool)
+        self._pooled = starts if self._store.spec.readout == "pool" else None
+        self._row = {s.name: starts.copy() for s in self._follow}
+
+    def add(self, codes: Array, place: int, at: slice, there: Array) -> None:
+        """The batch's next layer towards the input, as `kernel.seen` gives it; `there` are the readable images."""
+        assert self._layer is not None
+        shown = self._layer
+        shown.take(codes)
+        for s in self._batches:
+            found = views.BATCH[s.kernels["batch"]](shown)[there]
+            if s.rows:
+                self._rows[s.name][at][there, place] = found
+            else:
+                self._sum(s, np.add.reduce(found, axis=0, dtype=np.float64), place)
+        for image in np.flatnonzero(there) if self._singly else ():
+            norms = self._inputs.get("value_norm")
+            shown.show(int(image), norms[image, place] if norms is not None else None)
+            for s in self._singly:
+                if s in self._follow:
+                    row = self._row[s.name]
+                    row[image] = views.FOLLOW[s.kernels["follow"]](shown, row[image])
+                    continue
+                self._keep(s, at.start + image, self._of_layer(s, shown, int(image), place), place)
+        if self._whole:
+            self._held.insert(0, codes.copy())
+
+    def end(self, at: slice, there: Array) -> None:
+        """What follows all layers, once the last of them is in."""
+        spec = self._store.spec
+        for s in self._follow:
+            found = self._row[s.name][:, len(spec.prefix) :]
+            top = found.max(axis=-1, keepdims=True)
+            scaled = found / np.where(top == 0, 1, top)  # without any mass it stays 0
+            self._rows[s.name][at][there] = scaled.reshape(-1, *spec.grid)[there]
+        for image in np.flatnonzero(there) if self._whole else ():
+            layers = [self._decoded(codes, int(image)) for codes in self._held]
+            norms = {name: list(values[image][self._places]) for name, values in self._inputs.items()}
+            for s in self._whole:
+                self._keep(s, at.start + image, self._of(s, int(image), {"attention": layers, **norms}))
+
+    def _decoded(self, codes: Array, image: int) -> Array:
+        assert self._layer is not None
+        self._layer.take(codes)
+        self._layer.show(image)
+        return np.array(self._layer.attention)
+
+    def _of_layer(self, s: Statistic, shown: Layer, image: int, place: int) -> Array:
+        if "layer" in s.kernels:
+            return views.LAYER[s.kernels["layer"]](shown)
+        inputs = {name: values[image, place] for name, values in self._inputs.items()}
+        return self._of(s, image, {"attention": shown.attention, **inputs})
+
+    def _of(self, s: Statistic, image: int, inputs: Mapping[str, Any]) -> Array:
+        """The formula's result, of the shape that was promised."""
+        own = {} if self._pooled is None else {"readout": self._pooled[image]}
+        try:
+            found = np.asarray(s({**self._known, **own, **inputs}))
+        except AttlasError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{s.name}: its formula fails: {type(error).__name__}: {error}") from error
+        wanted = tuple(n for dim, n in zip(s.dims, s.shape(self._store.spec), strict=True) if dim != "layer")
+        if found.shape != wanted:
+            dims = ", ".join(f"{dim} {n}" for dim, n in zip([d for d in s.dims if d != "layer"], wanted, strict=True))
+            raise UsageError(f"{s.name}: its formula gives an array of shape {found.shape}, not ({dims})")
+        return found
+
+    def _keep(self, s: Statistic, image: int, found: Array, place: int | None = None) -> None:
+        if not s.rows:
+            self._sum(s, found, place)
+        elif place is None:
+            self._rows[s.name][image] = found
+        else:
+            self._rows[s.name][image, place] = found
+
+    def _sum(self, s: Statistic, found: Array, place: int | None) -> None:
+        """Add one image's, or one batch's, result to the sum of a statistic whose rows are not kept."""
+        if s.name not in self.sums:
+            shape = s.shape(self._store.spec)
+            total = np.full(shape, math.nan)
+            total[self._places if "layer" in s.dims else ...] = 0
+            counts = s.edges is not None
+            self.sums[s.name] = np.zeros(shape, np.int64) if counts else Totals(float(self._images), total)
+        if s.edges is not None:
+            self.sums[s.name][... if place is None else place] += found.astype(np.int64)
+            return
+        total = self.sums[s.name].total[... if place is None else place]
+        if found.dtype == np.float32 and found.flags.c_contiguous and found.ndim:
+            compiled.accumulate(total.reshape(-1), found.reshape(-1))
+        else:
+            total += found

@@ -1,0 +1,337 @@
+"""What a statistic is: one object, from which everything else that is done with it follows.
+
+`catalog` lists ours. One of a user's own is made in the same way, from a plain function of one image's attention, and
+goes through the same pass: `attlas.analyze(store, [mine])`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..engine.store import Template
+from ..exporter.errors import UsageError
+from ..exporter.spec import GraphSpec
+from .formulas import readout_rows
+from .histograms import BINS
+
+__all__ = ["CONTEXT", "INPUTS", "Parameter", "Statistic", "context", "sizes"]
+
+# What a formula may take, by the names of its arguments: arrays of the store, with their names there, and what
+# the graph says.
+INPUTS = {"attention": "attention", "gradient": "gradient", "weighted": "gradient_mean",
+          "positive": "gradient_positive", "value_norm": "value_norm"}  # fmt: skip
+CONTEXT = (*INPUTS, "grid", "patch_size", "prefix", "kind", "readout", "spec")
+READOUTS = ("class", "mean", "distilled")
+SHORT = {"start_layer": "start"}  # how a parameter is called where it is not by its name in Python
+
+type Refusal = Literal["mixed", "codes", "pool"]
+type Grouping = Literal["no", "asked", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """What may be said to a formula beside its arrays.
+
+    Attributes:
+        name: as it is asked for; `keyword`: as the formula calls it.
+        default: what it is otherwise.
+        kind: of the values: bool, int, float, str (one of `choices`) or tuple (rows of queries).
+        choices: all values of a str.
+    """
+
+    name: str
+    keyword: str
+    default: Any
+    kind: type
+    choices: tuple[str, ...] = ()
+
+    def read(self, text: str) -> Any:
+        """The value that a text means.
+
+        Raises:
+            ValueError: none; the message says which there are.
+        """
+        if self.kind is bool and text in ("true", "false"):
+            return text == "true"
+        if self.kind is str and text in self.choices:
+            return text
+        try:
+            if self.kind is tuple:
+                return text if text == "readout" else tuple(int(n) for n in text.replace("_", "+").split("+"))
+            if self.kind in (int, float):
+                return self.kind(text)
+        except ValueError:
+            pass
+        raise ValueError(f"{self.name}={text}: there is {self.values}")
+
+    @property
+    def values(self) -> str:
+        """What it may be, in words."""
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", tuple: "rows as 0+3, or readout"}
+        return ", ".join(self.choices) or kinds[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """One statistic of attention.
+
+    Attributes:
+        name: under which it is asked for and stored.
+        dims: of one image's result, "layer" included where there is one per layer. One without follows the layers.
+        formula: the plain function. Its arguments' names say what it gets (`CONTEXT`): `attention` is one image's
+            (head, query, key) of one layer, float32, or, without the dimension "layer", a sequence of these from input
+            to output; `value_norm` (head, key); `grid`, `patch_size`, `readout` and `kind` as in `formulas`, `prefix`
+            the number of prefix tokens, `spec` the graph's. Further arguments have defaults: they are its parameters.
+            None where the run writes the rows.
+        units: of the values; `long_name`: in words.
+        source: who published it; `cite`: its key in the report's bibliography.
+        refuses: what it cannot be made of: "mixed" attention, which is no probability; uint8 "codes", where single
+            values decide; a model that reads its tokens by a "pool", where it is of the row that the head reads.
+        rows: whether one result per image is kept; otherwise only what sums the dataset up, under the bare name.
+        grouped: whether it is summed up by groups of images, too: where it is "asked" for, or "always".
+        edges: of a histogram, whose counts are added up; its last dimension are the bins.
+        sizes: of dimensions that only this one has.
+        default: whether every run makes it.
+        listed: whether it can be asked for by name.
+        kernels: what makes it fast, by name: in the "fused" pass over a batch, from the "layer" of one image or of a
+            whole "batch", by "follow"ing the layers, or, of gradients, its formula on all "images" of a batch.
+        given: parameters that differ from their defaults, by keyword.
+        dtype, fill: of its rows.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    formula: Callable[..., Any] | None = None
+    units: str = "1"
+    long_name: str = ""
+    source: str = ""
+    cite: str = ""
+    refuses: tuple[Refusal, ...] = ()
+    rows: bool = True
+    grouped: Grouping | None = None
+    edges: Callable[[GraphSpec], Sequence[float]] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    default: bool = False
+    listed: bool = True
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    fill: Any = math.nan
+
+    def __post_init__(self) -> None:
+        if self.formula is None:
+            return
+        for name, argument in inspect.signature(self.formula).parameters.items():
+            if name not in CONTEXT and argument.default is inspect.Parameter.empty:
+                raise UsageError(
+                    f"{self.name}: its formula takes {name}, without a default; there are {', '.join(CONTEXT)}"
+                )
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What its formula takes of `CONTEXT`."""
+        return () if self.formula is None else tuple(name for name in _signature(self.formula) if name in CONTEXT)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What its formula takes of `INPUTS`."""
+        return tuple(name for name in self.arguments if name in INPUTS)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is made of all layers together."""
+        return "layer" not in self.dims and self.formula is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether single values decide, so that uint8 codes will not do."""
+        return "codes" in self.refuses or bool(self.given.get("discard"))
+
+    @property
+    def scalar(self) -> bool:
+        """Whether it is one number per layer, head or prefix token, summed up with deviation, quantiles, interval."""
+        return self.rows and self.listed and set(self.dims) <= {"layer", "head", "prefix"}
+
+    @property
+    def by_group(self) -> Grouping:
+        """Whether it is summed up by groups of images."""
+        return self.grouped or ("asked" if self.scalar else "no")
+
+    @property
+    def sum_name(self) -> str:
+        """The array that holds the mean over images, or the counts."""
+        return f"{self.name}_mean" if self.rows else self.name
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The attributes of its array."""
+        found = {"units": self.units, "long_name": self.long_name, "source": self.source}
+        given = {key: list(value) if isinstance(value, tuple) else value for key, value in self.given.items()}
+        return {key: value for key, value in (found | {"parameters": given}).items() if value}
+
+    def shape(self, spec: GraphSpec) -> tuple[int, ...]:
+        """Of one image's result."""
+        known = {**sizes(spec), **self.sizes}
+        unknown = [dim for dim in self.dims if dim not in known]
+        if unknown:
+            raise UsageError(f"{self.name}: dimension {unknown[0]} has no size; give it by sizes={{{unknown[0]!r}: n}}")
+        return tuple(known[dim] for dim in self.dims)
+
+    def template(self, spec: GraphSpec, layers: int | None = None) -> Template:
+        """The array of its rows, with all layers of the graph or so many."""
+        shape = tuple(
+            layers if dim == "layer" and layers is not None else size
+            for dim, size in zip(self.dims, self.shape(spec), strict=True)
+        )
+        attrs = self.attrs
+        if self.default and "readout" in self.arguments:
+            attrs = {key: attrs[key] for key in ("units", "long_name")} | {"readout": spec.readout} | attrs
+        return Template(self.name, ("image", *self.dims), shape, self.dtype, self.fill, attrs)
+
+    def __call__(self, known: Mapping[str, Any]) -> Any:
+        """The formula's result, its arguments taken by name from `known`, which `context` begins."""
+        assert self.formula is not None
+        values = {name: known[name] for name in self.arguments}
+        for name, value in self.given.items():
+            if value == "readout" or name == "readout":
+                spec: GraphSpec = known["spec"]
+                value = readout_rows(spec.prefix, spec.grid, spec.readout if value == "readout" else value)
+            values[name] = value
+        return self.formula(**values)
+
+    def unfit(self, spec: GraphSpec) -> str:
+        """Why a model has no such statistic, empty where it has."""
+        if "prefix" in self.dims and not spec.prefix:
+            return "has no prefix tokens"
+        if "mixed" in self.refuses and spec.attention_kind != "probability":
+            return "mixes its attention after the softmax: its rows are no probabilities"
+        if "pool" in self.refuses and spec.readout == "pool":
+            return "reads its tokens by attention pooling, not from a row; `pool_attention` is its map"
+        return ""
+
+    # -- its parameters -----------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """What may be said to its formula, by the name under which it is."""
+        if self.formula is None:
+            return {}
+        found = [_parameter(name, one) for name, one in _signature(self.formula).items()]
+        return {one.name: one for one in found if one is not None}
+
+    def having(self, values: Mapping[str, Any]) -> Statistic:
+        """The same with other parameters, by name; its own name says which."""
+        known = self.parameters
+        chosen = {p.keyword: values[n] for n, p in known.items() if n in values and values[n] != p.default}
+        if not chosen:
+            return self
+        names = {p.keyword: n for n, p in known.items()}
+        spelled = [f"{names[keyword]}-{_spelled(value)}" for keyword, value in chosen.items()]
+        words = [f"{names[keyword]} {_spelled(value)}" for keyword, value in chosen.items()]
+        units = "1" if chosen.get("normalized") else chosen.get("unit", self.units)
+        return dataclasses.replace(
+            self, name=".".join([self.name, *spelled]), long_name=", ".join([self.long_name or self.name, *words]),
+            units=units, given=chosen, kernels={}, default=False,
+        )  # fmt: skip
+
+    def asked(self, text: str) -> Statistic:
+        """The same with the parameters of `start=1,fusion=max`, or of `start-1.fusion-max` as names have them.
+
+        Raises:
+            UsageError: there is no such parameter or value.
+        """
+        values: dict[str, Any] = {}
+        for part in _parts(text):
+            name, equals, value = part.partition("=")
+            try:
+                if not equals:  # a value that only one parameter has, or what may be true
+                    having = [n for n, p in self.parameters.items() if part in p.choices]
+                    if len(having) > 1:
+                        raise ValueError(f"{part}: say {' or '.join(f'{n}={part}' for n in having)}")
+                    name, value = (having[0], part) if having else (part, "true")
+                values[name] = self.parameters[name].read(value)
+            except KeyError:
+                listed = "; ".join(f"{n}={p.values}" for n, p in self.parameters.items())
+                raise UsageError(
+                    f"{self.name}: has no parameter {name}; {f'there are {listed}' if listed else 'it has none'}"
+                ) from None
+            except ValueError as error:
+                raise UsageError(f"{self.name}: {error}") from None
+        return self.having(values)
+
+
+@functools.cache
+def _signature(formula: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Its arguments; those that a partial gives are no more."""
+    fixed = formula.keywords if isinstance(formula, functools.partial) else {}
+    try:
+        found = inspect.signature(formula, eval_str=True).parameters
+    except (NameError, TypeError):  # annotations that name what is not there
+        found = inspect.signature(formula).parameters
+    return {name: one for name, one in found.items() if name not in fixed}
+
+
+def _parameter(keyword: str, argument: inspect.Parameter) -> Parameter | None:
+    """An argument as a parameter, where it is one."""
+    if keyword == "readout":
+        return Parameter(keyword, keyword, None, str, READOUTS)
+    if keyword in CONTEXT:
+        return None
+    name, default, hint = SHORT.get(keyword, keyword), argument.default, argument.annotation
+    if keyword == "rows":
+        return Parameter(name, keyword, default, tuple)
+    if typing.get_origin(hint) is Literal:
+        return Parameter(name, keyword, default, str, typing.get_args(hint))
+    return Parameter(name, keyword, default, type(default)) if type(default) in (bool, int, float) else None
+
+
+def _spelled(value: Any) -> str:
+    """A value as names have it: 0.9, max, true, 0_3."""
+    if isinstance(value, tuple):
+        return "_".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.12f}".rstrip("0").rstrip(".")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _parts(text: str) -> list[str]:
+    """`start=1,fusion=max`, or `start-1.fusion-max.discard-0.9` as names have it, as `name=value` each."""
+    if "=" in text or "," in text or "-" not in text:
+        return text.split(",")
+    parts: list[str] = []
+    for piece in text.split("."):
+        if piece[:1].isdigit() and parts:
+            parts[-1] += f".{piece}"
+        else:
+            parts.append(piece.replace("-", "=", 1))
+    return parts
+
+
+def sizes(spec: GraphSpec) -> dict[str, int]:
+    """How long each dimension of a result is."""
+    (rows, columns), n = spec.grid, spec.tokens
+    return {
+        "layer": len(spec.layers), "head": spec.heads, "other_head": spec.heads, "prefix": len(spec.prefix),
+        "y": rows, "x": columns, "offset_y": 2 * rows - 1, "offset_x": 2 * columns - 1, "query": n, "key": n,
+        "token": n, "entropy_bin": BINS, "distance_bin": BINS,
+    }  # fmt: skip
+
+
+def context(spec: GraphSpec) -> dict[str, Any]:
+    """What a formula may take of the graph, by name; of a model that reads by a pool the readout is an image's own."""
+    found = {
+        "grid": spec.grid, "patch_size": spec.patch_size, "prefix": len(spec.prefix), "kind": spec.attention_kind,
+        "spec": spec,
+    }  # fmt: skip
+    if spec.readout != "pool":
+        found["readout"] = readout_rows(spec.prefix, spec.grid, spec.readout)
+    return found

@@ -1,0 +1,75 @@
+"""What inspect and verify show: a screen of a store, and nothing where they are interrupted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import attlas
+import pytest
+from attlas.engine.inspect import screen
+from attlas.engine.runner import run
+
+INTERRUPTED = """
+import asyncio, signal, sys
+from attlas.engine.verify import verify
+from zarr.storage import LocalStore
+
+get = LocalStore.get
+
+async def slow(self, *arguments, **options):
+    await asyncio.sleep(1.5)
+    return await get(self, *arguments, **options)
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+def begun(done, total):
+    LocalStore.get = slow
+    signal.setitimer(signal.ITIMER_REAL, 0.7)
+
+signal.signal(signal.SIGALRM, stop)
+try:
+    verify(sys.argv[1], progress=begun)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tiny_graph: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "s.zarr"
+    run(tiny_graph, pictures, path, limit=8, batch_size=4)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no interval timer")
+def test_an_interrupted_verify_leaves_no_complaint_of_an_event_loop(store: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(store)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_a_store_without_statistics_shows_its_arrays(store: Path) -> None:
+    lines = list(screen(attlas.inspect(store)))
+    assert "statistics" not in lines
+    assert any(line.split()[:2] == ["attention", "float16"] for line in lines)
+    assert any(line.startswith("columns ") and "label_class" in line for line in lines)
+
+
+def test_a_full_store_fits_a_screen_and_names_each_statistic_once(store: Path) -> None:
+    """Every array is on it by its own name, or by the statistic that it sums up."""
+    pytest.importorskip("attlas.analysis.statistics")
+    attlas.analyze(store, by="label")
+    data = attlas.inspect(store)
+    lines = list(screen(data))
+    assert len(data["arrays"]) > 60
+    assert len(lines) <= 40
+    found = [line.split() for line in lines if line.startswith("  entropy ")]
+    assert len(found) == 1
+    text = " ".join(found[0])
+    assert "rows (image, layer, head); mean, std, quantile, interval; by label: mean, std, count, difference, q" in text
+    words = {word.strip(",") for line in lines for word in line.split()}
+    assert {"rollout", "readout_map", "label_group", "score_matrix", "error", "pixels", "8"} <= words
+    for name in data["arrays"]:
+        assert name in words or any(name.startswith(f"{word}_") for word in words)
