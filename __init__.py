@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .analysis.statistics import analyze as analyze
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
-    from .engine.layout import Reducer, Statistics
+    from .engine.contents import Reducer, Statistics
     from .engine.runner import Progress, RunResult
     from .engine.session import Session as Session
     from .engine.sources import Source

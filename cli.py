@@ -403,8 +403,8 @@ def _pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]
         from .engine.executors.cluster import Cluster
 
         with Cluster(scheduler) as cluster, cluster.pool() as executor:
-            note(cluster.words)
-            yield {"executor": executor, "workers": 2 * cluster.hands}
+            note(cluster.description)
+            yield {"executor": executor, "workers": 2 * cluster.threads}
     elif workers is not None:
         from .engine.executors.processes import pool
 

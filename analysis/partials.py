@@ -228,7 +228,7 @@ class _Unit:
         if name not in self._has:
             rest = [0] * (len(self._store.array(name).shape) - 1)
             first = self._images.start // self._store.array(name).chunks[0]
-            self._has[name] = self._store.place.exists(self._store.chunk_key(name, (first, *rest)))
+            self._has[name] = self._store.storage.exists(self._store.chunk_key(name, (first, *rest)))
         return self._has[name]
 
     def partial(self) -> Partial:

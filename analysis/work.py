@@ -155,7 +155,7 @@ def _whole(store: Store, one: Statistic) -> bool:
     if one.formula is not None or one.name in CATALOG:
         return True
     rest = [0] * (len(store.dims(one.name)) - 1)
-    there = {key for key, _ in store.place.listing(one.name)}
+    there = {key for key, _ in store.storage.listing(one.name)}
     return all(store.chunk_key(one.name, (int(k), *rest)) in there for k in np.flatnonzero(store.done))
 
 
@@ -187,7 +187,7 @@ def _rows_lacking(work: Work, one: Statistic, known: dict[str, Mask]) -> Mask:
         if array not in known:
             rest = [0] * (len(store.dims(array)) - 1)
             # A unit is a chunk, and a chunk's file is written whole.
-            there = {key for key, _ in store.place.listing(array)} if not work.anew else set()
+            there = {key for key, _ in store.storage.listing(array)} if not work.anew else set()
             keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
             known[array] = done & ~np.array([key in there for key in keys], np.bool_)
         lacking |= known[array]

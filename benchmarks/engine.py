@@ -27,10 +27,12 @@ from pathlib import Path
 import attlas
 import numpy as np
 from attlas.analysis.kernel import Reducer
+from attlas.engine.contents import Choices, Contents
 from attlas.engine.decode import decode
 from attlas.engine.graph import read_spec
-from attlas.engine.layout import Keep
-from attlas.engine.session import Session, cores
+from attlas.engine.keep import Keep
+from attlas.engine.providers import cores
+from attlas.engine.session import Session
 from attlas.engine.sources import Folder
 from attlas.engine.store import Store
 
@@ -72,9 +74,9 @@ def decode_alone(source: Folder, spec) -> float:
 def inference_alone(graph: Path, pixels: np.ndarray, keep: Keep) -> tuple[float, str]:
     """Wall seconds per image times cores, at the better of two thread settings, and which that was."""
     found = {}
+    wanted = Contents.derive(read_spec(graph), Choices(keep)).wanted()
     for streams in (1, cores()):
-        session = Session(graph, provider="cpu", wanted=list(keep.wanted(read_spec(graph)).values()),
-                          threads=cores() // streams)  # fmt: skip
+        session = Session(graph, provider="cpu", wanted=wanted, threads=cores() // streams)
         buffers = [session.buffers(len(pixels)) for _ in range(streams)]
         rounds = ALONE // len(pixels) // streams
 

@@ -23,7 +23,7 @@ import numpy as np
 from attlas.engine import Session, Store
 from attlas.engine.decode import prepare
 from attlas.engine.graph import read_spec
-from attlas.engine.places import place_at
+from attlas.engine.places import storage_at
 from PIL import Image
 
 from engine import repeat
@@ -41,7 +41,7 @@ def run(*arguments: object, codes: tuple[int, ...] = (0,)) -> subprocess.Complet
 
 
 def chunk_files(store: Path) -> dict[str, bytes]:
-    place = place_at(store)
+    place = storage_at(store)
     return {key: place.read(key) for key, _ in place.listing() if "/c." in key}
 
 

@@ -32,10 +32,12 @@ import attlas
 import numpy as np
 import onnxruntime as ort
 from attlas.analysis.kernel import Reducer
+from attlas.engine.contents import Choices, Contents
 from attlas.engine.decode import decode
 from attlas.engine.graph import read_spec
-from attlas.engine.layout import Keep, to_append
-from attlas.engine.session import Session, cores
+from attlas.engine.keep import Keep
+from attlas.engine.providers import cores
+from attlas.engine.session import Session
 from attlas.engine.sources import BaseSource, Item
 
 MODELS = (
@@ -163,11 +165,9 @@ def inference(graph: Path, provider: str, batch: int, keep: str | None, seconds:
     """Images per second of black batches, two threads: nothing fetched but logits, or what `keep` fetches."""
     spec = read_spec(graph)
     chosen = Keep.choose(spec, (keep or "none",), None, "float16")
-    appended = None
-    wanted = [chosen.wanted(spec)["result"]]
-    if keep is not None:
-        appended = to_append(spec, chosen, Reducer(spec), "graph", accelerator=True)
-        wanted = list(chosen.wanted(spec, appended=True).values())
+    contents = Contents.derive(spec, Choices(chosen, Reducer, "graph"))
+    appended = contents.appended(accelerator=True) if keep is not None else None
+    wanted = contents.wanted(appended=True)
     session = Session(graph, provider=provider, wanted=wanted, appended=appended)
     sets = [(session.pixels(batch), session.buffers(batch)) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:

@@ -29,6 +29,7 @@ from attlas.engine.store import ArraySpec, Store
 from attlas.exporter.spec import GraphSpec
 from numcodecs import Blosc, blosc
 
+FUSED = "zarr.core.codec_pipeline.FusedCodecPipeline"
 CODECS = {
     "none": None,
     "lz4, level 1, bitshuffle (default)": Blosc("lz4", 1, Blosc.BITSHUFFLE),
@@ -65,7 +66,7 @@ def ways(chunks: list[np.ndarray], folder: Path, spec: GraphSpec) -> None:
     raw, shape = sum(c.nbytes for c in chunks), chunks[0].shape
     template = ArraySpec("a", ("image", "head", "query", "key"), (len(chunks) * shape[0], *shape[1:]), shape,
                          "float16", np.nan)  # fmt: skip
-    pipelines = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "the run's own": ""}
+    pipelines = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "zarr, fused": FUSED, "the run's own": ""}
     if importlib.util.find_spec("zarrs"):
         import zarrs  # noqa: F401 - registers itself
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attlas
-from attlas.engine.session import cores
+from attlas.engine.providers import cores
 
 from engine import repeat, spread, whole
 
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="attlas-bench-") as place:
         rows = bench(Path(place), options)
     print(f"{options.count} images, --keep {options.keep}, {cores()} cores, {len(next(iter(rows.values())))} rounds\n")
-    print("| who | the run itself, images/s | whole process, images/s | against this process | hands at work |")
+    print("| who | the run itself, images/s | whole process, images/s | against this process | threads at work |")
     print("|---|---|---|---|---|")
     base = rows["this process"]
     for name, runs in rows.items():

@@ -1,15 +1,16 @@
 """Arrays and their chunks, in a folder or a bucket: the one module that knows zarr.
 
-A chunk is encoded by numcodecs directly; the bytes are those that zarr writes.
+A whole chunk is encoded and decoded by numcodecs in the caller's thread, which halves what zarr's way costs
+(docs/engine.md has the figures); the bytes are those that zarr writes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,75 +21,39 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import MemoryStore
 
-from .places import ROOT, Place
-from .plan import Plan
+from .places import ROOT, Storage
+from .schema import CODECS, ArraySpec
 
 __all__ = [
-    "FLOAT16_ATTRS", "LARGE", "LAYERED", "Array", "ArraySpec", "Template", "chunk_key", "decode", "encode", "encoded",
-    "join", "laid_out", "member", "opened", "zarr_store",
-]  # fmt: skip
+    "Array",
+    "chunk_key",
+    "decode",
+    "encode",
+    "encoded",
+    "join",
+    "laid_out",
+    "member",
+    "opened",
+    "zarr_store",
+]
 
 type Array = zarr.Array[Any]
 
+SHUFFLES = {
+    "noshuffle": numcodecs.Blosc.NOSHUFFLE,
+    "shuffle": numcodecs.Blosc.SHUFFLE,
+    "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
+}
 KEYS = ("default", "v2")  # the two kinds of chunk keys that Zarr has: `c.0.1`, and `0.1` for what replaces it
-CODECS = ("BytesCodec", "BloscCodec", "Crc32cCodec")  # what numbers are laid out with
 RESIDUE = 0x48674BC7  # what CRC32C gives of any data with its own checksum behind it: no copy without it is needed
 
-# Arrays with a chunk per batch and layer, and those with a chunk per batch; the others have a chunk per unit.
-LAYERED = ("attention", "attention_code", "attention_mean", "gradient", "gradient_mean", "gradient_positive")
-LARGE = (*LAYERED, "tokens")
 
-# numpy and xarray add float16 in float16, which makes a mean over 20,000 rows a third too small. With a CF scale
-# factor xarray decodes to float64 on reading, so that plain `xarray.open_zarr` does not mislead.
-FLOAT16_ATTRS: Mapping[str, Any] = {"scale_factor": 1.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """One result per image: `dims` begins with "image", `shape` leaves the image axis out."""
-
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    fill: Any
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """One array of a store: `dtype` is numpy's name, or "str" for text."""
-
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    dtype: str
-    fill: Any
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_template(cls, template: Template, plan: Plan) -> ArraySpec:
-        """A per-image result whose chunks are the plan's units (batches and single layers for the large arrays)."""
-        shape = (plan.images, *template.shape)
-        if template.name in LARGE:
-            layered = template.name in LAYERED
-            chunks = (plan.batch, 1, *template.shape[1:]) if layered else (plan.batch, *template.shape)
-        else:
-            chunks = (plan.unit, *template.shape)
-        attrs = dict(template.attrs)
-        if template.dtype == "float16":
-            attrs |= FLOAT16_ATTRS
-        return cls(template.name, template.dims, shape, chunks, template.dtype, template.fill, attrs)
-
-
-def opened(place: Place, *, writable: bool) -> zarr.Group:
-    """The group at a place."""
-    return zarr.open_group(zarr_store(place), mode="r+" if writable else "r", zarr_format=3)
+def opened(storage: Storage, *, writable: bool) -> zarr.Group:
+    """The group in a storage."""
+    return zarr.open_group(zarr_store(storage), mode="r+" if writable else "r", zarr_format=3)
 
 
 def member(group: zarr.Group, name: str) -> Array:
@@ -103,9 +68,9 @@ def member(group: zarr.Group, name: str) -> Array:
     return array.with_config({"write_empty_chunks": True})
 
 
-def zarr_store(place: Place) -> Any:
+def zarr_store(storage: Storage) -> Any:
     """What zarr, and xarray, open: a folder's own path, or a bucket's adapter."""
-    return place.path if isinstance(place.path, Path) else _Keys(place)
+    return storage.path if isinstance(storage.path, Path) else _Adapter(storage)
 
 
 def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
@@ -122,7 +87,7 @@ def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapp
     return {key: data.to_bytes() for key, data in files.items()} | chunks
 
 
-def join(place: Place, arrays: Sequence[ArraySpec], values: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
     """Put arrays into a group, in place of those of the same names, all of them at once, and set attributes of it.
 
     The root lists the metadata of every array, and with it under which of two kinds of keys the array's chunks lie. The
@@ -132,39 +97,39 @@ def join(place: Place, arrays: Sequence[ArraySpec], values: Mapping[str, Any], a
 
     An array that is there with equal values, or that none are given of, stays as it is.
     """
-    root = json.loads(place.read(ROOT))
+    root = json.loads(storage.read(ROOT))
     listed = (root.get("consolidated_metadata") or {}).get("metadata")
     metadata: dict[str, Any] = {}
     fresh: dict[str, bytes] = {}
     for array, (new, chunks) in zip(arrays, _files(arrays, values), strict=True):
         name = array.name
-        old = _listed(place, name) if listed is None else listed.get(name)
+        old = _listed(storage, name) if listed is None else listed.get(name)
         if old is None:
-            place.clear(name)  # of one that never was listed
+            storage.clear(name)  # of one that never was listed
         else:
             kind = _kind(old)
-            if name not in values or (old == _of_kind(new, kind) and _there(place, name, kind, chunks)):
+            if name not in values or (old == _of_kind(new, kind) and _there(storage, name, kind, chunks)):
                 continue
             new = _of_kind(new, next(other for other in KEYS if other != kind))
         metadata[name] = new
         fresh |= {_key(name, tail, _kind(new)): data for tail, data in chunks.items()}
     for key, data in fresh.items():
-        place.send(key, data)
-    place.keep(fresh)
+        storage.send(key, data)
+    storage.keep(fresh)
     for name, new in metadata.items():
-        place.write(f"{name}/{ROOT}", json.dumps(new, indent=2).encode())
+        storage.write(f"{name}/{ROOT}", json.dumps(new, indent=2).encode())
     if not metadata and root["attributes"] == root["attributes"] | attrs:
         return
     root["attributes"] |= attrs
     if listed is not None:
         listed |= metadata
-    place.mark(ROOT, json.dumps(root).encode())
+    storage.mark(ROOT, json.dumps(root).encode())
 
 
 def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     """Each array's metadata, and its chunks by their key in the array's folder."""
     files: dict[str, Buffer] = {}
-    # In memory: zarr would ask the place for what may be there already, a few milliseconds for each array.
+    # In memory: zarr would ask the storage for what may be there already, a few milliseconds for each array.
     written = _filled(zarr.create_group(MemoryStore(files)), arrays, values)
     whole: dict[str, dict[str, bytes]] = {array.name: {} for array in arrays}
     for key, data in ({key: data.to_bytes() for key, data in files.items() if key != ROOT} | written).items():
@@ -174,17 +139,17 @@ def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[t
         yield json.loads(own.pop(ROOT)), own
 
 
-def _listed(place: Place, name: str) -> Any:
+def _listed(storage: Storage, name: str) -> Any:
     """An array's metadata, where the root does not list it."""
     try:
-        return json.loads(place.read(f"{name}/{ROOT}"))
+        return json.loads(storage.read(f"{name}/{ROOT}"))
     except FileNotFoundError:
         return None
 
 
-def _there(place: Place, name: str, kind: str, chunks: Mapping[str, bytes]) -> bool:
+def _there(storage: Storage, name: str, kind: str, chunks: Mapping[str, bytes]) -> bool:
     try:
-        return all(place.read(_key(name, tail, kind)) == data for tail, data in chunks.items())
+        return all(storage.read(_key(name, tail, kind)) == data for tail, data in chunks.items())
     except FileNotFoundError:
         return False
 
@@ -227,24 +192,17 @@ def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, 
 def _create(root: zarr.Group, array: ArraySpec) -> Array:
     """Lay an array out."""
     text = array.dtype == "str"
-    # A checksum behind the compressor: a flipped bit is an error on reading, never a number.
-    compressors: list[Any] = [Crc32cCodec()]
-    if not text:
-        size = np.dtype(array.dtype).itemsize
-        blosc = _blosc(size)
-        shuffle: Any = "bitshuffle" if blosc["shuffle"] else "noshuffle"
-        compressors.insert(
-            0, BloscCodec(cname=blosc["cname"], clevel=blosc["clevel"], shuffle=shuffle, typesize=size, blocksize=0)
-        )
-    chunks = tuple(max(1, min(c, n)) if d != "image" else max(1, c) for c, n, d in
-                   zip(array.chunks, array.shape, array.dims, strict=True))  # fmt: skip
+    chunks = tuple(
+        max(1, c) if dim == "image" else max(1, min(c, n))
+        for c, n, dim in zip(array.chunks, array.shape, array.dims, strict=True)
+    )
     return root.create_array(
         array.name,
         shape=array.shape,
         chunks=chunks,
         dtype=str if text else array.dtype,
         fill_value=array.fill,
-        compressors=compressors,
+        compressors=_compressors(array.dtype),
         # Zarr's default is a folder per axis: four folders around every chunk, and a fifth of the time that an
         # analysis takes to write its rows.
         chunk_key_encoding={"name": KEYS[0], "separator": "."},
@@ -254,21 +212,42 @@ def _create(root: zarr.Group, array: ArraySpec) -> Array:
     )
 
 
+def _compressors(dtype: str) -> list[Any]:
+    """The schema's codecs for numbers of this dtype; text has a codec of zarr's, and no compressor."""
+    if dtype == "str":
+        return [codec for codec in CODECS if codec["name"] != "blosc"]
+    size = np.dtype(dtype).itemsize
+    own = {"typesize": size} | ({"shuffle": "noshuffle"} if size == 1 else {})
+    return [
+        {**codec, "configuration": {**codec["configuration"], **own}} if codec["name"] == "blosc" else codec
+        for codec in CODECS
+    ]
+
+
 def encode(array: Array, block: npt.NDArray[Any]) -> tuple[bytes, bytes]:
-    """One chunk of numbers, padded with fill at the array's end, as its file's bytes: the data and its checksum."""
+    """One chunk of numbers, padded with fill at the array's end, as its file's bytes: the data and its checksum.
+
+    Only of arrays that are `encoded`.
+    """
     dtype = array.dtype.newbyteorder("<")
     if len(block) < array.chunks[0]:
         padded = np.full(array.chunks, array.fill_value, dtype)
         padded[: len(block)] = block
         block = padded
-    data = numcodecs.Blosc(**_blosc(dtype.itemsize)).encode(np.ascontiguousarray(block, dtype))
+    _, blosc, _ = _codecs(array)
+    data = _compressor(**blosc["configuration"]).encode(np.ascontiguousarray(block, dtype))
     return data, google_crc32c.value(data).to_bytes(4, "little")
 
 
 def encoded(array: Array) -> bool:
-    """Whether the array's chunks are as `encode` makes them."""
-    codecs = getattr(array.metadata, "codecs", ())
-    return tuple(type(codec).__name__ for codec in codecs) == CODECS
+    """Whether the array's chunks are numbers, blosc and a checksum, which `encode` and `decode` know.
+
+    Of others zarr writes and reads every chunk. The names are those that a store's metadata holds, which no version of
+    zarr can change.
+    """
+    codecs = _codecs(array)
+    big = codecs[0].get("configuration", {}).get("endian") == "big"
+    return [codec["name"] for codec in codecs] == ["bytes", "blosc", "crc32c"] and not big
 
 
 def decode(data: bytes, out: npt.NDArray[Any]) -> None:
@@ -282,35 +261,41 @@ def decode(data: bytes, out: npt.NDArray[Any]) -> None:
     numcodecs.Blosc().decode(memoryview(data)[:-4], out=out)
 
 
-def _blosc(itemsize: int) -> dict[str, Any]:
-    """The compressor's setting: attention hardly compresses, so the fastest (docs/engine.md has the table)."""
-    shuffle = numcodecs.Blosc.BITSHUFFLE if itemsize > 1 else numcodecs.Blosc.NOSHUFFLE
-    return {"cname": "lz4", "clevel": 1, "shuffle": shuffle, "blocksize": 0}
+def _codecs(array: Array) -> list[dict[str, Any]]:
+    """What the array's metadata says of its codecs."""
+    metadata: Any = array.metadata
+    return [codec.to_dict() for codec in metadata.codecs]
 
 
-class _Keys(ZarrStore):
-    """A place as zarr wants it, so that its requests are repeated, and fail, as all others there are and do."""
+@functools.lru_cache(maxsize=32)
+def _compressor(*, cname: str, clevel: int, shuffle: str, blocksize: int, **_: Any) -> Any:
+    """Numcodecs' compressor of these settings."""
+    return numcodecs.Blosc(cname, clevel, SHUFFLES[shuffle], blocksize)
+
+
+class _Adapter(ZarrStore):
+    """A storage as a store of zarr's, so that its requests are retried, and fail, as all others."""
 
     supports_writes = True
     supports_deletes = True
     supports_listing = True
 
-    def __init__(self, place: Place, *, read_only: bool = False) -> None:
+    def __init__(self, storage: Storage, *, read_only: bool = False) -> None:
         super().__init__(read_only=read_only)
-        self._place = place
+        self._storage = storage
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keys) and other._place.path == self._place.path
+        return isinstance(other, _Adapter) and other._storage.path == self._storage.path
 
     def __str__(self) -> str:
-        return str(self._place.path)
+        return str(self._storage.path)
 
-    def with_read_only(self, read_only: bool = False) -> _Keys:
-        return _Keys(self._place, read_only=read_only)
+    def with_read_only(self, read_only: bool = False) -> _Adapter:
+        return _Adapter(self._storage, read_only=read_only)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         try:
-            data = await asyncio.to_thread(self._place.read, key)
+            data = await asyncio.to_thread(self._storage.read, key)
         except FileNotFoundError:
             return None
         match byte_range:
@@ -328,24 +313,24 @@ class _Keys(ZarrStore):
         return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        return await asyncio.to_thread(self._place.exists, key)
+        return await asyncio.to_thread(self._storage.exists, key)
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()
-        await asyncio.to_thread(self._place.write, key, value.to_bytes())
+        await asyncio.to_thread(self._storage.write, key, value.to_bytes())
 
     async def delete(self, key: str) -> None:
         self._check_writable()
-        await asyncio.to_thread(self._place.delete, key)
+        await asyncio.to_thread(self._storage.delete, key)
 
     def list(self) -> AsyncIterator[str]:
-        return self._each(lambda: [key for key, _ in self._place.listing()])
+        return self._each(lambda: [key for key, _ in self._storage.listing()])
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        return self._each(lambda: [key for key, _ in self._place.listing(prefix.rstrip("/"))])
+        return self._each(lambda: [key for key, _ in self._storage.listing(prefix.rstrip("/"))])
 
     def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        return self._each(lambda: self._place.names(prefix.rstrip("/")))
+        return self._each(lambda: self._storage.names(prefix.rstrip("/")))
 
     async def _each(self, found: Callable[[], Iterable[str]]) -> AsyncIterator[str]:
         for key in await asyncio.to_thread(found):

@@ -42,8 +42,14 @@ class OutOfMemoryError(AttlasError):
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error of onnxruntime's or CUDA's speaks of memory; they have no type for it."""
     text = str(error).lower()
-    signs = ("out of memory", "failed to allocate memory", "cuda failure 2:", "bad_alloc", "alloc_failed",
-             "is smaller than requested bytes")  # fmt: skip
+    signs = (
+        "out of memory",
+        "failed to allocate memory",
+        "cuda failure 2:",
+        "bad_alloc",
+        "alloc_failed",
+        "is smaller than requested bytes",
+    )
     return any(sign in text for sign in signs)
 
 

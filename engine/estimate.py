@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..exporter.spec import GraphSpec
-from .layout import Keep
+from .keep import Keep
 from .plan import Plan
-from .store import LAYERED, ArraySpec
+from .schema import LAYERED, ArraySpec
 
 __all__ = ["raw_bytes", "stored_bytes"]
 

@@ -6,19 +6,18 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 from onnx import TensorProto, compose, helper, version_converter
 
 from ..exporter.errors import AttlasError
 from ..exporter.spec import METADATA_KEY, GraphSpec
+from .outputs import Form, Wanted
 
-__all__ = ["APPENDED", "TARGET", "Wanted", "appended_outputs", "graph_digest", "prepare", "read_spec"]
+__all__ = ["APPENDED", "TARGET", "appended_outputs", "graph_digest", "prepare", "read_spec"]
 
-Form = Literal["float32", "float16", "uint8"]
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
@@ -27,29 +26,6 @@ TARGET = "target"
 
 # Before every name of an appended model, which is a stranger to the names of the graph.
 APPENDED = "appended:"
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One output of the prepared graph: which of the graph's own, in what form.
-
-    `uint8` is the companded code round(255 * sqrt(a)), for attention alone. `times` is another output to multiply by
-    first, of which product `positive` keeps what is above 0; then `head_mean` averages axis 1.
-    """
-
-    source: str
-    form: Form = "float32"
-    head_mean: bool = False
-    times: str = ""
-    positive: bool = False
-
-    @property
-    def name(self) -> str:
-        """The output's name in the prepared graph; unchanged where nothing is appended."""
-        if self.form == "float32" and not self.head_mean and not self.times:
-            return self.source
-        product = f":{self.times}{':positive' if self.positive else ''}" if self.times else ""
-        return f"{self.source}{product}{':mean' if self.head_mean else ''}:{self.form}"
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:

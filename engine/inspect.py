@@ -55,7 +55,7 @@ def _store(store: Store) -> dict[str, Any]:
     done = store.done
     valid = store.read("valid")
     sizes = Counter[str]()
-    for key, size in store.place.listing():
+    for key, size in store.storage.listing():
         sizes[key.partition("/")[0]] += size
     arrays = {}
     for name in store.names:

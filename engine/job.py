@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +14,27 @@ import numpy.typing as npt
 
 from ..exporter.errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
+from .contents import Choices, Contents, Reducer, Statistics
+from .coordinates import COORDINATES, arrays, with_room
 from .decode import RANGE
 from .estimate import raw_bytes, stored_bytes
 from .graph import graph_digest, read_spec
+from .keep import Keep
 from .labels import map_labels
-from .layout import COORDINATES, GRADIENTS, Keep, Reducer, Statistics, arrays, templates, to_append, with_room
 from .places import Url
 from .plan import Plan, digest, make_plan, spread
-from .session import constants, probe_batch, resolve_provider
+from .providers import accelerates
+from .schema import GRADIENTS
+from .session import constants, probe_batch
 from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
-from .store import LAYERED, Store, Template, read_attrs
+from .store import Store, read_attrs
 from .targets import choose
-from .unit import Share
+from .unit import Unit
+from .versions import versions
 
-__all__ = ["Estimate", "Job", "Request", "make_job", "open_store", "versions"]
+__all__ = ["Estimate", "Job", "Request", "make_job", "open_store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +87,20 @@ class Job:
     """A run made ready: everything but the session."""
 
     request: Request
-    spec: GraphSpec
-    keep: Keep
+    choices: Choices
+    contents: Contents
     source: Source
     items: Items
-    kept: list[Template]
-    reducer: Reducer | None
     plan: Plan
     estimate: Estimate
     targets: npt.NDArray[np.int64] | None = None
     notes: list[str] = field(default_factory=list)
 
-    def share(self, k: int) -> Share:
+    def unit(self, k: int) -> Unit:
         """Unit k as it is handed out."""
         images = self.plan.unit_range(k)
         at = slice(images.start, images.stop)
-        return Share(k, self.items[at], self.source, None if self.targets is None else self.targets[at])
+        return Unit(k, self.items[at], self.source, None if self.targets is None else self.targets[at])
 
 
 def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: Callable[..., int] = probe_batch) -> Job:
@@ -108,7 +108,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
 
     Args:
         request: what is asked for.
-        images: a place, or a source.
+        images: a path or URL, or a source.
         probe: `probe_batch`, or the same where the work is done.
 
     Raises:
@@ -121,26 +121,25 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     _refuse_other(request.graph)
     spec = read_spec(request.graph)
     keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype)
-    accelerator = resolve_provider(request.provider)[0] != "CPUExecutionProvider"
+    choices = Choices(keep, request.reducer, request.statistics)
+    accelerator = accelerates(request.provider)
     source = _source(images)
     items = Items.of(source.items)
     if request.limit is not None:
         items = items.take(spread(len(items), request.limit))
-    reducer = request.reducer(spec) if request.reducer is not None else None
-    kept = templates(spec, keep, reducer)
-    items, renamed = with_room(items, spec, kept, request.reserved)
+    contents = Contents.derive(spec, choices)
+    items, renamed = with_room(items, spec, contents.templates, request.reserved)
     targets = _targets(request, keep, spec, items)
     existing, notes = None, list[str]()
     if request.output.exists() and not request.overwrite:
         existing = Plan.from_dict(read_attrs(request.output)["plan"])
-    image_bytes = sum(_bytes(t, keep, spec) for t in kept)
-    identity = _identity(request, spec, keep, items, reducer)  # once: it hashes the whole graph
+    identity = _identity(request, contents, items)  # once: it hashes the whole graph
 
     def planned(batch: int | None) -> Plan:
         return make_plan(
             len(items),
             layer_bytes=spec.heads * spec.tokens**2 * (4 if "float32" in keep.widths else 2),
-            image_bytes=image_bytes,
+            image_bytes=contents.image_bytes,
             identity=identity,
             batch=batch,
             gpu=accelerator,
@@ -154,15 +153,15 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         notes = _compare_files(request.output, items)
     elif accelerator and request.batch_size is None and not request.dry_run:
         # Once, into the plan: what the device's memory holds.
-        appended = to_append(spec, keep, reducer, request.statistics, accelerator=True)
-        wanted = list(keep.wanted(spec, appended=appended is not None).values())
+        appended = contents.appended(accelerator=True)
+        wanted = contents.wanted(appended=appended is not None)
         fits = probe(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
         plan = planned(fits) if fits < plan.batch else plan
-    estimate = _estimate(request, source, items, plan, kept, keep, spec)
+    estimate = _estimate(request, source, items, plan, contents)
     if existing is None:
         notes += _columns_note(renamed)
         notes += filter(None, [duplicates(source, items)] if not source.reads_ahead else [])
-    return Job(request, spec, keep, source, items, kept, reducer, plan, estimate, targets, notes)
+    return Job(request, choices, contents, source, items, plan, estimate, targets, notes)
 
 
 def _source(images: str | os.PathLike[str] | Source) -> Source:
@@ -207,13 +206,14 @@ def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Items) -> npt
     return None
 
 
-def _identity(request: Request, spec: GraphSpec, keep: Keep, items: Items, reducer: Reducer | None) -> dict[str, Any]:
+def _identity(request: Request, contents: Contents, items: Items) -> dict[str, Any]:
     """What must be equal for a run to resume."""
+    keep, reducer = contents.keep, contents.reducer
     return {
         "graph": graph_digest(request.graph),
         "images": len(items),
         "items": digest(zip(items.keys, items.labels, strict=True)),
-        "recipe": str(spec.recipe),
+        "recipe": str(contents.spec.recipe),
         "range": RANGE,
         **keep.identity(),
         **({"target": request.target} if keep.gradients else {}),
@@ -222,12 +222,11 @@ def _identity(request: Request, spec: GraphSpec, keep: Keep, items: Items, reduc
     }
 
 
-def _estimate(
-    request: Request, source: Source, items: Items, plan: Plan, kept: Sequence[Template], keep: Keep, spec: GraphSpec
-) -> Estimate:
+def _estimate(request: Request, source: Source, items: Items, plan: Plan, contents: Contents) -> Estimate:
     """The bytes that the plan means, and how much of it is done already."""
+    spec, keep = contents.spec, contents.keep
     fixed = {o.name: np.zeros([n for n in o.shape if n], np.float32) for o in spec.outputs if None not in o.shape}
-    layout, values = arrays(spec, plan, kept, items, np.zeros(len(items), np.int32), fixed)
+    layout, values = arrays(spec, plan, contents.templates, items, np.zeros(len(items), np.int32), fixed)
     resumed = request.output.exists() and not request.overwrite
     return Estimate(
         images=plan.images,
@@ -287,29 +286,19 @@ def open_store(job: Job) -> Store:
         Store.remove(output)
     elif output.exists():
         return Store(output, writable=True)
-    labels = map_labels(job.items.labels, job.spec.classes)
-    layout, values = arrays(job.spec, job.plan, job.kept, job.items, labels, constants(job.request.graph))
+    contents, keep = job.contents, job.contents.keep
+    labels = map_labels(job.items.labels, contents.spec.classes)
+    known = constants(job.request.graph)
+    layout, values = arrays(contents.spec, job.plan, contents.templates, job.items, labels, known)
     attrs = {
         "dataset": job.source.name,
         "selection": _selection(job),
         "versions": versions(),
-        "kept": job.keep.identity(),
-        "coordinates": " ".join([*COORDINATES, *(["target"] if job.keep.gradients else []), *job.items.columns]),
+        "kept": keep.identity(),
+        "coordinates": " ".join([*COORDINATES, *(["target"] if keep.gradients else []), *job.items.columns]),
         "columns": list(job.items.columns),
     }
-    return Store.create(output, job.spec, job.plan, layout, values=values, attrs=attrs)
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide the numbers."""
-    names = ("attlas", "numpy", "zarr", "pillow", "numba")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    import onnxruntime
-
-    return found | {"onnxruntime": onnxruntime.__version__}
+    return Store.create(output, contents.spec, job.plan, layout, values=values, attrs=attrs)
 
 
 def _selection(job: Job) -> str:
@@ -319,22 +308,14 @@ def _selection(job: Job) -> str:
     return f"{job.plan.images} of {job.estimate.total} images, evenly spread over the sorted list"
 
 
-def _bytes(template: Template, keep: Keep, spec: GraphSpec) -> int:
-    """Raw bytes per image; of the layers that are not kept, nothing is written."""
-    size = int(np.prod(template.shape)) * (32 if template.dtype == "str" else np.dtype(template.dtype).itemsize)
-    if template.name in LAYERED:
-        size = size * len(keep.layers) // len(spec.layers)
-    return size
-
-
 def _free(output: Path | Url) -> int | None:
     """Free bytes where the store will lie; a bucket does not say."""
     if isinstance(output, Url):
         return None
-    place = Path(os.path.realpath(output))  # resolve() raises where links go round
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
+    folder = Path(os.path.realpath(output))  # resolve() raises where links go round
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _short(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""Who writes a store: locks that a dead process does not hold.
+"""Who writes a store: locks that end with the process that holds them.
 
-An object store has no such locks: what a dead process left there looks like what a living one holds. There is none
-then. Two runs that do the same unit put the same bytes, each file whole, and mark it when all of them are there, so
-that they lose time and nothing else; only the account of one of two runs that end at once may be lost.
+An object store has no such locks, since nobody can tell a dead process's lock from a living one's; a store in a bucket
+has none. Two runs that do the same unit there write the same bytes, each file whole, and mark it when all are there:
+they lose time and nothing else. Only the record of one of two runs that end at once may be lost.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def locked(path: Path | Url, shard: tuple[int, int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unwritten(path: Path | Url) -> Iterator[None]:
-    """Hold all of a store that is about to go away; of one in a bucket nobody can tell whether a run is writing it.
+    """Hold all of a store that is about to go away; in a bucket nobody can tell whether a run is writing it.
 
     Raises:
         AttlasError: a run is writing it.
@@ -64,7 +64,7 @@ def unwritten(path: Path | Url) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recording(path: Path | Url) -> Iterator[None]:
-    """Hold the account of a store's runs while one adds its own, and wait for that: shards may end at once.
+    """Hold the record of a store's runs while one adds its own; waits, since shards may end at once.
 
     Raises:
         OSError: the store cannot be written.

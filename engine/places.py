@@ -1,8 +1,8 @@
-"""Where a store's files lie, a folder or a bucket: what each of the two promises of a file that is written.
+"""The storage of a store: a folder or a bucket, and what each guarantees for a file that is written.
 
-A folder has renames, locks and a page cache that a power failure empties. An object store has none of them: what is put
-is there whole and for good when the request is answered, and a put can be told to fail where something is already. A
-file's key is its path within the store, with `/`.
+A folder has renames, locks and a page cache that a power failure empties. An object store has none of them: once a put
+is answered the file is there, whole and for good, and a put can be told to fail if there is one already. The key of a
+file is its path within the store, with `/`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..exporter.errors import AttlasError
 from . import remote
 from .sources import files
 
-__all__ = ["ROOT", "Bucket", "Disk", "Place", "Url", "locate", "place_at"]
+__all__ = ["ROOT", "Bucket", "Disk", "Storage", "Url", "locate", "storage_at"]
 
 ROOT = "zarr.json"  # a store is there when this file is, and it is laid out last
 CLAIM = "run/.layout"
@@ -30,7 +30,7 @@ SYNCS = 4  # at once: a file system brings several files to the disk in one go
 
 
 class Url(str):
-    """A place that fsspec reaches, such as `s3://bucket/name.zarr`."""
+    """The address of something that fsspec reaches, such as `s3://bucket/name.zarr`."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ class Url(str):
         """Whether a store is there.
 
         Raises:
-            AttlasError: nobody can tell.
+            AttlasError: it cannot be reached.
         """
         try:
             return Bucket(self).occupied()
@@ -57,7 +57,7 @@ def locate(where: str | os.PathLike[str]) -> Path | Url:
     return Url(text.rstrip("/")) if files.is_url(text) else Path(text)
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """A folder or a bucket. Whatever fails raises OSError."""
 
     @property
@@ -65,10 +65,10 @@ class Place(Protocol):
         """Where it is."""
 
     def occupied(self) -> bool:
-        """Whether something is there that is a store, or that no store may be laid out over."""
+        """Whether there is a store, or something that no store may be written over."""
 
     def claimed(self) -> bool:
-        """Whether the laying out or the deletion of a store has begun there."""
+        """Whether a store is being laid out or deleted there."""
 
     def exists(self, key: str) -> bool:
         """Whether there is a file of that key."""
@@ -81,19 +81,19 @@ class Place(Protocol):
         """
 
     def names(self, folder: str) -> list[str]:
-        """The names of what lies directly in a folder, in no order; none where there is no folder."""
+        """The names of what is directly in a folder, in no order; none if there is no such folder."""
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """(key, bytes) of every file below a folder, in no order."""
 
     def write(self, key: str, *parts: bytes) -> None:
-        """Write a file; it is there whole or not at all, whoever looks and whatever happens."""
+        """Write a file: atomic, so that no reader and no crash sees half of it."""
 
     def send(self, key: str, *parts: bytes) -> None:
-        """Write a file by and by: it is there, or has failed, once `keep` was called for it."""
+        """Write a file in the background: it is there, or has failed, when `keep` returns for it."""
 
     def keep(self, keys: Iterable[str]) -> None:
-        """See to it that files written or sent survive a power failure from here on; nobody reads them soon."""
+        """Make files that were written or sent survive a power failure from here on; nobody reads them soon."""
 
     def mark(self, key: str, data: bytes) -> None:
         """Write a small file that survives a power failure from here on."""
@@ -105,24 +105,24 @@ class Place(Protocol):
         """Delete everything below a folder."""
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """Put a new store's files where nothing is, `ROOT` last; whether it was this call that did.
+        """Write a new store's files where there is nothing, `ROOT` last; returns whether this call did it.
 
         Args:
             objects: bytes by key.
-            identity: the same for whoever lays out a store that can take this one's place.
+            identity: equal for all who lay out the same store.
 
         Raises:
             AttlasError: something else is there, or is being laid out.
         """
 
     def remove(self) -> None:
-        """Delete the store, so that at no moment a part of it looks like a whole one."""
+        """Delete the store; at no moment does a part of it look like a whole one."""
 
     def sweep(self) -> int:
-        """Delete what killed writers left half written; returns how many files."""
+        """Delete what killed writers left half written; returns the number of files."""
 
 
-def place_at(where: str | os.PathLike[str]) -> Place:
+def storage_at(where: str | os.PathLike[str]) -> Storage:
     """The folder or bucket of a store."""
     path = locate(where)
     return Disk(path) if isinstance(path, Path) else Bucket(path)
@@ -137,23 +137,23 @@ class Disk:
         self._sent: dict[str, Future[None]] = {}
 
     def occupied(self) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return self.path.exists()
 
     def claimed(self) -> bool:
-        """See `Place`. All of it happens beside the place."""
+        """See `Storage`. All of it happens beside its path."""
         return False
 
     def exists(self, key: str) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return (self.path / key).is_file()
 
     def read(self, key: str) -> bytes:
-        """See `Place`."""
+        """See `Storage`."""
         return (self.path / key).read_bytes()
 
     def names(self, folder: str) -> list[str]:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with os.scandir(self.path / folder) as entries:
                 return [entry.name for entry in entries]
@@ -161,13 +161,13 @@ class Disk:
             return []
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """See `Place`."""
+        """See `Storage`."""
         for found in (self.path / folder).rglob("*"):
             if found.is_file():
                 yield found.relative_to(self.path).as_posix(), found.stat().st_size
 
     def write(self, key: str, *parts: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         target = self.path / key
         beside = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
         try:
@@ -180,12 +180,12 @@ class Disk:
         beside.replace(target)
 
     def send(self, key: str, *parts: bytes) -> None:
-        """See `Place`. It is in the page cache at once, and on its way to the disk."""
+        """See `Storage`. It is in the page cache at once, and on its way to the disk."""
         self.write(key, *parts)
         self._sent[key] = self._syncs.submit(_sync, self.path / key, forget=True)
 
     def keep(self, keys: Iterable[str]) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         for key in keys:
             sent = self._sent.pop(key, None)
             if sent is None:
@@ -194,22 +194,22 @@ class Disk:
                 sent.result()
 
     def mark(self, key: str, data: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         self.write(key, data)
         _sync(self.path / key)
         _sync_entries((self.path / key).parent)
 
     def delete(self, key: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         (self.path / key).unlink(missing_ok=True)
 
     def clear(self, folder: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         if (self.path / folder).exists():
             shutil.rmtree(self.path / folder)
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """See `Place`. It is laid out beside its place and renamed."""
+        """See `Storage`. It is laid out beside its path and renamed."""
         # A process number alone could be that of a process of another machine.
         beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
         try:
@@ -229,13 +229,13 @@ class Disk:
         return True
 
     def remove(self) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.deleted")
         self.path.rename(aside)
         shutil.rmtree(aside)
 
     def sweep(self) -> int:
-        """See `Place`."""
+        """See `Storage`."""
         leftovers = list(self.path.rglob("*.partial"))
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
@@ -255,65 +255,65 @@ class Bucket:
         return Bucket, (self.path,)
 
     def occupied(self) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return self.exists(ROOT)
 
     def claimed(self) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return self._claim() is not None
 
     def exists(self, key: str) -> bool:
-        """See `Place`."""
+        """See `Storage`."""
         return files.persist(lambda: remote.stamp(self._url(key))) is not None
 
     def read(self, key: str) -> bytes:
-        """See `Place`."""
+        """See `Storage`."""
         return files.persist(lambda: remote.read(self._url(key)))
 
     def names(self, folder: str) -> list[str]:
-        """See `Place`."""
+        """See `Storage`."""
         return files.persist(lambda: remote.names(self._url(folder)))
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """See `Place`."""
+        """See `Storage`."""
         for key, size, _ in files.persist(lambda: list(remote.listing(self._url(folder)))):
             yield f"{folder}/{key}" if folder else key, size
 
     def write(self, key: str, *parts: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         data = b"".join(parts)
         files.persist(lambda: remote.write(self._url(key), data))
 
     def send(self, key: str, *parts: bytes) -> None:
-        """See `Place`. A put takes some 50 ms however small it is, so that many are under way at once."""
+        """See `Storage`. A put takes some 50 ms however small it is, so that many are under way at once."""
         self._room.acquire()
         sent = self._requests.submit(self.write, key, *parts)
         sent.add_done_callback(lambda _: self._room.release())
         self._sent[key] = sent
 
     def keep(self, keys: Iterable[str]) -> None:
-        """See `Place`. A put that was answered is kept."""
+        """See `Storage`. A put that was answered is kept."""
         for key in keys:
             if (sent := self._sent.pop(key, None)) is not None:
                 sent.result()
 
     def mark(self, key: str, data: bytes) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         self.write(key, data)
 
     def delete(self, key: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         files.persist(lambda: remote.delete([self._url(key)]))
 
     def clear(self, folder: str) -> None:
-        """See `Place`."""
+        """See `Storage`."""
         self._delete([key for key, _ in self.listing(folder)])
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """See `Place`.
+        """See `Storage`.
 
-        The claim comes first, so that only those lay out at once who put the same; the root comes last. Both are put
-        where nothing is, or not at all. Whoever was stopped in between is followed up by the same call.
+        The claim comes first, so that only runs of the same layout write at once; the root comes last. Both are
+        created only if they do not exist. The same call completes a layout that was stopped in between.
         """
         claim = self._claim()
         if claim == DELETED:
@@ -332,12 +332,12 @@ class Bucket:
         return self._create(ROOT, objects[ROOT])
 
     def remove(self) -> None:
-        """See `Place`. The claim becomes the mark of a deletion that whoever lays out next would finish."""
+        """See `Storage`. The claim becomes the mark of a deletion, which the next layout would complete."""
         self.write(CLAIM, DELETED)
         self._empty()
 
     def sweep(self) -> int:
-        """See `Place`. A put that was cut off leaves nothing."""
+        """See `Storage`. A put that was cut off leaves nothing."""
         return 0
 
     def _url(self, key: str) -> str:

@@ -61,8 +61,8 @@ class Plan:
             yield range(start, min(start + self.batch, images.stop))
 
     def sampled(self, images: range) -> list[tuple[int, int]]:
-        """(place in the sample, image) of the sampled images among `images`."""
-        return [(place, image) for place, image in enumerate(self.sample) if image in images]
+        """(index in the sample, image) of the sampled images among `images`."""
+        return [(index, image) for index, image in enumerate(self.sample) if image in images]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

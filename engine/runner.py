@@ -17,16 +17,18 @@ from ..exporter.errors import AttlasError, Interrupted, UsageError
 from ..exporter.progress import Display, Show, shows
 from ..exporter.spec import GraphSpec
 from .amounts import estimate_lines
-from .executors import Executor, Ready, ThisProcess, orders_of
-from .job import Estimate, Job, Request, make_job, open_store, versions
+from .contents import Reducer, Statistics
+from .executors.base import Executor, Local, Task, WorkerInfo
+from .executors.threads import Threads
+from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
-from .layout import Reducer, Statistics
 from .locks import locked
 from .places import Url, locate
 from .sources import Source
 from .sources.files import is_url, place
 from .store import Store
 from .unit import UnitResult
+from .versions import versions
 
 __all__ = ["Estimate", "Progress", "RunResult", "run"]
 
@@ -118,11 +120,9 @@ def run(
 
     Args:
         graph: an ONNX file from `attlas export`.
-        images: a folder, a table of paths, tar or Parquet files, here or by URL (`open_source` says how it is told), or
-            any `Source`.
+        images: a folder, a table, tar or Parquet files, by path or URL as `open_source` has it, or any `Source`.
         output: the store. One of the same plan is resumed; a finished one is left as it is.
-        keep: which large arrays: attention, attention_mean, tokens, or none; of a graph with gradients also gradient,
-            gradient_mean and gradient_positive, which are float32 whatever the attention is.
+        keep: the large arrays: attention, attention_mean, gradient, gradient_mean, gradient_positive, tokens, or none.
         layers: the blocks whose attention is kept, by index from 0; all by default.
         store_dtype: of the attention: float16, float32, or uint8 codes (for averages only).
         batch_size: images of a batch, which is one chunk of the store; chosen from the model by default.
@@ -137,77 +137,80 @@ def run(
         dry_run: plan only; nothing is written.
         overwrite: put aside and delete a store that is at `output`.
         reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
-        reserved: which names columns of the images are not to have, since an analysis will need them; `attlas.run`
-            passes the analysis room's.
-        statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator, so that
-            attention leaves it only to be stored.
-        progress: True shows a bar; a function is called in this thread with a `Progress`, also while workers are waited
-            for.
+        reserved: names that columns of the images are not to have; `attlas.run` passes what an analysis will need.
+        statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator.
+        progress: True shows a bar; a function is called in this thread, also while workers are waited for.
         stop: set it to end the run after the units in flight.
 
     Raises:
-        UsageError: choices that do not fit the graph.
-        AttlasError: graph, images or store cannot be read or written, or the store is another run's.
-        Interrupted: `stop` was set; the same call resumes.
+        AttlasError: choices do not fit, files cannot be read or written, the store is another run's, or `stop` was set.
     """
-    if not 1 <= shard[0] <= shard[1]:
-        raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
-    if workers is not None and workers < 1:
-        raise UsageError(f"--workers {workers}: at least one process")
-    if scheduler is not None and (workers is not None or threads is not None):
-        raise UsageError("--scheduler: its own workers do the work; leave out --workers and threads")
-    output = locate(output)
-    stop = stop or threading.Event()
-    if scheduler is not None and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
-        images = os.path.abspath(place(images))  # noqa: PTH100 - workers elsewhere start in other folders
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            graph=Path(place(graph)), output=output, keep=keep, layers=layers, store_dtype=store_dtype,
-            batch_size=batch_size, provider=team.provider(provider), target=target, limit=limit, seed=seed,
-            reducer=reducer, statistics=statistics, overwrite=overwrite, dry_run=dry_run, reserved=reserved,
+            Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider), target,
+            limit, seed, reducer, statistics, overwrite, dry_run, reserved,
         )  # fmt: skip
-        job = make_job(request, images, team.probe)
-        if dry_run:
-            return _result(job, output, None, UnitResult(), 0.0, "")
-        job, store = _laid_out(job, team)
-        mine = _left(job, store, shard)
-        if not mine:
-            return _result(job, output, store, UnitResult(), 0.0, _last_provider(store))
-        with locked(store.path, shard):
-            return _run(job, store, shard, team, _shown(progress), stop)
+        return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
+
+
+def _start(
+    request: Request,
+    images: str | os.PathLike[str] | Source,
+    shard: tuple[int, int],
+    team: Executor,
+    show: Callable[[Progress], None],
+    stop: threading.Event,
+) -> RunResult:
+    """Plan or resume, and do what is left of a shard."""
+    if not 1 <= shard[0] <= shard[1]:
+        raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
+    if not isinstance(team, Local) and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
+        images = os.path.abspath(place(images))  # noqa: PTH100 - workers elsewhere start in other folders
+    job = make_job(request, images, team.probe)
+    if request.dry_run:
+        return _result(job, request.output, None, UnitResult(), 0.0, "")
+    job, store = _laid_out(job, team)
+    if not _left(job, store, shard):
+        return _result(job, request.output, store, UnitResult(), 0.0, _last_provider(store))
+    with locked(store.path, shard):
+        return _run(job, store, shard, team, show, stop)
 
 
 def _run(
-    job: Job, store: Store, shard: tuple[int, int], team: Executor, show: Callable[[Progress], None],
+    job: Job,
+    store: Store,
+    shard: tuple[int, int],
+    team: Executor,
+    show: Callable[[Progress], None],
     stop: threading.Event,
-) -> RunResult:  # fmt: skip
+) -> RunResult:
     """Do what is left of a shard whose lock is held."""
     mine = _left(job, store, shard)
     if shard == (1, 1):
         store.sweep()
     count = _Count(job, store, mine)
     show(count.progress(UnitResult(), team))
-    ready = team.open(orders_of(job, store), len(mine), job.share(mine[0]), stop)
-    job.notes.extend(ready.notes)
-    _compare_record(job, store, ready.provider)
+    info = team.open(Task.of(job, store), len(mine), job.unit(mine[0]), stop)
+    job.notes.extend(info.notes)
+    _compare_record(job, store, info.provider)
     total = UnitResult()
     count.start()
     show(count.progress(total, team))
     try:
-        for result in team.units(mine, job.share, stop):
+        for result in team.units(mine, job.unit, stop):
             total += result
             show(count.progress(total, team))
-        if shard == (1, 1) and team.kind != ThisProcess.kind:
+        if shard == (1, 1) and team.kind != Threads.kind:
             store.sweep()  # after workers that were killed while the run went on
     finally:
-        _write_record(store, ready, team, total, count.seconds)
+        _write_record(store, info, team, total, count.seconds)
     job.notes.extend(f"{number:,} {remark}" for remark, number in total.remarks.items())
     if stop.is_set() and total.images < count.mine:
         done = int(store.done_images.sum())
         raise Interrupted(
             f"{store.path}: stopped with {done} of {job.plan.images} images done; the same command goes on"
         )
-    return _result(job, job.request.output, store, total, count.seconds, ready.provider)
+    return _result(job, job.request.output, store, total, count.seconds, info.provider)
 
 
 def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
@@ -228,15 +231,19 @@ def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
 
 def _executor(workers: int | None, scheduler: str | None, threads: int | None) -> Executor:
     """Who does the work; what only one of them needs is loaded for it alone."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: at least one process")
+    if scheduler is not None and (workers is not None or threads is not None):
+        raise UsageError("--scheduler: its own workers do the work; leave out --workers and threads")
     if scheduler is not None:
-        from .executors.cluster import Cluster
+        from .executors.dask import Dask
 
-        return Cluster(scheduler)
+        return Dask(scheduler)
     if workers is not None:
         from .executors.processes import Processes
 
         return Processes(workers, threads)
-    return ThisProcess(threads)
+    return Threads(threads)
 
 
 def _laid_out(job: Job, team: Executor) -> tuple[Job, Store]:
@@ -279,16 +286,20 @@ class _Count:
     def progress(self, total: UnitResult, team: Executor) -> Progress:
         """After `total` of this run."""
         job, rate = self._job, total.images / self.seconds if total.images else 0.0
-        # One thread of each worker commits, where all its hands do the rest.
+        # One thread of each worker commits, where all its others do the rest.
         busy = {
-            name: spent / (team.workers if name == "commit" else team.hands) for name, spent in total.seconds.items()
+            name: spent / (team.workers if name == "commit" else team.threads) for name, spent in total.seconds.items()
         }
         return Progress(
-            done=self._marked(total.images >= self.mine), total=job.plan.images, rate=rate,
+            done=self._marked(total.images >= self.mine),
+            total=job.plan.images,
+            rate=rate,
             bytes_rate=rate * job.estimate.bytes_raw / job.plan.images,
             left=(self.mine - total.images) / rate if rate else None,
-            limit=max(busy, key=lambda s: busy[s], default=""), estimate=job.estimate, workers=team.words,
-        )  # fmt: skip
+            limit=max(busy, key=lambda s: busy[s], default=""),
+            estimate=job.estimate,
+            workers=team.description,
+        )
 
     def _marked(self, now: bool) -> int:
         """Images done; the marks of a large store are listed now and then, since that takes a while."""
@@ -311,10 +322,20 @@ def _result(
         if "logits" in store:
             labelled, top1, top5 = _score(store)
     return RunResult(
-        path=output, images=job.plan.images, done=total.images, errors=errors, seconds=seconds,
-        stages=dict(total.seconds), provider=provider, labelled=labelled, top1=top1, top5=top5, finished=finished,
-        estimate=job.estimate, notes=tuple(job.notes),
-    )  # fmt: skip
+        path=output,
+        images=job.plan.images,
+        done=total.images,
+        errors=errors,
+        seconds=seconds,
+        stages=dict(total.seconds),
+        provider=provider,
+        labelled=labelled,
+        top1=top1,
+        top5=top5,
+        finished=finished,
+        estimate=job.estimate,
+        notes=tuple(job.notes),
+    )
 
 
 def _score(store: Store) -> tuple[int, int, int]:
@@ -342,7 +363,7 @@ def _compare_record(job: Job, store: Store, provider: str) -> None:
         job.notes.append(f"resumed under other conditions ({'; '.join(different)}): bits may differ from here on")
 
 
-def _write_record(store: Store, ready: Ready, team: Executor, total: UnitResult, seconds: float) -> None:
+def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitResult, seconds: float) -> None:
     entry = {
         "images": total.images,
         "errors": total.errors,
@@ -356,9 +377,9 @@ def _write_record(store: Store, ready: Ready, team: Executor, total: UnitResult,
         },
         "executor": team.kind,
         "workers": team.workers,
-        "units_at_once": team.hands,
-        "provider": ready.provider,
-        "statistics": ready.statistics,
+        "units_at_once": team.threads,
+        "provider": info.provider,
+        "statistics": info.statistics,
         "processor": platform.machine(),
         "versions": versions(),
     }

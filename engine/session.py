@@ -1,13 +1,11 @@
-"""One graph, ready to run: with `device` the one that knows onnxruntime."""
+"""One graph, ready to run. With `providers` and `device` the only modules that know onnxruntime."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import math
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,58 +18,19 @@ import onnxruntime as ort
 
 from ..exporter.errors import AttlasError, UsageError
 from .device import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, TARGET, Wanted, appended_outputs, read_spec
+from .graph import APPENDED, TARGET, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
+from .outputs import Wanted
 from .pictures import crop_of, each_picture
+from .providers import CPU, cores, create_session, find, resolve_provider
 from .sources.files import place
 from .targets import PREDICTED
 
-__all__ = ["Session", "constants", "cores", "probe_batch", "providers", "resolve_provider"]
-
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"
-
-# Where a provider's outputs live until they are fetched. The others bind host memory and copy within the run.
-DEVICES = {CUDA: "cuda", TENSORRT: "cuda"}
+__all__ = ["Session", "constants", "probe_batch"]
 
 # On a CPU a batch is run in steps of this many images: the bits do not change, and activations stay in the caches
 # (deit_tiny on two cores: 134 images/s one at a time, 99 eight at a time).
 CPU_STEP = 1
-
-# A CPU computes half precision between casts, and drops those that undo each other. Merging equal casts hides such
-# pairs, so that a value would be rounded or not by what else reads it.
-CAST_MERGING = ("CommonSubexpressionElimination",)
-
-# Set once: onnxruntime reports by exceptions here, never by lines on somebody's terminal.
-ort.set_default_logger_severity(4)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def providers() -> list[str]:
-    """The names onnxruntime reports, whether or not they work on this machine."""
-    return list(ort.get_available_providers())
-
-
-def resolve_provider(provider: str) -> list[str]:
-    """The execution providers to try, best first, for `auto`, `cpu`, `cuda` or any name onnxruntime reports.
-
-    Raises:
-        UsageError: onnxruntime has no such provider.
-    """
-    known = {p.removesuffix("ExecutionProvider").lower(): p for p in providers()}
-    wanted = provider.lower().removesuffix("executionprovider")
-    if wanted == "auto":
-        return [CUDA, CPU] if CUDA in known.values() and _has_driver() else [CPU]
-    if wanted not in known:
-        raise UsageError(f"--provider {provider}: this onnxruntime has {', '.join(sorted(known))}")
-    return [known[wanted]]
 
 
 class Session:
@@ -131,12 +90,11 @@ class Session:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self.path.parent.resolve())
         )
-        left_out = CAST_MERGING if self.spec.dtype == "float16" and candidates[0] == CPU else ()
-        strict = provider.lower() != "auto"
-        self._session = _create(model, options, candidates, self.path, strict=strict, left_out=left_out)
+        strict, half = provider.lower() != "auto", self.spec.dtype == "float16"
+        self._session = create_session(model, options, candidates, self.path, strict=strict, half=half)
         self.provider: str = self._session.get_providers()[0]
-        self._device = device or DEVICES.get(self.provider)
-        self.on_cpu = self.provider == CPU and self._device is None
+        self._device = device or find(self.provider).device
+        self.on_cpu = self.provider == CPU and not self._device
         self._inputs: dict[str, tuple[tuple[int, ...], str]] = {
             entry.name: ((), "int64") if entry.name == TARGET else ((*self.spec.image_size, 3), "uint8")
             for entry in self._session.get_inputs()
@@ -189,7 +147,7 @@ class Session:
         if self.derives:
             given[TARGET] = np.full(len(pixels), PREDICTED, np.int64) if target is None else target
         with self._failures(len(pixels)):
-            if self._device is not None:
+            if self._device:
                 self._run_on_device(given, buffers, count)
                 return
             step = CPU_STEP if self.on_cpu else len(pixels)
@@ -224,7 +182,7 @@ class Session:
         with self._ring_lock:
             if self._ring is None or self._ring.batch != batch:
                 # Bound to what it needs and not to this object, which would then outlive its last user.
-                make = partial(Slot, self._session, batch, self._inputs, self._batched(), str(self._device))
+                make = partial(Slot, self._session, batch, self._inputs, self._batched(), self._device)
                 self._ring = None
                 self._ring = Ring(make, batch)
             return self._ring
@@ -359,12 +317,16 @@ def probe_batch(
 
 
 def _probe(
-    graph: str | os.PathLike[str], batch: int, provider: str, wanted: Sequence[Wanted] | None, appended: bytes | None,
+    graph: str | os.PathLike[str],
+    batch: int,
+    provider: str,
+    wanted: Sequence[Wanted] | None,
+    appended: bytes | None,
     device: str | None,
-) -> int | None:  # fmt: skip
+) -> int | None:
     """One try of `probe_batch`; None where there was too little memory for it, and less can be tried."""
     session = Session(graph, provider=provider, wanted=wanted, appended=appended, device=device)
-    if session._device is None:
+    if not session._device:
         return batch
     before = session._copies.free()
     try:
@@ -378,56 +340,3 @@ def _probe(
         return batch
     output = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in session._batched().values())
     return fitting_batch(batch, free=after, used=max(before - after, 0), output=output, ring=RING)
-
-
-def _create(
-    model: bytes, options: Any, candidates: list[str], path: Path, *, strict: bool, left_out: Sequence[str] = ()
-) -> Any:
-    """A session on the first candidate that works; `strict` makes anything but the first an error.
-
-    `left_out` names optimisers of onnxruntime's that are not to run.
-    """
-    if candidates[0] == TENSORRT:
-        # TensorRT multiplies float32 in TF32 unless the driver forbids it; onnxruntime has no option for that.
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    if candidates[0] in (CUDA, TENSORRT) and hasattr(ort, "preload_dlls"):
-        # Finds the CUDA libraries that pip installed; what it cannot find is reported by the check below.
-        with contextlib.suppress(Exception):
-            ort.preload_dlls()
-    chosen = [(p, _provider_options(p)) for p in candidates]
-    if candidates[0] == TENSORRT:
-        chosen.append((CUDA, _provider_options(CUDA)))
-    if candidates[-1] != CPU:
-        chosen.append((CPU, {}))
-    try:
-        session = ort.InferenceSession(model, options, providers=chosen, disabled_optimizers=list(left_out))
-    except Exception as error:  # onnxruntime's own exception types share no base but Exception
-        reason = " ".join(str(error).split())
-        raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None
-    if strict and session.get_providers()[0] != candidates[0]:
-        raise AttlasError(
-            f"{candidates[0]} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: "
-            "`attlas doctor` says what is missing (`pip install attlas[gpu]` brings the CUDA libraries)"
-        )
-    return session
-
-
-def _provider_options(provider: str) -> dict[str, str]:
-    if provider == TENSORRT:
-        # Nothing is rounded that the graph does not round, and no file is left anywhere: an engine is built for the
-        # run's one batch shape, which takes minutes, once a run.
-        return {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"}
-    if provider == CUDA:
-        # TF32 rounds the scores to 10 bits; the search for convolution algorithms costs seconds per shape.
-        return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
-    return {}
-
-
-def _has_driver() -> bool:
-    """Whether an NVIDIA driver can be loaded: without one, trying CUDA only costs time."""
-    names = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
-    try:
-        ctypes.CDLL(names[sys.platform])
-    except (KeyError, OSError):
-        return False
-    return True

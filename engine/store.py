@@ -22,10 +22,11 @@ import numpy.typing as npt
 from ..exporter.errors import AttlasError
 from ..exporter.spec import FORMAT, GraphSpec
 from . import arrays as layouts
-from .arrays import FLOAT16_ATTRS, LARGE, LAYERED, Array, ArraySpec, Template
+from .arrays import Array
 from .locks import recording, unwritten
-from .places import ROOT, Place, Url, place_at
+from .places import ROOT, Storage, Url, storage_at
 from .plan import Plan, digest
+from .schema import FLOAT16_ATTRS, LARGE, LAYERED, ArraySpec, Template
 
 __all__ = ["FLOAT16_ATTRS", "LARGE", "LAYERED", "ArraySpec", "DamagedError", "Store", "Template", "read_attrs"]
 
@@ -42,7 +43,7 @@ class Store:
 
     Attributes:
         path: where it lies: a path of this machine, or a URL.
-        place: the same, for reading and writing files by key.
+        storage: the same, for reading and writing files by key.
         spec: of the graph that made it.
         plan: of the run that made it.
     """
@@ -53,9 +54,9 @@ class Store:
         Raises:
             AttlasError: there is no store of ours at `path`, or it has a newer format.
         """
-        self.place: Place = place_at(path)
-        self.path: Path | Url = self.place.path
-        attrs = read_attrs(self.place)
+        self.storage: Storage = storage_at(path)
+        self.path: Path | Url = self.storage.path
+        attrs = read_attrs(self.storage)
         self.spec = GraphSpec.from_dict(attrs["spec"], str(path))
         self.plan = Plan.from_dict(attrs["plan"])
         self._writable = writable
@@ -63,7 +64,7 @@ class Store:
 
     def _open(self) -> None:
         with _reading(self.path, "its metadata"):
-            self._group = layouts.opened(self.place, writable=self._writable)
+            self._group = layouts.opened(self.storage, writable=self._writable)
             self._names = frozenset(self._group.array_keys())
         self._arrays: dict[str, Array] = {}
 
@@ -82,7 +83,7 @@ class Store:
     @property
     def zarr(self) -> Any:
         """What `zarr.open_group` and xarray open."""
-        return layouts.zarr_store(self.place)
+        return layouts.zarr_store(self.storage)
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -138,7 +139,7 @@ class Store:
         """A chunk as it is stored, compressed and with its checksum; None where none is, which means fill."""
         with _reading(self.path, name):
             try:
-                return self.place.read(self.chunk_key(name, index))
+                return self.storage.read(self.chunk_key(name, index))
             except FileNotFoundError:
                 return None
 
@@ -163,10 +164,14 @@ class Store:
         # A mark's file is written whole and last, so that its being there is the mark; one listing costs what one
         # read would.
         with _reading(self.path, "what is done"):
-            marks = self.place.names(MARKS)
+            marks = self.storage.names(MARKS)
         found = [int(mark[2:]) for mark in marks if mark.startswith("c.") and mark[2:].isdigit()]
         done[[k for k in found if k < done.size]] = True
         return done
+
+    def is_done(self, k: int) -> bool:
+        """Whether unit k is marked."""
+        return self.storage.exists(mark_key(k))
 
     @property
     def done_images(self) -> npt.NDArray[np.bool_]:
@@ -182,30 +187,36 @@ class Store:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], spec: GraphSpec, plan: Plan, arrays: Iterable[ArraySpec],
-        *, values: Mapping[str, Any], attrs: Mapping[str, Any],
-    ) -> Store:  # fmt: skip
+        cls,
+        path: str | os.PathLike[str],
+        spec: GraphSpec,
+        plan: Plan,
+        arrays: Iterable[ArraySpec],
+        *,
+        values: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+    ) -> Store:
         """Lay a store out: every array with its metadata, `values` written, no unit done.
 
         Whatever happens, a store is there whole or not at all. Where another process lays one out at the same moment,
         that one's is opened, if it is of the same plan.
 
         Raises:
-            AttlasError: something else is at `path`, or the place cannot be written.
+            AttlasError: something else is at `path`, or it cannot be written.
         """
-        place = place_at(path)
+        storage = storage_at(path)
         root = {"attlas_format": FORMAT, "kind": KIND, **attrs, "spec": spec.to_dict(), "plan": plan.to_dict()}
         done = ArraySpec("run/done", ("unit",), (plan.units,), (1,), "uint8", 0)
         try:
             files = layouts.laid_out(root, [*arrays, done], values)
             metadata = {key: data.decode() for key, data in files.items() if key.endswith(ROOT) and key != ROOT}
-            made = place.lay_out(files, digest([root["plan"], metadata]).encode())
+            made = storage.lay_out(files, digest([root["plan"], metadata]).encode())
         except OSError as error:
-            raise AttlasError(f"{place.path}: cannot be written ({_one_line(error)})") from None
+            raise AttlasError(f"{storage.path}: cannot be written ({_one_line(error)})") from None
         store = cls(path, writable=True)
         if not made and digest([store.plan.to_dict()]) != digest([root["plan"]]):
             raise AttlasError(
-                f"{place.path}: another process laid out another run here just now; choose another output"
+                f"{storage.path}: another process laid out another run here just now; choose another output"
             )
         return store
 
@@ -216,21 +227,21 @@ class Store:
         Raises:
             AttlasError: what is there is no store of ours, is being written, or cannot be deleted.
         """
-        place = place_at(path)
+        storage = storage_at(path)
         try:
-            if place.occupied():
-                read_attrs(place)
-            elif not place.claimed():
+            if storage.occupied():
+                read_attrs(storage)
+            elif not storage.claimed():
                 return
-            with unwritten(place.path):
-                place.remove()
+            with unwritten(storage.path):
+                storage.remove()
         except OSError as error:
-            raise AttlasError(f"{place.path}: cannot be deleted ({_one_line(error)})") from None
+            raise AttlasError(f"{storage.path}: cannot be deleted ({_one_line(error)})") from None
 
     def write(
         self, name: str, start: int, block: npt.NDArray[Any], layer: slice | None = None, *, later: bool = False
     ) -> None:
-        """Write `block`, whose first axis is image, from image `start` on; one layer's place where `layer` is given.
+        """Write `block`, whose first axis is image, from image `start` on; one layer alone where `layer` is given.
 
         With `later`, it is there, or has failed, once its unit is marked done.
 
@@ -241,9 +252,10 @@ class Store:
         array = self.array(name)
         first = array.chunks[0]
         index = (start // first, layer.start if layer else 0, *[0] * (array.ndim - 2))[: array.ndim]
-        whole = start % first == 0 and (len(block) == first or first > len(block) == array.shape[0] - start)
-        if whole and block.shape[1:] == array.chunks[1:] and array.dtype.kind in "biuf" and array.ndim:
-            write = self.place.send if later else self.place.write
+        known = layouts.encoded(array)
+        whole = known and start % first == 0 and (len(block) == first or first > len(block) == array.shape[0] - start)
+        if whole and block.shape[1:] == array.chunks[1:]:
+            write = self.storage.send if later else self.storage.write
             write(self.chunk_key(name, index), *layouts.encode(array, block))
         else:
             where: Any = slice(start, start + len(block))
@@ -251,22 +263,28 @@ class Store:
 
     def mark_done(self, k: int) -> None:
         """Mark unit k done, durably: its chunks reach the disk before the mark does."""
-        self.place.keep(self.unit_keys(k))
-        self.place.mark(mark_key(k), b"".join(layouts.encode(self.array("run/done"), np.ones(1, np.uint8))))
+        self.storage.keep(self.unit_keys(k))
+        array = self.array(MARKS)
+        if layouts.encoded(array):
+            data = b"".join(layouts.encode(array, np.ones(1, np.uint8)))
+        else:
+            array[k] = 1
+            data = self.storage.read(mark_key(k))
+        self.storage.mark(mark_key(k), data)
 
     def reopen(self, k: int) -> None:
         """Take unit k's mark away, so that the next run does it again.
 
         Raises:
-            AttlasError: the place cannot be written.
+            AttlasError: it cannot be written.
         """
         try:
-            self.place.delete(mark_key(k))
+            self.storage.delete(mark_key(k))
         except OSError as error:
             raise AttlasError(f"{self.path}: cannot be written ({_one_line(error)})") from None
 
     def chunk_key(self, name: str, index: Iterable[int]) -> str:
-        """The chunk of that index by `place`'s key."""
+        """The chunk of that index by its key in the storage."""
         return layouts.chunk_key(name, index, self.array(name))
 
     def chunk_path(self, name: str, index: Iterable[int]) -> Path:
@@ -279,7 +297,7 @@ class Store:
         for name, dim in self.unit_arrays():
             array = self.array(name)
             if dim == "sample":
-                first: Iterable[int] = (place for place, _ in self.plan.sampled(images))
+                first: Iterable[int] = (index for index, _ in self.plan.sampled(images))
             else:
                 first = range(images.start // array.chunks[0], -(-images.stop // array.chunks[0]))
             rest: list[Iterable[int]] = [
@@ -293,9 +311,9 @@ class Store:
 
     @functools.cached_property
     def kept_layers(self) -> list[int]:
-        """The places on the layer axis whose attention was kept."""
+        """The indices on the layer axis whose attention was kept."""
         kept = self.attrs["kept"]["layers"]
-        return [place for place, layer in enumerate(self.spec.layers) if layer in kept]
+        return [index for index, layer in enumerate(self.spec.layers) if layer in kept]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - the layout never changes while a run writes
     def unit_arrays(self) -> list[tuple[str, str]]:
@@ -313,7 +331,7 @@ class Store:
 
         Raises:
             AttlasError: one bears the name of an array of the run.
-            OSError: the place cannot be written.
+            OSError: it cannot be written.
         """
         with recording(self.path):
             self._open()
@@ -321,14 +339,14 @@ class Store:
             for array in arrays:
                 if array.name in self and array.name not in analyzed:
                     raise AttlasError(f"{self.path}: {array.name} was written by the run and is not replaced")
-            layouts.join(self.place, arrays, values, {"analyzed": sorted({*analyzed, *(a.name for a in arrays)})})
+            layouts.join(self.storage, arrays, values, {"analyzed": sorted({*analyzed, *(a.name for a in arrays)})})
         self._open()
 
     @property
     def record(self) -> dict[str, Any]:
         """What the runs recorded of themselves: versions, provider, seconds per stage. Read anew at each call."""
         try:
-            data = json.loads(self.place.read(f"run/{ROOT}"))
+            data = json.loads(self.storage.read(f"run/{ROOT}"))
         except (OSError, ValueError):
             return {}
         return dict(data.get("attributes", {}))
@@ -337,16 +355,16 @@ class Store:
         """Add what a run says of itself to the record, behind what others said.
 
         Raises:
-            OSError: the place cannot be written.
+            OSError: it cannot be written.
         """
         with recording(self.path):
-            data = json.loads(self.place.read(f"run/{ROOT}"))
+            data = json.loads(self.storage.read(f"run/{ROOT}"))
             data.setdefault("attributes", {}).setdefault("runs", []).append(dict(entry))
-            self.place.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
+            self.storage.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
 
     def sweep(self) -> int:
         """Remove what a killed writer left half written; returns how many files."""
-        return self.place.sweep()
+        return self.storage.sweep()
 
 
 def mark_key(k: int) -> str:
@@ -358,16 +376,16 @@ def mark_key(k: int) -> str:
 FIXED = frozenset({"path", "label", "label_class", "sample"})
 
 
-def read_attrs(where: str | os.PathLike[str] | Place) -> dict[str, Any]:
-    """The attributes of the store at a place.
+def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
+    """The attributes of the store at a path, or in a storage.
 
     Raises:
         AttlasError: there is nothing, no store of ours, or one of a newer format; or it cannot be read.
     """
-    place = place_at(where) if isinstance(where, str | os.PathLike) else where
-    path = place.path
+    storage = storage_at(where) if isinstance(where, str | os.PathLike) else where
+    path = storage.path
     try:
-        data = place.read(ROOT)
+        data = storage.read(ROOT)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not path.exists():
             raise AttlasError(

@@ -17,21 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ..exporter.errors import AttlasError
+from .contents import Contents
 from .decode import DecodeError, decode
 from .graph import APPENDED
-from .layout import GRADIENTS, Keep, Reducer, per_layer
 from .plan import Plan
+from .schema import GRADIENTS, LARGE, LAYERED, Template
 from .session import Session
 from .sources.items import ChangedError, Items, Source
-from .store import LARGE, Store, Template
+from .store import Store
 from .targets import PREDICTED
 
-__all__ = ["Share", "Tools", "UnitResult", "commit_unit", "write_unit"]
+__all__ = ["Buffers", "Unit", "UnitResult", "commit_unit", "write_unit"]
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """One unit as it is handed out: all of it that a worker does not know already.
+class Unit:
+    """One unit of work as it is handed out: all of it that a worker does not know already.
 
     Attributes:
         k: its number in the plan.
@@ -45,7 +46,7 @@ class Share:
     source: Source
     targets: npt.NDArray[np.int64] | None = None
 
-    def alone(self) -> Share:
+    def alone(self) -> Unit:
         """The same with a source of these images alone: a dataset of a million does not travel with every unit."""
         return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.places))
 
@@ -90,24 +91,19 @@ class UnitResult:
             self.slowest[name] = max(self.slowest.get(name, 0.0), spent)
 
 
-class Tools:
-    """What one hand holds while it does unit after unit: the shared session and store, and buffers of its own."""
+class Buffers:
+    """What one thread holds while it does unit after unit: the session and store of all, and memory for a batch."""
 
-    def __init__(
-        self, session: Session, store: Store, keep: Keep, kept: list[Template], reducer: Reducer | None,
-        readers: Pool | None = None,
-    ) -> None:  # fmt: skip
-        """Allocate the buffers of one batch; `readers` read ahead where a source is far away."""
-        self.session, self.store, self.keep, self.reducer, self.readers = session, store, keep, reducer, readers
-        self.spec = session.spec
-        wanted = keep.wanted(session.spec, appended=bool(session.appended))
-        self.roles = {role: want.name for role, want in wanted.items()}
-        self.roles |= {name: f"{APPENDED}{name}" for name in session.appended}
+    def __init__(self, session: Session, store: Store, contents: Contents, readers: Pool | None = None) -> None:
+        """Allocate for one batch; `readers` read ahead where a source is far away."""
+        self.session, self.store, self.contents, self.readers = session, store, contents, readers
+        self.spec = contents.spec
         batch = store.plan.batch
-        self.buffers = session.buffers(batch)
+        self.outputs = session.buffers(batch)
         self.pixels = session.pixels(batch)
         # The small arrays are written once a unit, since their chunks are units.
-        self.small = {t.name: t for t in kept if t.name not in LARGE}
+        self.small = {t.name: t for t in contents.templates if t.name not in LARGE}
+        self.large = {t.name: t for t in contents.templates if t.name in LARGE}
 
     def given(self, asked: npt.NDArray[np.int64] | None) -> tuple[npt.NDArray[np.int64], ...]:
         """What the session takes beside pixels: the classes to derive, as long as the pixels, where there are any."""
@@ -117,9 +113,11 @@ class Tools:
         target[: len(asked)] = asked
         return (target,)
 
-    def buffer(self, role: str, count: int) -> npt.NDArray[Any]:
-        """The first `count` images of an output."""
-        return self.buffers[self.roles[role]][:count]
+    def array(self, name: str, count: int) -> npt.NDArray[Any]:
+        """A small array of the first `count` images as the graph gives it, its layers on an axis of their own."""
+        outputs = self.contents.outputs[name]
+        values = [self.outputs[want.name][:count] for want in outputs]
+        return np.stack(values, axis=1) if "." in outputs[0].source else values[0]
 
 
 def commit_unit(k: int, store: Store, result: UnitResult) -> None:
@@ -128,7 +126,7 @@ def commit_unit(k: int, store: Store, result: UnitResult) -> None:
         store.mark_done(k)
 
 
-def write_unit(plan: Plan, share: Share, tools: Tools) -> UnitResult:
+def write_unit(plan: Plan, unit: Unit, buffers: Buffers) -> UnitResult:
     """Do a unit but for its mark: read, decode, infer, reduce, write.
 
     An image that cannot be decoded, or that is not the file the plan was made from, keeps its place: the graph sees
@@ -138,50 +136,50 @@ def write_unit(plan: Plan, share: Share, tools: Tools) -> UnitResult:
         AttlasError: a file cannot be read, the store cannot be written, or attention is not finite.
     """
     result = UnitResult()
-    images = plan.unit_range(share.k)
-    rows = {name: _empty(t, len(images)) for name, t in tools.small.items()}
-    sample = {image: place for place, image in plan.sampled(images)}
-    with _reading(share, tools.readers) as reads:
-        for batch in plan.batches(share.k):
+    images = plan.unit_range(unit.k)
+    rows = {name: _empty(t, len(images)) for name, t in buffers.small.items()}
+    sample = {image: index for index, image in plan.sampled(images)}
+    with _reading(unit, buffers.readers) as reads:
+        for batch in plan.batches(unit.k):
             result.batches += 1
             at = slice(batch.start - images.start, batch.stop - images.start)
             part = {name: values[at] for name, values in rows.items()}
-            keys = share.items.keys[at]
-            asked = None if share.targets is None else share.targets[at]
+            keys = unit.items.keys[at]
+            asked = None if unit.targets is None else unit.targets[at]
             with result.stage("decode"):
-                result.remarks.update(_load(tools, keys, reads, part))
+                result.remarks.update(_load(buffers, keys, reads, part))
             with result.stage("inference"):
-                tools.session.run_into(tools.pixels, tools.buffers, len(batch), *tools.given(asked))
+                buffers.session.run_into(buffers.pixels, buffers.outputs, len(batch), *buffers.given(asked))
             with result.stage("reduce"):
-                _reduce(tools, keys, asked, part)
-            with result.stage("write"), _writing(tools.store):
-                _write_large(tools, batch, keys, part["valid"])
-                for place, image in ((sample[i], i) for i in batch if i in sample):
-                    tools.store.write("pixels", place, tools.pixels[image - batch.start][None], later=True)
-    with result.stage("write"), _writing(tools.store):
+                _reduce(buffers, keys, asked, part)
+            with result.stage("write"), _writing(buffers.store):
+                _write_large(buffers, batch, keys, part["valid"])
+                for index, image in ((sample[i], i) for i in batch if i in sample):
+                    buffers.store.write("pixels", index, buffers.pixels[image - batch.start][None], later=True)
+    with result.stage("write"), _writing(buffers.store):
         for name, values in rows.items():
-            tools.store.write(name, images.start, values, later=True)
+            buffers.store.write(name, images.start, values, later=True)
     result.images = len(images)
     result.errors = int((~rows["valid"].astype(bool)).sum())
     return result
 
 
 @contextmanager
-def _reading(share: Share, pool: Pool | None) -> Iterator[Iterator[Callable[[], bytes]]]:
+def _reading(unit: Unit, pool: Pool | None) -> Iterator[Iterator[Callable[[], bytes]]]:
     """For each image in order what gives its bytes; of a source far away they are fetched while others are computed.
 
     On this machine nothing is read ahead: the system does that, and threads would cost more than they bring.
     """
-    items = iter(share.items)
+    items = iter(unit.items)
     if pool is None:
-        yield (partial(share.source.read, item) for item in items)
+        yield (partial(unit.source.read, item) for item in items)
         return
-    waiting = deque(pool.submit(share.source.read, item) for item in islice(items, 2 * share.source.reads_ahead))
+    waiting = deque(pool.submit(unit.source.read, item) for item in islice(items, 2 * unit.source.reads_ahead))
 
     def reads() -> Iterator[Callable[[], bytes]]:
         while waiting:
             first = waiting.popleft()
-            waiting.extend(pool.submit(share.source.read, item) for item in islice(items, 1))
+            waiting.extend(pool.submit(unit.source.read, item) for item in islice(items, 1))
             yield first.result
 
     try:
@@ -192,50 +190,45 @@ def _reading(share: Share, pool: Pool | None) -> Iterator[Iterator[Callable[[], 
 
 
 def _load(
-    tools: Tools, keys: npt.NDArray[Any], reads: Iterator[Callable[[], bytes]], rows: dict[str, npt.NDArray[Any]]
+    buffers: Buffers, keys: npt.NDArray[Any], reads: Iterator[Callable[[], bytes]], rows: dict[str, npt.NDArray[Any]]
 ) -> Counter[str]:
     """Fill the pixel buffer and the rows that describe the pictures themselves; returns what is to be said of them."""
     remarks = Counter[str]()
     for i, (key, read) in enumerate(zip(keys, reads, strict=False)):
         try:
-            picture = decode(read(), tools.spec.recipe)
-            if picture.remarks and "range" not in tools.store.plan.identity:
+            picture = decode(read(), buffers.spec.recipe)
+            if picture.remarks and "range" not in buffers.store.plan.identity:
                 raise AttlasError(
-                    f"{tools.store.path}: was begun by an earlier version, which clipped grey pictures of more than 8 "
-                    f"bits, and {key} is one; choose another output, or --overwrite"
+                    f"{buffers.store.path}: was begun by an earlier version, which clipped grey pictures of more than "
+                    f"8 bits, and {key} is one; choose another output, or --overwrite"
                 )
-            tools.pixels[i], (rows["height"][i], rows["width"][i]) = picture.pixels, picture.size
+            buffers.pixels[i], (rows["height"][i], rows["width"][i]) = picture.pixels, picture.size
             rows["valid"][i] = True
             remarks.update(picture.remarks)
         except (DecodeError, ChangedError) as error:
-            tools.pixels[i] = 0
+            buffers.pixels[i] = 0
             rows["error"][i] = str(error)
         except OSError as error:
             raise AttlasError(
                 f"{key}: cannot be read ({error.strerror or error}); what is done stays, "
                 "run the same command again when it can be"
             ) from None
-    tools.pixels[len(keys) :] = 0
+    buffers.pixels[len(keys) :] = 0
     return remarks
 
 
 def _reduce(
-    tools: Tools, keys: npt.NDArray[Any], asked: npt.NDArray[np.int64] | None, rows: dict[str, npt.NDArray[Any]]
+    buffers: Buffers, keys: npt.NDArray[Any], asked: npt.NDArray[np.int64] | None, rows: dict[str, npt.NDArray[Any]]
 ) -> None:
     """Take from the batch's outputs all that is small: result, prefix rows, statistics."""
-    spec, count = tools.spec, len(keys)
-    found: dict[str, npt.NDArray[Any]] = {tools.session.wanted[0].source: tools.buffer("result", count)}
-    pool = None
-    if "pool_attention" in tools.roles:
-        pool = found["pool_attention"] = tools.buffer("pool_attention", count)
-    for name, outputs in per_layer(spec).items():
-        found[name] = np.stack([tools.buffer(output.name, count) for output in outputs], axis=1)
-    if tools.session.appended:
-        found |= {name: tools.buffer(name, count) for name in tools.session.appended}
-    else:
-        found |= _on_host(tools, count, pool)
+    spec, session, count = buffers.spec, buffers.session, len(keys)
+    found = {name: buffers.array(name, count) for name in buffers.contents.outputs if name in buffers.small}
     if asked is not None:
-        found["target"] = np.where(asked < 0, tools.buffer("result", count).argmax(-1), asked)
+        found["target"] = np.where(asked < 0, found["logits"].argmax(-1), asked)
+    if session.appended:
+        found |= {name: buffers.outputs[f"{APPENDED}{name}"][:count] for name in session.appended}
+    else:
+        found |= _on_host(buffers, count, found.get("pool_attention"))
     finite = found.pop("_finite")
     valid = rows["valid"].astype(bool)
     for i, layer in np.argwhere(~finite & valid[:, None]):
@@ -247,44 +240,40 @@ def _reduce(
         rows[name][valid] = values[valid]
 
 
-def _on_host(tools: Tools, count: int, pool: npt.NDArray[np.float32] | None) -> dict[str, npt.NDArray[Any]]:
+def _on_host(buffers: Buffers, count: int, pool: npt.NDArray[np.float32] | None) -> dict[str, npt.NDArray[Any]]:
     """Prefix rows, statistics and `_finite` (image, layer) of a batch whose attention is in the host's memory."""
-    spec = tools.spec
-    attention = [tools.buffer(f"attention.{layer}", count) for layer in spec.layers]
+    contents = buffers.contents
+    attention = [buffers.outputs[want.name][:count] for want in contents.attention]
     found: dict[str, npt.NDArray[Any]] = {}
-    if spec.prefix:
-        prefix = len(spec.prefix)
+    if contents.spec.prefix:
+        prefix = len(contents.spec.prefix)
         found["prefix_attention"] = np.stack([layer[:, :, :prefix] for layer in attention], axis=1)
-    if tools.reducer is not None:
-        return found | tools.reducer(attention, pool)
+    if contents.reducer is not None:
+        return found | contents.reducer(attention, pool)
     found["_finite"] = np.stack([np.isfinite(layer).all(axis=(1, 2, 3)) for layer in attention], axis=1)
     return found
 
 
-def _write_large(tools: Tools, batch: range, keys: npt.NDArray[Any], valid: npt.NDArray[Any]) -> None:
+def _write_large(buffers: Buffers, batch: range, keys: npt.NDArray[Any], valid: npt.NDArray[Any]) -> None:
     """Write what has chunks of a batch, layer by layer; rows of unreadable images are set to fill first."""
     invalid = ~valid.astype(bool)
-    names = {"attention": "code" if tools.keep.dtype == "uint8" else "attention", "attention_mean": "mean"}
-    names |= {name: name for name in GRADIENTS}
-    for kept, role in names.items():
-        if kept not in tools.keep.arrays:
-            continue
-        name = "attention_code" if role == "code" else kept
-        for place, layer in enumerate(tools.spec.layers):
-            if layer in tools.keep.layers:
-                values = tools.buffer(f"{role}.{layer}", len(batch))
-                if kept in GRADIENTS and not np.isfinite(values[~invalid]).all():
-                    raise AttlasError(
-                        f"{keys[0]} and the {len(batch) - 1} images after it: gradients of layer "
-                        f"{layer} are not finite; the weights are at fault, not the pictures"
-                    )
-                if invalid.any():
-                    values[invalid] = 0 if role == "code" else np.nan
-                tools.store.write(name, batch.start, values[:, None], layer=slice(place, place + 1), later=True)
-    if "tokens" in tools.keep.arrays:
-        values = tools.buffer("tokens", len(batch))
-        values[invalid] = np.nan
-        tools.store.write("tokens", batch.start, values, later=True)
+    layers = buffers.contents.keep.layers
+    for name, template in buffers.large.items():
+        for i, want in enumerate(buffers.contents.outputs[name]):
+            values = buffers.outputs[want.name][: len(batch)]
+            if name in GRADIENTS and not np.isfinite(values[~invalid]).all():
+                raise AttlasError(
+                    f"{keys[0]} and the {len(batch) - 1} images after it: gradients of layer "
+                    f"{layers[i]} are not finite; the weights are at fault, not the pictures"
+                )
+            if invalid.any():
+                values[invalid] = template.fill
+            if name in LAYERED:
+                index = buffers.spec.layers.index(layers[i])
+                part = slice(index, index + 1)
+                buffers.store.write(name, batch.start, values[:, None], layer=part, later=True)
+            else:
+                buffers.store.write(name, batch.start, values, later=True)
 
 
 def _empty(template: Template, count: int) -> npt.NDArray[Any]:

@@ -65,7 +65,7 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False, progress: Show
 
 def _check(store: Store, plan: Plan, k: int) -> str | None:
     """The first fault of unit k, or None."""
-    missing = next((key for key in store.unit_keys(k) if not store.place.exists(key)), None)
+    missing = next((key for key in store.unit_keys(k) if not store.storage.exists(key)), None)
     if missing is not None:
         return f"{missing} is missing"
     images = plan.unit_range(k)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from attlas.engine.places import place_at
+from attlas.engine.places import storage_at
 from attlas.exporter.spec import METADATA_KEY, ClassName, GraphSpec, Output, Recipe, Weights
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -130,5 +130,5 @@ def make_images(folder: Path, count: int, classes: int = 4) -> Path:
 
 def chunk_files(store: str | Path) -> dict[str, bytes]:
     """Every chunk file of a store by its path: what two runs must agree on."""
-    place = place_at(store)
+    place = storage_at(store)
     return {key: place.read(key) for key, _ in sorted(place.listing()) if "/c." in key}

@@ -16,12 +16,16 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from attlas.engine import Session, Store
+from attlas.engine import providers as providers_module
 from attlas.engine import session as session_module
+from attlas.engine.contents import Choices, Contents, Reducer
 from attlas.engine.device import RING, Cudart, OutOfMemoryError, Ring, fitting_batch, out_of_memory
-from attlas.engine.graph import APPENDED, Wanted, read_spec
-from attlas.engine.layout import Keep, to_append
+from attlas.engine.graph import APPENDED, read_spec
+from attlas.engine.keep import Keep
+from attlas.engine.outputs import Wanted
+from attlas.engine.providers import CPU, CUDA, TENSORRT, Provider
 from attlas.engine.runner import run
-from attlas.engine.session import CPU, CUDA, TENSORRT, probe_batch
+from attlas.engine.session import probe_batch
 from attlas.exporter.errors import AttlasError, UsageError
 
 GRAPHS: dict[str, dict[str, Any]] = {
@@ -34,7 +38,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions on the CPU take the way of a card."""
-    monkeypatch.setattr(session_module, "DEVICES", {CPU: "cpu"})
+    monkeypatch.setattr(providers_module, "PROVIDERS", (Provider(CPU, device="cpu"),))
 
 
 def black(session: Session, images: int) -> np.ndarray:
@@ -79,29 +83,38 @@ def test_statistics_in_the_graph_store_what_those_of_the_host_do(
 def test_with_statistics_in_the_graph_only_stored_attention_is_an_output(tiny_graph: Path) -> None:
     """With `--keep none` kilobytes leave the device, with one layer kept that layer."""
     spec = read_spec(tiny_graph)
-    nothing = Keep.choose(spec, ("none",), None, "float16")
-    assert list(nothing.wanted(spec, appended=True)) == ["result"]
-    assert len(nothing.wanted(spec)) == 1 + len(spec.layers)
-    one = Keep.choose(spec, ("attention",), [1], "float16")
-    assert list(one.wanted(spec, appended=True)) == ["result", "attention.1"]
-    codes = Keep.choose(spec, ("attention",), [1], "uint8")
-    assert list(codes.wanted(spec, appended=True)) == ["result", "code.1"]
+
+    def names(keep: str, layers: list[int] | None, dtype: str, *, appended: bool) -> list[str]:
+        contents = Contents.derive(spec, Choices(Keep.choose(spec, (keep,), layers, dtype)))
+        return [want.name for want in contents.wanted(appended=appended)]
+
+    assert names("none", None, "float16", appended=True) == ["logits"]
+    assert len(names("none", None, "float16", appended=False)) == 1 + len(spec.layers)
+    assert names("attention", [1], "float16", appended=True) == ["logits", "attention.1:float16"]
+    assert names("attention", [1], "uint8", appended=True) == ["logits", "attention.1:uint8"]
 
 
 def test_where_statistics_are_computed_can_be_told(tiny_graph: Path) -> None:
     """In the graph on an accelerator, on the host elsewhere, unless told otherwise."""
-    from attlas.analysis.kernel import Reducer
+    from attlas.analysis.kernel import Reducer as Known
+
+    class Bare(Reducer):
+        def __init__(self, spec: Any) -> None:
+            self.templates = ()
 
     spec = read_spec(tiny_graph)
-    keep, reducer = Keep.choose(spec, ("none",), None, "float16"), Reducer(spec)
-    assert to_append(spec, keep, reducer, "auto", accelerator=False) is None
-    assert to_append(spec, keep, reducer, "host", accelerator=True) is None
-    assert to_append(spec, keep, None, "graph", accelerator=True) is None
-    assert to_append(spec, keep, reducer, "auto", accelerator=True) is not None
-    bare: Any = SimpleNamespace(templates=())
-    assert to_append(spec, keep, bare, "auto", accelerator=True) is None
+
+    def model(reducer: Any, where: Any, *, accelerator: bool) -> bytes | None:
+        choices = Choices(Keep.choose(spec, ("none",), None, "float16"), reducer, where)
+        return Contents.derive(spec, choices).appended(accelerator=accelerator)
+
+    assert model(Known, "auto", accelerator=False) is None
+    assert model(Known, "host", accelerator=True) is None
+    assert model(None, "graph", accelerator=True) is None
+    assert model(Known, "auto", accelerator=True) is not None
+    assert model(Bare, "auto", accelerator=True) is None
     with pytest.raises(UsageError, match="ndonnx"):
-        to_append(spec, keep, bare, "graph", accelerator=True)
+        model(Bare, "graph", accelerator=True)
 
 
 def test_attention_that_is_not_finite_ends_a_run_with_statistics_in_the_graph(
@@ -149,17 +162,19 @@ def test_a_session_gives_the_same_on_a_device(tiny_graph: Path, pictures: Path) 
 
 @pytest.mark.parametrize("statistics", ["graph", "host"])
 def test_a_run_by_way_of_a_device_stores_the_same(
-    statistics: str, accelerated: None, graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path,
+    statistics: str,
+    accelerated: None,
+    graph_factory: Callable[..., Path],
+    pictures: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Full batches, the padded tail, a broken picture, more threads than slots."""
     folder = tmp_path / "images"
     shutil.copytree(pictures, folder)
     min(folder.rglob("*.jpg")).write_bytes(b"no picture at all")
     graph = graph_factory(**GRAPHS["registers, 3 x 5"])
-    one = attlas.run(
-        graph, folder, tmp_path / "one.zarr", batch_size=4, threads=RING + 2, statistics=statistics
-    )  # fmt: skip
+    one = attlas.run(graph, folder, tmp_path / "one.zarr", batch_size=4, threads=RING + 2, statistics=statistics)
     monkeypatch.undo()
     other = attlas.run(graph, folder, tmp_path / "other.zarr", batch_size=4)
     assert (one.errors, one.done) == (1, 50)
@@ -284,9 +299,7 @@ def test_too_little_memory_is_one_clear_line(device: str | None, tiny_graph: Pat
     session.run_into(pixels, buffers, 4)
 
 
-def test_tensorrt_leaves_the_rest_to_cuda(
-    tiny_graph: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_tensorrt_leaves_the_rest_to_cuda(tiny_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried first, without float16 and without a cache, then CUDA without TF32, then the CPU."""
     seen: list[Any] = []
 
@@ -464,7 +477,7 @@ def test_where_a_card_does_not_work_a_run_is_as_without_one(
     tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`auto` tries it, falls back to the CPU, and leaves the statistics to the host."""
-    monkeypatch.setattr(session_module, "_has_driver", lambda: True)
+    monkeypatch.setattr(providers_module, "_has_driver", lambda: True)
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
     real = ort.InferenceSession
     monkeypatch.setattr(ort, "InferenceSession", lambda model, options, **_: real(model, options, [CPU]))

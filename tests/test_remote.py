@@ -20,7 +20,7 @@ import attlas.engine
 import numpy as np
 import pytest
 from attlas.engine import remote
-from attlas.engine.places import Bucket, Url, locate, place_at
+from attlas.engine.places import Bucket, Url, locate, storage_at
 from attlas.engine.store import ArraySpec, Store, Template
 from attlas.exporter.errors import AttlasError
 from support import chunk_files, make_images, make_spec
@@ -189,9 +189,9 @@ def test_a_store_in_a_bucket_holds_the_same_files_as_in_a_folder(
     same = ("bytes", "arrays", "units_done", "finished", "model", "plan")
     assert {k: here.get(k) for k in same} == {k: there.get(k) for k in same}
     copy = tmp_path / "s.zarr"
-    for key, _ in place_at(url).listing():
+    for key, _ in storage_at(url).listing():
         (copy / key).parent.mkdir(parents=True, exist_ok=True)
-        (copy / key).write_bytes(place_at(url).read(key))
+        (copy / key).write_bytes(storage_at(url).read(key))
     made = [attlas.analyze(place, ["entropy", "rollout_vit_explain"]) for place in (copy, url)]
     assert made[0].made == made[1].made
     assert chunk_files(url) == chunk_files(copy)
@@ -209,7 +209,7 @@ def test_neither_credentials_nor_endpoint_are_stored(s3: S3, tiny_graph: Path, f
     """In no file of the store."""
     url = f"{s3.bucket()}/s.zarr"
     run(tiny_graph, few, url, limit=2)
-    place = place_at(url)
+    place = storage_at(url)
     port = s3.endpoint.rpartition(":")[2].encode()
     for key, _ in place.listing():
         data = place.read(key)
@@ -375,15 +375,15 @@ def test_overwriting_deletes_the_old_store_wholly(s3: S3, tiny_graph: Path, few:
 def test_what_is_no_store_is_neither_overwritten_nor_laid_out_over(s3: S3, tiny_graph: Path, few: Path) -> None:
     """Somebody else's data stay as they are."""
     url = f"{s3.bucket()}/data"
-    place_at(url).write("notes.txt", b"mine")
+    storage_at(url).write("notes.txt", b"mine")
     for overwrite in (False, True):
         with pytest.raises(AttlasError, match="holds something that is no attention store"):
             run(tiny_graph, few, url, overwrite=overwrite)
-    place_at(url).write("zarr.json", b"{}")
+    storage_at(url).write("zarr.json", b"{}")
     for overwrite in (False, True):
         with pytest.raises(AttlasError, match="is no attention store"):
             run(tiny_graph, few, url, overwrite=overwrite)
-    assert place_at(url).read("notes.txt") == b"mine"
+    assert storage_at(url).read("notes.txt") == b"mine"
 
 
 def test_verify_finds_damage_and_does_not_take_an_outage_for_it(
@@ -399,10 +399,10 @@ def test_verify_finds_damage_and_does_not_take_an_outage_for_it(
     store = Store(url, writable=True)
     assert store.done.all()
     damaged = store.chunk_key("logits", (0, 0))
-    data = bytearray(store.place.read(damaged))
+    data = bytearray(store.storage.read(damaged))
     data[-6] ^= 1
-    store.place.write(damaged, bytes(data))
-    store.place.delete(store.chunk_key("prefix_attention", (2, 0, 0, 0, 0)))
+    store.storage.write(damaged, bytes(data))
+    store.storage.delete(store.chunk_key("prefix_attention", (2, 0, 0, 0, 0)))
     assert set(attlas.verify(url, repair=True).faults) == {0, 2}
     assert list(np.flatnonzero(~store.done)) == [0, 2]
     run(tiny_graph, few, url)

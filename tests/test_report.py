@@ -14,11 +14,13 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from attlas.engine import layout
+from attlas.engine.contents import Choices, Contents
+from attlas.engine.coordinates import arrays as laid_out
+from attlas.engine.keep import Keep
 from attlas.engine.labels import map_labels
 from attlas.engine.plan import Plan
 from attlas.engine.sources import Item
-from attlas.engine.store import Store
+from attlas.engine.store import ArraySpec, Store
 from attlas.exporter.errors import AttlasError, UsageError
 from attlas.exporter.spec import GraphSpec, Output, Weights
 from support import PATCH, make_spec
@@ -64,11 +66,12 @@ def make_store(
     spec = spec or spec_of()
     a = attention_of(spec, images, seed)
     plan = Plan(images=images, batch=2, unit=UNIT, sample=tuple(range(1, images, 3)), identity={"graph": "cd" * 32})
-    choice = layout.Keep.choose(spec, keep, None, dtype)
+    choice = Keep.choose(spec, keep, None, dtype)
     reducer = kernel.Reducer(spec) if reduce else None
     items = [Item(f"n{i % 2:08d}/{i:03}.png", f"n{i % 2:08d}", 1, 1) for i in range(images)]
     labels = map_labels([i.label for i in items], spec.classes)
-    arrays, values = layout.arrays(spec, plan, layout.templates(spec, choice, reducer), items, labels)
+    kept = Contents.derive(spec, Choices(choice, kernel.Reducer if reduce else None)).templates
+    arrays, values = laid_out(spec, plan, kept, items, labels)
     attrs = {
         "dataset": "pictures <b>", "selection": f"all {images} images", "kept": choice.identity(),
         "versions": {"attlas": "0.1.0"},
@@ -494,7 +497,7 @@ def test_every_statistic_of_the_catalog_has_words_of_its_own(tmp_path: Path) -> 
     catalog = pytest.importorskip("attlas.analysis.catalog").CATALOG
     for name, statistic in catalog.items():
         if name not in store:
-            array = layout.ArraySpec(name, ("layer",), (2,), (2,), "float32", math.nan, {})
+            array = ArraySpec(name, ("layer",), (2,), (2,), "float32", math.nan, {})
             store = Store(store.path, writable=True)
             store.add([array])
         text = methods.describe([store.path])
@@ -520,7 +523,7 @@ def add(store: Store, name: str, dims: tuple[str, ...], values: Any) -> Store:
     writable = Store(store.path, writable=True)
     if kind == "str":
         given = given.astype(np.dtypes.StringDType())
-    writable.add([layout.ArraySpec(name, dims, given.shape, given.shape, kind, fill, {})], {name: given})
+    writable.add([ArraySpec(name, dims, given.shape, given.shape, kind, fill, {})], {name: given})
     return Store(store.path)
 
 

@@ -64,6 +64,28 @@ def test_the_store_holds_what_the_session_gives(tiny_graph: Path, pictures: Path
     ]
 
 
+def test_an_array_that_a_run_stores_is_one_entry_of_the_schema(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is planned, laid out, filled, and verified, and nothing else names it."""
+    from attlas.engine import contents, schema, store, unit, verify
+    from attlas.engine.outputs import Wanted
+
+    entry = schema.Entry("mean_twice", schema.MEAN, "as an example", Wanted("attention", head_mean=True), chunk="layer")
+    small = schema.Entry("tokens_too", (), "as another", Wanted("tokens"))
+    monkeypatch.setattr(contents, "FROM_GRAPH", (*schema.FROM_GRAPH, entry, small))
+    layered, large = (*schema.LAYERED, "mean_twice"), (*schema.LARGE, "mean_twice")
+    for module in (schema, contents, store, unit, verify):  # what is derived from the entries when they are loaded
+        monkeypatch.setattr(module, "LAYERED", layered)
+        monkeypatch.setattr(module, "LARGE", large, raising=False)
+    made = Store(run(tiny_graph, pictures, tmp_path / "s.zarr", keep=("none",), limit=12, batch_size=4).path)
+    assert attlas.verify(made.path).faults == {}
+    arrays = Session(tiny_graph)([pictures / key for key in paths(made)])
+    assert made.dims("mean_twice") == ("image", "layer", "query", "key")
+    np.testing.assert_allclose(made.read("mean_twice"), arrays["attention"].mean(2), atol=1e-6)
+    np.testing.assert_array_equal(made.read("tokens_too"), arrays["tokens"])
+
+
 def test_the_sample_holds_the_crops_the_model_saw(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
     """Exactly the decoder's pixels."""
     from attlas.engine.decode import decode
@@ -338,8 +360,10 @@ def test_links_and_special_files_are_not_followed(tiny_graph: Path, tmp_path: Pa
     source = Folder.scan(folder)
     assert len(source.items) == 3
     assert source.others == {
-        "symbolic links (not followed)": 2, "special files": 1, "files without an image suffix": 1,
-    }  # fmt: skip
+        "symbolic links (not followed)": 2,
+        "special files": 1,
+        "files without an image suffix": 1,
+    }
 
 
 def test_labels_come_from_folders_or_wordnet_names(tmp_path: Path) -> None:
@@ -350,9 +374,11 @@ def test_labels_come_from_folders_or_wordnet_names(tmp_path: Path) -> None:
     make_picture(0).save(tmp_path / "a" / "n01514859_hen.jpg")
     make_picture(0).save(tmp_path / "a" / "holiday.jpg")
     assert {i.key: i.label for i in Folder.scan(tmp_path / "a").items} == {
-        "holiday.jpg": "", "n00000000/00000.png": "n00000000", "n00000001/00001.jpg": "n00000001",
+        "holiday.jpg": "",
+        "n00000000/00000.png": "n00000000",
+        "n00000001/00001.jpg": "n00000001",
         "n01514859_hen.jpg": "n01514859",
-    }  # fmt: skip
+    }
 
 
 def test_two_runs_into_one_slice_are_refused(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
@@ -557,7 +583,7 @@ def test_a_session_takes_what_a_notebook_has(tiny_graph: Path, pictures: Path) -
 def test_a_provider_that_falls_back_is_an_error(tiny_graph: Path) -> None:
     """Silence would mean a GPU run on the CPU."""
     import onnxruntime
-    from attlas.engine.session import _has_driver
+    from attlas.engine.providers import _has_driver
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or _has_driver():
         pytest.skip("needs onnxruntime's CUDA build on a machine without a GPU")

@@ -23,7 +23,7 @@ from attlas.engine.sources.columns import Columns, guessed
 from attlas.engine.sources.files import expand
 from attlas.engine.sources.items import HIDDEN, Item, Items, repeated, text
 from attlas.engine.sources.tarfiles import BrokenError, members
-from attlas.engine.unit import Share
+from attlas.engine.unit import Unit
 from attlas.exporter.errors import AttlasError, UsageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -210,7 +210,7 @@ def test_a_source_of_somebody_else_travels_whole(tiny_graph: Path, tmp_path: Pat
     items = [Item(f"{n}.png", str(11 - n)) for n in range(12)]
     source = Painted(items, np.arange(36, dtype=np.uint8).reshape(12, 3))
     for places in ([7, 9], [11, 0, 4]):
-        share = Share(0, Items.of(items).take(places), source).alone()
+        share = Unit(0, Items.of(items).take(places), source).alone()
         part = pickle.loads(pickle.dumps(share.source))
         assert [i.key for i in part.items] == [items[n].key for n in places]
         assert [part.read(i) for i in share.items] == [source.read(items[n]) for n in places]

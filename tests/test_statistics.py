@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.analysis import formulas as f
-from attlas.engine import layout
+from attlas.engine.contents import Choices, Contents
+from attlas.engine.coordinates import arrays as laid_out
+from attlas.engine.keep import Keep
 from attlas.engine.plan import Plan
 from attlas.engine.sources import Item
 from attlas.engine.store import Store
@@ -86,11 +88,11 @@ def make_store(
 ) -> Store:  # fmt: skip
     a = attention(spec)
     plan = Plan(images=len(a), batch=BATCH, unit=UNIT, sample=(0,), identity={})
-    choice = layout.Keep.choose(spec, keep, layers, dtype)
+    choice = Keep.choose(spec, keep, layers, dtype)
     reducer = kernel.Reducer(spec) if reduce else None
     items = [Item(f"a/{i:03}.png", "a", 1, 1) for i in range(len(a))]
-    kept = layout.templates(spec, choice, reducer)
-    specs, values = layout.arrays(spec, plan, kept, items, np.zeros(len(a), np.int32))
+    kept = Contents.derive(spec, Choices(choice, kernel.Reducer if reduce else None)).templates
+    specs, values = laid_out(spec, plan, kept, items, np.zeros(len(a), np.int32))
     values["label"] = np.array([label_of(i) for i in range(len(a))], dtype=np.dtypes.StringDType())
     store = Store.create(path, spec, plan, specs, values=values, attrs={"kept": choice.identity(), "dataset": "test"})
     for k in range(plan.units) if units is None else units:

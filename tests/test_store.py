@@ -1,11 +1,13 @@
 """The store's own writer puts down what zarr would."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from attlas.engine import places
+from attlas.engine import arrays as chunks
+from attlas.engine import places, schema
 from attlas.engine.plan import make_plan
 from attlas.engine.store import ArraySpec, DamagedError, Store, Template
 from attlas.exporter.errors import AttlasError
@@ -46,6 +48,38 @@ def test_chunks_are_the_bytes_that_zarr_writes(tmp_path: Path, dtype: str, shape
     np.testing.assert_array_equal(ours.read(name), values)
 
 
+def test_an_arrays_codecs_are_those_of_the_schema(tmp_path: Path) -> None:
+    """As its metadata names them; were they not known again, every chunk would go zarr's slow way without a word."""
+    for dtype, size in (("float16", 2), ("float32", 4), ("int32", 4), ("uint8", 1), ("bool", 1)):
+        array = make_store(tmp_path / dtype, dtype, (3,), 4, 4).array("values")
+        assert chunks.encoded(array), dtype
+        stored = json.loads((tmp_path / dtype / "values" / "zarr.json").read_text())["codecs"]
+        blosc = dict(schema.CODECS[0]["configuration"]) | {"typesize": size}
+        blosc |= {"shuffle": "noshuffle"} if size == 1 else {}
+        assert stored[1:] == [{"name": "blosc", "configuration": blosc}, {"name": "crc32c"}]
+
+
+def test_another_codec_is_one_line_of_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another setting of blosc goes the same way; of a compressor that is not known here zarr does every chunk."""
+    blosc, checksum = schema.CODECS
+    zstd = {"name": "blosc", "configuration": {**blosc["configuration"], "cname": "zstd", "clevel": 3}}
+    values = np.arange(33, dtype=np.float32).reshape(11, 3)
+    for name, codecs, known in (
+        ("zstd", (zstd, checksum), True),
+        ("gzip", ({"name": "gzip", "configuration": {"level": 1}}, checksum), False),
+    ):
+        monkeypatch.setattr(chunks, "CODECS", codecs)
+        ours, theirs = (make_store(tmp_path / f"{name}-{who}", "float32", (3,), 11, 4) for who in ("ours", "theirs"))
+        assert chunks.encoded(ours.array("values")) is known
+        for start in (0, 4, 8):
+            ours.write("values", start, values[start : start + 4])
+        theirs.array("values")[:] = values
+        assert chunk_files(ours.path) == chunk_files(theirs.path)
+        np.testing.assert_array_equal(ours.read("values"), values)
+        ours.mark_done(0)
+        assert list(np.flatnonzero(ours.done)) == list(np.flatnonzero(ours.read("run/done"))) == [0]
+
+
 @settings(max_examples=20, deadline=None)
 @given(start=st.integers(0, 9), count=st.integers(1, 5))
 def test_what_is_no_whole_chunk_is_written_as_well(
@@ -61,9 +95,20 @@ def test_what_is_no_whole_chunk_is_written_as_well(
 
 
 @pytest.mark.parametrize(
-    "part", [(), slice(3, 9), slice(0, 4), slice(-5, -1), slice(6, 6), slice(2, 90),
-             (slice(1, 7), slice(1, 3)), (slice(None), 2), slice(None, None, 2), 5]
-)  # fmt: skip
+    "part",
+    [
+        (),
+        slice(3, 9),
+        slice(0, 4),
+        slice(-5, -1),
+        slice(6, 6),
+        slice(2, 90),
+        (slice(1, 7), slice(1, 3)),
+        (slice(None), 2),
+        slice(None, None, 2),
+        5,
+    ],
+)
 def test_rows_read_as_zarr_reads_them(tmp_path: Path, part: Any) -> None:
     """Whatever is asked for, also where a chunk is not there, which means fill."""
     store = make_store(tmp_path / "s", "float32", (3,), 11, 4)

@@ -21,7 +21,9 @@ from typing import Any
 import attlas
 import pytest
 from attlas.engine import Store
-from attlas.engine.executors import Bench, orders_of
+from attlas.engine.executors.base import Task
+from attlas.engine.executors.dispatch import TRIES, Outcome, dispatch
+from attlas.engine.executors.worker import Worker
 from attlas.engine.job import Request, make_job, open_store
 from attlas.engine.runner import run
 from attlas.exporter.errors import AttlasError, Interrupted, UsageError
@@ -241,10 +243,10 @@ def test_a_unit_travels_with_its_own_images_alone(tiny_graph: Path, pictures: Pa
         archive.add(pictures, arcname="images")
     for images in (pictures, tmp_path / "images.tar"):
         job = make_job(asked(tiny_graph, tmp_path / "s.zarr", limit=40), images)
-        share = job.share(3)
-        alone = share.alone()
-        assert len(alone.source.items) == len(share.items) < len(job.source.items)
-        assert [alone.source.read(i) for i in alone.items] == [job.source.read(i) for i in share.items]
+        unit = job.unit(3)
+        alone = unit.alone()
+        assert len(alone.source.items) == len(unit.items) < len(job.source.items)
+        assert [alone.source.read(i) for i in alone.items] == [job.source.read(i) for i in unit.items]
 
 
 def test_images_are_read_ahead_where_reading_waits(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
@@ -266,6 +268,72 @@ def test_images_are_read_ahead_where_reading_waits(tiny_graph: Path, pictures: P
     assert run(tiny_graph, Far(), tmp_path / "far.zarr", threads=1, batch_size=4).finished
     run(tiny_graph, pictures, tmp_path / "near.zarr", batch_size=4)
     assert chunk_files(tmp_path / "far.zarr") == chunk_files(tmp_path / "near.zarr")
+
+
+# -- any scheduler -----------------------------------------------------------------------------------------------------
+
+
+class Unsteady:
+    """A scheduler of one worker that loses every unit on its first tries, and some after they were marked."""
+
+    loss = "was lost"
+
+    def __init__(self, task: Task, tries: int) -> None:
+        self.worker, self.tries = Worker(task, threads=1, cores=1), tries
+        self.flying: list[tuple[Any, int]] = []
+        self.most = 0
+
+    def room(self) -> int:
+        return 2 - len(self.flying)
+
+    def submit(self, unit: Any, attempt: int) -> None:
+        self.flying.append((unit, attempt))
+        self.most = max(self.most, len(self.flying))
+
+    def wait(self) -> list[Outcome]:
+        unit, attempt = self.flying.pop(0)
+        if attempt < self.tries:
+            if unit.k % 3 == 0:
+                self.worker.do(unit)  # and nobody hears of it
+            return [Outcome(unit.k, lost="no reason")]
+        return [Outcome(unit.k, self.worker.do(unit))]
+
+
+def test_a_scheduler_needs_three_methods(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """Units that were lost are done again, those that were marked are not; a unit that is always lost ends the run."""
+    from attlas.analysis.kernel import Reducer
+
+    request = dataclasses.replace(asked(tiny_graph, tmp_path / "s.zarr"), reducer=Reducer)
+    job = make_job(request, pictures)
+    store = open_store(job)
+    todo, stop = list(range(job.plan.units)), threading.Event()
+    scheduler = Unsteady(Task.of(job, store), tries=TRIES)
+    with pytest.raises(AttlasError, match=r"unit 1 was lost \(no reason\); what is done stays"):
+        list(dispatch(scheduler, todo, job.unit, store, stop))
+    assert not scheduler.flying
+    assert store.is_done(0)
+    assert not store.is_done(1)
+    scheduler = Unsteady(Task.of(job, store), tries=2)
+    left = [k for k in todo if not store.is_done(k)]
+    results = list(dispatch(scheduler, left, job.unit, store, stop))
+    assert sum(result.images for result in results) == sum(len(job.plan.unit_range(k)) for k in left)
+    assert scheduler.most == 2
+    assert chunk_files(tmp_path / "s.zarr") == whole
+
+
+def test_units_in_flight_end_whatever_happens(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """Whoever takes the results may raise: what was handed out is marked all the same, and no more is."""
+    job = make_job(asked(tiny_graph, tmp_path / "s.zarr"), pictures)
+    store = open_store(job)
+    scheduler = Unsteady(Task.of(job, store), tries=0)
+    results = dispatch(scheduler, list(range(job.plan.units)), job.unit, store, threading.Event())
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    assert not scheduler.flying
+    assert store.done.sum() == 2
 
 
 # -- a Dask cluster ----------------------------------------------------------------------------------------------------
@@ -302,8 +370,11 @@ class Dask:
     def _start(self, what: str, *options: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "dask", what, *options, "--no-dashboard"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **environment},
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **environment},
+        )
 
     @staticmethod
     def _listens(port: int) -> bool:
@@ -416,7 +487,7 @@ def test_workers_of_another_version_are_refused(dask: Dask, tiny_graph: Path, pi
     import onnxruntime
 
     (tmp_path / "sitecustomize.py").write_text("import onnxruntime\nonnxruntime.__version__ = '0.1'\n")
-    dask.add(PYTHONPATH=str(tmp_path))
+    dask.add(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(
         AttlasError, match=f"worker tcp://.*: onnxruntime 0.1 there, {onnxruntime.__version__} here; install the same"
     ):
@@ -427,7 +498,7 @@ def test_workers_of_another_version_are_refused(dask: Dask, tiny_graph: Path, pi
 def test_workers_that_do_not_see_the_files_are_refused(
     dask: Dask, tiny_graph: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    """Images, as a worker says; graph and store, as its bench says."""
+    """Images, as a worker says; graph and store, as `Worker` says."""
     from attlas.engine.sources import Folder
 
     dask.add()
@@ -435,12 +506,12 @@ def test_workers_that_do_not_see_the_files_are_refused(
     with pytest.raises(AttlasError, match=r"worker tcp://.*: sees no image n0.*: give it a file system that it shares"):
         run(tiny_graph, gone, tmp_path / "s.zarr", scheduler=dask.address)
     job = make_job(asked(tiny_graph, tmp_path / "s.zarr"), pictures)
-    orders = orders_of(job, open_store(job))
-    for other in (dataclasses.replace(orders, graph="/no/graph.onnx"), dataclasses.replace(orders, store="/no/s.zarr")):
+    task = Task.of(job, open_store(job))
+    for other in (dataclasses.replace(task, graph="/no/graph.onnx"), dataclasses.replace(task, store="/no/s.zarr")):
         with pytest.raises(AttlasError, match=r"sees no /no/.*: give it a file system that it shares"):
-            Bench(other, hands=1, threads=1)
+            Worker(other, threads=1, cores=1)
     with pytest.raises(AttlasError, match="sees another store"):
-        Bench(dataclasses.replace(orders, plan=dataclasses.replace(orders.plan, images=7)), hands=1, threads=1)
+        Worker(dataclasses.replace(task, plan=dataclasses.replace(task.plan, images=7)), threads=1, cores=1)
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
@@ -461,8 +532,10 @@ def assert_analyzed_alike(store: Path, *options: str) -> None:
     attlas.analyze(other, ["entropy", "score_matrix_mean"])
     done = subprocess.run(
         [sys.executable, "-m", "attlas.cli", "analyze", str(store), "entropy", "score_matrix_mean", *options],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert chunk_files(store) == chunk_files(other)
@@ -472,8 +545,11 @@ def command(graph: Path, images: Path, store: Path, *options: str, **named: Any)
     """`attlas run` in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "attlas.cli", "run", str(graph), str(images), "-o", str(store), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **named,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **named,
+    )
 
 
 def until(true: Callable[[], Any]) -> None:
@@ -487,7 +563,18 @@ def until(true: Callable[[], Any]) -> None:
 def asked(graph: Path, output: Path, limit: int | None = None) -> Request:
     """What `run` would ask for by default."""
     return Request(
-        graph=graph, output=output, keep=("attention",), layers=None, store_dtype="float16", batch_size=None,
-        provider="cpu", target="predicted", limit=limit, seed=0, reducer=None, statistics="auto", overwrite=False,
+        graph=graph,
+        output=output,
+        keep=("attention",),
+        layers=None,
+        store_dtype="float16",
+        batch_size=None,
+        provider="cpu",
+        target="predicted",
+        limit=limit,
+        seed=0,
+        reducer=None,
+        statistics="auto",
+        overwrite=False,
         dry_run=False,
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""Local worker processes: each with cores of its own, or a card of its own. They ask for units, so none waits long."""
+"""Local worker processes, each with cores, or a card, of its own. They ask for units, so that none waits for others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from concurrent.futures import Executor as Pool
@@ -20,17 +20,19 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ...exporter.errors import AttlasError, UsageError
-from ..session import cores, resolve_provider
+from ..providers import cores, on_cards
 from ..store import Store
-from ..unit import Share, UnitResult
-from . import TRIES, Bench, Here, Orders, Ready
+from ..unit import Unit, UnitResult
+from .base import Local, Task, WorkerInfo
+from .dispatch import TRIES, Outcome, dispatch
+from .worker import Worker
 
 __all__ = ["Processes", "pool"]
 
 
 @dataclass
-class _Worker:
-    """One process, seen from outside: `at` are the units that it has and has not reported."""
+class _Process:
+    """One worker process, seen from outside: `at` are the units that it has and has not reported."""
 
     number: int
     process: BaseProcess
@@ -38,20 +40,21 @@ class _Worker:
     at: set[int] = field(default_factory=set)
 
 
-class Processes(Here):
+class Processes(Local):
     """Processes of this machine. One that dies is replaced, and its units in flight are done again."""
 
     kind = "processes"
+    loss = f"took its worker process down {TRIES} times"
 
     def __init__(self, workers: int, threads: int | None = None) -> None:
         """`threads`: units at work at once in each; by default one per core that it has."""
-        self.workers, self.hands = workers, 1
-        self.words = ""
-        self._threads = threads
-        self._alive: list[_Worker] = []
-        self._ready: Ready | None = None
-        self._fruitless = 0  # deaths since a unit was last done
-        self._halted = False
+        self.workers, self.threads = workers, 1
+        self.description = ""
+        self._wanted = threads
+        self._alive: list[_Process] = []
+        self._asking: deque[_Process] = deque()  # those that wait for a unit
+        self._info: WorkerInfo | None = None
+        self._deaths = 0  # deaths since a unit was last done
 
     def __exit__(self, *_: object) -> None:
         for worker in self._alive:
@@ -61,7 +64,7 @@ class Processes(Here):
             worker.pipe.close()
         self._alive.clear()
 
-    def open(self, orders: Orders, units: int, first: Share, stop: threading.Event) -> Ready:
+    def open(self, task: Task, units: int, first: Unit, stop: threading.Event) -> WorkerInfo:
         """Start the processes, and wait until each has loaded the graph.
 
         Raises:
@@ -69,125 +72,105 @@ class Processes(Here):
             UsageError: statistics that only this process knows.
         """
         self.workers = min(self.workers, units)
-        each = self._threads or max(1, cores() // self.workers)
-        self._orders, self._each = orders, each
-        self.hands = each * self.workers
-        on_card = resolve_provider(orders.provider)[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-        self._cards = _cards() if on_card else []
+        each = self._wanted or max(1, cores() // self.workers)
+        self._task, self._each = task, each
+        self.threads = each * self.workers
+        self._cards = _cards() if on_cards(task.provider) else []
         for number in range(self.workers):
             self._start(number)
         for number in range(self.workers):
-            while (worker := self._of(number)) is not None and not self._hear(worker):
+            while (worker := self._find(number)) is not None and not self._wait_ready(worker):
                 pass
-        assert self._ready is not None
+        assert self._info is not None
         cards = f", {len(self._cards)} cards" if self._cards else ""
-        self.words = f"{self.workers} worker processes of {each} threads{cards}"
-        return self._ready
+        self.description = f"{self.workers} worker processes of {each} threads{cards}"
+        return self._info
 
-    def units(self, todo: Sequence[int], share: Callable[[int], Share], stop: threading.Event) -> Iterator[UnitResult]:
-        """See `Executor`.
+    def units(self, todo: Sequence[int], unit: Callable[[int], Unit], stop: threading.Event) -> Iterator[UnitResult]:
+        """See `Executor`."""
+        return dispatch(self, todo, unit, Store(self._task.store), stop)
 
-        Raises:
-            AttlasError: what a worker raised, or a unit that took its worker down `TRIES` times.
-        """
-        left, tries = deque(todo), Counter[int]()
-        try:
-            yield from self._work(left, tries, share, stop)
-        except BaseException:
-            # Whatever happened, units in flight still end.
-            self._halted = True
-            for _ in self._work(left, tries, share, stop):
-                pass
-            raise
+    def room(self) -> int:
+        """See `Scheduler`."""
+        for number in range(self.workers):
+            if self._find(number) is None:
+                self._start(number)
+        return len(self._asking)
 
-    def _work(
-        self, left: deque[int], tries: Counter[int], share: Callable[[int], Share], stop: threading.Event
-    ) -> Iterator[UnitResult]:
-        failure: AttlasError | None = None
-        store = Store(self._orders.store)
-        while True:
-            halted = self._halted or failure is not None or stop.is_set()
-            for number in range(self.workers) if left and not halted else ():
-                if self._of(number) is None:
-                    self._start(number)
-            if not self._alive:
-                break
-            for pipe in connection.wait([worker.pipe for worker in self._alive]):
-                worker = next(w for w in self._alive if w.pipe is pipe)
-                try:
-                    word, value = worker.pipe.recv()
-                except (EOFError, OSError):
-                    self._bury(worker)
-                    done = store.done if worker.at else ()
-                    for k in sorted(worker.at, reverse=True):
-                        if done[k]:  # marked, and died before it could say so
-                            yield UnitResult(images=len(store.plan.unit_range(k)))
-                            continue
-                        tries[k] += 1
-                        left.append(k)  # at the end: what else there is gets done first
-                        if tries[k] == TRIES:
-                            failure = AttlasError(
-                                f"unit {k} took its worker process down {TRIES} times ({_end(worker.process)}); what "
-                                "is done stays, the same command goes on"
-                            )
-                    continue
-                if word == "next":
-                    halted = self._halted or failure is not None or stop.is_set()
-                    handed = None if halted or not left else share(left.popleft()).alone()
-                    if handed is not None:
-                        worker.at.add(handed.k)
-                    with contextlib.suppress(OSError):  # a dead worker is noticed at the next turn
-                        worker.pipe.send(handed)
-                elif word == "done":
-                    k, result = value
-                    worker.at.discard(k)
-                    self._fruitless = 0
-                    yield result
-                elif word == "failed":
-                    failure = value
-                elif word == "ready":
-                    self._check(worker, value)
-        if failure is not None:
-            raise failure
+    def submit(self, unit: Unit, attempt: int) -> None:
+        """See `Scheduler`."""
+        worker = self._asking.popleft()
+        worker.at.add(unit.k)
+        with contextlib.suppress(OSError):  # a dead worker is noticed where it is listened to
+            worker.pipe.send(unit)
 
-    def _hear(self, worker: _Worker) -> bool:
+    def wait(self) -> list[Outcome]:
+        """See `Scheduler`. Whoever still asks is told that there is nothing for it, and ends."""
+        while self._asking:
+            with contextlib.suppress(OSError):
+                self._asking.popleft().pipe.send(None)
+        outcomes = []
+        for pipe in connection.wait([worker.pipe for worker in self._alive]):
+            worker = next(w for w in self._alive if w.pipe is pipe)
+            try:
+                word, value = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._remove(worker)
+                outcomes += [Outcome(k, lost=_end(worker.process)) for k in sorted(worker.at, reverse=True)]
+                continue
+            if word == "next":
+                self._asking.append(worker)
+            elif word == "done":
+                k, result = value
+                worker.at.discard(k)
+                self._deaths = 0
+                outcomes.append(Outcome(k, result))
+            elif word == "failed":
+                outcomes.append(Outcome(None, error=value))
+            elif word == "ready":
+                self._check_provider(worker, value)
+        return outcomes
+
+    def _wait_ready(self, worker: _Process) -> bool:
         """Whether a worker that starts is ready; one that died is replaced."""
         try:
             word, value = worker.pipe.recv()
         except (EOFError, OSError):
-            self._bury(worker)
+            self._remove(worker)
             self._start(worker.number)
             return False
         if word == "failed":
             raise value
-        self._check(worker, value)
+        self._check_provider(worker, value)
         return True
 
-    def _check(self, worker: _Worker, ready: Ready) -> None:
-        self._ready = self._ready or ready
-        if ready.provider != self._ready.provider:
+    def _check_provider(self, worker: _Process, info: WorkerInfo) -> None:
+        self._info = self._info or info
+        if info.provider != self._info.provider:
             raise AttlasError(
-                f"worker process {worker.number} runs on {ready.provider}, the others on {self._ready.provider}: "
+                f"worker process {worker.number} runs on {info.provider}, the others on {self._info.provider}: "
                 "name one with --provider, and see `attlas doctor`"
             )
 
-    def _of(self, number: int) -> _Worker | None:
+    def _find(self, number: int) -> _Process | None:
         return next((w for w in self._alive if w.number == number), None)
 
     def _start(self, number: int) -> None:
         ours, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(
-            target=_serve, name=f"attlas-worker-{number}", daemon=True,
+            target=_serve,
+            name=f"attlas-worker-{number}",
+            daemon=True,
             args=(theirs, _cores(number, self.workers), self._card(number), self._each),
-        )  # fmt: skip
+        )
         try:
             process.start()
         except OSError as error:
             raise AttlasError(f"a worker process does not start ({error.strerror or error})") from None
         theirs.close()
-        self._alive.append(_Worker(number, process, ours))
+        self._alive.append(_Process(number, process, ours))
         try:
-            ours.send(self._orders)
+            ours.send(self._task)
         except OSError:
             pass  # it is dead already, which is noticed where it is listened to
         except Exception as error:  # what cannot be named cannot travel, and says so with several exceptions
@@ -196,15 +179,15 @@ class Processes(Here):
     def _card(self, number: int) -> str | None:
         return self._cards[number % len(self._cards)] if self._cards else None
 
-    def _bury(self, worker: _Worker) -> None:
+    def _remove(self, worker: _Process) -> None:
         """A worker whose pipe has ended: either it was told to end, or it died."""
         worker.process.join()
         worker.pipe.close()
         self._alive.remove(worker)
         if worker.process.exitcode == 0:
             return
-        self._fruitless += 1
-        if self._fruitless > TRIES * self.workers:
+        self._deaths += 1
+        if self._deaths > TRIES * self.workers:
             raise AttlasError(
                 f"worker processes end before they have done anything ({_end(worker.process)}); what is done stays, "
                 "the same command goes on"
@@ -229,30 +212,30 @@ def pool(workers: int) -> Iterator[Pool]:
 
 
 def _pin_next(number: Any, workers: int) -> None:
-    _leave_signals()
+    _ignore_signals()
     with number.get_lock():
         mine, number.value = number.value, number.value + 1
     _pin(_cores(mine % workers, workers))
 
 
-def _serve(pipe: Connection, own: Sequence[int], card: str | None, hands: int) -> None:
+def _serve(pipe: Connection, own: Sequence[int], card: str | None, threads: int) -> None:
     """What a worker process does: load, say so, and then unit after unit until there is none."""
-    _leave_signals()
+    _ignore_signals()
     _pin(own)
     if card is not None:
         # Before the first session, which is when CUDA looks.
         os.environ["CUDA_VISIBLE_DEVICES"] = card
 
-    def take() -> Share | None:
+    def take() -> Unit | None:
         pipe.send(("next", None))
-        share: Share | None = pipe.recv()
-        return share
+        unit: Unit | None = pipe.recv()
+        return unit
 
     try:
-        orders: Orders = pipe.recv()
-        bench = Bench(orders, hands=hands, threads=max(1, len(own) // hands))
-        pipe.send(("ready", bench.ready))
-        for result in bench.units(take):
+        task: Task = pipe.recv()
+        worker = Worker(task, threads=threads, cores=max(1, len(own) // threads))
+        pipe.send(("ready", worker.info))
+        for result in worker.units(take):
             pipe.send(("done", result))
     except AttlasError as error:
         pipe.send(("failed", error))
@@ -264,7 +247,7 @@ def _serve(pipe: Connection, own: Sequence[int], card: str | None, hands: int) -
         )
 
 
-def _leave_signals() -> None:
+def _ignore_signals() -> None:
     """A signal to the whole group is for the one who started this; when that one is gone, so is this process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,49 @@
+"""Units in threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from ..providers import cores
+from ..unit import Unit, UnitResult
+from .base import Local, Task, WorkerInfo
+from .worker import Worker
+
+__all__ = ["Threads"]
+
+
+class Threads(Local):
+    """This process alone does the work, by default with a thread per core."""
+
+    kind = "threads"
+    description = ""
+    workers = 1
+    threads = 1
+
+    def __init__(self, threads: int | None = None) -> None:
+        """`threads`: units at work at once."""
+        self._wanted = threads
+        self._worker: Worker | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self._worker = None
+
+    def open(self, task: Task, units: int, first: Unit, stop: threading.Event) -> WorkerInfo:
+        """Load the graph."""
+        self.threads = max(1, min(self._wanted or cores(), units))
+        # All threads together use the cores once.
+        self._worker = Worker(task, threads=self.threads, cores=max(1, cores() // self.threads))
+        return self._worker.info
+
+    def units(self, todo: Sequence[int], unit: Callable[[int], Unit], stop: threading.Event) -> Iterator[UnitResult]:
+        """See `Executor`."""
+        assert self._worker is not None
+        waiting = iter(todo)
+
+        def take() -> Unit | None:
+            k = None if stop.is_set() else next(waiting, None)
+            return None if k is None else unit(k)
+
+        for _, result in self._worker.units(take):
+            yield result

@@ -1,0 +1,184 @@
+"""A worker: what one process has to do units with, whoever hands them out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+
+from ...exporter.errors import AttlasError
+from ..contents import Contents
+from ..graph import read_spec
+from ..providers import accelerates
+from ..session import Session
+from ..sources.files import is_url
+from ..sources.items import ChangedError
+from ..store import Store
+from ..unit import Buffers, Unit, UnitResult, commit_unit, write_unit
+from ..versions import check_versions
+from .base import Task, WorkerInfo
+
+__all__ = ["Worker", "forget", "shared_worker", "try_first"]
+
+
+class Worker:
+    """The store, one session, and buffers for each thread.
+
+    Attributes:
+        threads: how many units are at work at once.
+        info: how it is set up.
+    """
+
+    def __init__(self, task: Task, *, threads: int, cores: int) -> None:
+        """Load the graph and open the store.
+
+        Args:
+            task: what to do.
+            threads: units at work at once.
+            cores: that onnxruntime may use for each of them.
+
+        Raises:
+            AttlasError: graph or store are not there, the store is another one, or the provider does not work.
+        """
+        for path in (task.graph, task.store):
+            if not is_url(path) and not os.path.exists(path):  # noqa: PTH110 - may be a URL
+                raise AttlasError(f"sees no {path}: give it a file system that it shares with the one who asked")
+        self.store = Store(task.store, writable=True)
+        if self.store.plan != task.plan:
+            raise AttlasError(f"sees another store at {task.store}: give it a file system that it shares")
+        contents = Contents.derive(read_spec(task.graph), task.choices)
+        notes: list[str] = []
+        session = _session(task, task.provider, contents, cores, notes)
+        self.threads = threads
+        self.info = WorkerInfo(session.provider, "graph" if session.appended else "host", tuple(notes))
+        self._idle: SimpleQueue[Buffers] = SimpleQueue()
+        for _ in range(threads):
+            # Of its own: who reads one archive from front to end is not to jump to another's.
+            pool = ThreadPoolExecutor(task.readers, "read") if task.readers else None
+            self._idle.put(Buffers(session, self.store, contents, pool))
+        self._disk = threading.Lock()
+        # A slow disk holds the threads back, so that little is lost when the worker is killed.
+        self._unmarked = threading.BoundedSemaphore(2 * threads + 1)
+
+    def do(self, unit: Unit, between: Callable[[], None] = lambda: None) -> UnitResult:
+        """Do one unit in this thread; `between` is called when only the disk is waited for.
+
+        A unit that is marked already is left as it is: whoever asks again lost the answer and not the work.
+        """
+        if self.store.is_done(unit.k):
+            return UnitResult(images=len(unit.items))
+        with self._unmarked:
+            result = self._write(unit)
+            between()
+            with self._disk:
+                commit_unit(unit.k, self.store, result)
+            return result
+
+    def units(self, take: Callable[[], Unit | None]) -> Iterator[tuple[int, UnitResult]]:
+        """Do what `take` gives until it gives None, `threads` units at once, and yield (k, result) as they are done.
+
+        A thread of its own waits for the disk and marks units done, while the others go on with the next.
+        """
+
+        def work(unit: Unit) -> tuple[int, UnitResult]:
+            return unit.k, self._write(unit)
+
+        def commit(k: int, result: UnitResult) -> tuple[int, UnitResult]:
+            commit_unit(k, self.store, result)
+            return k, result
+
+        working: set[Future[tuple[int, UnitResult]]] = set()
+        committing: set[Future[tuple[int, UnitResult]]] = set()
+        more = True
+        with ThreadPoolExecutor(self.threads) as pool, ThreadPoolExecutor(1) as disk:
+            try:
+                while True:
+                    while more and len(working) < self.threads and len(committing) <= self.threads:
+                        unit = take()
+                        more = unit is not None
+                        if unit is not None:
+                            working.add(pool.submit(work, unit))
+                    if not working | committing:
+                        return
+                    ended, _ = wait(working | committing, return_when=FIRST_COMPLETED)
+                    for written in ended & working:
+                        working.remove(written)
+                        committing.add(disk.submit(commit, *written.result()))
+                    for marked in ended & committing:
+                        committing.remove(marked)
+                        yield marked.result()
+            finally:
+                wait(working)
+                for written in working:
+                    if not written.exception():
+                        committing.add(disk.submit(commit, *written.result()))
+                wait(committing)
+
+    def _write(self, unit: Unit) -> UnitResult:
+        buffers = self._idle.get()
+        try:
+            return write_unit(self.store.plan, unit, buffers)
+        finally:
+            self._idle.put(buffers)
+
+
+def _session(task: Task, provider: str, contents: Contents, cores: int, notes: list[str]) -> Session:
+    """The graph, with the statistics behind it where they belong there."""
+    accelerator = accelerates(provider)
+    automatic = contents.statistics == "auto"
+    appended = contents.appended(accelerator=accelerator)
+    if appended is None and accelerator and automatic and contents.reducer is not None:
+        notes.append("statistics on the host, which is slower (`pip install 'attlas[gpu]'` puts them in the graph)")
+    wanted = contents.wanted(appended=appended is not None)
+    session = Session(task.graph, provider=provider, wanted=wanted, appended=appended, threads=cores)
+    if session.on_cpu and appended is not None and automatic:
+        # A card was there and does not work: on a CPU the host's statistics are ten times as fast.
+        return _session(task, "cpu", contents, cores, notes)
+    return session
+
+
+# -- for schedulers that call functions in processes of their own ------------------------------------------------------
+
+_lock = threading.Lock()
+_kept: list[tuple[Task, Worker]] = []  # of the run that was last worked for
+
+
+def shared_worker(task: Task, threads: int) -> Worker:
+    """This process's worker, made once a run; each of its threads counts as a core.
+
+    Raises:
+        AttlasError: what `Worker` raises, or another version is installed here.
+    """
+    with _lock:
+        if not _kept or _kept[0][0] != task:
+            _kept.clear()
+            check_versions(task.versions)
+            _kept.append((task, Worker(task, threads=threads, cores=1)))
+        return _kept[0][1]
+
+
+def try_first(task: Task, first: Unit, threads: int) -> WorkerInfo:
+    """Load the graph here, and try to read an image.
+
+    Raises:
+        AttlasError: what `shared_worker` raises, or the image is not seen here.
+    """
+    worker = shared_worker(task, threads)
+    item = first.items[0]
+    try:
+        first.source.read(item)
+    except OSError as error:
+        raise AttlasError(
+            f"sees no image {item.key} ({error.strerror or error}): give it a file system that it shares"
+        ) from None
+    except ChangedError:
+        pass  # costs one image, as everywhere
+    return worker.info
+
+
+def forget() -> None:
+    """Give the memory back when a run is over."""
+    with _lock:
+        _kept.clear()

@@ -1,0 +1,96 @@
+"""What of each image a run keeps: the user's choices, checked against the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..exporter.errors import UsageError
+from ..exporter.spec import GraphSpec
+from .schema import GRADIENTS, KEEP, STORE_DTYPES, Entry
+
+__all__ = ["Keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What of each image is kept.
+
+    Attributes:
+        arrays: a subset of `KEEP` without "none".
+        layers: the blocks whose attention is kept.
+        dtype: of the stored attention.
+    """
+
+    arrays: tuple[str, ...]
+    layers: tuple[int, ...]
+    dtype: Literal["float16", "float32", "uint8"]
+
+    @classmethod
+    def choose(cls, spec: GraphSpec, keep: Sequence[str], layers: Sequence[int] | None, dtype: str) -> Keep:
+        """Check the choices against the graph.
+
+        Raises:
+            UsageError: a name, a layer or a dtype that is not there, or uint8 for attention that it cannot carry.
+        """
+        for name in keep:
+            if name in GRADIENTS and not spec.gradients:
+                raise UsageError(
+                    f"--keep {name}: this graph gives no gradients; `attlas export --gradients` makes one that does"
+                )
+            if name not in KEEP:
+                raise UsageError(f"--keep {name}: choose from {', '.join(KEEP)}")
+        if "none" in keep and len(set(keep)) > 1:
+            raise UsageError("--keep none: goes with nothing else")
+        missing = sorted(set(layers or ()) - set(spec.layers))
+        if missing:
+            raise UsageError(
+                f"--layers {','.join(map(str, missing))}: the graph gives layers {_ranges(spec.layers)}, counted from 0"
+            )
+        if dtype not in STORE_DTYPES:
+            raise UsageError(f"--store-dtype {dtype}: choose from {', '.join(STORE_DTYPES)}")
+        if dtype == "uint8" and spec.attention_kind == "mixed":
+            raise UsageError(
+                "--store-dtype uint8: needs attention whose rows are distributions, and this model's is mixed after "
+                "the softmax; use float16"
+            )
+        arrays = tuple(name for name in KEEP if name in keep and name != "none")
+        return cls(arrays, tuple(sorted(set(layers if layers is not None else spec.layers))), dtype)  # type: ignore[arg-type]
+
+    @property
+    def gradients(self) -> bool:
+        """Whether anything kept is of gradients, so that every image has a class to derive."""
+        return any(name in GRADIENTS for name in self.arrays)
+
+    @property
+    def reduced(self) -> Literal["float16", "float32"]:
+        """The form in which statistics see attention: the stored one, and float16 where codes or nothing is stored."""
+        return "float32" if self.dtype == "float32" else "float16"
+
+    @property
+    def widths(self) -> set[str]:
+        """The dtypes of what has one chunk per layer."""
+        return {self.reduced, "float32"} if self.gradients else {self.reduced}
+
+    def holds(self, entry: Entry, spec: GraphSpec) -> bool:
+        """Whether a run of this graph stores an array of the schema."""
+        chosen = not entry.keep or any(name in self.arrays for name in entry.keep)
+        # What has chunks of layers is an output of each layer, which `choose` has seen to.
+        given = entry.output is None or entry.chunk == "layer" or spec.output(entry.output.source) is not None
+        return chosen and given and self.dtype in entry.store_dtypes and entry.when(spec)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to resume."""
+        return {"keep": list(self.arrays), "layers": list(self.layers), "store_dtype": self.dtype}
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0-3, 7: a short way to write a list of layers."""
+    parts: list[str] = []
+    for n in numbers:
+        if parts and n == int(parts[-1].split("-")[-1]) + 1:
+            parts[-1] = f"{parts[-1].split('-')[0]}-{n}"
+        else:
+            parts.append(str(n))
+    return ", ".join(parts)

@@ -1,0 +1,40 @@
+"""The versions that decide the numbers: recorded with every store, and equal on every worker."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+
+from ..exporter.errors import AttlasError
+
+__all__ = ["check_versions", "versions"]
+
+
+def versions() -> dict[str, str]:
+    """The versions of what is at work here, by name."""
+    names = ("attlas", "numpy", "zarr", "pillow", "numba")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    import onnxruntime
+
+    return found | {"onnxruntime": onnxruntime.__version__}
+
+
+def check_versions(expected: Mapping[str, str]) -> None:
+    """Hold a worker's own versions against those of whoever asks; Python's may differ.
+
+    Raises:
+        AttlasError: one is another, or missing.
+    """
+    here = versions()
+    wrong = [
+        f"{name} {here.get(name, 'missing')} there, {version} here"
+        for name, version in expected.items()
+        if name != "python" and here.get(name) != version
+    ]
+    if wrong:
+        raise AttlasError(f"{', '.join(wrong)}; install the same")
