@@ -84,6 +84,7 @@ def axes_grid(count: int, columns: int, height: float) -> tuple[Any, list[Any]]:
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(NARROW if columns == 1 else WIDE, height * rows), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)  # between an axis' label and the next title
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for ax in axes[count:]:
         ax.remove()
