@@ -48,8 +48,8 @@ def ridges(panels: Sequence[Ridges], *, narrow: bool = False) -> Any:
     # A row for each layer and one for uniform attention, never taller than a printed page.
     tall = min(0.24 * (len(panels[0].layers) + 1), 7.0)
     with style():
-        figure = Figure(figsize=(NARROW if columns == 1 else WIDE, rows * (tall + 0.62)), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.08)
+        figure = Figure(figsize=(NARROW if columns == 1 else WIDE, rows * (tall + 0.62)))
+        figure.set_layout_engine("constrained", h_pad=0.08)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax, panel in zip(axes, panels, strict=True):
             _draw(ax, panel)
