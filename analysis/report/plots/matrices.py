@@ -13,7 +13,7 @@ from .style import NARROW, WIDE, style
 
 __all__ = ["Panel", "matrices"]
 
-GAP, MARGIN, FOOT, HEAD, LARGEST = 0.34, 0.04, 0.5, 0.2, 2.2
+GAP, MARGIN, FOOT, HEAD, LARGEST = 0.34, 0.04, 0.62, 0.2, 2.2
 WRITTEN = 8  # of so many objects the numbers still fit their cells
 
 
