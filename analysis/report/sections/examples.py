@@ -45,7 +45,7 @@ FIRST = "the first of the examples"
 def examples(context: Context) -> Iterator[Part]:
     """Pictures that are chosen by order alone, with all their maps."""
     store = context.store
-    chosen = choose(store, context.examples, context.images)
+    chosen = [example(store, image, context.images) for image in choose(store, context.examples)]
     if not chosen:
         if context.examples > 0:
             yield Absent("Example pictures", "The store holds the pixels of no valid image.")
@@ -75,7 +75,7 @@ def examples(context: Context) -> Iterator[Part]:
 def extremes(context: Context, count: int = 2) -> Iterator[Part]:
     """The images of the sharpest and of the widest attention in the last layer."""
     store, images = context.store, context.images
-    if "entropy" not in store or not choose(store, context.examples, images):
+    if "entropy" not in store or not choose(store, context.examples):
         return
     usable = store.done_images & store.read("valid").astype(bool)
     if images is None:  # only these have pictures
@@ -167,8 +167,8 @@ def _caption(store: Store, lead: str, kept: Sequence[str]) -> str:
 
 
 def _first(context: Context) -> Example | None:
-    chosen = choose(context.store, context.examples, context.images)
-    return chosen[0] if chosen else None
+    chosen = choose(context.store, context.examples)
+    return example(context.store, chosen[0], context.images) if chosen else None
 
 
 def heads_of_one(context: Context) -> Iterator[Part]:
