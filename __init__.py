@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from .analysis.report.page import report as report
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
+    from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
-    from .engine.contents import Reducer, Statistics
     from .engine.runner import Progress, RunResult
     from .engine.session import Session as Session
     from .engine.sources import Source

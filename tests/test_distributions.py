@@ -13,7 +13,7 @@ import pytest
 from attlas.engine.store import Store
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_report import BROKEN, IMAGES, attention_of, context_of, make_store, read, rows_of, spec_of
+from report_support import BROKEN, IMAGES, attention_of, context_of, make_store, read, rows_of, spec_of
 
 pytest.importorskip("matplotlib")
 canvas = pytest.importorskip("attlas.analysis.report.plots.style")

@@ -2,182 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from attlas.engine.contents import Choices, Contents
-from attlas.engine.coordinates import arrays as laid_out
-from attlas.engine.keep import Keep
-from attlas.engine.labels import map_labels
-from attlas.engine.plan import Plan
-from attlas.engine.sources import Item
 from attlas.engine.store import ArraySpec, Store
 from attlas.exporter.errors import AttlasError, UsageError
-from attlas.exporter.spec import GraphSpec, Output, Weights
-from support import PATCH, make_spec
+from attlas.exporter.spec import Weights
+from report_support import (
+    attention_of,
+    fill_unit,
+    make_store,
+    read,
+    rows_of,
+    spec_of,
+)
 
 pytest.importorskip("matplotlib")
 page = pytest.importorskip("attlas.analysis.report.page")
-kernel = pytest.importorskip("attlas.analysis.kernel")
 facts = pytest.importorskip("attlas.analysis.report.facts")
-base = pytest.importorskip("attlas.analysis.report.sections.base")
 examples = pytest.importorskip("attlas.analysis.report.sections.examples")
 definitions = pytest.importorskip("attlas.analysis.report.text.definitions")
 methods = pytest.importorskip("attlas.analysis.report.text.methods")
-objects = pytest.importorskip("attlas.analysis.report.sections.objects")
-groups = pytest.importorskip("attlas.analysis.report.sections.groups")
-positions = pytest.importorskip("attlas.analysis.report.sections.positions")
 formulas = pytest.importorskip("attlas.analysis.formulas")
 
-IMAGES, UNIT, BROKEN = 22, 4, 5
 LINK = re.compile(r"^https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.|github\.com/)")
-
-
-def spec_of(**changes: Any) -> GraphSpec:
-    """A model with registers on a grid that is no square."""
-    values: dict[str, Any] = {"grid": (3, 5), "prefix": ("class", "register"), "layers": 2, "heads": 2, "tag": "tagged"}
-    values["weights"] = Weights("checkpoint", "ab" * 32)
-    spec: GraphSpec = make_spec(**(values | changes))
-    return spec
-
-
-def attention_of(spec: GraphSpec, images: int = IMAGES, seed: int = 1) -> np.ndarray:
-    """(image, layer, head, query, key): rows that sum to 1, far from uniform."""
-    shape = (images, spec.depth, spec.heads, spec.tokens, spec.tokens)
-    e = np.exp(np.random.default_rng(seed).normal(size=shape) * 2)
-    rows: np.ndarray = (e / e.sum(-1, keepdims=True)).astype(np.float16)
-    return rows
-
-
-def make_store(
-    path: Path, spec: GraphSpec | None = None, *, keep: tuple[str, ...] = ("attention",), units: Any = None,
-    reduce: bool = False, seed: int = 1, images: int = IMAGES, dtype: str = "float16",
-) -> Store:  # fmt: skip
-    """A store as a run leaves it: one image unreadable, of the labels half name the class of the largest logit."""
-    spec = spec or spec_of()
-    a = attention_of(spec, images, seed)
-    plan = Plan(images=images, batch=2, unit=UNIT, sample=tuple(range(1, images, 3)), identity={"graph": "cd" * 32})
-    choice = Keep.choose(spec, keep, None, dtype)
-    reducer = kernel.Reducer(spec) if reduce else None
-    items = [Item(f"n{i % 2:08d}/{i:03}.png", f"n{i % 2:08d}", 1, 1) for i in range(images)]
-    labels = map_labels([i.label for i in items], spec.classes)
-    kept = Contents.derive(spec, Choices(choice, kernel.Reducer if reduce else None)).templates
-    arrays, values = laid_out(spec, plan, kept, items, labels)
-    attrs = {
-        "dataset": "pictures <b>", "selection": f"all {images} images", "kept": choice.identity(),
-        "versions": {"attlas": "0.1.0"},
-    }  # fmt: skip
-    store = Store.create(path, spec, plan, arrays, values=values, attrs=attrs)
-    for k in range(plan.units) if units is None else units:
-        _fill(store, k, a, reducer)
-    return store
-
-
-def _fill(store: Store, k: int, a: np.ndarray, reducer: Any) -> None:
-    span, spec = store.plan.unit_range(k), store.spec
-    at = slice(span.start, span.stop)
-    valid = np.array([i != BROKEN for i in span])
-    rows: dict[str, Any] = {"valid": valid, "height": np.full(len(span), 30), "width": np.full(len(span), 40)}
-    rows["error"] = np.array(["" if ok else "is no picture" for ok in valid], dtype=np.dtypes.StringDType())
-    rows["logits"] = np.eye(len(spec.classes), dtype=np.float32)[np.zeros(len(span), int)]
-    part = a[at].copy()
-    part[~valid] = np.nan
-    pool = None
-    if "pool_attention" in store:
-        pool = np.random.default_rng(k).random((len(span), 2, 1, spec.tokens)).astype(np.float32)
-        rows["pool_attention"] = pool = pool / pool.sum(-1, keepdims=True)
-    if "prefix_attention" in store:
-        rows["prefix_attention"] = part[:, :, :, : len(spec.prefix)]
-    if reducer is not None:
-        found = reducer([np.ascontiguousarray(layer) for layer in np.moveaxis(a[at], 1, 0)], pool)
-        del found["_finite"]
-        for values in found.values():
-            values[~valid] = np.nan if values.dtype.kind == "f" else -1
-        rows |= found
-    if "attention" in store:
-        for layer in range(spec.depth):
-            store.write("attention", at.start, part[:, layer : layer + 1], slice(layer, layer + 1))
-    if "attention_code" in store:
-        codes = np.round(255 * np.sqrt(np.nan_to_num(part.astype(np.float32)))).astype(np.uint8)
-        for layer in range(spec.depth):
-            store.write("attention_code", at.start, codes[:, layer : layer + 1], slice(layer, layer + 1))
-    for name, values in rows.items():
-        store.write(name, at.start, np.asarray(values))
-    for place, image in store.plan.sampled(span):
-        store.write("pixels", place, np.full((1, *spec.image_size, 3), 10 * image, np.uint8))
-    store.mark_done(k)
-
-
-class Seen(HTMLParser):
-    """What a browser would find: the text, figures, links and everything that would be loaded."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.text = ""
-        self.captions: list[str] = []
-        self.alts: list[str] = []
-        self.links: list[str] = []
-        self.loaded: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {name: value or "" for name, value in attrs}
-        self.tags.append(tag)
-        if "id" in values:
-            self.ids.append(values["id"])
-        if tag not in ("meta", "link", "img", "source", "br"):
-            self.open.append(tag)
-        if tag == "a":
-            self.links.append(values["href"])
-        self.loaded += [values[name] for name in ("src", "srcset") if name in values]
-        if tag == "link":
-            self.loaded.append(values["href"])
-        if tag == "img":
-            self.alts.append(values["alt"])
-        if tag == "figcaption":
-            self.captions.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text += data
-        if "figcaption" in self.open:
-            self.captions[-1] += data
-
-
-def read(path: Path) -> tuple[str, Seen]:
-    html = path.read_text("utf-8")
-    return html, Seen(html)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def heads_of(store: Store) -> np.ndarray:
-    """The last column of a figure's numbers, without drawing it."""
-    return np.array([row[-1] for row in next(examples.heads_of_one(context_of(store, examples=1))).rows])
-
-
-def context_of(store: Store, letter: str = "A", **options: Any) -> Any:
-    """What a section is given."""
-    return base.Context(store, facts.gather(store, letter), **options)
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +73,12 @@ def test_the_first_page_says_what_was_run_and_how_right_it_was(made: tuple[Store
     html, seen = read(made[1])
     low, high = facts.wilson(11, 21)
     for wanted in (
-        "tagged, for its recipe and classes alone",
-        "ab" * 32, "cd" * 32, "pictures <b>", "all 22 images", "float16", "class, register",
+        "tiny_test.tagged", "ab" * 32, "cd" * 32, "pictures <b>", "all 22 images", "float16", "class, register",
         "22 planned, 22 done, 21 valid, 1 unreadable", "n00000001/005.png", "is no picture",
         f"52.4 % (95 % interval {100 * low:.1f} to {100 * high:.1f}; 11 of 21)", "resize 24x40 (squash, bilinear)",
     ):  # fmt: skip
         assert wanted in seen.text
     assert "random (an untrained" not in seen.text
-    assert "tiny_test.tagged" not in html  # weights from a file are not the tag's
     assert "pictures <b>" not in html
 
 
@@ -339,33 +190,10 @@ def test_random_weights_and_an_unfinished_store_are_said_before_all_else(tmp_pat
     assert html.index("Partial:") < html.index("<nav")
     assert all(re.search(r"n = (8 images|1 image)", caption) for caption in seen.captions)
     for k in (1, 3, 4, 5):
-        _fill(store, k, attention_of(spec), None)
+        fill_unit(store, k, attention_of(spec), None)
     _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=0, overwrite=True))
     assert "Partial" not in seen.text
     assert "n = 21 images" in seen.captions[0]
-
-
-def test_a_model_without_prefix_tokens_is_read_from_its_patches(tmp_path: Path) -> None:
-    """No row 0 is taken for a class token: the readout is the mean of the patch rows."""
-    store = make_store(tmp_path / "s.zarr", spec_of(prefix=(), weights=Weights("pretrained", "0")))
-    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=1))
-    assert "mean of the patch rows" in seen.text
-    assert "has no prefix token" in seen.text
-    image = [i for i in store.plan.sample if i != BROKEN][3]
-    wanted = store.read("attention", (image, 1)).astype(np.float32).mean(axis=1) * 15
-    np.testing.assert_allclose(heads_of(store), wanted.ravel(), rtol=1e-5)
-
-
-def test_a_pools_own_map_is_the_readout(tmp_path: Path) -> None:
-    spec = spec_of(prefix=(), pooling="pool")
-    shape = (None, 2, 1, spec.tokens)
-    pool = Output("pool_attention", ("image", "pool_head", "pool_query", "key"), shape)
-    store = make_store(tmp_path / "s.zarr", dataclasses.replace(spec, outputs=(*spec.outputs, pool)))
-    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=1))
-    assert "pool's attention of layer" in seen.text
-    image = [i for i in store.plan.sample if i != BROKEN][3]
-    wanted = store.read("pool_attention", image)[:, 0] * 15
-    np.testing.assert_allclose(heads_of(store), wanted.ravel(), rtol=1e-5)
 
 
 def test_where_attention_was_not_kept_the_prefix_rows_still_show_and_the_rest_names_the_option(tmp_path: Path) -> None:
@@ -385,93 +213,6 @@ def test_without_attention_and_statistics_the_page_says_how_to_have_them(tmp_pat
     _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=1))
     assert "Attention distance by depth is not shown." in seen.text
     assert "--keep attention" in seen.text
-
-
-@pytest.mark.parametrize("kind", ["mean", "uint8"])
-def test_head_means_and_codes_show_what_they_can(tmp_path: Path, kind: str) -> None:
-    """Codes give every figure and a warning."""
-    if kind == "mean":
-        make_store(tmp_path / "s.zarr", spec_of(attention_kind="mixed"))
-    else:
-        make_store(tmp_path / "s.zarr", dtype="uint8")
-    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=int(kind == "uint8")))
-    if kind == "mean":
-        assert "rows are no distributions, and have no entropy" in seen.text
-    else:
-        assert "uint8 codes, good for averages" in seen.text
-        assert len(seen.captions) == 12
-
-
-def test_two_stores_stand_side_by_side_on_the_images_they_share(tmp_path: Path) -> None:
-    """In image widths, and the paired difference is that of the stores' own numbers."""
-    make_store(tmp_path / "one.zarr")
-    other = spec_of(grid=(4, 4), prefix=(), layers=2, tag="other", weights=Weights("pretrained", "ab" * 32))
-    make_store(tmp_path / "two.zarr", other, seed=3, images=16)
-    both = [tmp_path / "one.zarr", tmp_path / "two.zarr"]
-    _, seen = read(page.report(both, tmp_path / "r.html", figures=tmp_path / "f", examples=0))
-    assert "The same n = 15 images in every store" in seen.captions[0]
-    assert "A. tiny_test" in seen.text
-    assert "B. tiny_test.other" in seen.text
-    assert {"compare_distance_renormalized.csv", "a-distance.pdf", "b-score_matrix_mean.png"} <= {
-        p.name for p in (tmp_path / "f").iterdir()
-    }
-    images = [i for i in range(16) if i != BROKEN]
-    widths = [5 * PATCH, 4 * PATCH]
-    mine = [Store(p).read("distance_renormalized")[images] / w for p, w in zip(both, widths, strict=True)]
-    rows = rows_of(tmp_path / "f" / "compare_distance_renormalized.csv")
-    for letter, values in zip("AB", mine, strict=True):
-        found = [float(r["mean"]) for r in rows if r["store"] == letter]
-        np.testing.assert_allclose(found, values.mean(axis=(0, 2)), rtol=1e-5)
-    assert f"{float(mine[1].mean() - mine[0].mean()):+.3g}" in seen.text
-
-
-def test_stores_of_other_images_are_not_paired(tmp_path: Path) -> None:
-    make_store(tmp_path / "one.zarr", images=8)
-    store = make_store(tmp_path / "two.zarr", images=8, seed=2)
-    store.array("path")[...] = np.array([f"other/{i}.png" for i in range(8)], dtype=np.dtypes.StringDType())
-    _, seen = read(page.report([tmp_path / "one.zarr", tmp_path / "two.zarr"], tmp_path / "r.html", examples=0))
-    assert "share no images by path" in seen.captions[0]
-    assert "Paired difference of" not in seen.text
-
-
-def test_what_an_analysis_was_asked_for_is_shown_too(tmp_path: Path) -> None:
-    """Shares of attention add up to 1, and the registers' share is the sum of theirs; without, the page says how."""
-    make_store(tmp_path / "s.zarr", spec_of(prefix=("class", "register", "register"), heads=4))
-    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=0))
-    assert "attlas analyze s.zarr self_mass neighbour_mass" in seen.text
-    names = ["self_mass", "neighbour_mass", "rest_mass", "sink_share", "position_deviation", "offset_map_mean"]
-    pytest.importorskip("attlas.analysis.statistics").analyze(tmp_path / "s.zarr", names)
-    _, seen = read(
-        page.report(tmp_path / "s.zarr", tmp_path / "r.html", figures=tmp_path / "f", examples=0, overwrite=True)
-    )
-    rows = rows_of(tmp_path / "f" / "masses.csv")
-    assert {r["part"] for r in rows} >= {"class token", "register tokens", "itself"}
-    for layer in ("0", "1"):
-        assert sum(float(r["share"]) for r in rows if r["layer"] == layer) == pytest.approx(1, abs=1e-3)
-    store = Store(tmp_path / "s.zarr")
-    means = [r for r in rows_of(tmp_path / "f" / "further.csv") if r["statistic"] == "position_deviation"]
-    assert np.array_equal([float(r["mean"]) for r in means], store.read("position_deviation_mean").ravel())
-    assert "sink_share is not drawn: all values are 0." in seen.text
-    ranks = [float(r["distance_renormalized_mean"]) for r in rows_of(tmp_path / "f" / "distance_sorted.csv")]
-    assert np.array_equal(ranks, np.sort(store.read("distance_renormalized_mean"), axis=1).ravel())
-
-
-def test_extremes_are_the_extremes_and_said_to_be_chosen_after_looking(tmp_path: Path) -> None:
-    """Of the sample where only that has pictures, of all images where their folder is given."""
-    from PIL import Image
-
-    store = make_store(tmp_path / "s.zarr", reduce=True)
-    for path in store.read("path"):
-        (tmp_path / "images" / str(path)).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (60, 40), "#a04020").save(tmp_path / "images" / str(path))
-    entropy = store.read("entropy")[:, 1].mean(axis=1)
-    for folder, candidates in ((None, store.plan.sample), (tmp_path / "images", range(IMAGES))):
-        order = sorted((i for i in candidates if i != BROKEN), key=lambda i: entropy[i])
-        shown = next(examples.extremes(context_of(store, examples=1, images=folder)))
-        found = list(dict.fromkeys(row[0] for row in shown.rows))
-        assert found == [str(store.read("path", i)) for i in [*order[:2], *order[-2:]]]
-        assert "Chosen after looking" in shown.caption
-        assert f"out of n = {len(order)} images" in shown.caption
 
 
 def test_the_methods_are_those_of_the_stores_own_statistics(made: tuple[Store, Path, Path]) -> None:
@@ -514,152 +255,6 @@ def test_the_methods_are_printed_without_a_page(made: tuple[Store, Path, Path], 
         main(["report", str(made[0].path)])
     assert stopped.value.code == 2
     assert "--methods" in capsys.readouterr().err
-
-
-def add(store: Store, name: str, dims: tuple[str, ...], values: Any) -> Store:
-    """Put an array into a store, as another command would have."""
-    given = np.asarray(values)
-    kind, fill = ("str", "") if given.dtype.kind in "UT" else (str(given.dtype), 0)
-    writable = Store(store.path, writable=True)
-    if kind == "str":
-        given = given.astype(np.dtypes.StringDType())
-    writable.add([ArraySpec(name, dims, given.shape, given.shape, kind, fill, {})], {name: given})
-    return Store(store.path)
-
-
-def coco(path: Path, marks: dict[str, list[tuple[float, ...]]]) -> Path:
-    """A COCO file of boxes (x, y, width, height) by file name, all of one kind."""
-    images = [{"id": i, "file_name": name} for i, name in enumerate(marks)]
-    boxes = [(i, box) for i, one in enumerate(marks.values()) for box in one]
-    found = [{"id": n, "image_id": i, "category_id": 1, "bbox": list(box)} for n, (i, box) in enumerate(boxes)]
-    data = {"images": images, "categories": [{"id": 1, "name": "thing"}], "annotations": found}
-    path.write_text(json.dumps(data))
-    return path
-
-
-def test_a_baseline_is_compared_and_no_more(tmp_path: Path) -> None:
-    """It has a letter, a line and a difference, and no figures of its own; stores of one model keep their names."""
-    make_store(tmp_path / "one.zarr", reduce=True)
-    random = spec_of(weights=Weights("random", "ab" * 32))
-    make_store(tmp_path / "idle.zarr", random, seed=3, reduce=True)
-    out = page.report(tmp_path / "one.zarr", tmp_path / "r.html", baseline=tmp_path / "idle.zarr",
-                      figures=tmp_path / "f", examples=1)  # fmt: skip
-    _, seen = read(out)
-    names = {p.stem for p in (tmp_path / "f").iterdir()}
-    assert {"compare_distance_renormalized_difference", "compare_entropy_difference", "compare_attention"} <= names
-    assert "a-distance" in names
-    assert not [name for name in names if name.startswith("b-")]
-    assert "idle.zarr (baseline)" in seen.text
-    values = [Store(tmp_path / f"{n}.zarr").read("entropy").astype(float) for n in ("one", "idle")]
-    good = [i for i in range(IMAGES) if i != BROKEN]
-    wanted = (values[1][good].mean(axis=2) - values[0][good].mean(axis=2)).mean(axis=0) / math.log(17)
-    rows = rows_of(tmp_path / "f" / "compare_entropy_difference.csv")
-    np.testing.assert_allclose([float(r["mean"]) for r in rows], wanted, rtol=1e-5)
-    assert all(float(r["low"]) <= float(r["mean"]) <= float(r["high"]) for r in rows)
-
-
-def test_a_deeper_model_is_read_between_its_layers(tmp_path: Path) -> None:
-    """At the relative depths of the shallower one, which of 4 blocks against 2 are the second and the fourth."""
-    make_store(tmp_path / "two.zarr", reduce=True, images=8)
-    make_store(tmp_path / "four.zarr", spec_of(layers=4, tag="deep"), reduce=True, images=8)
-    both = [Store(tmp_path / f"{n}.zarr") for n in ("two", "four")]
-    comparison = pytest.importorskip("attlas.analysis.report.sections.comparison")
-    for store in both:
-        pytest.importorskip("attlas.analysis.statistics").analyze(store.path)
-    shown = comparison.comparison([context_of(s, letter) for s, letter in zip(both, "AB", strict=True)])
-    rows = next(e for e in shown if getattr(e, "name", "") == "compare_entropy_difference").rows
-    good = [i for i in range(8) if i != BROKEN]
-    a, b = (s.read("entropy")[good].astype(float).mean(axis=2) / math.log(17) for s in both)
-    assert [row[1] for row in rows] == [0.5, 1.0]
-    np.testing.assert_allclose([row[2] for row in rows], (b[:, [1, 3]] - a).mean(axis=0), rtol=1e-5)
-
-
-def test_maps_with_gradients_stand_beside_raw_attention_where_the_run_kept_them(tmp_path: Path) -> None:
-    """Their numbers are the formulas', and without gradients the page names the option."""
-    spec = spec_of()
-    store = make_store(tmp_path / "s.zarr", spec, images=8)
-    first = next(examples.examples(context_of(store, examples=2)))
-    assert {row[1] for row in first.rows} == {"attention", "rollout"}
-    _, seen = read(page.report(store.path, tmp_path / "r.html", examples=1))
-    assert "--keep gradient_mean with a graph of attlas export --gradients" in seen.text.replace("`", "")
-    product = np.random.default_rng(2).normal(size=(8, 2, 17, 17)).astype(np.float32)
-    for name, values in (("gradient_mean", product), ("gradient_positive", np.abs(product))):
-        store = add(store, name, ("image", "layer", "query", "key"), values)
-    store = add(store, "target", ("image",), np.full(8, 1, np.int32))
-    first = next(examples.examples(context_of(store, examples=1)))
-    path = first.rows[0][0]
-    image = [str(p) for p in store.read("path")].index(path)
-    for kind, layers in (("gradient_rollout", product), ("chefer", np.abs(product))):
-        wanted = np.asarray(getattr(formulas, kind)(list(layers[image]), spec.grid, 0))
-        mine = [row[-1] for row in first.rows if row[1] == kind]
-        np.testing.assert_allclose(mine, (wanted / wanted.mean()).ravel(), rtol=1e-5)
-    assert "gradients of" in first.alt
-
-
-def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
-    """Every test of five images or more is a point, those at q <= 0.05 are counted; smaller groups are told."""
-    store = make_store(tmp_path / "s.zarr", images=8)
-    shown = list(groups.groups(context_of(store)))
-    assert "--by label" in shown[0].reason
-    q = np.array([[[0.001, 0.2], [0.5, np.nan]], [[0.04, 0.9], [0.6, 0.7]]])
-    where = ("label_group", "layer", "head")
-    store = add(store, "entropy_q_by_label", where, q)
-    store = add(store, "entropy_difference_by_label", where, np.arange(8.0).reshape(2, 2, 2))
-    store = add(store, "label_group", ("label_group",), np.array(["n00000000", "n00000001"]))
-    store = add(store, "label_group_images", ("label_group",), np.array([6, 1]))
-    store = add(store, "rollout_mean_by_label", ("label_group", "y", "x"), np.ones((2, 3, 5)))
-    scatter, maps = groups.groups(context_of(store))
-    assert "1 of 3 differences at q ≤ 0.05" in scatter.caption
-    assert "1 of 2 groups have fewer than 5 images (all of one image only)" in scatter.caption
-    assert "n = 6 images." in scatter.caption
-    assert [row[-2:] for row in scatter.rows] == [(0.0, 0.001), (1.0, 0.2), (2.0, 0.5)]
-    assert {row[0] for row in maps.rows} == {scatter.rows[0][1]}
-    assert "Welch" in methods.describe([store.path])
-
-
-def test_position_embeddings_are_compared_where_a_model_has_them(tmp_path: Path) -> None:
-    """Prefix rows left out, the cosine of a patch with itself 1; rotary models are told why not."""
-    store = make_store(tmp_path / "s.zarr", images=4)
-    assert "does not hold" in next(positions.positions(context_of(store))).reason
-    table = np.random.default_rng(0).normal(size=(17, 6)).astype(np.float32)
-    store = add(store, "position_embedding", ("position", "channel"), table)
-    shown = next(positions.positions(context_of(store)))
-    values = np.array([row[-1] for row in shown.rows]).reshape(15, 15)
-    unit = table[2:] / np.linalg.norm(table[2:], axis=1, keepdims=True)
-    np.testing.assert_allclose(values, unit @ unit.T, atol=1e-6)
-    turned = make_store(tmp_path / "r.zarr", dataclasses.replace(spec_of(), position="rotary"), images=4)
-    assert "rotary" in next(positions.positions(context_of(turned))).reason
-
-
-def test_objects_are_found_in_the_stored_crop_and_the_rest_is_listed(tmp_path: Path) -> None:
-    """A box over the left half of the picture: its mass is the map's left half, weighed at the middle column."""
-    spec = spec_of(prefix=("class",), grid=(2, 4), layers=1, heads=1)
-    tokens = np.random.default_rng(0).normal(size=(8, 9, 5)).astype(np.float32)
-    store = add(make_store(tmp_path / "s.zarr", spec, images=8), "tokens", ("image", "token", "channel"), tokens)
-    file = coco(tmp_path / "boxes.json", {
-        "001.png": [(0, 0, 20, 30), (20, 0, 20, 30)],  # by its last part, halves of a picture of 40 x 30 pixels
-        "n00000000/002.png": [(0, 0, 40, 30), (100, 0, 5, 5)], "none.png": [(0, 0, 5, 5)], "005.png": [(0, 0, 5, 5)],
-    })  # fmt: skip
-    found, left_out = objects.find(store, file)
-    assert sorted(one.image for one in found) == [1, 2]
-    assert sorted(line.partition(" of ")[2] for line in left_out) == [
-        "005.png: the image is not done or could not be read", "n00000000/002.png: lies outside the crop",
-        "none.png: the image is not in the store",
-    ]  # fmt: skip
-    shown = list(objects.objects(context_of(store, boxes=file)))
-    rows = [row for row in shown[0].rows if row[0].endswith("001.png") and row[3] == "attention"]
-    row = store.read("attention", (1, 0, 0)).astype(np.float64)[0, 1:].reshape(2, 4)
-    assert rows[0][4] == pytest.approx(row[:, :2].sum() / row.sum(), rel=1e-5)
-    assert rows[1][4] == pytest.approx(row[:, 2:].sum() / row.sum(), rel=1e-5)
-    uniform = {row[0][-7:]: row[4:] for row in shown[0].rows if row[3] == "uniform"}
-    assert uniform == {"001.png": (0.5, 0.5, 0.5), "002.png": (1.0, 1.0, 1.0)}
-    (pair,) = shown[1].rows
-    halves = [tokens[1, 1:].reshape(2, 4, 5)[:, at].mean(axis=(0, 1)) for at in (slice(0, 2), slice(2, 4))]
-    wanted = halves[0] @ halves[1] / np.linalg.norm(halves[0]) / np.linalg.norm(halves[1])
-    assert pair[-2] == pytest.approx(wanted, rel=1e-4)
-    out = page.report(store.path, tmp_path / "r.html", boxes=file, examples=0, figures=tmp_path / "f")
-    assert "none.png: the image is not in the store" in read(out)[1].text
-    assert {"localisation", "object_similarity"} <= {p.stem for p in (tmp_path / "f").iterdir()}
 
 
 def test_a_page_of_a_small_store_is_small(made: tuple[Store, Path, Path]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from attlas.engine.store import Store
 from attlas.exporter.errors import AttlasError, UsageError
+from report_support import add, context_of, make_store, read, spec_of
 from support import make_spec
-from test_report import add, context_of, make_store, read, spec_of
 
 pytest.importorskip("matplotlib")
 base = pytest.importorskip("attlas.analysis.report.sections.base")
@@ -58,7 +58,7 @@ def summed(store: Store, name: str, mean: Any) -> Store:
     ],
 )
 def test_what_would_be_an_empty_figure(values: Any, reason: str) -> None:
-    assert numbers.unseen(values) == reason
+    assert numbers.why_empty(values) == reason
 
 
 def test_a_statistic_of_zeros_is_told_and_the_others_are_drawn(small: Store) -> None:

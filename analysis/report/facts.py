@@ -93,11 +93,20 @@ def gather(store: Store, letter: str = "A", *, baseline: bool = False) -> Facts:
     unread = np.flatnonzero(done & ~valid)[:10]
     reasons = tuple((str(store.read("path", int(i))), str(store.read("error", int(i)))) for i in unread)
     return Facts(
-        name=store.path.name, letter=letter, spec=store.spec, images=store.plan.images, done=int(done.sum()),
-        valid=int((done & valid).sum()), unreadable=reasons, top1=top1, top5=top5,
-        graph=str(store.plan.identity.get("graph", "")), attrs=store.attrs, record=store.record,
+        name=store.path.name,
+        letter=letter,
+        spec=store.spec,
+        images=store.plan.images,
+        done=int(done.sum()),
+        valid=int((done & valid).sum()),
+        unreadable=reasons,
+        top1=top1,
+        top5=top5,
+        graph=str(store.plan.identity.get("graph", "")),
+        attrs=store.attrs,
+        record=store.record,
         baseline=baseline,
-    )  # fmt: skip
+    )
 
 
 def _accuracy(store: Store, usable: npt.NDArray[np.bool_]) -> tuple[Share | None, Share | None]:
@@ -172,9 +181,11 @@ def _blocks(facts: Facts) -> str:
 
 def _readout(facts: Facts) -> str:
     words = {
-        "class": "class token", "mean": "mean of the patch rows", "pool": "the attention pool's own query",
+        "class": "class token",
+        "mean": "mean of the patch rows",
+        "pool": "the attention pool's own query",
         "distilled": "mean of class and distillation token",
-    }  # fmt: skip
+    }
     return words[facts.spec.readout]
 
 

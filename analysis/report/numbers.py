@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Floats", "mean_of", "unseen"]
+__all__ = ["Floats", "mean_of", "why_empty"]
 
 type Floats = npt.NDArray[np.floating[Any]]
 
@@ -20,7 +20,7 @@ def mean_of(values: Floats, axis: int | tuple[int, ...]) -> Floats:
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
-def unseen(values: npt.NDArray[Any]) -> str:
+def why_empty(values: npt.NDArray[Any]) -> str:
     """Why values would make an empty figure: none is known, or all are 0; "" where they can be drawn."""
     there = values[np.isfinite(values)]
     if not there.size:

@@ -146,8 +146,8 @@ def _ready(path: Path | Url, say: Say) -> Store:
 
     try:
         analyze(path)
-    except AttlasError as error:
-        # What cannot be had is said on the page too, where the figure would stand.
+    except (AttlasError, OSError) as error:
+        # What cannot be had, or not be written, is said on the page too, where the figure would stand.
         say(str(error))
     return Store(path)
 

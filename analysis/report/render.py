@@ -58,32 +58,42 @@ def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context]) -> str:
     facts = [context.facts for context in contexts]
     several = len(facts) > 1
     names = list(dict.fromkeys(one.spec.name for one in facts))
-    found = methods([
-        *(name for chapter in chapters for part in chapter.placed for name in part.figure.methods),
-        *(["accuracy"] if any(one.top1 for one in facts) else []),
-    ])  # fmt: skip
-    return _environment().get_template("page.html.jinja").render(
-        version=_version(),
-        names=names,
-        several=several,
-        facts=facts,
-        lede=_lede(facts),
-        warnings=[f"{one.letter}: {text}" if several else text for one in facts for text in warnings(one)],
-        tiles=[] if several else _tiles(facts[0]),
-        table=table(facts),
-        chapters=chapters,
-        reading=READING,
-        methods=found,
-        paragraph=paragraph([context.store for context in contexts], facts),
-        references=references([*READING, *(text for _, text in found), *_texts(chapters)]),
-    ) + "\n"  # fmt: skip
+    found = methods(
+        [
+            *(name for chapter in chapters for part in chapter.placed for name in part.figure.methods),
+            *(["accuracy"] if any(one.top1 for one in facts) else []),
+        ]
+    )
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            version=_version(),
+            names=names,
+            several=several,
+            facts=facts,
+            lede=_lede(facts),
+            warnings=[f"{one.letter}: {text}" if several else text for one in facts for text in warnings(one)],
+            tiles=[] if several else _tiles(facts[0]),
+            table=table(facts),
+            chapters=chapters,
+            reading=READING,
+            methods=found,
+            paragraph=paragraph([context.store for context in contexts], facts),
+            references=references([*READING, *(text for _, text in found), *_texts(chapters)]),
+        )
+        + "\n"
+    )
 
 
 def _environment() -> Environment:
     found = Environment(
-        loader=PackageLoader(__package__, "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader(__package__, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     found.filters["rich"] = rich
     found.tests["figure"] = lambda part: isinstance(part, Placed)
     found.tests["absent"] = lambda part: isinstance(part, Absent)

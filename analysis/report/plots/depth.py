@@ -62,15 +62,33 @@ def _draw(ax: Any, panel: Depth) -> None:
     else:
         bars = np.stack([panel.mean - panel.low, panel.high - panel.mean]).clip(min=0)
         ax.errorbar(
-            x, panel.mean.ravel(), yerr=np.nan_to_num(bars.reshape(2, -1)), fmt="o", ms=size, mew=0, color=ACCENT,
-            ecolor=ACCENT, elinewidth=0.9, alpha=0.9, zorder=3,
-        )  # fmt: skip
+            x,
+            panel.mean.ravel(),
+            yerr=np.nan_to_num(bars.reshape(2, -1)),
+            fmt="o",
+            ms=size,
+            mew=0,
+            color=ACCENT,
+            ecolor=ACCENT,
+            elinewidth=0.9,
+            alpha=0.9,
+            zorder=3,
+        )
     ax.set_title(panel.title, loc="left", fontweight="bold")
     if panel.reference is not None:
         dashed(ax, panel.reference)
         # Beside the axis' label, where no title is too long for it.
-        ax.annotate(f"- - {panel.reference_label}", (1, 0), (0, -16.5), "axes fraction", "offset points", ha="right",
-                    va="top", fontsize=7, color=QUIET)  # fmt: skip
+        ax.annotate(
+            f"- - {panel.reference_label}",
+            (1, 0),
+            (0, -16.5),
+            "axes fraction",
+            "offset points",
+            ha="right",
+            va="top",
+            fontsize=7,
+            color=QUIET,
+        )
     ax.set_ylabel(panel.unit)
     ax.set_xlabel("layer", loc="left")
     known = panel.high[np.isfinite(panel.high)]

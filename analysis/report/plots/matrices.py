@@ -13,7 +13,7 @@ from .style import NARROW, WIDE, style
 
 __all__ = ["Panel", "matrices"]
 
-GAP, MARGIN, FOOT, HEAD, LARGEST = 0.34, 0.04, 0.5, 0.2, 2.2
+GAP, MARGIN, FOOT, HEAD, LARGEST = 0.34, 0.04, 0.62, 0.2, 2.2
 WRITTEN = 8  # of so many objects the numbers still fit their cells
 
 
@@ -46,6 +46,7 @@ def _matrix(ax: Any, values: Floats, low: float) -> Any:
     ax.set_yticks(range(len(values)), numbers)
     ax.tick_params(length=0)
     for (y, x), value in np.ndenumerate(values if len(values) <= WRITTEN else values[:0]):
-        ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6,
-                color="#010101" if value > 0.6 else "#fefefe")  # fmt: skip
+        ax.text(
+            x, y, f"{value:.2f}", ha="center", va="center", fontsize=6, color="#010101" if value > 0.6 else "#fefefe"
+        )
     return image

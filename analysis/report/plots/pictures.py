@@ -56,8 +56,14 @@ def pictures(rows: Sequence[Row], columns: Sequence[Column], *, narrow: bool = F
             heading = column.heading if tight else column.heading.replace("\n", " ")
             sheet.text(left, MARGIN + head / 2, heading, 5 if tiny else 6 if narrow else 7, fontweight="bold")
             if column.unit:
-                sheet.bar(images[at], (left + 0.03, total - foot + 0.145, edge - 0.06), column.unit, column.root,
-                          size=5 if tiny else 6.5, wrap=tight)  # fmt: skip
+                sheet.bar(
+                    images[at],
+                    (left + 0.03, total - foot + 0.145, edge - 0.06),
+                    column.unit,
+                    column.root,
+                    size=5 if tiny else 6.5,
+                    wrap=tight,
+                )
     return sheet.figure
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..numbers import Floats
-from .style import ACCENT, FAINT, INK, NARROW, QUIET, SERIES, WIDE, layer_ticks, style
+from .style import ACCENT, FAINT, INK, QUIET, SERIES, axes_grid, layer_ticks, style
 
 __all__ = ["Ridges", "ridges"]
 
@@ -44,15 +43,13 @@ class Ridges:
 def ridges(panels: Sequence[Ridges], *, narrow: bool = False) -> Any:
     """A panel for each statistic: a curve a layer, its middle 80 % dark, its median, and each head's median."""
     columns = 1 if narrow else min(len(panels), 3)
-    rows = -(-len(panels) // columns)
     # A row for each layer and one for uniform attention, never taller than a printed page.
     tall = min(0.24 * (len(panels[0].layers) + 1), 7.0)
     with style():
-        figure = Figure(figsize=(NARROW if columns == 1 else WIDE, rows * (tall + 0.62)), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        figure, axes = axes_grid(len(panels), columns, tall + 0.62)
         for ax, panel in zip(axes, panels, strict=True):
             _draw(ax, panel)
-        for ax in np.delete(axes, slice(None, None, columns)):  # layers are named once a line
+        for ax in np.delete(np.array(axes), slice(None, None, columns)):  # layers are named once a line
             ax.tick_params(labelleft=False)
             ax.set_ylabel("")
     return figure

@@ -95,8 +95,15 @@ class Sheet:
             self.ax.add_patch(
                 Rectangle(corner, (end - start) * inch, (bottom - up) * inch, fill=False, ec=MARK, lw=1.2)
             )
-            self.ax.text(corner[0] + 0.02, corner[1] + 0.02, str(number), color="#010101", fontsize=6.5, va="top",
-                         bbox={"fc": MARK, "ec": "none", "pad": 0.8})  # fmt: skip
+            self.ax.text(
+                corner[0] + 0.02,
+                corner[1] + 0.02,
+                str(number),
+                color="#010101",
+                fontsize=6.5,
+                va="top",
+                bbox={"fc": MARK, "ec": "none", "pad": 0.8},
+            )
 
     def _lines(
         self, down: npt.NDArray[Any], across: npt.NDArray[Any], place: tuple[float, ...], **options: Any
@@ -113,9 +120,15 @@ class Sheet:
         return self.figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
 
     def bar(
-        self, image: Any, place: tuple[float, float, float], label: str, root: bool = False, *, size: float = 6.5,
+        self,
+        image: Any,
+        place: tuple[float, float, float],
+        label: str,
+        root: bool = False,
+        *,
+        size: float = 6.5,
         wrap: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A colour bar at (left, top, width), its scale and its label under it."""
         left, top, width = place
         ax, few = self.inset(left, top, width, 0.075), size < 6

@@ -13,9 +13,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 __all__ = [
-    "ACCENT", "CATEGORIES", "COLOURS", "DARK", "DIFFERENCES", "FAINT", "INK", "NARROW", "PAPER", "POINTS", "QUIET",
-    "SERIES", "WIDE", "axes_grid", "dashed", "layer_ticks", "style", "svg", "write",
-]  # fmt: skip
+    "ACCENT",
+    "CATEGORIES",
+    "COLOURS",
+    "DARK",
+    "DIFFERENCES",
+    "FAINT",
+    "INK",
+    "NARROW",
+    "PAPER",
+    "POINTS",
+    "QUIET",
+    "SERIES",
+    "WIDE",
+    "axes_grid",
+    "dashed",
+    "layer_ticks",
+    "style",
+    "svg",
+    "write",
+]
 
 NARROW, WIDE = 3.25, 6.75  # one and two columns of a printed page, inches
 
@@ -27,28 +44,67 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 DIFFERENCES = ("#6a3d9a", "#8c564b", "#17757e", "#a3195b", "#7f7f00", "#45556b")
 # Whatever else a model has: a kind of token looks the same in every figure and every report.
 CATEGORIES = {
-    "class": "#0072b2", "distillation": "#e69f00", "register": "#cc79a7",
-    "itself": "#00543d", "neighbours": "#009e73", "patches": "#8fd3bd",
-}  # fmt: skip
+    "class": "#0072b2",
+    "distillation": "#e69f00",
+    "register": "#cc79a7",
+    "itself": "#00543d",
+    "neighbours": "#009e73",
+    "patches": "#8fd3bd",
+}
 COLOURS = "magma"  # perceptually uniform, and monotone in lightness when printed in grey
 
 # Colours on a dark page; photographs, maps and colours that are not named here stay as they are.
 DARK = {
-    PAPER: "#1c2026", INK: "#e4e7eb", QUIET: "#9aa4b0", FAINT: "#4a545f", POINTS: "#59626e", ACCENT: "#7fb2e5",
-    "#0072b2": "#3a9ad9", "#000000": "#e4e7eb", "#6a3d9a": "#b08fe0", "#8c564b": "#c98f83", "#17757e": "#4db8c2",
-    "#a3195b": "#e0709f", "#7f7f00": "#b8b83a", "#45556b": "#94a7c2", "#00543d": "#0f6b50", "#009e73": "#14b88a",
-}  # fmt: skip
+    PAPER: "#1c2026",
+    INK: "#e4e7eb",
+    QUIET: "#9aa4b0",
+    FAINT: "#4a545f",
+    POINTS: "#59626e",
+    ACCENT: "#7fb2e5",
+    "#0072b2": "#3a9ad9",
+    "#000000": "#e4e7eb",
+    "#6a3d9a": "#b08fe0",
+    "#8c564b": "#c98f83",
+    "#17757e": "#4db8c2",
+    "#a3195b": "#e0709f",
+    "#7f7f00": "#b8b83a",
+    "#45556b": "#94a7c2",
+    "#00543d": "#0f6b50",
+    "#009e73": "#14b88a",
+}
 
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 7.5, "axes.labelsize": 7.5, "axes.titlesize": 8,
-    "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": QUIET, "xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER, "axes.titlepad": 6,
-    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "attlas", "image.interpolation": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": QUIET,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "savefig.facecolor": PAPER,
+    "axes.titlepad": 6,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "attlas",
+    "image.interpolation": "none",
     "image.composite_image": False,  # each map keeps its own cells, however many stand on one sheet
-}  # fmt: skip
+}
 
 
 @contextmanager
@@ -83,7 +139,8 @@ def axes_grid(count: int, columns: int, height: float) -> tuple[Any, list[Any]]:
     """A figure with `count` axes, each `height` inches tall, in as many columns as there are axes for."""
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(NARROW if columns == 1 else WIDE, height * rows), layout="constrained")
+    figure = Figure(figsize=(NARROW if columns == 1 else WIDE, height * rows))
+    figure.set_layout_engine("constrained", h_pad=0.08)  # between an axis' label and the next title
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for ax in axes[count:]:
         ax.remove()

@@ -49,8 +49,9 @@ def volcano(panels: Sequence[Volcano], *, narrow: bool = False) -> Any:
 
 def _draw(ax: Any, panel: Volcano) -> None:
     for which, colour, size in ((~panel.counts, POINTS, 1.6), (panel.counts, ACCENT, 2.4)):
-        ax.plot(panel.x[which], panel.y[which], "o", ms=size, mew=0, color=colour, alpha=0.8,
-                rasterized=panel.x.size > 3000)  # fmt: skip
+        ax.plot(
+            panel.x[which], panel.y[which], "o", ms=size, mew=0, color=colour, alpha=0.8, rasterized=panel.x.size > 3000
+        )
     dashed(ax, panel.threshold)
     ax.axvline(0, color=FAINT, lw=0.8, zorder=0)
     reach = 1.12 * float(np.abs(panel.x).max()) or 1.0
@@ -66,8 +67,15 @@ def _draw(ax: Any, panel: Volcano) -> None:
         ax.plot([x, x], [y + 0.015 * top, height], color=QUIET, lw=0.5, zorder=1)
         ax.plot([x], [y], "o", ms=4, mfc="none", mec=INK, mew=0.6)
         left = x <= 0
-        ax.annotate(name, (x, height), (3 if left else -3, 0), textcoords="offset points", fontsize=6.5, va="center",
-                    ha="left" if left else "right")  # fmt: skip
+        ax.annotate(
+            name,
+            (x, height),
+            (3 if left else -3, 0),
+            textcoords="offset points",
+            fontsize=6.5,
+            va="center",
+            ha="left" if left else "right",
+        )
     ax.set_title(panel.title, loc="left", fontweight="bold")
     ax.set_xlabel(panel.unit)
     ax.set_ylabel("−log₁₀ q")

@@ -11,12 +11,27 @@ import numpy as np
 
 from ....engine.store import Store
 from ..facts import Facts
-from ..numbers import Floats, unseen
+from ..numbers import Floats, why_empty
 
 __all__ = [
-    "Absent", "Cell", "Context", "Figure", "Listing", "Part", "Section", "Summary", "Table", "analyze_first", "extent",
-    "keep", "more", "no_rollout", "row_name", "summary", "where",
-]  # fmt: skip
+    "Absent",
+    "Cell",
+    "Context",
+    "Figure",
+    "Listing",
+    "Part",
+    "Section",
+    "Summary",
+    "Table",
+    "analyze_first",
+    "extent",
+    "keep",
+    "more",
+    "no_rollout",
+    "row_name",
+    "summary",
+    "where",
+]
 
 type Cell = str | int | float
 
@@ -110,9 +125,9 @@ class Summary:
     high: Floats
 
     @property
-    def unseen(self) -> str:
+    def why_empty(self) -> str:
         """Why it would make an empty figure, or ""."""
-        return unseen(self.mean)
+        return why_empty(self.mean)
 
 
 def summary(store: Store, name: str) -> Summary | None:
@@ -145,9 +160,11 @@ def where(values: Floats) -> str:
 def row_name(store: Store) -> str:
     """What the readout row is called in a caption."""
     return {
-        "class": "class token's attention", "mean": "mean attention of the patches", "pool": "the pool's attention",
+        "class": "class token's attention",
+        "mean": "mean attention of the patches",
+        "pool": "the pool's attention",
         "distilled": "class and distillation token's mean attention",
-    }[store.spec.readout]  # fmt: skip
+    }[store.spec.readout]
 
 
 def analyze_first(facts: Facts) -> str:

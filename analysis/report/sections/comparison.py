@@ -15,7 +15,7 @@ from ... import formulas
 from ...moments import Moments, interval
 from ..facts import Facts
 from ..images import MAPS, example, map_of
-from ..numbers import Floats, mean_of, unseen
+from ..numbers import Floats, mean_of, why_empty
 from ..plots.curves import Line, curves
 from ..plots.pictures import Column, Row, pictures
 from ..plots.sheet import Panel
@@ -58,14 +58,20 @@ class _Measure:
 
 MEASURES = (
     _Measure(
-        "distance_renormalized", "Attention distance over relative depth", "image widths", "in image widths",
+        "distance_renormalized",
+        "Attention distance over relative depth",
+        "image widths",
+        "in image widths",
         "Mean attention distance among patches, rows renormalised, divided by the input's width ([@park2023]).",
     ),
     _Measure(
-        "entropy", "Attention entropy over relative depth", "share of ln N", "as a share of ln N",
+        "entropy",
+        "Attention entropy over relative depth",
+        "share of ln N",
+        "as a share of ln N",
         "Mean entropy of attention rows over all N keys, divided by ln N, which uniform attention has.",
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ def comparison(contexts: Sequence[Context]) -> Iterator[Part]:
             yield Absent(measure.title, f"Store {', '.join(lacking)} has no `{measure.name}`.")
             continue
         read = [_read(*one, measure) for one in zip(contexts, chosen, _colours(facts), strict=True)]
-        empty = [f"In `{measure.name}` of {one.facts.letter} {why}." for one in read if (why := unseen(one.rows))]
+        empty = [f"In `{measure.name}` of {one.facts.letter} {why}." for one in read if (why := why_empty(one.rows))]
         if empty:
             yield Absent(measure.title, " ".join(empty))
             continue
@@ -163,26 +169,28 @@ def _side_by_side(read: Sequence[_Read], facts: Sequence[Facts], measure: _Measu
     for one in read:
         low, high = interval(one.rows)
         mean = Moments.of(one.rows).average
-        lines.append(
-            Line(named(one.facts, facts), one.colour, one.x, mean, low, high, one.heads, one.facts.baseline)
-        )  # fmt: skip
+        lines.append(Line(named(one.facts, facts), one.colour, one.x, mean, low, high, one.heads, one.facts.baseline))
     numbers: list[tuple[Cell, ...]] = [
         (one.facts.letter, int(layer), *(float(v[i]) for v in (line.x, line.mean, line.low, line.high)))
-        for one, line in zip(read, lines, strict=True) for i, layer in enumerate(one.context.store.spec.layers)
-    ]  # fmt: skip
+        for one, line in zip(read, lines, strict=True)
+        for i, layer in enumerate(one.context.store.spec.layers)
+    ]
     references = {round(measure.uniform(one.context.store), 6) for one in read}
     reference = references.pop() if len(references) == 1 else None
     told = "; ".join(f"{line.label} from {line.mean[0]:.3g} to {line.mean[-1]:.3g}" for line in lines)
     dashed = f" Dashed: uniform attention, {reference:.3g}." if reference is not None else ""
     return Figure(
-        name=f"compare_{measure.name}", title=measure.title, wide=False,
+        name=f"compare_{measure.name}",
+        title=measure.title,
+        wide=False,
         alt=f"{measure.title}, {measure.axis}: {told}.",
         caption=f"{measure.text} {n} Line: mean over heads and images; band: its 95 % bootstrap interval over images; "
         f"dots: heads.{dashed}",
         draw=lambda narrow: curves(lines, measure.name, measure.axis, reference, narrow=narrow),
-        columns=("store", "layer", "relative_depth", "mean", "low", "high"), rows=numbers,
+        columns=("store", "layer", "relative_depth", "mean", "low", "high"),
+        rows=numbers,
         methods=("comparison", measure.name, "bootstrap"),
-    )  # fmt: skip
+    )
 
 
 def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Figure]:
@@ -195,15 +203,15 @@ def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Fi
         difference = _at(one.rows, one.x, grid) - _at(first.rows, first.x, grid)
         low, high = interval(difference)
         label, colour = f"{one.facts.letter} − {first.facts.letter}", DIFFERENCES[place % len(DIFFERENCES)]
-        lines.append(
-            Line(label, colour, grid, Moments.of(difference).average, low, high, None, one.facts.baseline)
-        )  # fmt: skip
+        lines.append(Line(label, colour, grid, Moments.of(difference).average, low, high, None, one.facts.baseline))
     if not lines:
         return
     letter = first.facts.letter
     told = "; ".join(f"{line.label} from {line.mean.min():+.3g} to {line.mean.max():+.3g}" for line in lines)
     yield Figure(
-        name=f"compare_{measure.name}_difference", title=f"{measure.title}: difference from {letter}", wide=False,
+        name=f"compare_{measure.name}_difference",
+        title=f"{measure.title}: difference from {letter}",
+        wide=False,
         alt=f"Paired differences of {measure.name}, {measure.axis}: {told}.",
         caption=f"Difference from {letter} ({first.facts.spec.name}) {measure.unit}, image by image, of the mean over "
         "heads; line: mean over images, band: its 95 % bootstrap interval over images. Where blocks differ in number, "
@@ -212,10 +220,11 @@ def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Fi
         columns=("difference", "relative_depth", "mean", "low", "high"),
         rows=[
             (line.label, *(float(v[i]) for v in (line.x, line.mean, line.low, line.high)))
-            for line in lines for i in range(len(line.x))
+            for line in lines
+            for i in range(len(line.x))
         ],
         methods=("comparison", measure.name, "bootstrap"),
-    )  # fmt: skip
+    )
 
 
 def _at(values: Floats, x: Floats, grid: Floats) -> Floats:
@@ -235,10 +244,14 @@ def _table_rows(read: Sequence[_Read], measure: _Measure) -> list[tuple[str, ...
     for one, values in list(zip(read, whole, strict=True))[1:]:
         difference = values - whole[0]
         low, high = (float(v) for v in interval(difference))
-        found.append((
-            f"{one.facts.letter} − {read[0].facts.letter}", f"{measure.name}, {measure.axis}",
-            f"{float(mean_of(difference, axis=0)):+.3g}", f"{low:+.3g} to {high:+.3g}",
-        ))  # fmt: skip
+        found.append(
+            (
+                f"{one.facts.letter} − {read[0].facts.letter}",
+                f"{measure.name}, {measure.axis}",
+                f"{float(mean_of(difference, axis=0)):+.3g}",
+                f"{low:+.3g} to {high:+.3g}",
+            )
+        )
     return found
 
 
@@ -258,8 +271,11 @@ def _pictures(contexts: Sequence[Context], chosen: Sequence[Images]) -> Iterator
     ]
     titles = []
     for examples in zip(*own, strict=True):
-        said = [f"{c.facts.letter}: {one.predicted} ({one.probability:.2f})"
-                for c, one in zip(contexts, examples, strict=True) if one.predicted]  # fmt: skip
+        said = [
+            f"{c.facts.letter}: {one.predicted} ({one.probability:.2f})"
+            for c, one in zip(contexts, examples, strict=True)
+            if one.predicted
+        ]
         known = [f"label {examples[0].truth}"] if examples[0].truth else []
         titles.append(" · ".join(said + known) or examples[0].path)
     pixels = [one.pixels for one in own[0]]
@@ -271,25 +287,35 @@ def _pictures(contexts: Sequence[Context], chosen: Sequence[Images]) -> Iterator
 
 
 def _one_kind(
-    contexts: Sequence[Context], kind: str, paths: Sequence[str], titles: Sequence[str],
-    pixels: Sequence[npt.NDArray[np.uint8] | None], maps: Sequence[Sequence[Floats]],
-) -> Figure:  # fmt: skip
+    contexts: Sequence[Context],
+    kind: str,
+    paths: Sequence[str],
+    titles: Sequence[str],
+    pixels: Sequence[npt.NDArray[np.uint8] | None],
+    maps: Sequence[Sequence[Floats]],
+) -> Figure:
     """A row for each picture, a column for each store."""
     how, facts = MAPS[kind], [context.facts for context in contexts]
     letters = [one.letter for one in facts]
     shown = [Panel("", one, extent(contexts[0].store)) for one in pixels if one is not None]
     pictured = len(shown) == len(paths)
     rows = [
-        Row(title, (*([shown[at]] if pictured else []),
-                    *(Panel("", row[at], extent(c.store)) for c, row in zip(contexts, maps, strict=True))))
+        Row(
+            title,
+            (
+                *([shown[at]] if pictured else []),
+                *(Panel("", row[at], extent(c.store)) for c, row in zip(contexts, maps, strict=True)),
+            ),
+        )
         for at, title in enumerate(titles)
-    ]  # fmt: skip
+    ]
     columns = [Column(f"input,\nas {letters[0]} saw it")] if pictured else []
     columns += [Column(f"{f.letter}{' (baseline)' if f.baseline else ''}", how.unit, how.root) for f in facts]
     unit = "uniform attention" if kind == "attention" else "their mean over patches"
     title, legend = how.heading.partition(",")[0], "; ".join(named(one, facts) for one in facts)
     return Figure(
-        name=f"compare_{kind}", title=f"The same pictures: {title}",
+        name=f"compare_{kind}",
+        title=f"The same pictures: {title}",
         caption=f"{len(paths)} images that all stores share, evenly spread over the sample of {letters[0]} by order "
         f"alone; above each what every model said of it. Maps are divided by {unit}, on one scale. Recipes may crop "
         f"differently. {legend}. n = 1 image each.",
@@ -298,8 +324,9 @@ def _one_kind(
         columns=("path", "store", "y", "x", "times_uniform"),
         rows=[
             (path, letter, *cell, float(value))
-            for at, path in enumerate(paths) for letter, row in zip(letters, maps, strict=True)
+            for at, path in enumerate(paths)
+            for letter, row in zip(letters, maps, strict=True)
             for cell, value in np.ndenumerate(row[at])
         ],
         methods=(how.method,),
-    )  # fmt: skip
+    )

@@ -9,7 +9,7 @@ import numpy as np
 
 from ....engine.store import Store
 from ... import formulas
-from ..numbers import Floats, mean_of, unseen
+from ..numbers import Floats, mean_of, why_empty
 from ..plots.depth import Depth, depth
 from ..plots.maps import maps
 from ..plots.shares import Part as Share
@@ -50,14 +50,18 @@ def distance(context: Context) -> Iterator[Part]:
             "patches"
         )
     yield _by_depth(
-        context, "distance", "Attention distance by depth",
-        [("distance", uniform * share), ("distance_renormalized", uniform)], "pixels", "px",
+        context,
+        "distance",
+        "Attention distance by depth",
+        [("distance", uniform * share), ("distance_renormalized", uniform)],
+        "pixels",
+        "px",
         f"Mean distance between a patch and the patches it attends to, in pixels of the {spec.image_size[0]} × "
         f"{spec.image_size[1]} input. `distance` is as published ([@dosovitskiy2021], [@raghu2021]): prefix columns "
         "are dropped and rows not renormalised, so that a head which looks at a prefix token seems local. "
         "`distance_renormalized` scales each row's patch mass to 1 ([@park2023]); compare models with it. Dashed: "
         f"uniform attention on this grid ({left}).",
-    )  # fmt: skip
+    )
 
 
 def entropy(context: Context) -> Iterator[Part]:
@@ -71,12 +75,16 @@ def entropy(context: Context) -> Iterator[Part]:
         return
     uniform, patches = math.log(spec.tokens), math.log(spec.patches)
     yield _by_depth(
-        context, "entropy", "Attention entropy by depth", [("entropy", uniform), ("entropy_patch", patches)], "nats",
+        context,
+        "entropy",
+        "Attention entropy by depth",
+        [("entropy", uniform), ("entropy_patch", patches)],
+        "nats",
         "nats",
         f"Entropy of an attention row, averaged over queries: over all {spec.tokens} keys (`entropy`), and over the "
         f"{spec.patches} patch keys with their mass scaled to 1 (`entropy_patch`). Low is sharp, high is spread. "
         f"Dashed: uniform attention, ln {spec.tokens} = {uniform:.2f} and ln {spec.patches} = {patches:.2f} nats.",
-    )  # fmt: skip
+    )
 
 
 def prefix_mass(context: Context) -> Iterator[Part]:
@@ -92,17 +100,29 @@ def prefix_mass(context: Context) -> Iterator[Part]:
         return
     uniform, names = 1 / spec.tokens, _numbered(spec.prefix)
     panels = [
-        Depth(name, "share of attention", spec.layers, found.mean[..., i], found.low[..., i], found.high[..., i],
-              uniform, f"uniform 1/{spec.tokens}")
+        Depth(
+            name,
+            "share of attention",
+            spec.layers,
+            found.mean[..., i],
+            found.low[..., i],
+            found.high[..., i],
+            uniform,
+            f"uniform 1/{spec.tokens}",
+        )
         for i, name in enumerate(names)
-    ]  # fmt: skip
+    ]
     yield depth_figure(
-        context, "prefix_mass", title, panels,
+        context,
+        "prefix_mass",
+        title,
+        panels,
         f"Attention of the patch queries on each prefix token ({', '.join(names)}), averaged over queries; a share of "
         f"1. Tokens that draw far more than uniform attention, 1/{spec.tokens} = {uniform:.4f} (dashed), are sinks: "
         "compare [@darcet2024].",
-        ("prefix_mass",), "of the attention",
-    )  # fmt: skip
+        ("prefix_mass",),
+        "of the attention",
+    )
 
 
 def _numbered(kinds: Sequence[str]) -> list[str]:
@@ -134,7 +154,7 @@ def _by_depth(
 
 def drawable(panels: Sequence[Depth]) -> tuple[list[Depth], list[str]]:
     """The panels that show something, and a sentence on each that would be empty."""
-    reasons = {panel.title: unseen(panel.mean) for panel in panels}
+    reasons = {panel.title: why_empty(panel.mean) for panel in panels}
     kept = [panel for panel in panels if not reasons[panel.title]]
     return kept, [f"`{title}` is not drawn: {reason}." for title, reason in reasons.items() if reason]
 
@@ -147,19 +167,30 @@ def depth_figure(
     if not shown:
         return Absent(title, " ".join(empty))
     rows: list[tuple[Cell, ...]] = [
-        (p.title, int(layer), head, float(p.mean[i, head]), float(p.low[i, head]), float(p.high[i, head]),
-         "" if p.reference is None else p.reference)
+        (
+            p.title,
+            int(layer),
+            head,
+            float(p.mean[i, head]),
+            float(p.low[i, head]),
+            float(p.high[i, head]),
+            "" if p.reference is None else p.reference,
+        )
         for p in panels
         for i, layer in enumerate(p.layers)
         for head in range(p.mean.shape[1])
-    ]  # fmt: skip
+    ]
     return Figure(
-        name=name, title=title, caption=" ".join([text, BARS, *empty, f"{context.facts.n}."]),
+        name=name,
+        title=title,
+        caption=" ".join([text, BARS, *empty, f"{context.facts.n}."]),
         alt=" ".join([f"{title}, {context.facts.n}.", *(_told(panel, unit) for panel in shown)]),
         draw=lambda narrow: depth(shown, narrow=narrow),
-        columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"), rows=rows,
-        methods=(*methods, "bootstrap"), wide=len(shown) > 1,
-    )  # fmt: skip
+        columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"),
+        rows=rows,
+        methods=(*methods, "bootstrap"),
+        wide=len(shown) > 1,
+    )
 
 
 def _told(panel: Depth, unit: str) -> str:
@@ -187,7 +218,7 @@ def mean_rollout(context: Context) -> Iterator[Part]:
         yield Absent(title, no_rollout(store, facts))
         return
     mean = store.read("rollout_mean").astype(np.float64)
-    if reason := unseen(mean) or ("" if np.isfinite(mean).all() else "some values are not known"):
+    if reason := why_empty(mean) or ("" if np.isfinite(mean).all() else "some values are not known"):
         yield Absent(title, f"In `rollout_mean` {reason}.")
         return
     values = mean / mean.mean()
@@ -195,7 +226,9 @@ def mean_rollout(context: Context) -> Iterator[Part]:
     low, high = float(values.min()), float(values.max())
     rows, columns = store.spec.grid
     yield Figure(
-        name="rollout_mean", title=title, wide=False,
+        name="rollout_mean",
+        title=title,
+        wide=False,
         caption="Attention rollout averaged over images, divided by its mean over patches: 1 is even. It shows no "
         "image's content but the model's habit, often a bias to the centre or the border; see single maps against it. "
         f"Colours run from the smallest to the largest value. [@abnar2020]. {facts.n}.",
@@ -207,7 +240,7 @@ def mean_rollout(context: Context) -> Iterator[Part]:
         columns=("y", "x", "rollout_mean", "times_mean"),
         rows=[(*at, float(mean[at]), float(value)) for at, value in np.ndenumerate(values)],
         methods=("rollout",),
-    )  # fmt: skip
+    )
 
 
 def masses(context: Context) -> Iterator[Part]:
@@ -221,10 +254,13 @@ def masses(context: Context) -> Iterator[Part]:
     layers = store.spec.layers
     names = ("self_mass", "neighbour_mass", "rest_mass", *(["prefix_mass"] if store.spec.prefix else []))
     yield Figure(
-        name="masses", title="Where the attention of a patch goes", wide=False,
+        name="masses",
+        title="Where the attention of a patch goes",
+        wide=False,
         caption="Shares of a patch's attention, averaged over patches, heads and images; they add up to 1. Each kind "
         f"of token has one colour in all reports. {context.facts.n}.",
-        alt="Stacked shares by layer. " + " ".join(
+        alt="Stacked shares by layer. "
+        + " ".join(
             f"{part.label}: {part.values[0]:.2f} in layer {layers[0]}, {part.values[-1]:.2f} in layer {layers[-1]}."
             for part in parts
         ),
@@ -232,7 +268,7 @@ def masses(context: Context) -> Iterator[Part]:
         columns=("layer", "part", "share"),
         rows=[(layer, part.label, float(part.values[i])) for part in parts for i, layer in enumerate(layers)],
         methods=names,
-    )  # fmt: skip
+    )
 
 
 def _mass_parts(store: Store) -> list[Share]:
@@ -257,15 +293,21 @@ def _mass_parts(store: Store) -> list[Share]:
         if found is None:
             return []
         parts.append(Share(label, CATEGORIES[category], mean_of(found.mean, axis=1)))
-    return [] if unseen(np.stack([part.values for part in parts])) else parts
+    return [] if why_empty(np.stack([part.values for part in parts])) else parts
 
 
 def _detail(store: Store) -> list[str]:
     """The statistics that further figures are made of, as far as the store lacks them."""
     names = [
-        "self_mass", "neighbour_mass", "rest_mass", "sink_share", "received_attention",
-        "normalized_mutual_information", "offset_map_mean", "distance_renormalized_histogram",
-    ]  # fmt: skip
+        "self_mass",
+        "neighbour_mass",
+        "rest_mass",
+        "sink_share",
+        "received_attention",
+        "normalized_mutual_information",
+        "offset_map_mean",
+        "distance_renormalized_histogram",
+    ]
     # Both need rows that are distributions.
     names += ["head_similarity", "entropy_histogram"] if store.spec.attention_kind == "probability" else []
     return [name for name in names if name not in store]

@@ -47,24 +47,31 @@ def over_images(context: Context) -> Iterator[Part]:
         yield Absent(title, " ".join(empty))
         return
     yield Figure(
-        name="distributions", title=title, wide=len(panels) > 1,
+        name="distributions",
+        title=title,
+        wide=len(panels) > 1,
         caption="Each head's values over images: the thin line from the 5 % to the 95 % quantile, the thick one from "
         "the 25 % to the 75 %, the ring at the median, the pale line the mean of the medians. It shows how much single "
         "images differ, where the figures above show how well their mean is known; a long line is a head that looks "
         + " ".join(["elsewhere in other pictures. Dashed: uniform attention.", *empty, f"{facts.n}."]),
-        alt=f"Quantiles over images, {facts.n}. " + " ".join(
+        alt=f"Quantiles over images, {facts.n}. "
+        + " ".join(
             f"{p.title}: the middle half of the images spans at most {float(np.nanmax(p.inner[1] - p.inner[0])):.3g} "
-            f"{p.unit} in one head." for p in panels if p.inner is not None
+            f"{p.unit} in one head."
+            for p in panels
+            if p.inner is not None
         ),
         draw=lambda narrow: depth(panels, narrow=narrow),
         columns=("statistic", "layer", "head", *(f"quantile_{q:g}" for q in BANDS)),
         rows=[
             (p.title, layer, head, *(float(v[i, head]) for v in (p.low, p.inner[0], p.mean, p.inner[1], p.high)))
-            for p in panels if p.inner is not None
-            for i, layer in enumerate(p.layers) for head in range(p.mean.shape[1])
+            for p in panels
+            if p.inner is not None
+            for i, layer in enumerate(p.layers)
+            for head in range(p.mean.shape[1])
         ],
         methods=(*(p.title for p in panels), "quantiles"),
-    )  # fmt: skip
+    )
 
 
 def _spread(store: Store, name: str, axis: str, reference: float, unit: str) -> Depth | None:
@@ -128,7 +135,9 @@ def over_queries(context: Context) -> Iterator[Part]:
         return
     missing = "" if all(np.isfinite(p.bands).all() for p in panels) else " Layers without a curve were not kept."
     yield Figure(
-        name="queries", title="Distributions over queries", wide=len(panels) > 1,
+        name="queries",
+        title="Distributions over queries",
+        wide=len(panels) > 1,
         caption="How single queries spread, where the figures above average over the queries of an image. A curve for "
         "each layer: the share of its queries in each bin, averaged over heads, all images together; all curves are "
         "drawn to one height, so that their shapes compare and not their heights. Dark: from the 10 % to the 90 % "
@@ -139,11 +148,17 @@ def over_queries(context: Context) -> Iterator[Part]:
         alt=f"Distributions over queries by layer, {facts.n}. " + " ".join(_told(panel) for panel in panels),
         draw=lambda narrow: ridges(panels, narrow=narrow),
         columns=(
-            "statistic", "layer", "head", "queries", *(f"quantile_{q:g}" for q in SPREAD), "bin_width",
+            "statistic",
+            "layer",
+            "head",
+            "queries",
+            *(f"quantile_{q:g}" for q in SPREAD),
+            "bin_width",
             *(f"share_{i}" for i in range(max(p.shares.shape[-1] for p in panels))),
         ),
-        rows=rows, methods=(*(f"{p.title}_histogram" for p in panels), "spread"),
-    )  # fmt: skip
+        rows=rows,
+        methods=(*(f"{p.title}_histogram" for p in panels), "spread"),
+    )
 
 
 def _ridges(store: Store, name: str, unit: str, counts: npt.NDArray[Any], edges: Floats) -> tuple[Ridges, Floats]:
@@ -152,10 +167,16 @@ def _ridges(store: Store, name: str, unit: str, counts: npt.NDArray[Any], edges:
     mean = mean_of(parts, axis=1)
     even = _uniform(store, name)
     panel = Ridges(
-        name.removesuffix("_histogram"), unit, store.spec.layers, edges, mean, quantiles(mean, edges),
-        quantiles(parts, edges, (0.5,))[0], shares(np.asarray(histogram(even, edges.tolist()))),
+        name.removesuffix("_histogram"),
+        unit,
+        store.spec.layers,
+        edges,
+        mean,
+        quantiles(mean, edges),
+        quantiles(parts, edges, (0.5,))[0],
+        shares(np.asarray(histogram(even, edges.tolist()))),
         np.quantile(even, SPREAD),
-    )  # fmt: skip
+    )
     return panel, parts
 
 
@@ -175,11 +196,25 @@ def _rows(panel: Ridges, parts: Floats, counts: npt.NDArray[Any]) -> Iterator[tu
     alone = quantiles(parts, panel.edges)
     for i, layer in enumerate(panel.layers):
         for head in np.flatnonzero(np.isfinite(panel.heads[i])).tolist():
-            yield (panel.title, layer, head, int(counts[i, head].sum()), *alone[:, i, head].tolist(), width,
-                   *parts[i, head].tolist())  # fmt: skip
+            yield (
+                panel.title,
+                layer,
+                head,
+                int(counts[i, head].sum()),
+                *alone[:, i, head].tolist(),
+                width,
+                *parts[i, head].tolist(),
+            )
         if np.isfinite(panel.bands[:, i]).all():
-            yield (panel.title, layer, "mean", int(counts[i].sum()), *panel.bands[:, i].tolist(), width,
-                   *panel.shares[i].tolist())  # fmt: skip
+            yield (
+                panel.title,
+                layer,
+                "mean",
+                int(counts[i].sum()),
+                *panel.bands[:, i].tolist(),
+                width,
+                *panel.shares[i].tolist(),
+            )
     yield panel.title, "uniform", "", "", *panel.uniform_bands.tolist(), width, *panel.uniform.tolist()
 
 

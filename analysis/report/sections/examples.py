@@ -21,7 +21,7 @@ from ..images import (
     readout_row,
     times_uniform,
 )
-from ..numbers import Floats, unseen
+from ..numbers import Floats, why_empty
 from ..plots.maps import maps
 from ..plots.pictures import Column, Row, pictures
 from ..plots.sheet import Panel
@@ -45,17 +45,21 @@ FIRST = "the first of the examples"
 def examples(context: Context) -> Iterator[Part]:
     """Pictures that are chosen by order alone, with all their maps."""
     store = context.store
-    chosen = choose(store, context.examples, context.images)
+    chosen = [example(store, image, context.images) for image in choose(store, context.examples)]
     if not chosen:
         if context.examples > 0:
             yield Absent("Example pictures", "The store holds the pixels of no valid image.")
         return
     found = _all_maps(store, chosen)
     yield _gallery(
-        store, chosen, found, "examples", "Example pictures",
+        store,
+        chosen,
+        found,
+        "examples",
+        "Example pictures",
         f"{len(chosen)} image{'s' if len(chosen) != 1 else ''}, evenly spread over the store's random sample by order "
         "alone, so that none is chosen for its looks; n = 1 image each.",
-    )  # fmt: skip
+    )
     lacked = [kind for kind in MAPS if kind not in found]
     if "attention" in lacked:
         yield Absent("Readout attention of the examples", keep(store, "attention", "the readout rows of single images"))
@@ -71,7 +75,7 @@ def examples(context: Context) -> Iterator[Part]:
 def extremes(context: Context, count: int = 2) -> Iterator[Part]:
     """The images of the sharpest and of the widest attention in the last layer."""
     store, images = context.store, context.images
-    if "entropy" not in store or not choose(store, context.examples, images):
+    if "entropy" not in store or not choose(store, context.examples):
         return
     usable = store.done_images & store.read("valid").astype(bool)
     if images is None:  # only these have pictures
@@ -91,12 +95,16 @@ def extremes(context: Context, count: int = 2) -> Iterator[Part]:
     among = "of the sample" if images is None else "of the dataset"
     chosen = [one for one, _ in found]
     yield _gallery(
-        store, chosen, _all_maps(store, chosen), "extremes", "Extremes of entropy",
+        store,
+        chosen,
+        _all_maps(store, chosen),
+        "extremes",
+        "Extremes of entropy",
         f"Chosen after looking: the {count} valid images {among} with the lowest entropy in layer "
         f"{store.spec.layers[last]}, mean over heads, and the {count} with the highest, out of n = "
         f"{len(candidates):,} image{'s' if len(candidates) != 1 else ''}. They show the range, and nothing typical.",
         [f"{value:.2f} nats · " for _, value in found],
-    )  # fmt: skip
+    )
 
 
 def _all_maps(store: Store, chosen: Sequence[Example]) -> dict[str, list[Floats]]:
@@ -107,9 +115,14 @@ def _all_maps(store: Store, chosen: Sequence[Example]) -> dict[str, list[Floats]
 
 
 def _gallery(
-    store: Store, chosen: Sequence[Example], found: Mapping[str, Sequence[Floats]], name: str, title: str, lead: str,
+    store: Store,
+    chosen: Sequence[Example],
+    found: Mapping[str, Sequence[Floats]],
+    name: str,
+    title: str,
+    lead: str,
     notes: Sequence[str] = (),
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Pictures with their maps."""
     spec, size = store.spec, extent(store)
     pictured = all(one.pixels is not None for one in chosen)
@@ -123,15 +136,20 @@ def _gallery(
     told = ", ".join(column.heading.replace("\n", " ") for column in columns if column.unit)
     numbers: list[tuple[Cell, ...]] = [
         (one.path, kind, *cell, float(value))
-        for at, one in enumerate(chosen) for kind, row in found.items() for cell, value in np.ndenumerate(row[at])
-    ]  # fmt: skip
+        for at, one in enumerate(chosen)
+        for kind, row in found.items()
+        for cell, value in np.ndenumerate(row[at])
+    ]
     return Figure(
-        name=name, title=title, caption=_caption(store, lead, list(found)),
+        name=name,
+        title=title,
+        caption=_caption(store, lead, list(found)),
         alt=f"{len(chosen)} pictures, each with {told or 'its patch grid'}: " + "; ".join(r.title for r in rows) + ".",
         draw=lambda narrow: pictures(rows, columns, narrow=narrow),
-        columns=("path", "map", "y", "x", "times_uniform"), rows=numbers,
+        columns=("path", "map", "y", "x", "times_uniform"),
+        rows=numbers,
         methods=tuple(MAPS[kind].method for kind in found),
-    )  # fmt: skip
+    )
 
 
 def _caption(store: Store, lead: str, kept: Sequence[str]) -> str:
@@ -149,8 +167,8 @@ def _caption(store: Store, lead: str, kept: Sequence[str]) -> str:
 
 
 def _first(context: Context) -> Example | None:
-    chosen = choose(context.store, context.examples, context.images)
-    return chosen[0] if chosen else None
+    chosen = choose(context.store, context.examples)
+    return example(context.store, chosen[0], context.images) if chosen else None
 
 
 def heads_of_one(context: Context) -> Iterator[Part]:
@@ -164,14 +182,15 @@ def heads_of_one(context: Context) -> Iterator[Part]:
         yield Absent(title, keep(store, "attention", "single heads of the readout"))
         return
     values, layer = times_uniform(row, spec.grid), spec.layers[-1]
-    if reason := unseen(values):
+    if reason := why_empty(values):
         yield Absent(title, f"Of {code(one.path)} {reason}.")
         return
     panels = [Panel(f"head {i}", v, extent(store)) for i, v in enumerate(values)]
     across = 4 if len(panels) % 4 == 0 else 3 if len(panels) % 3 == 0 else 4
     columns = across if len(panels) < 12 else 6
     yield Figure(
-        name="heads", title=title,
+        name="heads",
+        title=title,
         caption=f"{row_name(store).capitalize()} of layer {layer}, head by head, × uniform, on one scale "
         f"([@caron2021]). n = 1 image: {code(one.path)}, {FIRST}.",
         alt=f"{len(panels)} maps, one a head of layer {layer}. "
@@ -182,7 +201,7 @@ def heads_of_one(context: Context) -> Iterator[Part]:
         columns=("head", "y", "x", "times_uniform"),
         rows=[(*at, float(value)) for at, value in np.ndenumerate(values)],
         methods=("readout",),
-    )  # fmt: skip
+    )
 
 
 def scores_of_one(context: Context) -> Iterator[Part]:
@@ -210,7 +229,7 @@ def mean_scores(context: Context) -> Iterator[Part]:
         yield Absent(title, analyze_first(context.facts) if whole else keep(store, "attention", NEEDED))
         return
     values = store.read("score_matrix_mean").astype(np.float64)
-    if reason := unseen(values):
+    if reason := why_empty(values):
         yield Absent(title, f"In `score_matrix_mean` {reason}.")
         return
     scores = {layer: v for layer, v in zip(store.spec.layers, values, strict=True) if np.isfinite(v).all()}
@@ -224,19 +243,23 @@ def _scores(store: Store, name: str, title: str, scores: dict[int, Floats], n: s
     panels = [Panel(f"layer {layer}", values, extent(store)) for layer, values in scores.items()]
     peak = max(scores, key=lambda layer: float(scores[layer].max()))
     return Figure(
-        name=name, title=title,
+        name=name,
+        title=title,
         caption="For each patch the largest attention that any patch pays to it, averaged over heads; prefix tokens "
         f"dropped; a probability. All layers share one scale, from input to output. {n}",
         alt=f"{len(panels)} maps, one a layer. The largest value, {scores[peak].max():.3g}, is in layer {peak} at "
         f"{where(scores[peak])}. Means by layer: " + ", ".join(f"{v.mean():.3g}" for v in scores.values()) + ".",
         draw=lambda narrow: maps(
-            panels, "largest attention received", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
-            narrow=narrow, root=True,
+            panels,
+            "largest attention received",
+            columns=4 if narrow else 6 if len(panels) <= 12 else 8,
+            narrow=narrow,
+            root=True,
         ),
         columns=("layer", "y", "x", "score"),
         rows=[(layer, *at, float(value)) for layer, v in scores.items() for at, value in np.ndenumerate(v)],
         methods=("score_matrix",),
-    )  # fmt: skip
+    )
 
 
 def query_of_one(context: Context) -> Iterator[Part]:
@@ -255,19 +278,24 @@ def query_of_one(context: Context) -> Iterator[Part]:
         return
     panels = [Panel(f"layer {layer}", v, size, mark=(y, x)) for layer, v in found.items()]
     yield Figure(
-        name="query_map", title="What the central patch looks at",
+        name="query_map",
+        title="What the central patch looks at",
         caption=f"Attention of the patch in row {y + 1}, column {x + 1} (framed) to all patches, mean over heads, × "
         f"uniform, on one scale. n = 1 image: {code(one.path)}, {FIRST}.",
         alt=f"{len(panels)} maps, one a layer. The patch's attention to itself: "
-        + ", ".join(f"{v[y, x]:.1f}" for v in found.values()) + " times uniform.",
+        + ", ".join(f"{v[y, x]:.1f}" for v in found.values())
+        + " times uniform.",
         draw=lambda narrow: maps(
-            panels, "attention, × uniform", columns=4 if narrow else 6 if len(panels) <= 12 else 8, narrow=narrow,
+            panels,
+            "attention, × uniform",
+            columns=4 if narrow else 6 if len(panels) <= 12 else 8,
+            narrow=narrow,
             root=True,
         ),
         columns=("layer", "y", "x", "times_uniform"),
         rows=[(layer, *at, float(value)) for layer, v in found.items() for at, value in np.ndenumerate(v)],
         methods=("query_map",),
-    )  # fmt: skip
+    )
 
 
 def matrices_of_one(context: Context) -> Iterator[Part]:
@@ -292,17 +320,19 @@ def matrices_of_one(context: Context) -> Iterator[Part]:
     count = len(spec.prefix)
     told = f" Lines part the prefix token{'s' if count > 1 else ''} from the patches." if count else ""
     yield Figure(
-        name="matrices", title="Attention matrices",
+        name="matrices",
+        title="Attention matrices",
         caption=f"All {n} × {n} entries, mean over heads, × uniform, on one scale whose last colour the largest 0.5 % "
         f"share; rows are queries, columns keys.{told} Stripes beside the diagonal are neighbouring rows of patches; "
         "columns are tokens that all queries look at. "
         f"n = 1 image: {code(one.path)}, {FIRST}.",
         alt=f"{len(panels)} matrices of {n} by {n}, layers {', '.join(map(str, found))}. On the diagonal: "
-        + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in found.values()) + " times uniform on average.",
+        + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in found.values())
+        + " times uniform on average.",
         draw=lambda narrow: maps(
             panels, "attention, × uniform", columns=3, narrow=narrow, limits=(0.0, top), root=True
         ),
         columns=("layer", "query", "key", "times_uniform"),
         rows=[(layer, *at, float(value)) for layer, v in found.items() for at, value in np.ndenumerate(v)],
         methods=("readout",),
-    )  # fmt: skip
+    )

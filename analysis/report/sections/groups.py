@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ....engine.store import Store
 from ..images import class_name
-from ..numbers import unseen
+from ..numbers import why_empty
 from ..plots.maps import maps
 from ..plots.sheet import Panel
 from ..plots.volcano import Volcano, volcano
@@ -107,13 +107,18 @@ def _differences(store: Store, found: _Groups) -> Figure | Absent:
     )
     n = f"n = {int(found.images[shown].sum()):,} images."
     return Figure(
-        name=f"differences_by_{column}", title=title, wide=len(panels) > 1,
+        name=f"differences_by_{column}",
+        title=title,
+        wide=len(panels) > 1,
         caption=" ".join(part for part in (caption, found.left_out, n) if part),
         alt=f"Volcano plot, {'; '.join(told)}. Named: "
-        + (", ".join(name for p in panels for _, name in p.names) or "none") + ".",
+        + (", ".join(name for p in panels for _, name in p.names) or "none")
+        + ".",
         draw=lambda narrow: volcano(panels, narrow=narrow),
-        columns=("statistic", "group", "layer", "head", "difference", "q"), rows=rows, methods=("groups",),
-    )  # fmt: skip
+        columns=("statistic", "group", "layer", "head", "difference", "q"),
+        rows=rows,
+        methods=("groups",),
+    )
 
 
 def _panel(store: Store, found: _Groups, name: str, unit: str) -> tuple[Volcano | None, list[tuple[Cell, ...]]]:
@@ -143,7 +148,7 @@ def _maps(store: Store, found: _Groups) -> Iterator[Part]:
         return
     largest = [int(g) for g in np.argsort(-found.images, kind="stable")[:SHOWN] if found.enough[g]]
     values = {g: store.read(name, g).astype(np.float64) for g in largest}
-    values = {g: v for g, v in values.items() if np.isfinite(v).all() and not unseen(v)}
+    values = {g: v for g, v in values.items() if np.isfinite(v).all() and not why_empty(v)}
     if not values:
         if found.enough.any():
             yield Absent(f"Mean rollout by {found.column}", "No group's mean rollout is known.")
@@ -153,7 +158,8 @@ def _maps(store: Store, found: _Groups) -> Iterator[Part]:
         for g, v in values.items()
     ]
     yield Figure(
-        name=name, title=f"Mean rollout by {found.column}",
+        name=name,
+        title=f"Mean rollout by {found.column}",
         caption=f"Rollout averaged over the images of a group, divided by its mean over patches; the {len(panels)} "
         "groups with the most images, on one scale. What all maps share is the model's habit, often the centre "
         f"([@abnar2020]). n = {int(found.images[list(values)].sum()):,} images in these groups.",
@@ -164,4 +170,4 @@ def _maps(store: Store, found: _Groups) -> Iterator[Part]:
         columns=("group", "y", "x", "rollout_mean"),
         rows=[(found.words[g], *at, float(value)) for g, v in values.items() for at, value in np.ndenumerate(v)],
         methods=("rollout",),
-    )  # fmt: skip
+    )

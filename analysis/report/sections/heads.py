@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ... import formulas
-from ..numbers import mean_of, unseen
+from ..numbers import mean_of, why_empty
 from ..plots.depth import Depth
 from ..plots.maps import maps
 from ..plots.mosaic import mosaic
@@ -24,12 +24,14 @@ def sorted_heads(context: Context) -> Iterator[Part]:
     """Heads of each layer in the order of their distance."""
     store, facts = context.store, context.facts
     found = summary(store, "distance_renormalized")
-    if found is None or store.spec.heads < 4 or found.unseen:
+    if found is None or store.spec.heads < 4 or found.why_empty:
         return
     values = np.sort(found.mean, axis=1)
     uniform = formulas.uniform_distance(store.spec.grid, store.spec.patch_size)
     yield Figure(
-        name="distance_sorted", title="Heads sorted by distance", wide=False,
+        name="distance_sorted",
+        title="Heads sorted by distance",
+        wide=False,
         caption="`distance_renormalized` of each layer's heads, sorted within the layer, in the form of "
         f"[@raghu2021], fig. 3; pixels. Dashed: uniform attention. {facts.n}.",
         alt=f"A line a layer over its sorted heads: layer {store.spec.layers[0]} from {values[0, 0]:.1f} to "
@@ -39,7 +41,7 @@ def sorted_heads(context: Context) -> Iterator[Part]:
         columns=("layer", "rank", "distance_renormalized_mean"),
         rows=[(store.spec.layers[i], rank, float(value)) for (i, rank), value in np.ndenumerate(values)],
         methods=("distance_renormalized",),
-    )  # fmt: skip
+    )
 
 
 def further(context: Context) -> Iterator[Part]:
@@ -49,11 +51,15 @@ def further(context: Context) -> Iterator[Part]:
     edges = [1 / max(edge - 1, 1) for edge in spec.grid]
     known: dict[str, tuple[float | None, str]] = {
         "distance_unit_square": (formulas.uniform_distance(spec.grid, (edges[0], edges[1])), "unit square's edge"),
-        "effective_tokens": (float(spec.tokens), "keys"), "sink_share": (0.0, "share of patches"),
-        "normalized_mutual_information": (0.0, "NMI"), "position_deviation": (0.0, "standard deviation"),
-        "head_deviation": (0.0, "standard deviation"), "head_importance": (None, "logit"),
-        "norm_weighted_entropy": (None, "nats"), "norm_weighted_distance": (None, "pixels"),
-    }  # fmt: skip
+        "effective_tokens": (float(spec.tokens), "keys"),
+        "sink_share": (0.0, "share of patches"),
+        "normalized_mutual_information": (0.0, "NMI"),
+        "position_deviation": (0.0, "standard deviation"),
+        "head_deviation": (0.0, "standard deviation"),
+        "head_importance": (None, "logit"),
+        "norm_weighted_entropy": (None, "nats"),
+        "norm_weighted_distance": (None, "pixels"),
+    }
     panels = []
     for name, (uniform, unit) in known.items():
         found = summary(store, name)
@@ -74,13 +80,14 @@ def received(context: Context) -> Iterator[Part]:
         return
     spec = store.spec
     values = store.read("received_attention_mean").astype(np.float64) * spec.tokens
-    if reason := unseen(values):
+    if reason := why_empty(values):
         yield Absent(title, f"In `received_attention_mean` {reason}.")
         return
     by_layer = mean_of(values, axis=1)
     peak = int(np.nanargmax(by_layer)) // spec.patches
     yield Figure(
-        name="received_attention", title=title,
+        name="received_attention",
+        title=title,
         caption="Attention that each patch receives, averaged over patch queries and images, × uniform; a map for "
         "every head (down) and layer (across), on one scale. Patches that draw far more than 1 whatever the picture "
         "are sinks at a fixed place; compare [@darcet2024]. Sinks that move with the picture average out here: see "
@@ -89,13 +96,17 @@ def received(context: Context) -> Iterator[Part]:
         f"over heads, {np.nanmax(by_layer):.2f} times uniform, is in layer {spec.layers[peak]} at "
         f"{where(by_layer[peak])}.",
         draw=lambda narrow: mosaic(
-            values.swapaxes(0, 1), "received attention, × uniform", ("head", "layer"),
-            ticks=(range(spec.heads), spec.layers), root=True, narrow=narrow,
+            values.swapaxes(0, 1),
+            "received attention, × uniform",
+            ("head", "layer"),
+            ticks=(range(spec.heads), spec.layers),
+            root=True,
+            narrow=narrow,
         ),
         columns=("layer", "head", "y", "x", "times_uniform"),
         rows=[(spec.layers[at[0]], *at[1:], float(value)) for at, value in np.ndenumerate(values)],
         methods=("received_attention",),
-    )  # fmt: skip
+    )
 
 
 def offsets(context: Context) -> Iterator[Part]:
@@ -105,7 +116,7 @@ def offsets(context: Context) -> Iterator[Part]:
         return
     spec = store.spec
     values = store.read("offset_map_mean").astype(np.float64)
-    if reason := unseen(values):
+    if reason := why_empty(values):
         yield Absent(title, f"In `offset_map_mean` {reason}.")
         return
     rows, columns = spec.grid
@@ -113,7 +124,8 @@ def offsets(context: Context) -> Iterator[Part]:
     # One patch to the side can hold nearly all; on its scale whatever spreads would be black.
     top = float(np.nanquantile(values, 0.998)) or 1.0
     yield Figure(
-        name="offset_map", title=title,
+        name="offset_map",
+        title=title,
         caption="Where patches look, relative to themselves: the centre of each map is the patch itself, its edges are "
         f"{rows - 1} rows and {columns - 1} columns away. A map for every head (down) and layer (across), averaged "
         "over the queries that have such a key inside the image, and over images; a probability, on one scale whose "
@@ -123,8 +135,13 @@ def offsets(context: Context) -> Iterator[Part]:
         alt=f"{values.shape[0] * values.shape[1]} maps of {2 * rows - 1} by {2 * columns - 1} offsets. At the centre, "
         "mean over heads, by layer: " + ", ".join(f"{v:.3g}" for v in centre) + ".",
         draw=lambda narrow: mosaic(
-            values.swapaxes(0, 1), "mean attention at this offset", ("head", "layer"),
-            ticks=(range(spec.heads), spec.layers), limits=(0.0, top), root=True, narrow=narrow,
+            values.swapaxes(0, 1),
+            "mean attention at this offset",
+            ("head", "layer"),
+            ticks=(range(spec.heads), spec.layers),
+            limits=(0.0, top),
+            root=True,
+            narrow=narrow,
         ),
         columns=("layer", "head", "offset_y", "offset_x", "attention"),
         rows=[
@@ -132,7 +149,7 @@ def offsets(context: Context) -> Iterator[Part]:
             for (i, head, y, x), value in np.ndenumerate(values)
         ],
         methods=("offset_map",),
-    )  # fmt: skip
+    )
 
 
 def similarity(context: Context) -> Iterator[Part]:
@@ -142,23 +159,27 @@ def similarity(context: Context) -> Iterator[Part]:
         return
     spec, n = store.spec, store.spec.heads
     values = store.read("head_similarity_mean").astype(np.float64)
-    if reason := unseen(values):
+    if reason := why_empty(values):
         yield Absent(title, f"In `head_similarity_mean` {reason}.")
         return
     pairs = mean_of(values[:, ~np.eye(n, dtype=bool)], axis=1)
     panels = [Panel(f"layer {layer}", v, (n, n)) for layer, v in zip(spec.layers, values, strict=True)]
     yield Figure(
-        name="head_similarity", title=title,
+        name="head_similarity",
+        title=title,
         caption="Jensen-Shannon divergence between the heads of a layer, averaged over queries and images; nats, "
         f"0 for equal heads, at most ln 2 = {math.log(2):.2f}. Dark squares are heads that look alike "
         f"([@clark2019]). One scale. {facts.n}.",
         alt=f"{len(panels)} matrices of {n} by {n} heads. Mean divergence between different heads by layer: "
-        + ", ".join(f"{v:.3g}" for v in pairs) + " nats.",
+        + ", ".join(f"{v:.3g}" for v in pairs)
+        + " nats.",
         draw=lambda narrow: maps(
-            panels, "Jensen-Shannon divergence, nats", columns=4 if narrow else 6 if len(panels) <= 12 else 8,
+            panels,
+            "Jensen-Shannon divergence, nats",
+            columns=4 if narrow else 6 if len(panels) <= 12 else 8,
             narrow=narrow,
         ),
         columns=("layer", "head", "other_head", "divergence"),
         rows=[(spec.layers[at[0]], *at[1:], float(value)) for at, value in np.ndenumerate(values)],
         methods=("head_similarity",),
-    )  # fmt: skip
+    )

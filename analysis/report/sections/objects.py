@@ -128,9 +128,10 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
         )
         rows += [
             (path, number, kind, which, *scores[-1][number])
-            for which, scores in scored.items() if which in BASELINES or maps[which] is not None
+            for which, scores in scored.items()
+            if which in BASELINES or maps[which] is not None
             for number, kind in enumerate(one.kinds)
-        ]  # fmt: skip
+        ]
     kinds = [kind for kind in (*MAPS, *BASELINES) if len(scored.get(kind, ())) == len(found)]
     if len(kinds) == len(BASELINES):
         return Absent(title, keep(store, "attention", "the maps of single images"))
@@ -143,21 +144,24 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
     ]
     n = f"n = {len(found):,} image{'s' if len(found) != 1 else ''}, {count:,} objects"
     return Figure(
-        name="localisation", title=title,
+        name="localisation",
+        title=title,
         caption="How well single maps find the objects' boxes: the share of the map's mass inside the box; how often "
         f"the map is largest in it (the pointing game, [@zhang2016]); the overlap of the box with the patches "
         "that hold 60 % of the mass. Dot: mean over images, each the mean of its objects; bar: 95 % bootstrap interval "
         "over images. Grey, what knows nothing of the picture: a uniform map (for the overlap, the whole crop), and a "
         "box in the middle of the crop, which is told the object's size. A map that does no better than the centre "
         f"box has found where photographers put things. {n}.",
-        alt=f"{n}. " + " ".join(
+        alt=f"{n}. "
+        + " ".join(
             f"{panel.title}: " + ", ".join(f"{name} {mean:.2f}" for name, mean, *_ in panel.values) + "."
             for panel in panels
         ),
         draw=lambda narrow: measures(panels, narrow=narrow),
-        columns=("path", "object", "category", "map", "mass", "pointing", "iou"), rows=rows,
+        columns=("path", "object", "category", "map", "mass", "pointing", "iou"),
+        rows=rows,
         methods=("localisation", *(MAPS[kind].method for kind in kinds if kind in MAPS), "bootstrap"),
-    )  # fmt: skip
+    )
 
 
 def _scores(values: Floats, cover: Cover) -> tuple[float, ...]:
@@ -225,7 +229,8 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Figure |
     pairs = [("plain mean of its patches", cosines[0]), ("weighed by rollout", cosines[1])]
     n = f"n = {len(several):,} image{'s' if len(several) != 1 else ''} with two objects or more"
     return Figure(
-        name="object_similarity", title=title,
+        name="object_similarity",
+        title=title,
         caption="Cosine between the objects of one picture, each the mean of the last block's patch tokens in its box: "
         f"plain, and weighed by rollout. Shown: {code(str(store.read('path', shown.image)))}, "
         f"the first with two objects or more ({kinds}). Over all: {np.mean(plain):.3f} plain, "
@@ -236,8 +241,9 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Figure |
         f"{np.mean(plain):.3f} plain, {np.mean(weighted):.3f} weighed by rollout.",
         draw=lambda narrow: matrices(panel, pairs, narrow=narrow),
         columns=("path", "object", "category", "other", "other_category", "plain", "weighed"),
-        rows=rows, methods=("objects", "rollout", "bootstrap"),
-    )  # fmt: skip
+        rows=rows,
+        methods=("objects", "rollout", "bootstrap"),
+    )
 
 
 def _cosines(store: Store, one: Objects) -> tuple[Floats, Floats] | None:

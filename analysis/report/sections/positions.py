@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ... import formulas
-from ..numbers import unseen
+from ..numbers import why_empty
 from ..plots.mosaic import mosaic
 from .base import Absent, Context, Figure, Part
 
@@ -31,7 +31,7 @@ def positions(context: Context) -> Iterator[Part]:
         yield Absent(title, "This store does not hold the graph's position embedding; a new export and run keep it.")
         return
     table = store.read("position_embedding").astype(np.float64)
-    if reason := unseen(table):
+    if reason := why_empty(table):
         yield Absent(title, f"In `position_embedding` {reason}.")
         return
     values = formulas.position_similarity(table, spec.grid)
@@ -45,18 +45,22 @@ def positions(context: Context) -> Iterator[Part]:
     count = table.shape[0] - spec.patches
     left_out = {0: "", 1: " Its prefix token is left out."}.get(count, f" Its {count} prefix tokens are left out.")
     yield Figure(
-        name="position_similarity", title=title,
+        name="position_similarity",
+        title=title,
         caption="Cosine between the learned position embedding of a patch and those of all others: a map for each "
         f"patch{every}, at the patch's place. Bright rows and columns mean that the model has learned the grid "
         f"([@dosovitskiy2021], fig. 7).{left_out} It belongs to the weights, not to images: n = 1 model.",
         alt=f"{shown.shape[0]} by {shown.shape[1]} maps of {rows} by {columns} patches. Between different patches the "
         f"cosine runs from {off.min():.2f} to {off.max():.2f}, on average {off.mean():.2f}.",
         draw=lambda narrow: mosaic(
-            shown, "cosine", ("patch row", "patch column"),
+            shown,
+            "cosine",
+            ("patch row", "patch column"),
             ticks=(range(1, rows + 1, step), range(1, columns + 1, step)),
-            limits=(min(0.0, float(off.min())), 1.0), narrow=narrow,
+            limits=(min(0.0, float(off.min())), 1.0),
+            narrow=narrow,
         ),
         columns=("y", "x", "other_y", "other_x", "cosine"),
         rows=[(*at, float(value)) for at, value in np.ndenumerate(values)],
         methods=("position_similarity",),
-    )  # fmt: skip
+    )

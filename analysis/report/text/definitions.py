@@ -19,8 +19,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "distance_unit_square": (
         "distance_unit_square",
-        "As `distance_renormalized`, positions divided by the number of rows (columns) less one. "
-        "[@walmer2023].",
+        "As `distance_renormalized`, positions divided by the number of rows (columns) less one. [@walmer2023].",
     ),
     "entropy": (
         "entropy",
@@ -43,7 +42,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "self_mass": ("self_mass", "Attention of a patch on itself, averaged over patches."),
     "neighbour_mass": (
-        "neighbour_mass", "Attention of a patch on its up to 8 neighbours on the grid, averaged over patches."
+        "neighbour_mass",
+        "Attention of a patch on its up to 8 neighbours on the grid, averaged over patches.",
     ),
     "rest_mass": (
         "rest_mass",
@@ -67,7 +67,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "row in distilled models.",
     ),
     "entropy_histogram": (
-        "entropy_histogram", "How many queries have which entropy over all keys, of all images together, edges fixed."
+        "entropy_histogram",
+        "How many queries have which entropy over all keys, of all images together, edges fixed.",
     ),
     "distance_histogram": (
         "distance_histogram",
@@ -182,7 +183,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "query_map": ("query map", "The attention row of one patch, on the patch grid, times the number of keys."),
     "attention_matrix": (
-        "attention_matrix_mean", "All entries of the attention matrix of each head, averaged over images."
+        "attention_matrix_mean",
+        "All entries of the attention matrix of each head, averaged over images.",
     ),
     "position_similarity": (
         "position embedding similarity",
@@ -217,7 +219,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "what is called a difference at q ≤ 0.05, 5 % is expected to be none.",
     ),
     "quantiles": (
-        "Quantiles", "Exact quantiles over images, interpolated linearly, of the values per image that the store keeps."
+        "Quantiles",
+        "Exact quantiles over images, interpolated linearly, of the values per image that the store keeps.",
     ),
     "spread": (
         "Distributions over queries",
@@ -236,7 +239,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "Share of the labelled images whose class is the most probable one, or among the five most probable. Labels "
         "map to classes by name. Intervals are Wilson's ([@wilson1927]).",
     ),
-}  # fmt: skip
+}
 
 READING = (
     "*Attention is not explanation, by itself.* It says where a layer mixes information from, not what "

@@ -23,8 +23,11 @@ _HTML: Mapping[str, Callable[[str], Markup]] = {
     "cite": lambda key: Markup('<a class="cite" href="#ref-{}">{}</a>').format(key, REFERENCES[key].short),
 }
 _PLAIN: Mapping[str, Callable[[str], str]] = {
-    "code": str, "em": str, "sub": lambda text: f"_{text}", "cite": lambda key: REFERENCES[key].short,
-}  # fmt: skip
+    "code": str,
+    "em": str,
+    "sub": lambda text: f"_{text}",
+    "cite": lambda key: REFERENCES[key].short,
+}
 
 
 def rich(text: str) -> Markup:
