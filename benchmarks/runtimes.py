@@ -203,7 +203,7 @@ def _sessions(model: str, folder: Path, threads: int) -> list[tuple[Any, list[st
     import timm
     import torch
     from attlas.exporter.graph import export
-    from attlas.exporter.parity import pictures
+    from attlas.exporter.pictures import pictures
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -28,7 +28,8 @@ from attlas.exporter.errors import AttlasError, UsageError
 from attlas.exporter.facts import describe
 from attlas.exporter.graph import export_model
 from attlas.exporter.models import MODULES, Model, build
-from attlas.exporter.parity import check, pictures
+from attlas.exporter.parity import check
+from attlas.exporter.pictures import pictures
 from attlas.exporter.tapped import Tapped
 from attlas.exporter.taps import Taps
 

@@ -10,7 +10,7 @@ from .amounts import amount, duration, estimate_lines
 
 if TYPE_CHECKING:
     from ..exporter.graph import ExportResult
-    from ..exporter.listing import Summary
+    from ..exporter.summary import Summary
     from .runner import RunResult
 
 __all__ = [

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .errors import UsageError
-from .models import Model, indivisible, refusal
+from .errors import UsageError, first_line
+from .models import Model, build, indivisible, refusal
 from .recipe import pair
+from .summary import Summary
 from .taps import Taps
 
-__all__ = ["Facts", "describe"]
+__all__ = ["Facts", "describe", "summarize"]
 
 Pooling = Literal["class", "mean", "mean_all", "max", "pool", "distilled", "none"]
 
@@ -56,6 +57,34 @@ def describe(model: Model, taps: Taps) -> Facts:
     patch = _patch_size(model, trunk, grid)
     embedding = _position_embedding(trunk, len(prefix), grid)
     return Facts(prefix, grid, patch, _pooling(model.module), _position(trunk, embedding), embedding)
+
+
+def summarize(model: str, *, img_size: object = None) -> Summary:
+    """Build timm's model on the meta device and follow two pictures through it; arguments as for `build`.
+
+    Raises:
+        UsageError: there is no such model, or it cannot be exported, with the reason.
+    """
+    with torch.device("meta"), torch.no_grad():
+        built = build(model, random_init=True, img_size=img_size)
+        taps = Taps(built.module, built.full_name if "." in model else built.name)
+        facts = describe(built, taps)
+        try:
+            with taps.recording() as seen:
+                built.module(torch.zeros(2, 3, *built.image_size))
+        except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
+            raise taps.refusal(f"it does not run on a picture of its own size ({first_line(error)})") from error
+        taps.check(seen, 2, facts.tokens)
+    return Summary.of(
+        taps.name,
+        built.image_size,
+        facts.prefix,
+        facts.grid,
+        facts.pooling,
+        taps.depth,
+        seen.attention(0).shape[1],
+        sum(p.numel() for p in built.module.parameters()),
+    )
 
 
 def _prefix(model: Model, trunk: nn.Module) -> tuple[str, ...]:

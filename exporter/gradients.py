@@ -7,7 +7,6 @@ is written down operator by operator. So the graph needs neither PyTorch nor a r
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
@@ -21,7 +20,7 @@ from .errors import UsageError
 from .tapped import Tapped
 from .taps import effective_gradient
 
-__all__ = ["Gradients", "separate_square_weights"]
+__all__ = ["Gradients"]
 
 
 class Gradients:
@@ -103,25 +102,3 @@ class Gradients:
             module = trace(*examples)
         # It has no parts that train, but whoever exports it asks.
         return module.eval()
-
-
-def separate_square_weights(graph: ir.Graph) -> None:
-    """Give the transpose of a square weight numbers of its own, in place.
-
-    Forward multiplies by a weight, backward by its transpose. Where the two have one shape and share their numbers,
-    OpenVINO 2026.4 takes one for the other without a word. It costs one matrix of twelve in a usual block.
-    """
-    for node in graph:
-        weight = node.inputs[0] if node.op_type == "Transpose" else None
-        if weight is None or not weight.is_initializer() or weight.const_value is None:
-            continue
-        values = weight.const_value.numpy()
-        if values.ndim != 2 or values.shape[0] != values.shape[1]:
-            continue
-        name = f"{weight.name}_transposed"
-        if name not in graph.initializers:
-            made = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(values.T)))
-            made.shape, made.dtype = ir.Shape(values.shape), weight.const_value.dtype
-            graph.register_initializer(made)
-        node.outputs[0].replace_all_uses_with(graph.initializers[name])
-        graph.remove(node, safe=True)

@@ -25,18 +25,17 @@ import torch
 from torch import nn
 
 from .errors import AttlasError, UsageError, first_line
-from .facts import Facts, describe
-from .gradients import Gradients, separate_square_weights
+from .facts import Facts, describe, summarize
+from .gradients import Gradients
 from .half import to_float16
 from .memory import refuse_too_large
 from .models import Model, build
 from .parity import Parity, check, example
 from .progress import Show, Step, shows
 from .spec import LARGEST_FILE, METADATA_KEY, GraphSpec, Output
-from .summary import summarize
 from .tapped import Tapped
 from .taps import Taps
-from .tidy import adopt_constants, free_batch, name_constants, strip
+from .tidy import adopt_constants, free_batch, name_constants, separate_square_weights, strip
 
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 

@@ -10,65 +10,22 @@ import contextlib
 import fnmatch
 import importlib.metadata
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from .errors import AttlasError, UsageError
+from .summary import Summary
 
-__all__ = ["Summary", "list_models", "summaries", "write_table"]
+__all__ = ["list_models", "summaries", "write_table"]
 
 # Written by benchmarks/models.py.
 SHIPPED = Path(__file__).with_name("models.json")
 
 TABLE = 1  # of the layout of the table and of what is looked at: a cached one of another number is made anew
 _AT_ONCE = 25
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """One model that can be exported; the fields are `GraphSpec`'s.
-
-    `parameters` counts weights, `attention_bytes` is what all maps of one image take as float16.
-    """
-
-    name: str
-    image_size: tuple[int, int]
-    prefix: tuple[str, ...]
-    grid: tuple[int, int]
-    pooling: str
-    depth: int
-    heads: int
-    tokens: int
-    parameters: int
-    attention_bytes: int
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        image_size: Iterable[int],
-        prefix: Iterable[str],
-        grid: Iterable[int],
-        pooling: str,
-        depth: int,
-        heads: int,
-        parameters: int,
-    ) -> Self:
-        """With what follows from the rest: tokens, and the bytes of their maps."""
-        (height, width), (rows, columns), kinds = image_size, grid, tuple(prefix)
-        tokens = len(kinds) + math.prod((rows, columns))
-        maps = 2 * depth * heads * tokens**2
-        return cls(name, (height, width), kinds, (rows, columns), pooling, depth, heads, tokens, parameters, maps)
-
-    def row(self) -> list[Any]:
-        """What `of` takes after the name, as JSON."""
-        size, prefix, grid = list(self.image_size), list(self.prefix), list(self.grid)
-        return [size, prefix, grid, self.pooling, self.depth, self.heads, self.parameters]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -99,7 +56,7 @@ def summaries(pattern: str = "*", progress: Callable[[str], None] | None = None)
     if not names and any(c in pattern for c in "*?["):
         raise UsageError(f"{pattern}: no model that can be exported has such a name; `attlas models` lists them all")
     if not names:
-        from .summary import summarize
+        from .facts import summarize
 
         return [summarize(pattern)]
     table.build([name for name in names if table.rows[name] is None], progress or (lambda line: None))
@@ -135,7 +92,7 @@ class _Table:
         """Fill in these rows, and keep what was made even if it is interrupted."""
         if not names:
             return
-        from .summary import summarize
+        from .facts import summarize
 
         progress(f"timm {self.timm} is new here: looking at {len(names)} models, a quarter of a second each, once")
         try:

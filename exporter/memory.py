@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import AttlasError
-from .listing import Summary
 from .spec import LARGEST_FILE
+from .summary import Summary
 
 __all__ = ["available", "needed", "refuse_too_large"]
 

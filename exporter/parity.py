@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from .errors import AttlasError, first_line
+from .pictures import pictures
 from .spec import NORMS, GraphSpec
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "check",
     "compare",
     "example",
-    "pictures",
     "relative_difference",
     "row_variation",
 ]
@@ -201,21 +201,6 @@ def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
     if spec.gradients and logits is not None:
         given["target"] = np.resize(np.array([-1, 0, (logits.shape[-1] or 1) - 1], np.int64), images)
     return given
-
-
-def pictures(images: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Random pictures with structure at every scale, as photographs have (image, y, x, 3) uint8.
-
-    White noise would do for sums, but leaves every patch alike and attention flat.
-    """
-    random = np.random.default_rng(seed)
-    total = np.zeros((images, *size, 3), np.float32)
-    for cells, weight in ((2, 0.45), (5, 0.25), (16, 0.2), (max(size), 0.1)):
-        coarse = random.random((images, cells, cells, 3), dtype=np.float32)
-        ys = np.arange(size[0]) * cells // size[0]
-        xs = np.arange(size[1]) * cells // size[1]
-        total += weight * coarse[:, ys][:, :, xs]
-    return np.clip(total * 255, 0, 255).astype(np.uint8)
 
 
 def _same_outputs(outputs: Arrays, spec: GraphSpec, images: int) -> None:

@@ -1,41 +1,52 @@
-"""What a model would give, known before any weight is loaded: built without data, and looked at once."""
+"""A model in one line: its tokens, heads and sizes, as the list of models shows it."""
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
 
-from .errors import first_line
-from .facts import describe
-from .listing import Summary
-from .models import build
-from .taps import Taps
-
-__all__ = ["summarize"]
+__all__ = ["Summary"]
 
 
-def summarize(model: str, *, img_size: object = None) -> Summary:
-    """Build timm's model on the meta device and follow two pictures through it; arguments as for `build`.
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One model that can be exported; the fields are `GraphSpec`'s.
 
-    Raises:
-        UsageError: there is no such model, or it cannot be exported, with the reason.
+    `parameters` counts weights, `attention_bytes` is what all maps of one image take as float16.
     """
-    with torch.device("meta"), torch.no_grad():
-        built = build(model, random_init=True, img_size=img_size)
-        taps = Taps(built.module, built.full_name if "." in model else built.name)
-        facts = describe(built, taps)
-        try:
-            with taps.recording() as seen:
-                built.module(torch.zeros(2, 3, *built.image_size))
-        except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
-            raise taps.refusal(f"it does not run on a picture of its own size ({first_line(error)})") from error
-        taps.check(seen, 2, facts.tokens)
-    return Summary.of(
-        taps.name,
-        built.image_size,
-        facts.prefix,
-        facts.grid,
-        facts.pooling,
-        taps.depth,
-        seen.attention(0).shape[1],
-        sum(p.numel() for p in built.module.parameters()),
-    )
+
+    name: str
+    image_size: tuple[int, int]
+    prefix: tuple[str, ...]
+    grid: tuple[int, int]
+    pooling: str
+    depth: int
+    heads: int
+    tokens: int
+    parameters: int
+    attention_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        image_size: Iterable[int],
+        prefix: Iterable[str],
+        grid: Iterable[int],
+        pooling: str,
+        depth: int,
+        heads: int,
+        parameters: int,
+    ) -> Self:
+        """With what follows from the rest: tokens, and the bytes of their maps."""
+        (height, width), (rows, columns), kinds = image_size, grid, tuple(prefix)
+        tokens = len(kinds) + math.prod((rows, columns))
+        maps = 2 * depth * heads * tokens**2
+        return cls(name, (height, width), kinds, (rows, columns), pooling, depth, heads, tokens, parameters, maps)
+
+    def row(self) -> list[Any]:
+        """What `of` takes after the name, as JSON."""
+        size, prefix, grid = list(self.image_size), list(self.prefix), list(self.grid)
+        return [size, prefix, grid, self.pooling, self.depth, self.heads, self.parameters]

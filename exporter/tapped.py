@@ -13,7 +13,7 @@ from .errors import UsageError, first_line
 from .facts import Facts
 from .models import Model
 from .norms import Branches
-from .parity import pictures
+from .pictures import pictures
 from .taps import Seen, Taps
 
 __all__ = ["Tapped"]

@@ -30,12 +30,12 @@ from attlas.engine.store import Store  # noqa: E402
 from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
 from attlas.exporter import graph as graph_module  # noqa: E402
 from attlas.exporter.errors import AttlasError, UsageError, first_line  # noqa: E402
-from attlas.exporter.facts import describe  # noqa: E402
+from attlas.exporter.facts import describe, summarize  # noqa: E402
 from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
 from attlas.exporter.models import Model, _recipe, build  # noqa: E402
-from attlas.exporter.parity import Parity, compare, pictures, row_variation  # noqa: E402
+from attlas.exporter.parity import Parity, compare, row_variation  # noqa: E402
+from attlas.exporter.pictures import pictures  # noqa: E402
 from attlas.exporter.spec import METADATA_KEY  # noqa: E402
-from attlas.exporter.summary import summarize  # noqa: E402
 from attlas.exporter.tapped import Tapped  # noqa: E402
 from attlas.exporter.taps import Taps  # noqa: E402
 from support import make_images  # noqa: E402

@@ -26,7 +26,7 @@ from attlas.exporter.gradients import Gradients  # noqa: E402
 from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
 from attlas.exporter.models import Model, build  # noqa: E402
 from attlas.exporter.parity import compare, example, relative_difference  # noqa: E402
-from attlas.exporter.parity import pictures as synthetic  # noqa: E402
+from attlas.exporter.pictures import pictures as synthetic  # noqa: E402
 from attlas.exporter.tapped import Tapped  # noqa: E402
 from attlas.exporter.taps import Taps  # noqa: E402
 from support import make_picture  # noqa: E402

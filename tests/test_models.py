@@ -16,10 +16,10 @@ pytest.importorskip("timm")
 
 from attlas.exporter import export, list_models, listing, memory
 from attlas.exporter.errors import AttlasError, UsageError
-from attlas.exporter.facts import describe
+from attlas.exporter.facts import describe, summarize
 from attlas.exporter.listing import summaries
 from attlas.exporter.models import build, names
-from attlas.exporter.summary import summarize
+from attlas.exporter.summary import Summary
 from attlas.exporter.taps import Taps
 
 
@@ -106,7 +106,7 @@ def test_table_holds_every_model_of_this_timm() -> None:
         pytest.skip("another timm than the table's is installed")
     assert set(rows) == set(names())
     for name in ("cait_xxs24_224", "vit_base_patch16_224.dino"):
-        assert listing.Summary.of(name, *rows[name] or []) == summarize(name)
+        assert Summary.of(name, *rows[name] or []) == summarize(name)
 
 
 def test_listing_brings_in_neither_torch_nor_timm() -> None:
@@ -132,7 +132,7 @@ def new_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return summarize(name)
 
     monkeypatch.setattr("attlas.exporter.models.names", lambda: names)
-    monkeypatch.setattr("attlas.exporter.summary.summarize", count)
+    monkeypatch.setattr("attlas.exporter.facts.summarize", count)
     monkeypatch.setattr(listing, "_version", lambda: "999.0")
     monkeypatch.setenv("XDG_CACHE_HOME" if os.name != "nt" else "LOCALAPPDATA", str(tmp_path / "cache"))
     return built

@@ -19,7 +19,8 @@ from attlas.exporter import GraphSpec  # noqa: E402
 from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
 from attlas.exporter.models import Model, build  # noqa: E402
-from attlas.exporter.parity import compare, pictures  # noqa: E402
+from attlas.exporter.parity import compare  # noqa: E402
+from attlas.exporter.pictures import pictures  # noqa: E402
 from attlas.exporter.spec import NORMS  # noqa: E402
 from attlas.exporter.taps import Taps  # noqa: E402
 from support import make_images  # noqa: E402
