@@ -196,6 +196,12 @@ def test_a_kind_of_token_has_one_colour_whatever_else_the_model_has(tmp_path: Pa
     assert colours.keys() == kinds | {"itself", "its 8 neighbours", "all other patches"}
     to_rgba = pytest.importorskip("matplotlib.colors").to_rgba
     assert colours == {label: to_rgba(wanted[label]) for label in colours}
+    if prefix:
+        (figure,) = depth.prefix_mass(context_of(Store(store.path)))
+        dots = [
+            next(line.get_color() for line in ax.lines if line.get_marker() == "o") for ax in figure.draw(False).axes
+        ]
+        assert dots == [style.CATEGORIES[kind] for kind in prefix]
 
 
 def test_a_difference_has_the_colour_of_no_store(tmp_path: Path) -> None:

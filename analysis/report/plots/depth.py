@@ -25,6 +25,7 @@ class Depth:
         mean, low, high: (layer, head).
         reference: what uniform attention gives, or None where that has no meaning; `reference_label` says so.
         inner: (bound, layer, head), a narrower band inside low and high, or None.
+        colour: of its dots.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Depth:
     reference: float | None = None
     reference_label: str = ""
     inner: Floats | None = None
+    colour: str = ACCENT
 
 
 def depth(panels: Sequence[Depth], *, narrow: bool = False) -> Any:
@@ -55,10 +57,10 @@ def _draw(ax: Any, panel: Depth) -> None:
     size = 3.2 if heads <= 8 else 2.2
     ax.plot(panel.layers, mean_of(panel.mean, axis=1), color=FAINT, lw=1.4, zorder=2)
     if panel.inner is not None:
-        lines = {"colors": ACCENT, "alpha": 0.9}
+        lines = {"colors": panel.colour, "alpha": 0.9}
         ax.vlines(x, panel.low.ravel(), panel.high.ravel(), lw=0.7, **lines)
         ax.vlines(x, *panel.inner.reshape(2, -1), lw=2.6 if heads <= 8 else 1.4, **lines)
-        ax.plot(x, panel.mean.ravel(), "o", ms=0.55 * size, mfc=PAPER, mec=ACCENT, mew=0.5, zorder=4)
+        ax.plot(x, panel.mean.ravel(), "o", ms=0.55 * size, mfc=PAPER, mec=panel.colour, mew=0.5, zorder=4)
     else:
         bars = np.stack([panel.mean - panel.low, panel.high - panel.mean]).clip(min=0)
         ax.errorbar(
@@ -68,8 +70,8 @@ def _draw(ax: Any, panel: Depth) -> None:
             fmt="o",
             ms=size,
             mew=0,
-            color=ACCENT,
-            ecolor=ACCENT,
+            color=panel.colour,
+            ecolor=panel.colour,
             elinewidth=0.9,
             alpha=0.9,
             zorder=3,

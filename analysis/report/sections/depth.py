@@ -109,6 +109,7 @@ def prefix_mass(context: Context) -> Iterator[Part]:
             found.high[..., i],
             uniform,
             f"uniform 1/{spec.tokens}",
+            colour=CATEGORIES.get(spec.prefix[i], QUIET),
         )
         for i, name in enumerate(names)
     ]
