@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "AttlasError", "Session", "Statistic", "Store", "analyze", "demo", "doctor", "export", "inspect", "open", "report", "run",
-    "verify",
+    "AttlasError", "Session", "Statistic", "Store", "analyze", "demo", "doctor", "export", "inspect", "open", "report",
+    "run", "verify",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
