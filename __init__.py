@@ -20,8 +20,8 @@ __all__ = [
 if TYPE_CHECKING:
     from .analysis.dataset import open as open
     from .analysis.report.page import report as report
-    from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
+    from .analysis.statistics.statistic import Statistic as Statistic
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
     from .engine.session import Session as Session
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttlasError": "exporter.errors",
     "Session": "engine.session",
-    "Statistic": "analysis.statistic",
+    "Statistic": "analysis.statistics.statistic",
     "Store": "engine.store",
     "analyze": "analysis.statistics",
     "doctor": "engine.doctor",
@@ -81,7 +81,7 @@ def run(graph: Any, images: Any, output: Any, **choices: Any) -> Any:
 
     if "reducer" not in choices:
         try:
-            choices["reducer"] = _load("analysis.kernel").Reducer
+            choices["reducer"] = _load("analysis.kernels.fused").Reducer
         except ImportError:
             choices["reducer"] = None
         except Exception as error:

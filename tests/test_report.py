@@ -25,7 +25,7 @@ from support import PATCH, make_spec
 
 pytest.importorskip("matplotlib")
 page = pytest.importorskip("attlas.analysis.report.page")
-kernel = pytest.importorskip("attlas.analysis.kernel")
+kernel = pytest.importorskip("attlas.analysis.kernels.fused")
 facts = pytest.importorskip("attlas.analysis.report.facts")
 gallery = pytest.importorskip("attlas.analysis.report.gallery")
 methods = pytest.importorskip("attlas.analysis.report.methods")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...engine.plan import spread
 from ...engine.store import Store
 from .. import formulas
-from ..moments import Moments, interval
+from ..statistics.moments import Moments, interval
 from . import figures, rasters
 from .exhibits import Absent, Exhibit, extent
 from .facts import Facts

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...engine.store import Store
 from .. import formulas
-from ..histograms import histogram
+from ..formulas.histograms import histogram
 from . import figures
 from .exhibits import Cell, Exhibit
 from .facts import Facts

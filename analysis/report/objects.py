@@ -15,9 +15,9 @@ import numpy.typing as npt
 from ...engine.decode import crop_box
 from ...engine.store import Store
 from ...exporter.errors import UsageError
-from .. import boxes as formulas
-from ..boxes import Box, Cover
-from ..moments import interval
+from ..formulas import boxes as formulas
+from ..formulas.boxes import Box, Cover
+from ..statistics.moments import interval
 from . import figures, rasters
 from .exhibits import Absent, Cell, Exhibit, extent, keep
 from .facts import Facts

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from ...engine.plan import spread
 from ...engine.store import Store
 from ...exporter.errors import AttlasError
-from .. import formulas, gradients
+from .. import formulas
 from ..catalog import CATALOG
+from ..statistics import gradients
 
 __all__ = [
     "MAPS",

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.places import Url
-from ..engine.store import Store
-from ..exporter.errors import AttlasError, UsageError
-from .catalog import PREDICTED, held, named, resolved
+from ...engine.places import Url
+from ...engine.store import Store
+from ...exporter.errors import AttlasError, UsageError
+from ..catalog import PREDICTED, held, named, resolved
 from .groups import merged
 from .partials import Partial, groupable, partial_statistics, unit_statistics
 from .statistic import Statistic
