@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from .analysis.dataset import open as open
     from .analysis.report.page import report as report
-    from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
+    from .analysis.statistics.statistic import Statistic as Statistic
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttlasError": "exporter.errors",
     "Session": "engine.session",
-    "Statistic": "analysis.statistic",
+    "Statistic": "analysis.statistics.statistic",
     "Store": "engine.store",
     "analyze": "analysis.statistics",
     "doctor": "engine.doctor",
@@ -145,7 +145,7 @@ def run(
     given = locals()  # every argument by its name, as the engine takes them
     from .engine.runner import run as engine_run
 
-    given["reducer"] = _found("analysis.kernel", "Reducer") if reducer == "auto" else reducer
+    given["reducer"] = _found("analysis.kernels.fused", "Reducer") if reducer == "auto" else reducer
     if reserved := _found("analysis.catalog", "reserved"):
         given["reserved"] = reserved
     return engine_run(given.pop("graph"), **given)

@@ -1,11 +1,8 @@
 """The analysis room: stores in, statistics, figures and a report out. Neither PyTorch nor onnxruntime is needed.
 
-A `Statistic` is one object that says everything of a statistic; `catalog` lists ours, by name. `formulas` holds what
-each of them is, on plain arrays of any library, with `rollouts`, `maps`, `norms`, `histograms` and `boxes` beside it.
-`kernel` is the fused pass that a run or `analyze` computes the default ones with, `views` makes others of a `layer`,
-`compiled` has the loops of both. `work` says what an analysis has to do, `partials` computes what some units
-contribute, `statistics` hands units out and merges, `summary` sums the dataset up, by `groups` too, and `dataset`
-opens the result as one lazy Dataset. The formulas are names of this package too: `attlas.analysis.rollout(...)`.
+`formulas` holds what each statistic is, on plain arrays of any library; `kernels` how it is made fast; `statistics`
+what becomes of a store. A `Statistic` is one object that says everything of one, `catalog` lists ours by name, and
+`dataset` opens a store as one lazy Dataset. The formulas are names of this package too: `attlas.analysis.rollout(...)`.
 """
 
 from __future__ import annotations
@@ -19,12 +16,14 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "AnalyzeResult": "statistics", "CATALOG": "catalog", "Moments": "moments", "Partial": "partials",
-    "Pooled": "statistics", "Reducer": "kernel", "Statistic": "statistic", "analyze": "statistics",
-    "merge": "partials", "open": "dataset", "partial_statistics": "partials", "pooled": "statistics",
+    "AnalyzeResult": "statistics", "CATALOG": "catalog", "Moments": "statistics.moments",
+    "Partial": "statistics.partials", "Pooled": "statistics", "Reducer": "kernels.fused",
+    "Statistic": "statistics.statistic", "analyze": "statistics", "merge": "statistics.partials", "open": "dataset",
+    "partial_statistics": "statistics.partials", "pooled": "statistics",
 }  # fmt: skip
 # Plain functions of arrays.
-_FORMULAS = ("formulas", "norms", "baselines", "histograms", "differences", "boxes")
+_FORMULAS = ("formulas", "formulas.norms", "formulas.baselines", "formulas.histograms", "statistics.differences",
+             "formulas.boxes")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 from ..engine.store import Store
 from ..exporter.errors import UsageError
 from ..exporter.spec import GraphSpec
-from . import formulas, norms
-from .arrays import Array, constant, floating, namespace, patch_part, prefix_of
-from .formulas import row_entropy
-from .histograms import distance_edges, entropy_edges, histogram
-from .statistic import INPUTS, Statistic
+from . import formulas
+from .formulas import norms, row_entropy
+from .formulas.arrays import Array, constant, floating, namespace, patch_part, prefix_of
+from .formulas.histograms import distance_edges, entropy_edges, histogram
+from .statistics.statistic import INPUTS, Statistic
 
 __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolved", "written"]
 

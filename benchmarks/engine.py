@@ -26,7 +26,7 @@ from pathlib import Path
 
 import attlas
 import numpy as np
-from attlas.analysis.kernel import Reducer
+from attlas.analysis.kernels.fused import Reducer
 from attlas.engine.contents import Choices, Contents
 from attlas.engine.decode import decode
 from attlas.engine.graph import read_spec

@@ -31,7 +31,7 @@ from typing import Any
 import attlas
 import numpy as np
 import onnxruntime as ort
-from attlas.analysis.kernel import Reducer
+from attlas.analysis.kernels.fused import Reducer
 from attlas.engine.contents import Choices, Contents
 from attlas.engine.decode import decode
 from attlas.engine.graph import read_spec

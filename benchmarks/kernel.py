@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from attlas.analysis import formulas
-from attlas.analysis.kernel import Reducer
+from attlas.analysis.kernels.fused import Reducer
 from attlas.exporter.spec import GraphSpec, Recipe, Weights
 
 GRID, PIXELS = (14, 14), (16, 16)

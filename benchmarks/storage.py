@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 from attlas.analysis import formulas
-from attlas.analysis.kernel import Reducer
+from attlas.analysis.kernels.fused import Reducer
 from attlas.engine import Session
 from attlas.engine.plan import make_plan
 from attlas.engine.sources import Folder

@@ -21,7 +21,7 @@ from attlas.exporter.spec import GraphSpec, Weights
 from support import make_spec
 
 pytest.importorskip("matplotlib")
-kernel = pytest.importorskip("attlas.analysis.kernel")
+kernel = pytest.importorskip("attlas.analysis.kernels.fused")
 facts = pytest.importorskip("attlas.analysis.report.facts")
 base = pytest.importorskip("attlas.analysis.report.sections.base")
 examples = pytest.importorskip("attlas.analysis.report.sections.examples")

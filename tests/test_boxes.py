@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attlas.analysis import boxes
+from attlas.analysis.formulas import boxes
 from attlas.exporter.errors import AttlasError, UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st

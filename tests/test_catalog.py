@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.analysis import formulas as f
-from attlas.analysis import histograms, norms
-from attlas.analysis.statistic import context
+from attlas.analysis.formulas import histograms, norms
+from attlas.analysis.statistics.statistic import context
 from attlas.exporter.spec import GraphSpec, Recipe, Weights
 
 catalog = pytest.importorskip("attlas.analysis.catalog")
-kernel = pytest.importorskip("attlas.analysis.kernel")
-layer = pytest.importorskip("attlas.analysis.layer")
-views = pytest.importorskip("attlas.analysis.views")
+kernel = pytest.importorskip("attlas.analysis.kernels.fused")
+layer = pytest.importorskip("attlas.analysis.kernels.layer")
+views = pytest.importorskip("attlas.analysis.kernels.views")
 
 SPEC = GraphSpec(
     model="vit_test", tag="", weights=Weights("random", "0"), dtype="float32", image_size=(48, 64),

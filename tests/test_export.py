@@ -333,7 +333,7 @@ def test_float16_graph_gives_float32_outputs_near_pytorch(tmp_path: Path, export
 def test_float16_graph_rounds_alike_whatever_is_asked_for(tmp_path: Path) -> None:
     """On a CPU, too, which drops casts: logits and maps are the same bits beside statistics, tokens or nothing."""
     pytest.importorskip("ndonnx")
-    from attlas.analysis.kernel import Reducer
+    from attlas.analysis.kernels.fused import Reducer
     from attlas.engine.outputs import Wanted
 
     result = export_model(make(DEIT), tmp_path / "half.onnx", dtype="float16")

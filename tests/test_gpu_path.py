@@ -96,7 +96,7 @@ def test_with_statistics_in_the_graph_only_stored_attention_is_an_output(tiny_gr
 
 def test_where_statistics_are_computed_can_be_told(tiny_graph: Path) -> None:
     """In the graph on an accelerator, on the host elsewhere, unless told otherwise."""
-    from attlas.analysis.kernel import Reducer as Known
+    from attlas.analysis.kernels.fused import Reducer as Known
 
     class Bare(Reducer):
         def __init__(self, spec: Any) -> None:
@@ -128,7 +128,7 @@ def test_attention_that_is_not_finite_ends_a_run_with_statistics_in_the_graph(
 
 def test_an_appended_model_that_does_not_fit_is_refused(tiny_graph: Path, graph_factory: Callable[..., Path]) -> None:
     """One for more layers than the graph has, in a line that names the output."""
-    from attlas.analysis.kernel import Reducer
+    from attlas.analysis.kernels.fused import Reducer
 
     deeper = Reducer(read_spec(graph_factory(layers=3))).graph("float16")
     with pytest.raises(AttlasError, match=r"no output attention\.2"):
@@ -137,7 +137,7 @@ def test_an_appended_model_that_does_not_fit_is_refused(tiny_graph: Path, graph_
 
 def test_appended_outputs_have_names_of_their_own(tiny_graph: Path) -> None:
     """So that a graph may call its values what it likes."""
-    from attlas.analysis.kernel import Reducer
+    from attlas.analysis.kernels.fused import Reducer
 
     model = Reducer(read_spec(tiny_graph)).graph("float32")
     session = Session(tiny_graph, provider="cpu", wanted=[Wanted("logits")], appended=model)

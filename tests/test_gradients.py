@@ -13,8 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from attlas.analysis import formulas, rollouts  # noqa: E402
+from attlas.analysis import formulas  # noqa: E402
 from attlas.analysis.dataset import open as attlas_open  # noqa: E402
+from attlas.analysis.formulas import rollouts  # noqa: E402
 from attlas.analysis.statistics import analyze  # noqa: E402
 from attlas.engine.runner import run as run_images  # noqa: E402
 from attlas.engine.session import Session  # noqa: E402

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from test_statistics import BROKEN, IMAGES, SPEC, attention, fill_unit, label_of, make_store
 
 statistics = pytest.importorskip("attlas.analysis.statistics")
-moments = pytest.importorskip("attlas.analysis.moments")
-differences = pytest.importorskip("attlas.analysis.differences")
+moments = pytest.importorskip("attlas.analysis.statistics.moments")
+differences = pytest.importorskip("attlas.analysis.statistics.differences")
 special = pytest.importorskip("scipy.stats")
 
 LABELS = [label_of(i) for i in range(IMAGES)]

@@ -14,7 +14,7 @@ from attlas.exporter.spec import GraphSpec, Recipe, Weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-kernel = pytest.importorskip("attlas.analysis.kernel")
+kernel = pytest.importorskip("attlas.analysis.kernels.fused")
 
 
 def spec(**changes: Any) -> GraphSpec:

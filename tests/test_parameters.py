@@ -13,14 +13,14 @@ import attlas
 import numpy as np
 import pytest
 from attlas.analysis import formulas as f
-from attlas.analysis.statistic import Statistic
+from attlas.analysis.statistics.statistic import Statistic
 from attlas.engine.store import Store
 from attlas.exporter.errors import AttlasError, UsageError
 from test_statistics import BROKEN, IMAGES, NORMED, SPEC, attention, fill_unit, good, make_store
 
 catalog = pytest.importorskip("attlas.analysis.catalog")
 statistics = pytest.importorskip("attlas.analysis.statistics")
-views = pytest.importorskip("attlas.analysis.views")
+views = pytest.importorskip("attlas.analysis.kernels.views")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def stored(path: Path) -> np.ndarray:
 def test_every_statistic_says_all_of_itself(name: str) -> None:
     """Words, unit, dimensions with sizes, a source that the report's bibliography has, kernels that are there."""
     one = catalog.CATALOG[name]
-    bibliography = pytest.importorskip("attlas.analysis.report.bibliography")
+    bibliography = pytest.importorskip("attlas.analysis.report.text.bibliography")
     assert one.name == name
     assert one.long_name
     assert one.units

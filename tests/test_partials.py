@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from test_statistics import IMAGES, NORMED, SPEC, attention, fill_unit, make_store
 
 statistics = pytest.importorskip("attlas.analysis.statistics")
-partials = pytest.importorskip("attlas.analysis.partials")
-moments = pytest.importorskip("attlas.analysis.moments")
-histograms = pytest.importorskip("attlas.analysis.histograms")
+partials = pytest.importorskip("attlas.analysis.statistics.partials")
+moments = pytest.importorskip("attlas.analysis.statistics.moments")
+histograms = pytest.importorskip("attlas.analysis.formulas.histograms")
 
 NAMES = ["entropy", "rollout", "prefix_mass", "attention_matrix_mean", "offset_map_mean", "entropy_histogram",
          "distance_renormalized_histogram", "received_attention"]  # fmt: skip

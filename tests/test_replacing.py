@@ -17,7 +17,7 @@ from test_statistics import IMAGES, attention, fill_unit, make_store
 statistics = pytest.importorskip("attlas.analysis.statistics")
 catalog = pytest.importorskip("attlas.analysis.catalog")
 facts = pytest.importorskip("attlas.analysis.report.facts")
-exhibits = pytest.importorskip("attlas.analysis.report.exhibits")
+base = pytest.importorskip("attlas.analysis.report.sections.base")
 
 NAMES = ["distance", "rollout", "entropy_histogram"]
 
@@ -125,7 +125,7 @@ def test_wherever_an_analysis_is_killed_every_statistic_is_the_old_or_the_new_on
         store = Store(path)
         if at % 9 == 1:  # each takes as long as the analysis
             assert facts.gather(store).valid == IMAGES - 1
-            summary = exhibits.summary(store, "distance")
+            summary = base.summary(store, "distance")
             assert summary is not None
             assert np.isfinite(summary.mean).all()
             statistics.analyze(path, workers=1, **choices)

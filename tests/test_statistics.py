@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 statistics = pytest.importorskip("attlas.analysis.statistics")
-moments = pytest.importorskip("attlas.analysis.moments")
-kernel = pytest.importorskip("attlas.analysis.kernel")
+moments = pytest.importorskip("attlas.analysis.statistics.moments")
+kernel = pytest.importorskip("attlas.analysis.kernels.fused")
 catalog = pytest.importorskip("attlas.analysis.catalog")
-gradients = pytest.importorskip("attlas.analysis.gradients")
+gradients = pytest.importorskip("attlas.analysis.statistics.gradients")
 
 SPEC = GraphSpec(
     model="vit_test", tag="", weights=Weights("random", "0"), dtype="float32", image_size=(32, 48),

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from attlas.analysis import formulas
-from attlas.analysis.kernel import Reducer
+from attlas.analysis.kernels.fused import Reducer
 from attlas.exporter.spec import GraphSpec, Output
 from support import make_spec
 
@@ -171,13 +171,13 @@ def test_equal_constants_stand_once_in_the_graph() -> None:
 def test_without_ndonnx_there_is_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reducer says so by None, and works."""
     monkeypatch.setitem(sys.modules, "ndonnx", None)
-    monkeypatch.delitem(sys.modules, "attlas.analysis.traced", raising=False)
+    monkeypatch.delitem(sys.modules, "attlas.analysis.kernels.traced", raising=False)
     reducer = Reducer(make_spec())
     assert reducer.graph("float16") is None
     assert reducer(sharp(reducer.spec))["_finite"].all()
 
 
-@pytest.mark.parametrize("module", ["attlas.engine.runner", "attlas.engine.device", "attlas.analysis.kernel"])
+@pytest.mark.parametrize("module", ["attlas.engine.runner", "attlas.engine.device", "attlas.analysis.kernels.fused"])
 def test_nothing_loads_ndonnx_before_a_graph_is_asked_for(module: str) -> None:
     """It takes a second, and most runs do without."""
     code = f"import {module}, sys; sys.exit('ndonnx' in sys.modules)"

@@ -303,7 +303,7 @@ def test_a_scheduler_needs_three_methods(
     tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     """Units that were lost are done again, those that were marked are not; a unit that is always lost ends the run."""
-    from attlas.analysis.kernel import Reducer
+    from attlas.analysis.kernels.fused import Reducer
 
     request = dataclasses.replace(asked(tiny_graph, tmp_path / "s.zarr"), reducer=Reducer)
     job = make_job(request, pictures)

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from ...engine.plan import spread
 from ...engine.store import Store
 from ...exporter.errors import AttlasError
-from .. import formulas, gradients
+from .. import formulas
 from ..catalog import CATALOG
+from ..statistics import gradients
 from .numbers import Floats
 
 __all__ = [

@@ -13,7 +13,7 @@ from ...engine.places import Url, locate
 from ...engine.store import Store
 from ...exporter.errors import AttlasError, UsageError
 from ...exporter.progress import Show, Step, shows
-from ..boxes import read_coco
+from ..formulas.boxes import read_coco
 from .facts import gather
 from .plots.style import svg
 from .render import Chapter, Placed, rendered

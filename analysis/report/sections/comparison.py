@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ....engine.plan import spread
 from ....engine.store import Store
 from ... import formulas
-from ...moments import Moments, interval
+from ...statistics.moments import Moments, interval
 from ..facts import Facts
 from ..images import MAPS, example, map_of
 from ..numbers import Floats, mean_of, why_empty

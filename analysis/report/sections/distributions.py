@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ....engine.store import Store
 from ... import formulas
-from ...histograms import histogram
+from ...formulas.histograms import histogram
 from ..numbers import Floats, mean_of
 from ..plots.depth import Depth, depth
 from ..plots.ridges import Ridges, ridges

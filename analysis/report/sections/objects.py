@@ -13,9 +13,9 @@ import numpy as np
 from ....engine.decode import crop_box
 from ....engine.store import Store
 from ....exporter.errors import UsageError
-from ... import boxes as formulas
-from ...boxes import Box, Cover
-from ...moments import interval
+from ...formulas import boxes as formulas
+from ...formulas.boxes import Box, Cover
+from ...statistics.moments import interval
 from ..images import MAPS, example, map_of
 from ..numbers import Floats
 from ..plots.matrices import matrices

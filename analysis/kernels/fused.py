@@ -16,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.errors import UsageError
-from ..exporter.spec import GraphSpec
+from ...exporter.errors import UsageError
+from ...exporter.spec import GraphSpec
+from ..catalog import CATALOG
+from ..formulas import patch_distances, readout_rows
+from ..statistics.statistic import Statistic
 from . import compiled
-from .catalog import CATALOG
-from .formulas import patch_distances, readout_rows
-from .statistic import Statistic
 
 __all__ = ["Reducer", "fused", "seen"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.store import Store
-from ..exporter.errors import AttlasError, UsageError
-from . import compiled, views
-from .kernel import Reducer
-from .layer import Layer
+from ...engine.store import Store
+from ...exporter.errors import AttlasError, UsageError
+from ..kernels import compiled, views
+from ..kernels.fused import Reducer
+from ..kernels.layer import Layer
 from .moments import Totals
 from .statistic import Statistic, context
 

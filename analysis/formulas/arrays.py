@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..exporter.errors import UsageError
+from ...exporter.errors import UsageError
 
-__all__ = ["Array", "constant", "floating", "namespace", "patch_part", "prefix_of"]
+__all__ = [
+    "Array", "constant", "floating", "mean_where", "namespace", "nan_where_zero", "patch_part", "prefix_of",
+    "refuse_mixed", "x_ln_x",
+]  # fmt: skip
 
 Array = Any  # any array of the standard; the formulas never ask which
 
@@ -133,3 +136,35 @@ def patch_part(attention: Array, prefix: int) -> Array:
     if not 0 <= prefix < attention.shape[-1]:
         raise UsageError(f"{prefix} prefix tokens leave no patch among {attention.shape[-1]} tokens")
     return attention[..., prefix:, prefix:]
+
+
+def nan_where_zero(x: Array) -> Array:
+    """`x` with NaN for 0, to divide by."""
+    return namespace(x).where(x == 0, x + math.nan, x)
+
+
+def mean_where(values: Array, there: Array) -> Array:
+    """Mean over the last axis of the values that are there; NaN where none is."""
+    xp = namespace(values)
+    zero = xp.zeros_like(values)
+    count = xp.sum(xp.where(there, zero + 1, zero), axis=-1)
+    return xp.sum(xp.where(there, values, zero), axis=-1) / nan_where_zero(count)
+
+
+def x_ln_x(a: Array) -> Array:
+    """A ln a, 0 where a is 0."""
+    xp = namespace(a)
+    return a * xp.log(xp.where(a == 0, xp.ones_like(a), a))
+
+
+def refuse_mixed(kind: str, name: str) -> None:
+    """Refuse what is of distributions where rows are none.
+
+    Raises:
+        UsageError: `kind` is mixed.
+    """
+    if kind != "probability":
+        raise UsageError(
+            f"{name}: this model's attention is {kind}: its heads are combined after the softmax, so rows are no "
+            "probabilities and have no entropy"
+        )

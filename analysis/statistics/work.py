@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.store import ArraySpec, Store
-from ..exporter.errors import AttlasError, UsageError
-from .catalog import CATALOG, PREDICTED, held, written
+from ...engine.store import ArraySpec, Store
+from ...exporter.errors import AttlasError, UsageError
+from ..catalog import CATALOG, PREDICTED, held, written
+from ..kernels.fused import fused
 from .groups import check_column
-from .kernel import fused
 from .partials import Partial, attention_of, beside, check, groupable, kept_layers, templates
 from .statistic import Statistic
 from .summary import Source, stored_groups, stored_sum, summed_units

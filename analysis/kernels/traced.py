@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ..engine.store import Template
-from ..exporter.spec import GraphSpec
-from . import formulas
-from .catalog import CATALOG
-from .statistic import context
+from ...engine.store import Template
+from ...exporter.spec import GraphSpec
+from .. import formulas
+from ..catalog import CATALOG
+from ..statistics.statistic import context
 
 __all__ = ["trace"]
 

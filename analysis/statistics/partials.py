@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.store import Store, Template
-from ..exporter.errors import AttlasError, UsageError
-from .catalog import CATALOG, resolved
+from ...engine.store import Store, Template
+from ...exporter.errors import AttlasError, UsageError
+from ..catalog import CATALOG, resolved
+from ..kernels.fused import Reducer, fused, seen
 from .chunks import Chunks
 from .extras import Extras
 from .gradients import check as check_weighted
 from .gradients import computed as compute_weighted
 from .gradients import weighs
 from .groups import Key, check_column, gathered, merged, read_column
-from .kernel import Reducer, fused, seen
 from .moments import Moments, Totals
 from .statistic import Statistic
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.places import Url
-from ..engine.store import Store
-from ..exporter.errors import AttlasError, UsageError
-from ..exporter.progress import Display, Show, shows
-from .catalog import PREDICTED, held, named, resolved
+from ...engine.places import Url
+from ...engine.store import Store
+from ...exporter.errors import AttlasError, UsageError
+from ...exporter.progress import Display, Show, shows
+from ..catalog import PREDICTED, held, named, resolved
 from .groups import merged
 from .partials import Partial, groupable, partial_statistics, unit_statistics
 from .statistic import Statistic

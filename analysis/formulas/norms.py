@@ -8,9 +8,10 @@ its graph was exported with `--norms`.
 
 from __future__ import annotations
 
-from ..exporter.errors import UsageError
+from ...exporter.errors import UsageError
 from .arrays import Array, floating, namespace
-from .formulas import distance_renormalized, row_entropy
+from .distances import distance_renormalized
+from .entropies import row_entropy
 
 __all__ = ["norm_weighted", "norm_weighted_distance", "norm_weighted_entropy", "summed_norm"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.errors import UsageError
-from .catalog import CATALOG
-from .formulas import readout_rows
+from ...exporter.errors import UsageError
+from ..catalog import CATALOG
+from ..formulas import readout_rows
 from .layer import Layer
 
 __all__ = ["BATCH", "FOLLOW", "LAYER"]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.spec import GraphSpec
+from ...exporter.spec import GraphSpec
+from ..formulas import patch_distances
 from . import compiled
-from .formulas import patch_distances
 
 __all__ = ["Layer"]
 

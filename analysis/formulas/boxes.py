@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ..exporter.errors import AttlasError, UsageError
+from ...exporter.errors import AttlasError, UsageError
 from .arrays import Array, constant, floating, namespace
 from .maps import mass_mask
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.store import Store
-from ..exporter.errors import AttlasError, UsageError
-from . import rollouts
+from ...engine.store import Store
+from ...exporter.errors import AttlasError, UsageError
+from ..formulas import rollouts
 from .statistic import INPUTS, Statistic, context
 
 __all__ = ["check", "computed", "weighs"]

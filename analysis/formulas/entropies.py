@@ -1,0 +1,80 @@
+"""How sharp rows are: entropy over all keys and over patches, and the number of keys a row spreads over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from ...exporter.errors import UsageError
+from .arrays import Array, constant, floating, mean_where, namespace, refuse_mixed, x_ln_x
+
+__all__ = ["effective_tokens", "entropy", "entropy_patch", "row_entropy"]
+
+
+def row_entropy(attention: Array) -> Array:
+    """-sum_j A_ij ln A_ij of every row, 0 ln 0 = 0: (..., query, key) -> (..., query), nats."""
+    a = floating(attention)
+    return -namespace(a).sum(x_ln_x(a), axis=-1)
+
+
+def entropy(
+    attention: Array, *, kind: str = "probability", rows: Sequence[int] | None = None,
+    unit: Literal["nats", "bits"] = "nats", normalized: bool = False,
+) -> Array:  # fmt: skip
+    """Entropy of the rows over all keys, averaged over queries.
+
+    Of single heads only: the entropy of head-averaged attention is something else, larger than the heads' mean.
+
+    Args:
+        attention: (..., query, key).
+        kind: the graph's attention kind. Rows of `mixed` attention are no distributions.
+        rows: the queries to average over, all by default (`readout_rows` gives the readout's).
+        unit: nats or bits.
+        normalized: divide by the logarithm of the number of keys, so that uniform attention gives 1.
+
+    Returns:
+        (...), float32 or better.
+
+    Raises:
+        UsageError: `kind` is mixed.
+    """
+    refuse_mixed(kind, "entropy")
+    return _averaged(row_entropy(attention), rows, unit, math.log(attention.shape[-1]) if normalized else None)
+
+
+def entropy_patch(
+    attention: Array, prefix: int, *, kind: str = "probability", rows: Sequence[int] | None = None,
+    unit: Literal["nats", "bits"] = "nats", normalized: bool = False,
+) -> Array:  # fmt: skip
+    """Entropy of the rows over patch keys, each row's patch mass scaled to 1 first, averaged over queries.
+
+    Rows without patch mass are left out (`rows_without_patch_mass` counts them); NaN where none is left. With prefix
+    mass m, each row obeys H = H2(m) + m H_prefix + (1 - m) H_patch. Arguments as in `entropy`.
+    """
+    refuse_mixed(kind, "entropy_patch")
+    xp, a = namespace(attention), floating(attention)[..., prefix:]
+    mass = xp.sum(a, axis=-1)
+    there = mass != 0
+    m = xp.where(there, mass, xp.ones_like(mass))
+    h = -xp.sum(x_ln_x(a / m[..., None]), axis=-1)
+    return _averaged(h, rows, unit, math.log(a.shape[-1]) if normalized else None, there)
+
+
+def effective_tokens(attention: Array, *, kind: str = "probability", rows: Sequence[int] | None = None) -> Array:
+    """The number of keys a row spreads over, averaged: mean_i exp(H_i), not exp of the mean entropy.
+
+    (..., query, key) -> (...), keys. Arguments as in `entropy`.
+    """
+    refuse_mixed(kind, "effective_tokens")
+    return _averaged(namespace(attention).exp(row_entropy(attention)), rows, "nats", None)
+
+
+def _averaged(
+    h: Array, rows: Sequence[int] | None, unit: str, divisor: float | None, there: Array | None = None
+) -> Array:
+    if unit not in ("nats", "bits"):
+        raise UsageError(f"unit {unit!r} is none of nats, bits")
+    scale = (1.0 if unit == "nats" else 1 / math.log(2)) if divisor is None else 1 / divisor
+    chosen = constant([1.0 if rows is None or i in rows else 0.0 for i in range(h.shape[-1])], h) > 0
+    return mean_where(h, chosen if there is None else chosen & there) * scale
