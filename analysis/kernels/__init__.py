@@ -1,4 +1,4 @@
 """How statistics are made fast: `fused` in one pass over a batch, `views` of one `layer`, `traced` in a graph.
 
-Nothing here says what a statistic is; `compiled` has the loops.
+Nothing here says what a statistic is; `compiled` and `loops` have the loops.
 """

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...exporter.spec import GraphSpec
 from ..formulas import patch_distances
-from . import compiled
+from . import loops
 
 __all__ = ["Layer"]
 
@@ -70,7 +70,7 @@ class Layer:
     @_once
     def attention(self) -> Array:
         """(head, query, key), float32; codes with rows divided by their sums."""
-        compiled.decode(self.codes, self.codes.dtype == np.uint8, self._wide)
+        loops.decode(self.codes, self.codes.dtype == np.uint8, self._wide)
         return self._wide
 
     @_once
@@ -90,7 +90,7 @@ class Layer:
         assert self.norms is not None
         if self._weighted is None:
             self._weighted = np.empty_like(self._wide)
-        compiled.weigh(self.attention, self.norms, self._weighted)
+        loops.weigh(self.attention, self.norms, self._weighted)
         return self._weighted
 
     @_once
@@ -102,7 +102,7 @@ class Layer:
     def rings(self) -> Array:
         """Mass on the patch itself, its neighbours and the rest: (ring, head), float64."""
         found = np.empty((3, self.spec.heads))
-        compiled.rings(self.attention, self.prefix, *self.spec.grid, found)
+        loops.rings(self.attention, self.prefix, *self.spec.grid, found)
         return found
 
     @_once
@@ -115,13 +115,13 @@ class Layer:
         """Patch mass by offset, rows of mass 1, summed over patch queries: (head, offset_y, offset_x), float64."""
         rows, columns = self.spec.grid
         found = np.empty((self.spec.heads, 2 * rows - 1, 2 * columns - 1))
-        compiled.offsets(self.attention, self.prefix, rows, columns, found)
+        loops.offsets(self.attention, self.prefix, rows, columns, found)
         return found
 
     def received_of(self, a: Array, first: int) -> Array:
         """Mean over the queries from `first` on of what each patch gets: (head, patch), float64."""
         found = np.empty((self.spec.heads, self.patches))
-        compiled.received(a, self.prefix, first, found)
+        loops.received(a, self.prefix, first, found)
         return found
 
     def peaks(self, reading: str) -> Array:
@@ -130,7 +130,7 @@ class Layer:
             return np.asarray(self.query_peaks()[self._image])
         best = np.empty(self.patches, np.float32)
         found = np.empty(self.patches)
-        compiled.peaks(self.attention, self.prefix, reading == "head", best, found)
+        loops.peaks(self.attention, self.prefix, reading == "head", best, found)
         return found.reshape(self.spec.grid)
 
     def query_peaks(self) -> Array:
@@ -139,31 +139,31 @@ class Layer:
             self._peaks = np.empty((len(self.batch), self.patches), np.float32)
             if self.batch.dtype == np.uint16 and self.spec.attention_kind == "probability":
                 best = np.empty(self.patches, np.int16)
-                compiled.peaks_of_halves(self.batch.view(np.int16), self.prefix, best, self._peaks)
+                loops.peaks_of_halves(self.batch.view(np.int16), self.prefix, best, self._peaks)
             else:
                 codes = self.batch.dtype == np.uint8
-                compiled.peaks_of_codes(self.batch, self.prefix, codes, np.empty(self.patches, np.float32), self._peaks)
+                loops.peaks_of_codes(self.batch, self.prefix, codes, np.empty(self.patches, np.float32), self._peaks)
         return self._peaks.reshape(-1, *self.spec.grid)
 
     def spread(self, *, over: str) -> Array:
         """Standard deviation of attention over positions (head) or heads ()."""
         mean, second = np.empty(self.patches), np.empty(self.patches)
         if over == "heads":
-            return np.asarray(compiled.head_spread(self.attention, self.prefix, mean, second))
+            return np.asarray(loops.head_spread(self.attention, self.prefix, mean, second))
         found = np.empty(self.spec.heads)
-        compiled.position_spread(self.attention, self.prefix, mean, second, found)
+        loops.position_spread(self.attention, self.prefix, mean, second, found)
         return found
 
     def information(self) -> Array:
         """`formulas.normalized_mutual_information`: (head)."""
         found = np.empty(self.spec.heads)
-        compiled.information(self.attention, self.prefix, np.empty(self.patches), found)
+        loops.information(self.attention, self.prefix, np.empty(self.patches), found)
         return found
 
     def divergences(self) -> Array:
         """`formulas.head_similarity`: (head, other_head)."""
         found = np.empty((self.spec.heads, self.spec.heads))
-        compiled.divergences(self.attention, found)
+        loops.divergences(self.attention, found)
         return found
 
     def explain(self, row: Array, *, discard: float = 0.9) -> Array:
@@ -172,10 +172,10 @@ class Layer:
         k = int(fused.size * discard)
         edge = np.partition(fused.reshape(-1), k - 1)[k - 1] if k else np.float32(-math.inf)
         following = np.empty(self.spec.tokens)
-        compiled.explain_step(fused, np.float32(edge), k, row, np.empty(self.spec.tokens), following)
+        loops.explain_step(fused, np.float32(edge), k, row, np.empty(self.spec.tokens), following)
         return following
 
     def _sums(self, a: Array, distances: Array) -> Array:
         found = np.empty((self.spec.heads, self.spec.tokens, 4))
-        compiled.row_sums(a, self.prefix, distances, found)
+        loops.row_sums(a, self.prefix, distances, found)
         return found

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...engine.store import Store
 from ...exporter.errors import AttlasError, UsageError
-from ..kernels import compiled, views
+from ..kernels import loops, views
 from ..kernels.fused import Reducer
 from ..kernels.layer import Layer
 from .moments import Totals
@@ -142,6 +142,6 @@ class Extras:
             return
         total = self.sums[s.name].total[... if place is None else place]
         if found.dtype == np.float32 and found.flags.c_contiguous and found.ndim:
-            compiled.accumulate(total.reshape(-1), found.reshape(-1))
+            loops.accumulate(total.reshape(-1), found.reshape(-1))
         else:
             total += found
