@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -191,6 +191,20 @@ def main() -> None:
         bench(Path(place), options)
 
 
+def plain_script(
+    options: argparse.Namespace, folder: Path, out: Path, seconds: float, add: Callable[[str, float], None]
+) -> None:
+    """The plain script at two batch sizes, against attlas's `seconds`."""
+    for size in (16, 1):
+        shutil.rmtree(out, ignore_errors=True)
+        script = [sys.executable, str(Path(__file__).with_name("plain.py"))]
+        plain, peak = whole([*script, str(options.checkpoint), str(folder), str(out), "--batch", str(size)])
+        add(f"plain script, batch {size} (images/s)", options.count / plain)
+        add(f"plain script, batch {size}, peak MiB", peak)
+        add(f"whole process against plain, batch {size}", plain / seconds)
+        shutil.rmtree(out)
+
+
 def bench(place: Path, options: argparse.Namespace) -> None:
     graph = options.graph or place / "deit_tiny.onnx"
     if options.graph is None:
@@ -242,17 +256,7 @@ def bench(place: Path, options: argparse.Namespace) -> None:
         add("full, run / limit with statistics", rate * (decoded + inferred + written + reduced) / cores())
         add("keep none, run / limit", none_rate / none_limit)
         if not options.skip_plain:
-            for size in (16, 1):
-                out = place / "plain"
-                shutil.rmtree(out, ignore_errors=True)
-                script = [sys.executable, str(Path(__file__).with_name("plain.py"))]
-                plain, plain_peak = whole(
-                    [*script, str(options.checkpoint), str(folder), str(out), "--batch", str(size)]
-                )
-                add(f"plain script, batch {size} (images/s)", options.count / plain)
-                add(f"plain script, batch {size}, peak MiB", plain_peak)
-                add(f"whole process against plain, batch {size}", plain / seconds)
-                shutil.rmtree(out)
+            plain_script(options, folder, place / "plain", seconds, add)
         print(f"round {number + 1}: {rate:.1f} images/s, {rate / limit:.2f} of the limit", file=sys.stderr, flush=True)
     print(
         f"{options.count} images, {cores()} cores ({platform.machine()}), {options.rounds} rounds, "

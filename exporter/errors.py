@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import traceback
 
+__all__ = ["AttlasError", "Interrupted", "UsageError", "first_line"]
+
 
 class AttlasError(Exception):
     """What was found, where, and what to do about it, in one line.

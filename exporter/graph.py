@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import onnx
 import onnx_ir as ir
@@ -79,14 +79,8 @@ def export(
 ) -> ExportResult:
     """Export a timm model to ONNX with its attention, and prove the file against PyTorch.
 
-    The graph's input is `image` (image, y, x, 3) uint8, any number of images. Its outputs, all float32, are `logits`
-    (image, class), or `features` (image, feature) where the head gives no classes; `tokens` (image, token, channel)
-    after the final norm; `attention.L` (image, head, query, key) for each block L from 0; `pool_attention`
-    (image, head, pool_query, key) where the head pools with a learned query, with zeros for keys it does not see; and
-    `position_embedding` (token or patch, channel) where the model has a learned absolute one. With `gradients` there
-    is a second input, `target` (image) int64, a class each or -1 for the predicted one, and `gradient.L`
-    (image, head, query, key) is the derivative of that class's logit by `attention.L`. With `norms` there are
-    `value_norm.L` (image, head, key), `branch_ratio.L` and `token_norm.L` (image, token), see `norms`.
+    `docs/graph.md` has the input and the outputs: logits or features, tokens, a map for each block, and what else was
+    asked for.
 
     Args:
         model: timm's name, with or without a pretrained tag.
@@ -118,21 +112,9 @@ def export(
     _check_types(model, output, checkpoint, layers, seed, num_classes)
     _check_dtype(dtype, gradients)
     path = _target(_own(output), overwrite)
-    with _step(progress, f"loading {model}", 1) as end:
-        with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
-            refuse_too_large(summarize(model, img_size=img_size))
-        built = build(
-            model,
-            checkpoint=checkpoint,
-            pretrained=pretrained,
-            random_init=random_init,
-            seed=seed,
-            img_size=img_size,
-            preprocess=preprocess,
-            num_classes=num_classes,
-        )
-        part = f" ({built.key})" if built.key else ""
-        end(f"loaded {built.full_name}, {built.source} weights{part}")
+    choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
+    recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
+    built = _loaded(model, progress, **choice, **recipe)
     return export_model(
         built,
         path,
@@ -144,6 +126,17 @@ def export(
         progress=progress,
         started=started,
     )
+
+
+def _loaded(model: str, progress: Show[str], *, img_size: object, **choice: Any) -> Model:
+    """The model with its weights; arguments as for `build`."""
+    with _step(progress, f"loading {model}", 1) as end:
+        with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
+            refuse_too_large(summarize(model, img_size=img_size))
+        built = build(model, img_size=img_size, **choice)
+        part = f" ({built.key})" if built.key else ""
+        end(f"loaded {built.full_name}, {built.source} weights{part}")
+    return built
 
 
 def _own(place: str | os.PathLike[str]) -> Path:

@@ -40,67 +40,80 @@ def make_spec(
     return GraphSpec(**(values | changes))
 
 
-def make_graph(path: Path, *, seed: int = 0, sharpness: float = 3.0, **changes: Any) -> GraphSpec:
-    """Write a small real vision transformer, by hand, with attention far from uniform."""
-    spec = make_spec(**changes)
-    rng = np.random.default_rng(seed)
-    channels, heads, n = 16, spec.heads, spec.tokens
-    nodes: list[Any] = []
-    weights: list[Any] = []
+class _Nodes:
+    """The nodes and weights of a graph that grows, its weights drawn in order."""
 
-    def weight(name: str, *shape: int, scale: float = 1.0) -> str:
-        weights.append(numpy_helper.from_array((rng.normal(size=shape) * scale).astype(np.float32), name))
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+
+    def weight(self, name: str, *shape: int, scale: float = 1.0) -> str:
+        return self.constant(name, (self.rng.normal(size=shape) * scale).astype(np.float32))
+
+    def constant(self, name: str, value: Any) -> str:
+        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def constant(name: str, value: Any) -> str:
-        weights.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def add(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+    def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
-    x = add("Cast", ["image"], "float", to=TensorProto.FLOAT)
-    x = add("Transpose", [x], "nchw", perm=[0, 3, 1, 2])
-    x = add("Mul", [x, constant("over127", np.float32(1 / 127.5))], "scaled")
-    x = add("Sub", [x, constant("one", np.float32(1))], "normal")
-    x = add("Conv", [x, weight("embed", channels, 3, PATCH, PATCH, scale=0.2)], "patches", strides=[PATCH, PATCH])
-    x = add("Reshape", [x, constant("flat", np.array([0, channels, -1]))], "flattened")
-    x = add("Transpose", [x], "tokens0", perm=[0, 2, 1])
+
+def _embedded(g: _Nodes, spec: GraphSpec, channels: int) -> str:
+    """Patches with their prefix tokens and positions."""
+    x = g.add("Cast", ["image"], "float", to=TensorProto.FLOAT)
+    x = g.add("Transpose", [x], "nchw", perm=[0, 3, 1, 2])
+    x = g.add("Mul", [x, g.constant("over127", np.float32(1 / 127.5))], "scaled")
+    x = g.add("Sub", [x, g.constant("one", np.float32(1))], "normal")
+    x = g.add("Conv", [x, g.weight("embed", channels, 3, PATCH, PATCH, scale=0.2)], "patches", strides=[PATCH, PATCH])
+    x = g.add("Reshape", [x, g.constant("flat", np.array([0, channels, -1]))], "flattened")
+    x = g.add("Transpose", [x], "tokens0", perm=[0, 2, 1])
     if spec.prefix:
-        batch = add("Shape", ["image"], "batch_size", start=0, end=1)
-        rest = constant("prefix_shape", np.array([len(spec.prefix), channels]))
-        shape = add("Concat", [batch, rest], "prefix_full", axis=0)
-        prefix = add("Expand", [weight("prefix", 1, len(spec.prefix), channels), shape], "prefixes")
-        x = add("Concat", [prefix, x], "sequence", axis=1)
-    x = add("Add", [x, weight("position", n, channels)], "placed")
-    add("Identity", ["position"], "position_embedding")
-    split = constant("split", np.array([0, 0, heads, channels // heads]))
+        batch = g.add("Shape", ["image"], "batch_size", start=0, end=1)
+        rest = g.constant("prefix_shape", np.array([len(spec.prefix), channels]))
+        shape = g.add("Concat", [batch, rest], "prefix_full", axis=0)
+        prefix = g.add("Expand", [g.weight("prefix", 1, len(spec.prefix), channels), shape], "prefixes")
+        x = g.add("Concat", [prefix, x], "sequence", axis=1)
+    x = g.add("Add", [x, g.weight("position", spec.tokens, channels)], "placed")
+    g.add("Identity", ["position"], "position_embedding")
+    return x
+
+
+def _block(g: _Nodes, x: str, layer: int, channels: int, split: str, sharpness: float) -> str:
+    """One block of attention alone, with its residual connection."""
+    parts = {}
+    normal = g.add("LayerNormalization", [x, g.constant(f"g{layer}", np.ones(channels, np.float32))], f"norm{layer}")
+    for part in "qkv":
+        y = g.add("MatMul", [normal, g.weight(f"w{part}{layer}", channels, channels, scale=0.25)], f"{part}{layer}")
+        y = g.add("Reshape", [y, split], f"{part}split{layer}")
+        order = [0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]
+        parts[part] = g.add("Transpose", [y], f"{part}heads{layer}", perm=order)
+    scores = g.add("MatMul", [parts["q"], parts["k"]], f"scores{layer}")
+    scores = g.add("Mul", [scores, g.constant(f"sharp{layer}", np.float32(sharpness))], f"sharpened{layer}")
+    attention = g.add("Softmax", [scores], f"attention.{layer}", axis=-1)
+    y = g.add("MatMul", [attention, parts["v"]], f"mixed{layer}")
+    y = g.add("Transpose", [y], f"merged{layer}", perm=[0, 2, 1, 3])
+    y = g.add("Reshape", [y, g.constant(f"merge{layer}", np.array([0, 0, channels]))], f"joined{layer}")
+    return g.add("Add", [x, y], f"x{layer}")
+
+
+def make_graph(path: Path, *, seed: int = 0, sharpness: float = 3.0, **changes: Any) -> GraphSpec:
+    """Write a small real vision transformer, by hand, with attention far from uniform."""
+    spec, g, channels = make_spec(**changes), _Nodes(seed), 16
+    x = _embedded(g, spec, channels)
+    split = g.constant("split", np.array([0, 0, spec.heads, channels // spec.heads]))
     for layer in range(spec.depth):
-        parts = {}
-        normal = add("LayerNormalization", [x, constant(f"g{layer}", np.ones(channels, np.float32))], f"norm{layer}")
-        for part in "qkv":
-            y = add("MatMul", [normal, weight(f"w{part}{layer}", channels, channels, scale=0.25)], f"{part}{layer}")
-            y = add("Reshape", [y, split], f"{part}split{layer}")
-            parts[part] = add(
-                "Transpose", [y], f"{part}heads{layer}", perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]
-            )
-        scores = add("MatMul", [parts["q"], parts["k"]], f"scores{layer}")
-        scores = add("Mul", [scores, constant(f"sharp{layer}", np.float32(sharpness))], f"sharpened{layer}")
-        attention = add("Softmax", [scores], f"attention.{layer}", axis=-1)
-        y = add("MatMul", [attention, parts["v"]], f"mixed{layer}")
-        y = add("Transpose", [y], f"merged{layer}", perm=[0, 2, 1, 3])
-        y = add("Reshape", [y, constant(f"merge{layer}", np.array([0, 0, channels]))], f"joined{layer}")
-        x = add("Add", [x, y], f"x{layer}")
-    add("LayerNormalization", [x, constant("gain", np.ones(channels, np.float32))], "tokens")
-    pooled = add("ReduceMean", ["tokens", constant("axis", np.array([1]))], "pooled", keepdims=0)
-    add("MatMul", [pooled, weight("head", channels, len(spec.classes))], "logits")
+        x = _block(g, x, layer, channels, split, sharpness)
+    g.add("LayerNormalization", [x, g.constant("gain", np.ones(channels, np.float32))], "tokens")
+    pooled = g.add("ReduceMean", ["tokens", g.constant("axis", np.array([1]))], "pooled", keepdims=0)
+    g.add("MatMul", [pooled, g.weight("head", channels, len(spec.classes))], "logits")
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *spec.image_size, 3])]
     outputs = [
         helper.make_tensor_value_info(o.name, TensorProto.FLOAT, ["batch" if s is None else s for s in o.shape])
         for o in spec.outputs
     ]
-    graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
+    graph = helper.make_graph(g.nodes, "tiny", inputs, outputs, g.weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
     onnx.save(model, path)

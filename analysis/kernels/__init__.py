@@ -2,3 +2,5 @@
 
 Nothing here says what a statistic is; `compiled` and `loops` have the loops.
 """
+
+__all__: list[str] = []

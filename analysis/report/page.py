@@ -79,20 +79,9 @@ def report(
         facts = gather(store, letter, baseline=place >= len(shown))
         contexts.append(Context(store, facts, examples, images, boxes))
     page = _Page(say, folder)
-    beside = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        for made in (output.parent, *([folder] if folder is not None else [])):
-            made.mkdir(parents=True, exist_ok=True)
-        beside.touch()  # what cannot be written says so before a minute of drawing
+    with _appearing(output, folder) as beside:
         page.fill(contexts)
         beside.write_text(rendered(page.chapters, contexts), "utf-8")
-        beside.replace(output)  # the page appears whole or not at all
-    except OSError as error:
-        named = error.filename if error.filename not in (None, str(beside)) else output
-        raise AttlasError(f"{named}: cannot be written ({error.strerror or error})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
     return output
 
 
@@ -128,6 +117,24 @@ def _check_read(images: str | os.PathLike[str] | None, boxes: str | os.PathLike[
     if not Path(boxes).is_file():
         raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
     read_coco(boxes)
+
+
+@contextlib.contextmanager
+def _appearing(output: Path, folder: Path | None) -> Iterator[Path]:
+    """A file beside the page's place, which takes it once it is whole; what cannot be written is said at once."""
+    beside = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        for made in (output.parent, *([folder] if folder is not None else [])):
+            made.mkdir(parents=True, exist_ok=True)
+        beside.touch()  # before a minute of drawing
+        yield beside
+        beside.replace(output)
+    except OSError as error:
+        named = error.filename if error.filename not in (None, str(beside)) else output
+        raise AttlasError(f"{named}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 def _ready(path: Path | Url, say: Say) -> Store:
