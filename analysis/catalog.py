@@ -48,9 +48,8 @@ def _attention(attention: Array) -> Array:
 
 
 def _mass_mask(attention: Array, grid: tuple[int, int], readout: Any, *, threshold: float = 0.6) -> Array:
-    return floating(namespace(attention).astype(
-        formulas.mass_mask(formulas.readout_map(attention, grid, readout), threshold), attention.dtype
-    ))  # fmt: skip
+    maps = formulas.readout_map(attention, grid, readout)
+    return namespace(maps).where(formulas.mass_mask(maps, threshold), maps * 0 + 1, maps * 0)
 
 
 def _norm_weighted_readout_map(attention: Array, value_norm: Array, grid: tuple[int, int], readout: Any) -> Array:
@@ -310,7 +309,8 @@ def described() -> dict[str, str]:
             continue
         needs = ", ".join(INPUTS[name] for name in one.needs if name != "attention")
         notes = ["default"] if one.default else [f"needs {needs}"] if needs else []
-        notes += [f"{p.name}={p.values}" for p in one.parameters.values()]
+        said = ",".join(f"{p.name}={p.values}" for p in one.parameters.values())
+        notes += [f"takes :{said}"] if said else []
         found[one.name] = f"{one.long_name} [{one.units}]{''.join(f', {note}' for note in notes)}"
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -52,8 +53,21 @@ def test_every_statistic_says_all_of_itself(name: str) -> None:
     for kind, kernel in one.kernels.items():
         assert kind in ("fused", "images") or kernel in places[kind]
     assert catalog.reserved(name)
+
+
+@pytest.mark.parametrize("name", catalog.CATALOG)
+def test_the_documents_table_has_its_unit_its_dimensions_and_its_source(name: str) -> None:
+    one = catalog.CATALOG[name]
     text = (Path(__file__).parent.parent / "docs" / "statistics.md").read_text("utf-8")
-    assert f"`{name}`" in text or f"`_{name.removeprefix('score_matrix_')}`" in text
+    short = f"`_{name.removeprefix('score_matrix_')}`"
+    row = next(line for line in text.splitlines() if line.startswith("|") and (f"`{name}`" in line or short in line))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    if cells[1] != "the same" and one.formula is not None:
+        units = {"rows": "count"}.get(one.units, one.units)
+        assert units in cells[1] or "the logit's" in cells[1] or "the residual stream's" in cells[1]
+        assert all(dim in cells[1] for dim in one.dims if dim != "head" or name != "head_deviation")
+    for arxiv in re.findall(r"\d{4}\.\d{5}", one.source):
+        assert arxiv in text
 
 
 def test_no_kernel_is_left_without_its_statistic() -> None:
@@ -137,10 +151,10 @@ def test_defaults_are_not_said() -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("rollout:begin=1", "no parameter begin; there are readout=class, mean, distilled; residual=a number; start="),
+        ("rollout:begin=1", r"no parameter begin; there are readout=class\|mean\|distilled, residual=0.5, start="),
         ("rollout:fusion=median", "fusion=median: there is mean, max, min"),
         ("rollout:mean", "mean: say readout=mean or fusion=mean"),
-        ("rollout:start=first", "start=first: there is a whole number"),
+        ("rollout:start=first", "start=first: it is a whole number"),
         ("entropy:bit", "no parameter bit; there are rows="),
         ("entropy:normalized=2", "true or false"),
         ("self_mass:unit=pixels", "no parameter unit; it has none"),

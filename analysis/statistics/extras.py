@@ -39,10 +39,11 @@ class Extras:
         self._needs = {name for s in statistics for name in s.needs if name != "attention"}
         self._known = context(store.spec)
         self._layer = Layer(store.spec) if statistics else None
-        self._batches = [s for s in statistics if "batch" in s.kernels]
-        self._follow = [s for s in statistics if "follow" in s.kernels]
-        self._whole = [s for s in statistics if s.follows and not s.kernels]
-        self._singly = [s for s in statistics if s not in (*self._batches, *self._whole)]
+        self._batches = [(s, views.BATCH[s.kernels["batch"]]) for s in statistics if "batch" in s.kernels]
+        self._follow = [(s, views.FOLLOW[s.kernels["follow"]]) for s in statistics if "follow" in s.kernels]
+        self._fast = [(s, views.LAYER[s.kernels["layer"]]) for s in statistics if "layer" in s.kernels]
+        self._plain = [s for s in statistics if not s.kernels and not s.follows]
+        self._whole = [s for s in statistics if not s.kernels and s.follows]
         self._held: list[Array] = []
         self.sums: dict[str, Any] = {}
 
@@ -55,35 +56,37 @@ class Extras:
         self._inputs = {name: self._store.read(name, slice(batch.start, batch.stop)) for name in self._needs}
         starts = Reducer(self._store.spec).start(len(batch), pool)
         self._pooled = starts if self._store.spec.readout == "pool" else None
-        self._row = {s.name: starts.copy() for s in self._follow}
+        self._row = {s.name: starts.copy() for s, _ in self._follow}
 
     def add(self, codes: Array, place: int, at: slice, there: Array) -> None:
         """The batch's next layer towards the input, as `kernel.seen` gives it; `there` are the readable images."""
         assert self._layer is not None
         shown = self._layer
         shown.take(codes)
-        for s in self._batches:
-            found = views.BATCH[s.kernels["batch"]](shown)[there]
+        for s, kernel in self._batches:
+            found = kernel(shown)[there]
             if s.rows:
                 self._rows[s.name][at][there, place] = found
             else:
                 self._sum(s, np.add.reduce(found, axis=0, dtype=np.float64), place)
-        for image in np.flatnonzero(there) if self._singly else ():
-            norms = self._inputs.get("value_norm")
+        norms = self._inputs.get("value_norm")
+        for image in np.flatnonzero(there) if self._follow or self._fast or self._plain else ():
             shown.show(int(image), norms[image, place] if norms is not None else None)
-            for s in self._singly:
-                if s in self._follow:
-                    row = self._row[s.name]
-                    row[image] = views.FOLLOW[s.kernels["follow"]](shown, row[image])
-                    continue
-                self._keep(s, at.start + image, self._of_layer(s, shown, int(image), place), place)
+            for s, kernel in self._fast:
+                self._keep(s, at.start + image, kernel(shown), place)
+            for s, follow in self._follow:
+                self._row[s.name][image] = follow(shown, self._row[s.name][image])
+            for s in self._plain:
+                inputs = {name: values[image, place] for name, values in self._inputs.items()}
+                found = self._of(s, int(image), {"attention": shown.attention, **inputs})
+                self._keep(s, at.start + image, found, place)
         if self._whole:
             self._held.insert(0, codes.copy())
 
     def end(self, at: slice, there: Array) -> None:
         """What follows all layers, once the last of them is in."""
         spec = self._store.spec
-        for s in self._follow:
+        for s, _ in self._follow:
             found = self._row[s.name][:, len(spec.prefix) :]
             top = found.max(axis=-1, keepdims=True)
             scaled = found / np.where(top == 0, 1, top)  # without any mass it stays 0
@@ -99,12 +102,6 @@ class Extras:
         self._layer.take(codes)
         self._layer.show(image)
         return np.array(self._layer.attention)
-
-    def _of_layer(self, s: Statistic, shown: Layer, image: int, place: int) -> Array:
-        if "layer" in s.kernels:
-            return views.LAYER[s.kernels["layer"]](shown)
-        inputs = {name: values[image, place] for name, values in self._inputs.items()}
-        return self._of(s, image, {"attention": shown.attention, **inputs})
 
     def _of(self, s: Statistic, image: int, inputs: Mapping[str, Any]) -> Array:
         """The formula's result, of the shape that was promised."""

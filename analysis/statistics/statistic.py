@@ -69,13 +69,20 @@ class Parameter:
                 return self.kind(text)
         except ValueError:
             pass
-        raise ValueError(f"{self.name}={text}: there is {self.values}")
+        raise ValueError(f"{self.name}={text}: {self.words}")
+
+    @property
+    def words(self) -> str:
+        """What it may be, as a sentence."""
+        kinds = {bool: "it is true or false", int: "it is a whole number", float: "it is a number",
+                 tuple: "it is rows as 0+3, or readout"}  # fmt: skip
+        return f"there is {', '.join(self.choices)}" if self.choices else kinds[self.kind]
 
     @property
     def values(self) -> str:
-        """What it may be, in words."""
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", tuple: "rows as 0+3, or readout"}
-        return ", ".join(self.choices) or kinds[self.kind]
+        """What it may be: max|min, or 0.5 as an example of a number."""
+        kinds: dict[type, str] = {bool: "true|false", tuple: "readout|0+3"}
+        return "|".join(self.choices) or kinds.get(self.kind) or _spelled(self.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +245,10 @@ class Statistic:
         spelled = [f"{names[keyword]}-{_spelled(value)}" for keyword, value in chosen.items()]
         words = [f"{names[keyword]} {_spelled(value)}" for keyword, value in chosen.items()]
         units = "1" if chosen.get("normalized") else chosen.get("unit", self.units)
+        said = f"{self.long_name or self.name}; here {', '.join(words)}"
         return dataclasses.replace(
-            self, name=".".join([self.name, *spelled]), long_name=", ".join([self.long_name or self.name, *words]),
-            units=units, given=chosen, kernels={}, default=False,
+            self, name=".".join([self.name, *spelled]), long_name=said, units=units, given={**self.given, **chosen},
+            kernels={}, default=False,
         )  # fmt: skip
 
     def asked(self, text: str) -> Statistic:
@@ -260,7 +268,7 @@ class Statistic:
                     name, value = (having[0], part) if having else (part, "true")
                 values[name] = self.parameters[name].read(value)
             except KeyError:
-                listed = "; ".join(f"{n}={p.values}" for n, p in self.parameters.items())
+                listed = ", ".join(f"{n}={p.values}" for n, p in self.parameters.items())
                 raise UsageError(
                     f"{self.name}: has no parameter {name}; {f'there are {listed}' if listed else 'it has none'}"
                 ) from None
