@@ -43,27 +43,27 @@ if TYPE_CHECKING:
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
     from .engine.runner import Progress, RunResult
-    from .engine.session import Session as Session
+    from .engine.runtime.session import Session as Session
     from .engine.sources import Source
-    from .engine.store import Store as Store
-    from .engine.verify import verify as verify
-    from .exporter.errors import AttlasError as AttlasError
-    from .exporter.graph import export as export
-    from .exporter.progress import Show
+    from .engine.store.store import Store as Store
+    from .engine.store.verify import verify as verify
+    from .errors import AttlasError as AttlasError
     from .exporter.spec import GraphSpec
+    from .exporter.trace.export import export as export
+    from .progress import Show
 
 _HOMES = {
-    "AttlasError": "exporter.errors",
-    "Session": "engine.session",
+    "AttlasError": "errors",
+    "Session": "engine.runtime.session",
     "Statistic": "analysis.statistics.statistic",
-    "Store": "engine.store",
+    "Store": "engine.store.store",
     "analyze": "analysis.statistics",
     "doctor": "engine.doctor",
-    "export": "exporter.graph",
+    "export": "exporter.trace.export",
     "inspect": "engine.inspect",
     "open": "analysis.dataset",
     "report": "analysis.report.page",
-    "verify": "engine.verify",
+    "verify": "engine.store.verify",
 }
 # What each room needs beyond the core, so that a missing package is named with its extra.
 _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
@@ -83,7 +83,7 @@ def _load(module: str) -> Any:
     try:
         return importlib.import_module(f".{module}", __name__)
     except ModuleNotFoundError as error:
-        from .exporter.errors import AttlasError
+        from .errors import AttlasError
 
         extra = _EXTRAS.get(module.split(".")[0])
         if extra is None or (error.name or "").startswith("attlas"):
@@ -153,7 +153,7 @@ def run(
 
 def _found(home: str, name: str) -> Any:
     """What the analysis room has for a run, or None where a package that it needs is not installed."""
-    from .exporter.errors import AttlasError
+    from .errors import AttlasError
 
     with contextlib.suppress(ImportError, AttlasError):
         return getattr(_load(home), name)
@@ -185,7 +185,7 @@ def demo(
     from pathlib import Path
 
     from .engine.photos import write_photos
-    from .exporter.errors import AttlasError
+    from .errors import AttlasError
 
     say = progress if callable(progress) else _say if progress else (lambda _line: None)
     bars = progress is True
@@ -196,7 +196,7 @@ def demo(
         raise AttlasError(f"{place}: exists and holds something else; name another folder with -o")
     for line in write_photos(photos):
         say(line)
-    export = _load("exporter.graph").export
+    export = _load("exporter.trace.export").export
     try:
         result = export(model, graph, checkpoint=checkpoint, overwrite=True, progress=progress)
     except AttlasError as error:
@@ -224,8 +224,8 @@ def _say(line: str) -> None:
 
 def _refuse_random(graph: Path) -> None:
     """Refuse to put random weights where an earlier demo had others."""
-    from .engine.graph import read_spec
-    from .exporter.errors import AttlasError
+    from .engine.runtime.graph import read_spec
+    from .errors import AttlasError
 
     if graph.exists() and read_spec(graph).weights.source != "random":
         raise AttlasError(

@@ -20,9 +20,9 @@ from typing import Any
 import attlas
 import click
 
-from .engine import words
+from .engine import messages
 from .engine.amounts import amount, duration
-from .exporter.errors import AttlasError, Interrupted, UsageError
+from .errors import AttlasError, Interrupted, UsageError
 
 READ_ERRORS = 3
 INTERRUPTED = 130
@@ -42,7 +42,7 @@ path_argument = _Path(path_type=Path)
 
 def store_path(value: str) -> Any:
     """A path of this machine, or a URL."""
-    from .engine.places import locate
+    from .engine.store.storage import locate
 
     return locate(value)
 
@@ -117,8 +117,8 @@ def export(
     """Export timm's MODEL (with or without its pretrained tag) and prove the file against PyTorch."""
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
-    options["img_size"] = words.edges(options["img_size"])
-    options["layers"] = words.layers(options["layers"])
+    options["img_size"] = messages.edges(options["img_size"])
+    options["layers"] = messages.layers(options["layers"])
     _end_on_sigterm()
     try:
         result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=True, **options)
@@ -126,7 +126,7 @@ def export(
         raise Interrupted("interrupted; nothing was written") from None
     for line in result.notes:
         note(f"note: {line}")
-    for line in words.export_lines(result):
+    for line in messages.export_lines(result):
         note(line)
     click.echo(result.path)
 
@@ -200,17 +200,17 @@ def run(graph: Path, images: str, output: Path, as_json: bool, **options: Any) -
       several of these two: 'train-{000..127}.tar', 'train-*.parquet'
     """  # noqa: D301 - click's mark for lines that stay as they are is a backspace
     options["keep"] = tuple(part.strip() for part in options["keep"].split(","))
-    options["layers"] = words.layers(options["layers"])
-    options["batch_size"] = words.batch_size(options["batch_size"])
-    options["shard"] = words.shard(options["shard"])
+    options["layers"] = messages.layers(options["layers"])
+    options["batch_size"] = messages.batch_size(options["batch_size"])
+    options["shard"] = messages.shard(options["shard"])
     stop = _stop_on_signals()
     result = attlas.run(graph, images, output, progress=True, stop=stop, **options)
     for line in result.notes:
         note(f"note: {line}")
     if options["dry_run"]:
-        say_json(words.plan_data(result)) if as_json else click.echo("\n".join(words.plan_lines(result)))
+        say_json(messages.plan_data(result)) if as_json else click.echo("\n".join(messages.plan_lines(result)))
         return
-    say_json(words.outcome_data(result)) if as_json else click.echo("\n".join(words.outcome_lines(result)))
+    say_json(messages.outcome_data(result)) if as_json else click.echo("\n".join(messages.outcome_lines(result)))
     if result.errors:
         sys.exit(READ_ERRORS)
 
@@ -326,7 +326,7 @@ def inspect(path: Path, whole: bool, as_json: bool) -> None:
     if data["kind"] == "store" and not whole:
         click.echo("\n".join(screen(data)))
         return
-    click.echo("\n".join(words.facts_lines(data)))
+    click.echo("\n".join(messages.facts_lines(data)))
 
 
 @cli.command(short_help="Whether a store holds what it promises.")
@@ -368,7 +368,7 @@ def models(pattern: str, names: bool, as_json: bool) -> None:
     if as_json:
         say_json([dataclasses.asdict(one) for one in found])
         return
-    for line in words.model_lines(found):
+    for line in messages.model_lines(found):
         click.echo(line)
 
 
@@ -377,7 +377,7 @@ def models(pattern: str, names: bool, as_json: bool) -> None:
 def doctor(as_json: bool) -> None:
     """Try every provider of onnxruntime for real, and look at what is installed."""
     data = attlas.doctor()
-    say_json(data) if as_json else click.echo("\n".join(words.doctor_lines(data)))
+    say_json(data) if as_json else click.echo("\n".join(messages.doctor_lines(data)))
     if data["problems"]:
         sys.exit(1)
 

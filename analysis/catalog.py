@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ..engine.store import Store
-from ..exporter.errors import UsageError
+from ..engine.store.store import Store
+from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import formulas
 from .formulas import norms, row_entropy

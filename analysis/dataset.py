@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..engine.store import Store
-from ..exporter.errors import AttlasError, UsageError
+from ..engine.store.store import Store
+from ..errors import AttlasError, UsageError
 from .formulas import decode_codes
 
 __all__ = ["open"]

@@ -32,8 +32,8 @@ from attlas.analysis.statistics import analyze
 from attlas.analysis.statistics.chunks import Chunks
 from attlas.analysis.statistics.partials import attention_of, check, kept_layers
 from attlas.analysis.statistics.statistic import Statistic, context
-from attlas.engine.store import ArraySpec, Store
-from attlas.exporter.errors import AttlasError
+from attlas.engine.store.store import ArraySpec, Store
+from attlas.errors import AttlasError
 from attlas.exporter.spec import GraphSpec, Recipe, Weights
 
 

@@ -28,13 +28,13 @@ import attlas
 import numpy as np
 from attlas.analysis.kernels.fused import Reducer
 from attlas.engine.contents import Choices, Contents
-from attlas.engine.decode import decode
-from attlas.engine.graph import read_spec
 from attlas.engine.keep import Keep
-from attlas.engine.providers import cores
-from attlas.engine.session import Session
+from attlas.engine.runtime.decode import decode
+from attlas.engine.runtime.graph import read_spec
+from attlas.engine.runtime.providers import cores
+from attlas.engine.runtime.session import Session
 from attlas.engine.sources import Folder
-from attlas.engine.store import Store
+from attlas.engine.store.store import Store
 
 ALONE = 256  # images of each part measured alone, from all over the dataset
 TIMES = 3  # that each is measured in a round; the median counts, since the machine is noisy

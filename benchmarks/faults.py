@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 from attlas.engine import Session, Store
-from attlas.engine.decode import prepare
-from attlas.engine.graph import read_spec
-from attlas.engine.places import storage_at
+from attlas.engine.runtime.decode import prepare
+from attlas.engine.runtime.graph import read_spec
+from attlas.engine.store.storage import storage_at
 from PIL import Image
 
 from engine import repeat

@@ -33,11 +33,11 @@ import numpy as np
 import onnxruntime as ort
 from attlas.analysis.kernels.fused import Reducer
 from attlas.engine.contents import Choices, Contents
-from attlas.engine.decode import decode
-from attlas.engine.graph import read_spec
 from attlas.engine.keep import Keep
-from attlas.engine.providers import cores
-from attlas.engine.session import Session
+from attlas.engine.runtime.decode import decode
+from attlas.engine.runtime.graph import read_spec
+from attlas.engine.runtime.providers import cores
+from attlas.engine.runtime.session import Session
 from attlas.engine.sources import BaseSource, Item
 
 MODELS = (

@@ -21,8 +21,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attlas.engine.decode import decode
-from attlas.engine.graph import read_spec
+from attlas.engine.runtime.decode import decode
+from attlas.engine.runtime.graph import read_spec
 from attlas.engine.sources import Folder, Source, open_source
 
 SHARDS = 4

@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from attlas.engine.decode import decode
-from attlas.engine.graph import read_spec
 from attlas.engine.plan import spread
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.engine.runtime.decode import decode
+from attlas.engine.runtime.graph import read_spec
+from attlas.errors import AttlasError, UsageError
 from attlas.exporter.spec import GraphSpec
 from PIL import Image
 
@@ -202,8 +202,8 @@ def _sessions(model: str, folder: Path, threads: int) -> list[tuple[Any, list[st
     import onnxruntime
     import timm
     import torch
-    from attlas.exporter.graph import export
-    from attlas.exporter.pictures import pictures
+    from attlas.exporter.taps.pictures import pictures
+    from attlas.exporter.trace.export import export
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

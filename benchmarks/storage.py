@@ -25,7 +25,7 @@ from attlas.analysis.kernels.fused import Reducer
 from attlas.engine import Session
 from attlas.engine.plan import make_plan
 from attlas.engine.sources import Folder
-from attlas.engine.store import ArraySpec, Store
+from attlas.engine.store.store import ArraySpec, Store
 from attlas.exporter.spec import GraphSpec
 from numcodecs import Blosc, blosc
 

@@ -24,14 +24,14 @@ from typing import Any
 
 import timm
 import torch
-from attlas.exporter.errors import AttlasError, UsageError
-from attlas.exporter.facts import describe
-from attlas.exporter.graph import export_model
-from attlas.exporter.models import MODULES, Model, build
-from attlas.exporter.parity import check
-from attlas.exporter.pictures import pictures
-from attlas.exporter.tapped import Tapped
-from attlas.exporter.taps import Taps
+from attlas.errors import AttlasError, UsageError
+from attlas.exporter.models.build import MODULES, Model, build
+from attlas.exporter.taps.attention import Taps
+from attlas.exporter.taps.facts import describe
+from attlas.exporter.taps.pictures import pictures
+from attlas.exporter.taps.tapped import Tapped
+from attlas.exporter.trace.export import export_model
+from attlas.exporter.trace.parity import check
 
 # A map of more tokens costs gigabytes and proves nothing more: such models are swept at a smaller picture.
 MOST_TOKENS = 1100

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attlas
-from attlas.engine.providers import cores
+from attlas.engine.runtime.providers import cores
 
 from engine import repeat, spread, whole
 

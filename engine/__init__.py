@@ -1,15 +1,21 @@
 """The engine: a graph and images become an attention store, at the speed of the hardware. No PyTorch anywhere.
 
-`sources` lists images and gives bytes, `decode` makes the graph's pixels, `plan` cuts the work into units, `graph`
-prepares the ONNX model, `session` runs it, `runner` does unit after unit, and `store` holds what comes out. `Session`
-gives the same arrays for a few pictures in a notebook.
+`plan` cuts the work into units, `contents` says what a run makes, `unit` does one unit, and `runner` all of them, with
+`executors` to hand them out. `sources` lists images and gives bytes, `runtime` turns them into arrays, and `store`
+keeps these. `Session` gives the same arrays for a few pictures in a notebook.
 """
 
 from typing import Any
 
 __all__ = ["Plan", "Session", "Store", "Template", "run"]
 
-_HOMES = {"Plan": "plan", "Session": "session", "Store": "store", "Template": "store", "run": "runner"}
+_HOMES = {
+    "Plan": "plan",
+    "Session": "runtime.session",
+    "Store": "store.store",
+    "Template": "store.store",
+    "run": "runner",
+}
 
 
 def __getattr__(name: str) -> Any:

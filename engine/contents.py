@@ -9,12 +9,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.errors import UsageError
+from ..errors import UsageError
 from ..exporter.spec import GraphSpec
-from .graph import appended_outputs
 from .keep import Keep
-from .outputs import Wanted
-from .schema import DESCRIBING, FROM_GRAPH, LAYERED, Template, per_layer, stacked
+from .runtime.graph import appended_outputs
+from .runtime.outputs import Wanted
+from .store.schema import DESCRIBING, FROM_GRAPH, LAYERED, Template, per_layer, stacked
 
 __all__ = ["Choices", "Contents", "Reducer", "Statistics"]
 

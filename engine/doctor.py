@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
-from .providers import providers
+from .runtime.providers import providers
 
 __all__ = ["doctor"]
 

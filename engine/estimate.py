@@ -11,7 +11,7 @@ import numpy as np
 from ..exporter.spec import GraphSpec
 from .keep import Keep
 from .plan import Plan
-from .schema import LAYERED, ArraySpec
+from .store.schema import LAYERED, ArraySpec
 
 __all__ = ["raw_bytes", "stored_bytes"]
 

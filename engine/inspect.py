@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..exporter.errors import AttlasError
+from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
 from .amounts import amount, duration
-from .graph import graph_digest, read_spec
-from .places import locate
-from .store import Store
+from .runtime.graph import graph_digest, read_spec
+from .store.storage import locate
+from .store.store import Store
 
 __all__ = ["inspect", "screen"]
 

@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.errors import AttlasError, UsageError
+from ..errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
 from .contents import Choices, Contents, Reducer, Statistics
-from .coordinates import COORDINATES, arrays, with_room
-from .decode import RANGE
 from .estimate import raw_bytes, stored_bytes
-from .graph import graph_digest, read_spec
 from .keep import Keep
 from .labels import map_labels
-from .places import Url
 from .plan import Plan, digest, make_plan, spread
-from .providers import accelerates
-from .schema import GRADIENTS
-from .session import constants, probe_batch
+from .runtime.decode import RANGE
+from .runtime.graph import graph_digest, read_spec
+from .runtime.providers import accelerates
+from .runtime.session import constants, probe_batch
 from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
-from .store import Store, read_attrs
+from .store.coordinates import COORDINATES, arrays, with_room
+from .store.schema import GRADIENTS
+from .store.storage import Url
+from .store.store import Store, read_attrs
 from .targets import choose
 from .unit import Unit
 from .versions import versions

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..exporter.errors import UsageError
+from ..errors import UsageError
 from ..exporter.spec import GraphSpec
-from .schema import GRADIENTS, KEEP, STORE_DTYPES, Entry
+from .store.schema import GRADIENTS, KEEP, STORE_DTYPES, Entry
 
 __all__ = ["Keep"]
 

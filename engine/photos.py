@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..exporter.errors import AttlasError
+from ..errors import AttlasError
 
 __all__ = ["PHOTOS", "write_photos"]
 

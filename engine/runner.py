@@ -13,20 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..exporter.errors import AttlasError, Interrupted, UsageError
-from ..exporter.progress import Display, Show, shows
+from ..errors import AttlasError, Interrupted, UsageError
 from ..exporter.spec import GraphSpec
+from ..progress import Display, Show, shows
 from .amounts import estimate_lines
 from .contents import Reducer, Statistics
 from .executors.base import Executor, Local, Task, WorkerInfo
 from .executors.threads import Threads
 from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
-from .locks import locked
-from .places import Url, locate
 from .sources import Source
 from .sources.files import is_url, place
-from .store import Store
+from .store.locks import locked
+from .store.storage import Url, locate
+from .store.store import Store
 from .unit import UnitResult
 from .versions import versions
 

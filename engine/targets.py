@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.errors import UsageError
+from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from .labels import map_labels
 

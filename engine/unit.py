@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..exporter.errors import AttlasError
+from ..errors import AttlasError
 from .contents import Contents
-from .decode import DecodeError, decode
-from .graph import APPENDED
 from .plan import Plan
-from .schema import GRADIENTS, LARGE, LAYERED, Template
-from .session import Session
+from .runtime.decode import DecodeError, decode
+from .runtime.graph import APPENDED
+from .runtime.session import Session
 from .sources.items import ChangedError, Items, Source
-from .store import Store
+from .store.schema import GRADIENTS, LARGE, LAYERED, Template
+from .store.store import Store
 from .targets import PREDICTED
 
 __all__ = ["Buffers", "Unit", "UnitResult", "commit_unit", "write_unit"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 
-from ..exporter.errors import AttlasError
+from ..errors import AttlasError
 
 __all__ = ["check_versions", "versions"]
 

@@ -1,8 +1,8 @@
 """The exporter: a timm model becomes one ONNX graph that gives logits and attention, and says what it is.
 
-`export` builds the model, taps what multiplies the values in every block, writes the graph with its spec, and
-proves it against PyTorch. `list_models` says what can be exported. `spec` is the contract with the other rooms and
-loads without PyTorch; everything else needs the extra `exporter`.
+`models` builds the model, `taps` finds what multiplies the values in every block, `trace` writes the graph with its
+spec and proves it against PyTorch. `listing` says what can be exported. `spec` is the contract with the other rooms
+and loads without PyTorch; everything else needs the extra `exporter`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return GraphSpec
     if name == "export":
-        from .graph import export
+        from .trace.export import export
 
         return export
     if name == "list_models":

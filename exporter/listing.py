@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from .errors import AttlasError, UsageError
-from .summary import Summary
+from ..errors import AttlasError, UsageError
+from .models.summary import Summary
 
 __all__ = ["list_models", "summaries", "write_table"]
 
@@ -56,7 +56,7 @@ def summaries(pattern: str = "*", progress: Callable[[str], None] | None = None)
     if not names and any(c in pattern for c in "*?["):
         raise UsageError(f"{pattern}: no model that can be exported has such a name; `attlas models` lists them all")
     if not names:
-        from .facts import summarize
+        from .taps.facts import summarize
 
         return [summarize(pattern)]
     table.build([name for name in names if table.rows[name] is None], progress or (lambda line: None))
@@ -92,7 +92,7 @@ class _Table:
         """Fill in these rows, and keep what was made even if it is interrupted."""
         if not names:
             return
-        from .facts import summarize
+        from .taps.facts import summarize
 
         progress(f"timm {self.timm} is new here: looking at {len(names)} models, a quarter of a second each, once")
         try:
@@ -137,7 +137,7 @@ def _read(path: Path, timm: str) -> dict[str, list[Any] | None] | None:
 
 def _names() -> dict[str, list[Any] | None]:
     """Every name that timm has, not built yet."""
-    from .models import names
+    from .models.build import names
 
     return dict.fromkeys(names())
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .errors import AttlasError, UsageError
+from ..errors import AttlasError, UsageError
 
 __all__ = [
     "FORMAT",

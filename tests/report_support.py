@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.engine.contents import Choices, Contents
-from attlas.engine.coordinates import arrays as laid_out
 from attlas.engine.keep import Keep
 from attlas.engine.labels import map_labels
 from attlas.engine.plan import Plan
 from attlas.engine.sources import Item
-from attlas.engine.store import ArraySpec, Store
+from attlas.engine.store.coordinates import arrays as laid_out
+from attlas.engine.store.store import ArraySpec, Store
 from attlas.exporter.spec import GraphSpec, Weights
 from support import make_spec
 

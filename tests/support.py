@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from attlas.engine.places import storage_at
+from attlas.engine.store.storage import storage_at
 from attlas.exporter.spec import METADATA_KEY, ClassName, GraphSpec, Output, Recipe, Weights
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image

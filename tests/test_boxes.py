@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.analysis.formulas import boxes
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.errors import AttlasError, UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

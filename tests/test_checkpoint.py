@@ -16,11 +16,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec  # noqa: E402
-from attlas.exporter.checkpoint import locate  # noqa: E402
-from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
-from attlas.exporter.graph import export_model  # noqa: E402
-from attlas.exporter.models import Model, build  # noqa: E402
+from attlas.exporter.models.build import Model, build  # noqa: E402
+from attlas.exporter.models.checkpoint import locate  # noqa: E402
+from attlas.exporter.trace.export import export_model  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}

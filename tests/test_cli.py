@@ -12,7 +12,7 @@ import attlas
 import click
 import pytest
 from attlas.cli import cli
-from attlas.exporter.errors import AttlasError
+from attlas.errors import AttlasError
 from attlas.exporter.spec import Weights
 from click.testing import CliRunner
 from support import make_graph, make_images, make_picture

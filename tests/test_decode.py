@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.engine import Session, Store, run
-from attlas.engine.decode import MAX_PIXELS, NARROW, RANGE, WIDE, DecodeError, crop_box, decode
+from attlas.engine.runtime.decode import MAX_PIXELS, NARROW, RANGE, WIDE, DecodeError, crop_box, decode
 from attlas.engine.sources import SUFFIXES
-from attlas.exporter.errors import AttlasError
+from attlas.errors import AttlasError
 from attlas.exporter.spec import Recipe
 from PIL import Image
 from support import make_picture

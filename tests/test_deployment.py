@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attlas.engine.session import Session
+from attlas.engine.runtime.session import Session
 from attlas.exporter.spec import NORMS, GraphSpec
 from support import make_picture
 

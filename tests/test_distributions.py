@@ -10,7 +10,7 @@ from typing import Any
 import attlas
 import numpy as np
 import pytest
-from attlas.engine.store import Store
+from attlas.engine.store.store import Store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_support import BROKEN, IMAGES, attention_of, context_of, make_store, read, rows_of, spec_of

@@ -25,19 +25,19 @@ pytest.importorskip("timm")
 
 import timm  # noqa: E402
 from attlas.engine.runner import run as run_images  # noqa: E402
-from attlas.engine.session import Session  # noqa: E402
-from attlas.engine.store import Store  # noqa: E402
+from attlas.engine.runtime.session import Session  # noqa: E402
+from attlas.engine.store.store import Store  # noqa: E402
+from attlas.errors import AttlasError, UsageError, first_line  # noqa: E402
 from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
-from attlas.exporter import graph as graph_module  # noqa: E402
-from attlas.exporter.errors import AttlasError, UsageError, first_line  # noqa: E402
-from attlas.exporter.facts import describe, summarize  # noqa: E402
-from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
-from attlas.exporter.models import Model, _recipe, build  # noqa: E402
-from attlas.exporter.parity import Parity, compare, row_variation  # noqa: E402
-from attlas.exporter.pictures import pictures  # noqa: E402
+from attlas.exporter.models.build import Model, _recipe, build  # noqa: E402
 from attlas.exporter.spec import METADATA_KEY  # noqa: E402
-from attlas.exporter.tapped import Tapped  # noqa: E402
-from attlas.exporter.taps import Taps  # noqa: E402
+from attlas.exporter.taps.attention import Taps  # noqa: E402
+from attlas.exporter.taps.facts import describe, summarize  # noqa: E402
+from attlas.exporter.taps.pictures import pictures  # noqa: E402
+from attlas.exporter.taps.tapped import Tapped  # noqa: E402
+from attlas.exporter.trace import export as graph_module  # noqa: E402
+from attlas.exporter.trace.export import ExportResult, export_model  # noqa: E402
+from attlas.exporter.trace.parity import Parity, compare, row_variation  # noqa: E402
 from support import make_images  # noqa: E402
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}
@@ -334,7 +334,7 @@ def test_float16_graph_rounds_alike_whatever_is_asked_for(tmp_path: Path) -> Non
     """On a CPU, too, which drops casts: logits and maps are the same bits beside statistics, tokens or nothing."""
     pytest.importorskip("ndonnx")
     from attlas.analysis.kernels.fused import Reducer
-    from attlas.engine.outputs import Wanted
+    from attlas.engine.runtime.outputs import Wanted
 
     result = export_model(make(DEIT), tmp_path / "half.onnx", dtype="float16")
     statistics = Reducer(result.spec).graph("float16")
@@ -548,7 +548,7 @@ def test_pretrained_weights_come_through_timm(monkeypatch: pytest.MonkeyPatch) -
         asked.append((hub_id, kwargs.get("weights_only")))
         return dict(state)
 
-    monkeypatch.setattr("attlas.exporter.models._reach", lambda *a: None)
+    monkeypatch.setattr("attlas.exporter.models.build._reach", lambda *a: None)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", answer)
     built = build(f"{DEIT}.fb_in1k", model_kwargs=SMALL)
     assert asked == [("timm/deit_tiny_patch16_224.fb_in1k", True)]

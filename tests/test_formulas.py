@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.analysis import formulas as f
-from attlas.exporter.errors import UsageError
+from attlas.errors import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -16,17 +16,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from attlas.engine import Session, Store
-from attlas.engine import providers as providers_module
-from attlas.engine import session as session_module
 from attlas.engine.contents import Choices, Contents, Reducer
-from attlas.engine.device import RING, Cudart, OutOfMemoryError, Ring, fitting_batch, out_of_memory
-from attlas.engine.graph import APPENDED, read_spec
 from attlas.engine.keep import Keep
-from attlas.engine.outputs import Wanted
-from attlas.engine.providers import CPU, CUDA, TENSORRT, Provider
 from attlas.engine.runner import run
-from attlas.engine.session import probe_batch
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.engine.runtime import providers as providers_module
+from attlas.engine.runtime import session as session_module
+from attlas.engine.runtime.cuda import RING, Cudart, OutOfMemoryError, Ring, fitting_batch, out_of_memory
+from attlas.engine.runtime.graph import APPENDED, read_spec
+from attlas.engine.runtime.outputs import Wanted
+from attlas.engine.runtime.providers import CPU, CUDA, TENSORRT, Provider
+from attlas.engine.runtime.session import probe_batch
+from attlas.errors import AttlasError, UsageError
 
 GRAPHS: dict[str, dict[str, Any]] = {
     "class token": {},

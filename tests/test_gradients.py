@@ -18,18 +18,18 @@ from attlas.analysis.dataset import open as attlas_open  # noqa: E402
 from attlas.analysis.formulas import rollouts  # noqa: E402
 from attlas.analysis.statistics import analyze  # noqa: E402
 from attlas.engine.runner import run as run_images  # noqa: E402
-from attlas.engine.session import Session  # noqa: E402
-from attlas.engine.store import Store  # noqa: E402
+from attlas.engine.runtime.session import Session  # noqa: E402
+from attlas.engine.store.store import Store  # noqa: E402
+from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec, export  # noqa: E402
-from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
-from attlas.exporter.facts import describe  # noqa: E402
-from attlas.exporter.gradients import Gradients  # noqa: E402
-from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
-from attlas.exporter.models import Model, build  # noqa: E402
-from attlas.exporter.parity import compare, example, relative_difference  # noqa: E402
-from attlas.exporter.pictures import pictures as synthetic  # noqa: E402
-from attlas.exporter.tapped import Tapped  # noqa: E402
-from attlas.exporter.taps import Taps  # noqa: E402
+from attlas.exporter.models.build import Model, build  # noqa: E402
+from attlas.exporter.taps.attention import Taps  # noqa: E402
+from attlas.exporter.taps.facts import describe  # noqa: E402
+from attlas.exporter.taps.gradients import Gradients  # noqa: E402
+from attlas.exporter.taps.pictures import pictures as synthetic  # noqa: E402
+from attlas.exporter.taps.tapped import Tapped  # noqa: E402
+from attlas.exporter.trace.export import ExportResult, export_model  # noqa: E402
+from attlas.exporter.trace.parity import compare, example, relative_difference  # noqa: E402
 from support import make_picture  # noqa: E402
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}

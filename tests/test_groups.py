@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.analysis import formulas as f
-from attlas.engine.store import ArraySpec, Store
-from attlas.exporter.errors import AttlasError
+from attlas.engine.store.store import ArraySpec, Store
+from attlas.errors import AttlasError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_statistics import BROKEN, IMAGES, SPEC, attention, fill_unit, label_of, make_store

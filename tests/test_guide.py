@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from attlas.cli import cli
 from attlas.engine import runner
-from attlas.engine.store import Store
+from attlas.engine.store.store import Store
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "guide.md").read_text("utf-8")

@@ -13,7 +13,7 @@ from attlas.engine.runner import run
 
 INTERRUPTED = """
 import asyncio, signal, sys
-from attlas.engine.verify import verify
+from attlas.engine.store.verify import verify
 from zarr.storage import LocalStore
 
 get = LocalStore.get

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attlas.analysis import formulas as f
-from attlas.exporter.errors import UsageError
+from attlas.errors import UsageError
 from attlas.exporter.spec import GraphSpec, Recipe, Weights
 from hypothesis import given, settings
 from hypothesis import strategies as st

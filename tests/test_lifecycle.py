@@ -19,7 +19,7 @@ import attlas
 import numpy as np
 import pytest
 from attlas.engine import Store
-from attlas.exporter.errors import AttlasError
+from attlas.errors import AttlasError
 from crashes import Crash
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st

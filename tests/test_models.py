@@ -14,13 +14,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from attlas.exporter import export, list_models, listing, memory
-from attlas.exporter.errors import AttlasError, UsageError
-from attlas.exporter.facts import describe, summarize
+from attlas.errors import AttlasError, UsageError
+from attlas.exporter import export, list_models, listing
 from attlas.exporter.listing import summaries
-from attlas.exporter.models import build, names
-from attlas.exporter.summary import Summary
-from attlas.exporter.taps import Taps
+from attlas.exporter.models import memory
+from attlas.exporter.models.build import build, names
+from attlas.exporter.models.summary import Summary
+from attlas.exporter.taps.attention import Taps
+from attlas.exporter.taps.facts import describe, summarize
 
 
 def attlas(*arguments: str) -> Any:
@@ -74,7 +75,7 @@ def test_model_too_large_for_the_memory_is_refused_before_it_is_built(
     summary = summarize("vit_giant_patch14_224")
     assert 10e9 < memory.needed(summary) < 20e9
     monkeypatch.setattr(memory, "available", lambda: 4e9)
-    monkeypatch.setattr("attlas.exporter.graph.build", lambda *a, **k: pytest.fail("was built"))
+    monkeypatch.setattr("attlas.exporter.trace.export.build", lambda *a, **k: pytest.fail("was built"))
     with pytest.raises(AttlasError, match=r"vit_giant_patch14_224: .*takes about \d\d\.\d GB .* 4\.0 GB are free"):
         export("vit_giant_patch14_224", tmp_path / "giant.onnx", random_init=True)
     assert list(tmp_path.iterdir()) == []
@@ -131,8 +132,8 @@ def new_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         built.append(name)
         return summarize(name)
 
-    monkeypatch.setattr("attlas.exporter.models.names", lambda: names)
-    monkeypatch.setattr("attlas.exporter.facts.summarize", count)
+    monkeypatch.setattr("attlas.exporter.models.build.names", lambda: names)
+    monkeypatch.setattr("attlas.exporter.taps.facts.summarize", count)
     monkeypatch.setattr(listing, "_version", lambda: "999.0")
     monkeypatch.setenv("XDG_CACHE_HOME" if os.name != "nt" else "LOCALAPPDATA", str(tmp_path / "cache"))
     return built

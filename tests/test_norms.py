@@ -13,16 +13,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 from attlas.engine.runner import run as run_images  # noqa: E402
-from attlas.engine.session import Session  # noqa: E402
-from attlas.engine.store import Store  # noqa: E402
+from attlas.engine.runtime.session import Session  # noqa: E402
+from attlas.engine.store.store import Store  # noqa: E402
+from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec  # noqa: E402
-from attlas.exporter.errors import AttlasError, UsageError  # noqa: E402
-from attlas.exporter.graph import ExportResult, export_model  # noqa: E402
-from attlas.exporter.models import Model, build  # noqa: E402
-from attlas.exporter.parity import compare  # noqa: E402
-from attlas.exporter.pictures import pictures  # noqa: E402
+from attlas.exporter.models.build import Model, build  # noqa: E402
 from attlas.exporter.spec import NORMS  # noqa: E402
-from attlas.exporter.taps import Taps  # noqa: E402
+from attlas.exporter.taps.attention import Taps  # noqa: E402
+from attlas.exporter.taps.pictures import pictures  # noqa: E402
+from attlas.exporter.trace.export import ExportResult, export_model  # noqa: E402
+from attlas.exporter.trace.parity import compare  # noqa: E402
 from support import make_images  # noqa: E402
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from attlas.analysis import formulas as f
 from attlas.analysis.statistics.statistic import Statistic
-from attlas.engine.store import Store
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.engine.store.store import Store
+from attlas.errors import AttlasError, UsageError
 from test_statistics import BROKEN, IMAGES, NORMED, SPEC, attention, fill_unit, good, make_store
 
 catalog = pytest.importorskip("attlas.analysis.catalog")

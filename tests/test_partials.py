@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attlas.engine.store import Store
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.engine.store.store import Store
+from attlas.errors import AttlasError, UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_statistics import IMAGES, NORMED, SPEC, attention, fill_unit, make_store

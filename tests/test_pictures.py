@@ -9,7 +9,7 @@ import attlas
 import numpy as np
 import numpy.typing as npt
 import pytest
-from attlas.engine.session import Session
+from attlas.engine.runtime.session import Session
 from PIL import Image
 
 SIZE = (16, 24)

@@ -8,7 +8,7 @@ from typing import Any
 
 import attlas
 import pytest
-from attlas.exporter.progress import Display, Step, shows
+from attlas.progress import Display, Step, shows
 
 
 class Terminal(io.StringIO):
@@ -41,7 +41,7 @@ def test_off_a_terminal_a_line_now_and_then(
 ) -> None:
     """With the rate since the beginning, which is not that of what was done before."""
     now = 0.0
-    monkeypatch.setattr("attlas.exporter.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("attlas.progress.time.monotonic", lambda: now)
     with Display("run", "images") as display:
         display.note("a resumed run")
         now = 10.0

@@ -19,10 +19,10 @@ import attlas
 import attlas.engine
 import numpy as np
 import pytest
-from attlas.engine import remote
-from attlas.engine.places import Bucket, Url, locate, storage_at
-from attlas.engine.store import ArraySpec, Store, Template
-from attlas.exporter.errors import AttlasError
+from attlas.engine.sources import remote
+from attlas.engine.store.storage import Bucket, Url, locate, storage_at
+from attlas.engine.store.store import ArraySpec, Store, Template
+from attlas.errors import AttlasError
 from support import chunk_files, make_images, make_spec
 
 for package, extra in (("fsspec", "remote"), ("s3fs", "remote"), ("moto", "dev"), ("flask", "dev")):

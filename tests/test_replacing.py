@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attlas.engine.store import ArraySpec, Store
-from attlas.exporter.errors import AttlasError
+from attlas.engine.store.store import ArraySpec, Store
+from attlas.errors import AttlasError
 from test_statistics import IMAGES, attention, fill_unit, make_store
 
 statistics = pytest.importorskip("attlas.analysis.statistics")

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from attlas.engine.store import ArraySpec, Store
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.engine.store.store import ArraySpec, Store
+from attlas.errors import AttlasError, UsageError
 from attlas.exporter.spec import Weights
 from report_support import (
     attention_of,

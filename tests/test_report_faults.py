@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from attlas.engine.store import Store
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.engine.store.store import Store
+from attlas.errors import AttlasError, UsageError
 from report_support import add, context_of, make_store, read, spec_of
 from support import make_spec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attlas.engine.store import Store
+from attlas.engine.store.store import Store
 from attlas.exporter.spec import Output, Weights
 from report_support import (
     BROKEN,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from attlas.engine import Session, Store
 from attlas.engine.runner import run
-from attlas.exporter.errors import AttlasError, Interrupted, UsageError
+from attlas.errors import AttlasError, Interrupted, UsageError
 from support import chunk_files, make_images, make_picture
 
 
@@ -68,8 +68,9 @@ def test_an_array_that_a_run_stores_is_one_entry_of_the_schema(
     tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is planned, laid out, filled, and verified, and nothing else names it."""
-    from attlas.engine import contents, schema, store, unit, verify
-    from attlas.engine.outputs import Wanted
+    from attlas.engine import contents, unit
+    from attlas.engine.runtime.outputs import Wanted
+    from attlas.engine.store import schema, store, verify
 
     entry = schema.Entry("mean_twice", schema.MEAN, "as an example", Wanted("attention", head_mean=True), chunk="layer")
     small = schema.Entry("tokens_too", (), "as another", Wanted("tokens"))
@@ -88,7 +89,7 @@ def test_an_array_that_a_run_stores_is_one_entry_of_the_schema(
 
 def test_the_sample_holds_the_crops_the_model_saw(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
     """Exactly the decoder's pixels."""
-    from attlas.engine.decode import decode
+    from attlas.engine.runtime.decode import decode
 
     store = Store(run(tiny_graph, pictures, tmp_path / "s.zarr").path)
     keys = paths(store)
@@ -383,7 +384,7 @@ def test_labels_come_from_folders_or_wordnet_names(tmp_path: Path) -> None:
 
 def test_two_runs_into_one_slice_are_refused(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
     """The lock of a living process holds, that of a dead one does not."""
-    from attlas.engine.locks import locked
+    from attlas.engine.store.locks import locked
 
     store = tmp_path / "s.zarr"
     run(tiny_graph, pictures, store, shard=(1, 2))
@@ -398,7 +399,7 @@ def test_two_runs_into_one_slice_are_refused(tiny_graph: Path, pictures: Path, t
 
 def test_a_store_that_is_being_written_is_not_overwritten(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
     """Its writer keeps it; afterwards it goes."""
-    from attlas.engine.locks import locked
+    from attlas.engine.store.locks import locked
 
     store = tmp_path / "s.zarr"
     run(tiny_graph, pictures, store, limit=3)
@@ -583,7 +584,7 @@ def test_a_session_takes_what_a_notebook_has(tiny_graph: Path, pictures: Path) -
 def test_a_provider_that_falls_back_is_an_error(tiny_graph: Path) -> None:
     """Silence would mean a GPU run on the CPU."""
     import onnxruntime
-    from attlas.engine.providers import _has_driver
+    from attlas.engine.runtime.providers import _has_driver
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or _has_driver():
         pytest.skip("needs onnxruntime's CUDA build on a machine without a GPU")

@@ -24,7 +24,7 @@ from attlas.engine.sources.files import expand
 from attlas.engine.sources.items import HIDDEN, Item, Items, repeated, text
 from attlas.engine.sources.tarfiles import BrokenError, members
 from attlas.engine.unit import Unit
-from attlas.exporter.errors import AttlasError, UsageError
+from attlas.errors import AttlasError, UsageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -969,7 +969,7 @@ def test_a_bucket_that_cannot_be_listed_is_one_line(monkeypatch: pytest.MonkeyPa
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The core needs neither pyarrow nor fsspec."""
-    from attlas.engine import remote
+    from attlas.engine.sources import remote
 
     pq.write_table(pa.table({"path": ["a.jpg"]}), tmp_path / "x.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)

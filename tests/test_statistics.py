@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from attlas.analysis import formulas as f
 from attlas.engine.contents import Choices, Contents
-from attlas.engine.coordinates import arrays as laid_out
 from attlas.engine.keep import Keep
 from attlas.engine.plan import Plan
 from attlas.engine.sources import Item
-from attlas.engine.store import Store
-from attlas.exporter.errors import AttlasError
+from attlas.engine.store.coordinates import arrays as laid_out
+from attlas.engine.store.store import Store
+from attlas.errors import AttlasError
 from attlas.exporter.spec import ClassName, GraphSpec, Output, Recipe, Weights
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attlas.engine import arrays as chunks
-from attlas.engine import places, schema
 from attlas.engine.plan import make_plan
-from attlas.engine.store import ArraySpec, DamagedError, Store, Template
-from attlas.exporter.errors import AttlasError
+from attlas.engine.store import arrays as chunks
+from attlas.engine.store import schema, storage
+from attlas.engine.store.store import ArraySpec, DamagedError, Store, Template
+from attlas.errors import AttlasError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import chunk_files, make_spec
@@ -140,7 +140,7 @@ def test_a_file_that_does_not_reach_the_disk_is_no_unit_done(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(places, "_sync", full)
+        patch.setattr(storage, "_sync", full)
         store.write("values", 0, np.zeros((4, 3), np.float32), later=True)
         with pytest.raises(OSError, match="No space left"):
             store.mark_done(0)
@@ -159,12 +159,12 @@ def test_an_absent_array_is_named_with_those_that_are_there(tmp_path: Path) -> N
 
 def test_a_store_is_laid_out_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault on the way leaves nothing behind."""
-    from attlas.engine import places
+    from attlas.engine.store import storage
 
     def fail(_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(places, "_sync", fail)
+    monkeypatch.setattr(storage, "_sync", fail)
     with pytest.raises(AttlasError, match="No space left"):
         make_store(tmp_path / "s", "float32", (3,), 4, 2)
     assert list(tmp_path.iterdir()) == []

@@ -177,7 +177,9 @@ def test_without_ndonnx_there_is_no_graph(monkeypatch: pytest.MonkeyPatch) -> No
     assert reducer(sharp(reducer.spec))["_finite"].all()
 
 
-@pytest.mark.parametrize("module", ["attlas.engine.runner", "attlas.engine.device", "attlas.analysis.kernels.fused"])
+@pytest.mark.parametrize(
+    "module", ["attlas.engine.runner", "attlas.engine.runtime.cuda", "attlas.analysis.kernels.fused"]
+)
 def test_nothing_loads_ndonnx_before_a_graph_is_asked_for(module: str) -> None:
     """It takes a second, and most runs do without."""
     code = f"import {module}, sys; sys.exit('ndonnx' in sys.modules)"

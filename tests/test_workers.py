@@ -26,7 +26,7 @@ from attlas.engine.executors.dispatch import TRIES, Outcome, dispatch
 from attlas.engine.executors.worker import Worker
 from attlas.engine.job import Request, make_job, open_store
 from attlas.engine.runner import run
-from attlas.exporter.errors import AttlasError, Interrupted, UsageError
+from attlas.errors import AttlasError, Interrupted, UsageError
 from support import chunk_files
 
 PATIENCE = 120  # seconds for what takes a few

@@ -11,7 +11,7 @@ import math
 import sys
 from typing import Any
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 
 __all__ = [
     "Array", "constant", "floating", "mean_where", "namespace", "nan_where_zero", "patch_part", "prefix_of",

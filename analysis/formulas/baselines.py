@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from .distances import uniform_distance
 
 __all__ = ["uniform_distance", "uniform_entropy", "uniform_rollout"]

@@ -1,7 +1,7 @@
 """Boxes: objects in the original picture, seen through the crop on the patch grid, and how maps and tokens meet them.
 
-A box is (top, left, bottom, right) in pixels of the original picture, as is the crop (`engine.decode.crop_box` gives
-it). What a box covers of each patch is its cover, (y, x) in 0..1, and everything else is formulas of covers.
+A box is (top, left, bottom, right) in pixels of the original picture, as is the crop (`engine.runtime.decode.crop_box`
+gives it). What a box covers of each patch is its cover, (y, x) in 0..1, and everything else is formulas of covers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ...exporter.errors import AttlasError, UsageError
+from ...errors import AttlasError, UsageError
 from .arrays import Array, constant, floating, namespace
 from .maps import mass_mask
 

@@ -6,7 +6,7 @@ import functools
 import math
 from typing import Literal
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from .arrays import Array, constant, floating, mean_where, namespace, patch_part, prefix_of
 
 __all__ = [

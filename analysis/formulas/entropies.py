@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from .arrays import Array, constant, floating, mean_where, namespace, refuse_mixed, x_ln_x
 
 __all__ = ["effective_tokens", "entropy", "entropy_patch", "row_entropy"]

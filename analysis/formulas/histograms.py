@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from .arrays import Array, constant, floating, namespace
 
 __all__ = ["BINS", "distance_edges", "entropy_edges", "histogram"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from .arrays import Array, constant, floating, namespace, patch_part, prefix_of
 from .rollouts import Readout
 

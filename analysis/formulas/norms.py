@@ -8,7 +8,7 @@ its graph was exported with `--norms`.
 
 from __future__ import annotations
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from .arrays import Array, floating, namespace
 from .distances import distance_renormalized
 from .entropies import row_entropy

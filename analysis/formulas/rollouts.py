@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from .arrays import Array, constant, floating, namespace, prefix_of
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from .arrays import Array, floating, namespace, nan_where_zero, patch_part, prefix_of, refuse_mixed, x_ln_x
 from .entropies import row_entropy
 

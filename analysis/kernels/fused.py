@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...exporter.errors import UsageError
+from ...errors import UsageError
 from ...exporter.spec import GraphSpec
 from ..catalog import CATALOG
 from ..formulas import patch_distances, readout_rows

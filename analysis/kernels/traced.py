@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ...engine.store import Template
+from ...engine.store.store import Template
 from ...exporter.spec import GraphSpec
 from .. import formulas
 from ..catalog import CATALOG

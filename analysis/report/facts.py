@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...engine.labels import accuracy
-from ...engine.store import Store
+from ...engine.store.store import Store
 from ...exporter.spec import GraphSpec
 
 __all__ = ["Facts", "Share", "gather", "table", "warnings", "wilson"]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...engine.plan import spread
-from ...engine.store import Store
-from ...exporter.errors import AttlasError
+from ...engine.store.store import Store
+from ...errors import AttlasError
 from .. import formulas
 from ..catalog import CATALOG
 from ..statistics import gradients
@@ -124,7 +124,7 @@ def _pixels(store: Store, image: int, path: str, images: str | os.PathLike[str] 
         return store.read("pixels", store.plan.sample.index(image)).astype(np.uint8)
     if images is None:
         return None
-    from ...engine.decode import DecodeError, decode  # Pillow is only needed here
+    from ...engine.runtime.decode import DecodeError, decode  # Pillow is only needed here
 
     try:
         return decode((Path(images) / path).read_bytes(), store.spec.recipe)[0]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...engine.places import Url, locate
-from ...engine.store import Store
-from ...exporter.errors import AttlasError, UsageError
-from ...exporter.progress import Show, Step, shows
+from ...engine.store.storage import Url, locate
+from ...engine.store.store import Store
+from ...errors import AttlasError, UsageError
+from ...progress import Show, Step, shows
 from ..formulas.boxes import read_coco
 from .facts import gather
 from .plots.style import svg

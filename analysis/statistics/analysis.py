@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.places import Url
-from ...engine.store import Store
-from ...exporter.errors import AttlasError, UsageError
-from ...exporter.progress import Display, Show, shows
+from ...engine.store.storage import Url
+from ...engine.store.store import Store
+from ...errors import AttlasError, UsageError
+from ...progress import Display, Show, shows
 from ..catalog import PREDICTED, held, named, resolved
 from .groups import merged
 from .partials import Partial, groupable, partial_statistics, unit_statistics

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
+from ...engine.store.store import Store
 
 __all__ = ["Chunks"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from ...exporter.errors import AttlasError, UsageError
+from ...engine.store.store import Store
+from ...errors import AttlasError, UsageError
 from ..kernels import loops, views
 from ..kernels.fused import Reducer
 from ..kernels.layer import Layer

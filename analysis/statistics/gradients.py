@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from ...exporter.errors import AttlasError, UsageError
+from ...engine.store.store import Store
+from ...errors import AttlasError, UsageError
 from ..formulas import rollouts
 from .statistic import INPUTS, Statistic, context
 

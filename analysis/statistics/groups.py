@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store
-from ...exporter.errors import AttlasError, UsageError
+from ...engine.store.store import Store
+from ...errors import AttlasError, UsageError
 from ..catalog import PREDICTED
 
 __all__ = ["Key", "check_column", "gathered", "key_order", "merged", "read_column"]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import Store, Template
-from ...exporter.errors import AttlasError, UsageError
+from ...engine.store.store import Store, Template
+from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG, resolved
 from ..kernels.fused import Reducer, fused, seen
 from .chunks import Chunks

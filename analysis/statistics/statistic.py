@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...engine.store import Template
-from ...exporter.errors import UsageError
+from ...engine.store.store import Template
+from ...errors import UsageError
 from ...exporter.spec import GraphSpec
 from ..formulas import readout_rows
 from ..formulas.histograms import BINS

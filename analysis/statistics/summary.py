@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import ArraySpec, Store
+from ...engine.store.store import ArraySpec, Store
 from .differences import group_differences
 from .groups import Key, gathered, key_order, read_column
 from .moments import QUANTILES, RESAMPLES, Moments, Totals, interval, quantiles

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store import ArraySpec, Store
-from ...exporter.errors import AttlasError, UsageError
+from ...engine.store.store import ArraySpec, Store
+from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG, PREDICTED, held, written
 from ..kernels.fused import fused
 from .groups import check_column

@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol, Self
 from ..contents import Choices
 from ..job import Job
 from ..plan import Plan
-from ..session import probe_batch
+from ..runtime.session import probe_batch
 from ..sources.files import is_url
-from ..store import Store
+from ..store.store import Store
 from ..unit import Unit, UnitResult
 from ..versions import versions
 

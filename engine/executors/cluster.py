@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures import Executor as Pool
 from typing import Any, Self
 
-from ...exporter.errors import AttlasError
+from ...errors import AttlasError
 
 try:
     import distributed

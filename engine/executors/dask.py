@@ -11,10 +11,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
-from ...exporter.errors import AttlasError, Interrupted
-from ..providers import resolve_provider
-from ..session import probe_batch
-from ..store import Store
+from ...errors import AttlasError, Interrupted
+from ..runtime.providers import resolve_provider
+from ..runtime.session import probe_batch
+from ..store.store import Store
 from ..unit import Unit, UnitResult
 from .base import Task, WorkerInfo
 from .cluster import LOOK, Cluster, in_words, leave_thread, this_worker

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...exporter.errors import AttlasError
-from ..store import Store
+from ...errors import AttlasError
+from ..store.store import Store
 from ..unit import Unit, UnitResult
 
 __all__ = ["TRIES", "Outcome", "Scheduler", "dispatch"]

@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ...exporter.errors import AttlasError, UsageError
-from ..providers import cores, on_cards
-from ..store import Store
+from ...errors import AttlasError, UsageError
+from ..runtime.providers import cores, on_cards
+from ..store.store import Store
 from ..unit import Unit, UnitResult
 from .base import Local, Task, WorkerInfo
 from .dispatch import TRIES, Outcome, dispatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from ..providers import cores
+from ..runtime.providers import cores
 from ..unit import Unit, UnitResult
 from .base import Local, Task, WorkerInfo
 from .worker import Worker

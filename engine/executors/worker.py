@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
-from ...exporter.errors import AttlasError
+from ...errors import AttlasError
 from ..contents import Contents
-from ..graph import read_spec
-from ..providers import accelerates
-from ..session import Session
+from ..runtime.graph import read_spec
+from ..runtime.providers import accelerates
+from ..runtime.session import Session
 from ..sources.files import is_url
 from ..sources.items import ChangedError
-from ..store import Store
+from ..store.store import Store
 from ..unit import Buffers, Unit, UnitResult, commit_unit, write_unit
 from ..versions import check_versions
 from .base import Task, WorkerInfo

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ...exporter.errors import AttlasError, UsageError
-from .. import remote
-from . import files, parquet
+from ...errors import AttlasError, UsageError
+from . import files, parquet, remote
 from .folder import Folder
 from .items import SUFFIXES, BaseSource, ChangedError, Item, Items, Source, is_hidden
 from .manifest import SUFFIXES as TABLES

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from ...exporter.errors import AttlasError
+from ...errors import AttlasError
 from .items import ChangedError, Items, Source, shown
 
 __all__ = ["duplicates"]

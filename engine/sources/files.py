@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ...exporter.errors import AttlasError
-from .. import remote
+from ...errors import AttlasError
+from . import remote
 from .items import UNKNOWN, ChangedError, is_hidden
 
 __all__ = [

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ...exporter.errors import AttlasError
-from .. import remote
-from . import files
+from ...errors import AttlasError
+from . import files, remote
 from .files import Stamp
 from .items import HIDDEN, SUFFIXES, UNKNOWN, BaseSource, Item, Items, is_hidden, is_image, label_of
 

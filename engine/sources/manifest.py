@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...exporter.errors import AttlasError
-from .. import remote
-from . import files, parquet
+from ...errors import AttlasError
+from . import files, parquet, remote
 from .columns import Columns, guessed
 from .items import BaseSource, ChangedError, Item, Items, repeated, text
 

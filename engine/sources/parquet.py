@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...exporter.errors import AttlasError
-from .. import remote
-from . import files
+from ...errors import AttlasError
+from . import files, remote
 from .files import MAX_BYTES, Stamp
 from .items import BaseSource, ChangedError, Item, Items, label_of, repeated, text
 

@@ -15,9 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ...exporter.errors import AttlasError
-from .. import remote
-from . import files
+from ...errors import AttlasError
+from . import files, remote
 from .columns import Columns
 from .files import Stamp
 from .items import HIDDEN, BaseSource, ChangedError, Item, Items, is_hidden, is_image, label_of, repeated, text

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ....engine.store import Store
+from ....engine.store.store import Store
 from ..facts import Facts
 from ..numbers import Floats, why_empty
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....engine.plan import spread
-from ....engine.store import Store
+from ....engine.store.store import Store
 from ... import formulas
 from ...statistics.moments import Moments, interval
 from ..facts import Facts

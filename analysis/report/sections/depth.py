@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ....engine.store import Store
+from ....engine.store.store import Store
 from ... import formulas
 from ..numbers import Floats, mean_of, why_empty
 from ..plots.depth import Depth, depth

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ....engine.store import Store
+from ....engine.store.store import Store
 from ... import formulas
 from ...formulas.histograms import histogram
 from ..numbers import Floats, mean_of

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ....engine.store import Store
+from ....engine.store.store import Store
 from ... import formulas
 from ..images import (
     MAPS,

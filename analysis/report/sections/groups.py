@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ....engine.store import Store
+from ....engine.store.store import Store
 from ..images import class_name
 from ..numbers import why_empty
 from ..plots.maps import maps

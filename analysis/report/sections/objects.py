@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ....engine.decode import crop_box
-from ....engine.store import Store
-from ....exporter.errors import UsageError
+from ....engine.runtime.decode import crop_box
+from ....engine.store.store import Store
+from ....errors import UsageError
 from ...formulas import boxes as formulas
 from ...formulas.boxes import Box, Cover
 from ...statistics.moments import interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from ....engine.store import Store
+from ....engine.store.store import Store
 from ...catalog import held
 from ..facts import Facts, gather
 from .bibliography import REFERENCES, Reference, bibtex

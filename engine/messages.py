@@ -1,0 +1,235 @@
+"""What is said to a person in lines, of a run also as data for a program; and what a person writes in an option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .amounts import amount, duration, estimate_lines
+
+if TYPE_CHECKING:
+    from ..exporter.models.summary import Summary
+    from ..exporter.trace.export import ExportResult
+    from .runner import RunResult
+
+__all__ = [
+    "batch_size",
+    "doctor_lines",
+    "edges",
+    "export_lines",
+    "facts_lines",
+    "layers",
+    "model_lines",
+    "outcome_data",
+    "outcome_lines",
+    "plan_data",
+    "plan_lines",
+    "shard",
+]
+
+
+def plan_data(result: RunResult) -> dict[str, Any]:
+    """`plan_lines` for a program."""
+    estimate = result.estimate
+    return {
+        "images": estimate.images,
+        "images_found": estimate.total,
+        "left_out": estimate.others,
+        "bytes_raw": estimate.bytes_raw,
+        "bytes_expected": estimate.bytes_expected,
+        "bytes_free": estimate.bytes_free,
+        "batch": estimate.plan.batch,
+        "images_per_unit": estimate.plan.unit,
+        "units": estimate.plan.units,
+        "units_done": estimate.done,
+    }
+
+
+def _unreadable(path: Any, most: int = 5) -> list[str]:
+    """The first images that could not be read, and why."""
+    from .sources.items import shown
+    from .store.store import Store
+
+    store = Store(path)
+    keys, errors = store.read("path"), store.read("error")
+    found = [i for i, why in enumerate(errors) if why][: most + 1]
+    return [f"  {shown(keys[i])}: {errors[i]}" for i in found[:most]] + (["  ..."] if len(found) > most else [])
+
+
+def plan_lines(result: RunResult) -> list[str]:
+    """What a dry run tells."""
+    plan = result.estimate.plan
+    return [
+        *estimate_lines(result.estimate),
+        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}; {result.estimate.done:,} units are done",
+    ]
+
+
+def outcome_data(result: RunResult) -> dict[str, Any]:
+    """`outcome_lines` for a program."""
+    return {
+        "path": str(result.path),
+        "images": result.images,
+        "done": result.done,
+        "errors": result.errors,
+        "finished": result.finished,
+        "seconds": round(result.seconds, 3),
+        "images_per_second": round(result.done / result.seconds, 2) if result.seconds else None,
+        "stages": {name: round(value, 3) for name, value in result.stages.items()},
+        "provider": result.provider,
+        "labelled": result.labelled,
+        "top1": result.top1,
+        "top5": result.top5,
+        "notes": list(result.notes),
+    }
+
+
+def outcome_lines(result: RunResult) -> list[str]:
+    """What a run was: rate, right classes, what could not be read, what is left."""
+    if result.done:
+        rate = f"{result.done:,} images in {duration(result.seconds)}, {result.done / result.seconds:.1f} images/s"
+    else:
+        rate = "nothing was left to do"
+    lines = [f"{result.path}: {rate}, {result.provider.removesuffix('ExecutionProvider')}"]
+    if result.labelled:
+        lines.append(
+            f"top-1 {result.top1}/{result.labelled} ({result.top1 / result.labelled:.1%}), "
+            f"top-5 {result.top5}/{result.labelled} ({result.top5 / result.labelled:.1%})"
+        )
+    if result.errors:
+        lines.append(f"{result.errors:,} images could not be read; the store's `error` says why")
+        lines += _unreadable(result.path)
+    if not result.finished:
+        lines.append("not finished: other shards, or the same command, do the rest")
+    return lines
+
+
+def export_lines(result: ExportResult) -> list[str]:
+    """What an export gave, and how far it is from PyTorch."""
+    parity, spec = result.parity, result.spec
+    head = "logits" if spec.output("logits") else "features"
+    lines = [
+        f"largest row total variation from PyTorch {parity.row_max:.1e} (mean {parity.row_mean:.1e}), "
+        f"{head} within {parity.head:.1e}; {len(spec.layers)} layers, {spec.heads} heads, {spec.tokens} tokens; "
+        f"{amount(result.bytes)} in {result.seconds:.0f} s"
+    ]
+    if parity.gradient_max is not None:
+        lines.append(f"largest gradient difference {parity.gradient_max:.1e} of the layer's maximum")
+    if parity.norm_max is not None:
+        lines.append(f"largest difference of a norm {parity.norm_max:.1e} of the layer's maximum")
+    return lines
+
+
+def facts_lines(data: Mapping[str, Any]) -> list[str]:
+    """What `inspect` found, a fact a line."""
+    return [line for key, value in data.items() for line in _fact(key, value)]
+
+
+def _fact(key: str, value: Any, indent: int = 0) -> list[str]:
+    """One fact; what nests is indented."""
+    pad = "  " * indent
+    match value:
+        case dict() if key == "arrays":
+            lines = [f"{pad}arrays"]
+            for name, array in value.items():
+                dims = ", ".join(f"{d} {n}" for d, n in array["dims"].items())
+                lines.append(f"{pad}  {name:<26} {array['dtype']:<9} ({dims})  {amount(array['bytes'])}")
+            return lines
+        case dict() if key == "outputs":
+            dims_of = {name: ", ".join(f"{d} {n}" if n else d for d, n in dims.items()) for name, dims in value.items()}
+            return [f"{pad}outputs", *(f"{pad}  {name:<26} ({dims})" for name, dims in dims_of.items())]
+        case dict():
+            return [f"{pad}{key}", *(line for inner, one in value.items() for line in _fact(inner, one, indent + 1))]
+        case [dict(), *_]:
+            return [line for n, one in enumerate(value, 1) for line in _fact(f"{key} {n}", one, indent)]
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if key.startswith(("bytes", "attention_bytes")):
+        text = amount(value)
+    return [f"{pad}{key:<26} {text}"]
+
+
+def doctor_lines(data: Mapping[str, Any]) -> list[str]:
+    """What `doctor` found."""
+    return [
+        f"Python {data['python']} on {data['system']}",
+        "providers",
+        *(f"  {name:<28} {state}" for name, state in data["providers"].items()),
+        "packages",
+        *(f"  {name:<28} {version}" for name, version in data["versions"].items()),
+        *(
+            f"without {', '.join(missing)}: `pip install 'attlas[{extra}]'` brings the {extra} room"
+            for extra, missing in data["extras"].items()
+            if missing
+        ),
+        *(f"problem: {problem}" for problem in data["problems"]),
+    ]
+
+
+def model_lines(found: Iterable[Summary]) -> Iterator[str]:
+    """A table of models, each line as soon as its model is known."""
+    line = "{:<54} {:<24} {:>9} {:<9} {:>6} {:>5} {:>8} {:>9}"
+    for number, one in enumerate(found):
+        if number == 0:
+            yield line.format("model", "prefix", "grid", "pooling", "layers", "heads", "weights", "maps")
+        counts = {kind: one.prefix.count(kind) for kind in one.prefix}
+        kinds = [f"{count} {kind}" if count > 1 else kind for kind, count in counts.items()]
+        grid, weights = f"{one.grid[0]} x {one.grid[1]}", f"{one.parameters / 1e6:.1f} M"
+        texts = (one.name, ", ".join(kinds) or "none", grid, one.pooling, one.depth, one.heads, weights)
+        yield line.format(*texts, amount(one.attention_bytes))
+
+
+def layers(text: str | None) -> list[int] | None:
+    """`0,3-5` as [0, 3, 4, 5].
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (end.strip() for end in part.partition("-"))
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(last) >= int(first))):
+            raise UsageError(f"--layers {text}: write layers as 0,3,5-7")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def edges(text: str | None) -> int | tuple[int, int] | None:
+    """`224` as one edge, `224,336` or `224x336` as (height, width).
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.replace("x", ",").split(",")]
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"--img-size {text}: write one edge or height,width in pixels")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def batch_size(text: str) -> int | None:
+    """A number, or None for `auto`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--batch-size {text}: a whole number from 1, or auto")
+    return int(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`1/4` as (1, 4).
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    part, slash, whole = text.partition("/")
+    if not (slash and part.isdecimal() and whole.isdecimal()):
+        raise UsageError(f"--shard {text}: write K/N, for example 1/4")
+    return int(part), int(whole)

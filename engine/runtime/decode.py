@@ -1,0 +1,246 @@
+"""Bytes of a picture to the graph's pixels, by the graph's recipe, without torch: the one module that knows Pillow.
+
+The pixels equal those of timm's evaluation transform bit for bit (`timm.data.create_transform`, which is torchvision's
+Resize and CenterCrop on a Pillow image converted to RGB). Of grey pictures with more than 8 bits a sample, which that
+conversion would clip, the range of their format is black to white (`RANGE`).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from ...exporter.spec import Recipe
+
+__all__ = ["MAX_PIXELS", "RANGE", "DecodeError", "Picture", "crop_box", "decode", "prepare", "rgb"]
+
+# Pillow's own threshold for a decompression bomb, held here as an error: 268 MB of RGB per worker at most.
+MAX_PIXELS = 89_478_485
+
+# Formats are named, so that a file's content cannot call on a decoder that starts another program (EPS does).
+# The JPEG opener takes MPO, too.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# How samples of more than 8 bits become 8, by name, for the plan of a run: a full unsigned range, or 0 to 1 of floats.
+RANGE = "format range"
+WIDE = "grey pictures have more than 8 bits a sample: 0 is black, the largest value of their format (float: 1) is white"
+NARROW = (
+    "of them use less than a sixteenth of that range and are nearly one shade (12 bits in a 16-bit file?): rescale them"
+)
+# TIFF's tags
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+# What else lies under an image's name, by its first bytes.
+_OTHERS = {
+    b"version https://git-lfs": "is a Git LFS pointer and not the picture itself: `git lfs pull` fetches it",
+    b"%PDF": "is a PDF, not an image",
+    b"<svg": "is SVG, which has no pixels: render it as PNG",
+    b"<!doctype html": "is a web page, not an image: the download went wrong",
+    b"<html": "is a web page, not an image: the download went wrong",
+    b"<?xml": "is XML, not an image",
+    b"PK\x03\x04": "is a zip archive, not an image",
+    b"\x1f\x8b": "is compressed (gzip), not an image",
+}
+# Formats that Pillow may refuse after it has known them.
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
+    b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
+}  # fmt: skip
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC"}
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+class DecodeError(Exception):
+    """A picture that cannot be read; the run goes on without it."""
+
+
+class Picture(NamedTuple):
+    """A decoded picture.
+
+    Attributes:
+        pixels: (row, column, channel) uint8 RGB of the recipe's crop.
+        size: the original's (height, width).
+        remarks: what a run counts and says: `WIDE` where `RANGE` was used, and `NARROW`.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    size: tuple[int, int]
+    remarks: tuple[str, ...] = ()
+
+
+def decode(data: bytes, recipe: Recipe) -> Picture:
+    """The graph's pixels of an encoded picture.
+
+    Raises:
+        DecodeError: Pillow cannot read it, it is larger than `MAX_PIXELS`, before or after the resize, or nothing says
+            which of its values are black and white.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Corrupt EXIF, odd palettes and the like are warnings to Pillow, and its pixels are what counts here.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+                size = (picture.height, picture.width)
+                _bounded(size, "has")
+                colours, remarks = rgb(picture)
+            return Picture(np.asarray(prepare(colours, recipe)), size, remarks)
+    except DecodeError:
+        raise
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise DecodeError(_unidentified(data)) from None
+    except Exception as error:  # Pillow's decoders raise whatever their parsers meet; one image is one image.
+        text = " ".join(str(error).split()).split("<_io.BytesIO")[0].strip()
+        raise DecodeError(text or type(error).__name__) from None
+
+
+def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture as RGB of 8 bits, and the remarks of `Picture`.
+
+    Raises:
+        DecodeError: nothing says which of its values are black and white.
+    """
+    grey, remarks = _eight_bits(picture) if picture.mode in _WIDE_MODES else (picture, ())
+    return grey.convert("RGB"), remarks
+
+
+def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
+    """Resize and crop an RGB picture by the recipe, as timm's evaluation transform does."""
+    height, width = resized(picture.height, picture.width, recipe)
+    _bounded((height, width), "would be resized to")
+    # torchvision's Resize leaves a picture alone whose size is right already.
+    if (picture.height, picture.width) != (height, width):
+        picture = picture.resize((width, height), _FILTERS[recipe.interpolation])
+    crop_height, crop_width = recipe.crop
+    if crop_height > height or crop_width > width:
+        missing_y, missing_x = max(0, crop_height - height), max(0, crop_width - width)
+        border = (missing_x // 2, missing_y // 2, (missing_x + 1) // 2, (missing_y + 1) // 2)
+        fill: Any = tuple(round(255 * v) for v in recipe.mean) if recipe.crop_mode == "border" else 0
+        picture = ImageOps.expand(picture, border, fill)
+        height, width = picture.height, picture.width
+    top = round((height - crop_height) / 2.0)
+    left = round((width - crop_width) / 2.0)
+    return picture.crop((left, top, left + crop_width, top + crop_height))
+
+
+def resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
+    """(height, width) of a picture after the recipe's resize."""
+    target_h, target_w = recipe.resize
+    if recipe.crop_mode == "squash":
+        return target_h, target_w
+    if recipe.crop_mode == "center" and target_h == target_w:
+        # torchvision: the shorter edge becomes the target, the longer one is truncated.
+        if width <= height:
+            return int(target_h * height / width), target_h
+        return target_h, int(target_h * width / height)
+    ratios = (height / target_h, width / target_w)
+    ratio = max(ratios) if recipe.crop_mode == "border" else min(ratios)
+    return round(height / ratio), round(width / ratio)
+
+
+def crop_box(height: int, width: int, recipe: Recipe) -> tuple[float, float, float, float]:
+    """Where the crop lies in the original picture: (top, left, bottom, right) in its pixels.
+
+    A border that padding added lies outside the picture.
+    """
+    new_height, new_width = resized(height, width, recipe)
+    crop_height, crop_width = recipe.crop
+    top = _offset(new_height, crop_height)
+    left = _offset(new_width, crop_width)
+    y, x = height / new_height, width / new_width
+    return top * y, left * x, (top + crop_height) * y, (left + crop_width) * x
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow has."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _eight_bits(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """A grey picture of more than 8 bits as 8, by `RANGE`, and what is to be said of it.
+
+    Integers lose their low bits, as Pillow does it with colours of 16 bits; floats are rounded, as scikit-image does.
+
+    Raises:
+        DecodeError: it has values below 0, a float above 1 or NaN, or all of it would become black.
+    """
+    tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        low, high, white = float(values.min()), float(values.max()), 1
+        if not (low >= 0 and high <= 1):
+            raise DecodeError(
+                f"has floating-point values from {low:g} to {high:g}, where 0 is black and 1 white; rescale them"
+            )
+        grey = np.rint(values * 255).astype(np.uint8)
+    else:
+        # Pillow spreads PGM's maxval and JPEG 2000's precision over 16 bits.
+        bits, signed = int(tags.get(BITS, (16,))[0]), tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+        if bits == 32 and not signed:
+            values = values.view(np.uint32)
+        low, high, white = int(values.min()), int(values.max()), (1 << (bits - signed)) - 1
+        if low < 0 or high > white:
+            raise DecodeError(f"has values from {low} to {high}, where 0 is black and {white} white; rescale them")
+        grey = (values >> (bits - signed - 8)).astype(np.uint8)
+    if high > 0 and not grey.any():
+        raise DecodeError(
+            f"has no value above {high:g}, where {white} is white, so that all of it would be black; rescale it"
+        )
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero; of 8 bits and less Pillow turns it round itself
+        grey = 255 - grey
+    return Image.fromarray(grey), (WIDE, NARROW) if 0 < high < white / 16 else (WIDE,)
+
+
+def _unidentified(data: bytes) -> str:
+    """What a file is that Pillow does not know, by its first bytes."""
+    if not data:
+        return "the file is empty"
+    if not any(data):
+        return "holds nothing but zero bytes: the copy or download went wrong"
+    begin = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for mark, what in _OTHERS.items():
+        if begin.startswith(mark.lower()):
+            return what
+    if data[128:132] == b"DICM":
+        return "is DICOM, which is not read; export it as PNG or TIFF"
+    known = next((name for mark, name in _MAGIC.items() if data.startswith(mark)), None)
+    if data[4:8] == b"ftyp":
+        known = _BRANDS.get(data[8:12], known)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        known = "WebP"
+    if known == "HEIC":
+        return "is HEIC, which is not read; convert it to JPEG or PNG"
+    if known:
+        such = " (such as 64-bit or coloured floats)" if known == "TIFF" else ""
+        return f"is {known}, but damaged or of a kind that is not read{such}"
+    return f"is in no image format that is read ({', '.join(FORMATS)})"
+
+
+def _offset(edge: int, crop: int) -> int:
+    return round((edge - crop) / 2.0) if edge >= crop else -((crop - edge) // 2)
+
+
+def _bounded(size: tuple[int, int], what: str) -> None:
+    if math.prod(size) > MAX_PIXELS:
+        raise DecodeError(f"{what} {size[1]}x{size[0]} pixels, more than the limit of {MAX_PIXELS}")
+    if 0 in size:
+        raise DecodeError(f"{what} {size[1]}x{size[0]} pixels")

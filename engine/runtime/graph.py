@@ -1,0 +1,204 @@
+"""The graph as a run wants it: its spec read, an epilogue appended, the rest pruned. The module that knows onnx."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, compose, helper, version_converter
+
+from ...errors import AttlasError
+from ...exporter.spec import METADATA_KEY, GraphSpec
+from .outputs import Form, Wanted
+
+__all__ = ["APPENDED", "TARGET", "appended_outputs", "graph_digest", "prepare", "read_spec"]
+
+_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+_FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+
+# The second input of a graph with gradients: (image) int64, a class each.
+TARGET = "target"
+
+# Before every name of an appended model, which is a stranger to the names of the graph.
+APPENDED = "appended:"
+
+
+def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """The model without its external weights.
+
+    Raises:
+        AttlasError: there is no such file, or it is no ONNX model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AttlasError(f"{path}: there is no such graph; `attlas export MODEL -o {path}` makes one")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        if not model.graph.output:
+            raise ValueError("no outputs")
+    except Exception:  # protobuf raises its own, onnx others
+        raise AttlasError(f"{path}: is no ONNX model") from None
+    return model
+
+
+def read_spec(path: str | os.PathLike[str]) -> GraphSpec:
+    """The spec in a graph's metadata.
+
+    Raises:
+        AttlasError: there is no such file, it is no ONNX model, has no metadata of ours, or of a newer format.
+    """
+    path = Path(path)
+    found = path.stat() if path.is_file() else None
+    return _spec(path, *((found.st_mtime_ns, found.st_size) if found else (0, 0)))
+
+
+# A run asks five times, and each time the whole file with its weights would be parsed.
+@functools.lru_cache(maxsize=8)
+def _spec(path: Path, _mtime_ns: int, _size: int) -> GraphSpec:
+    for entry in load(path).metadata_props:
+        if entry.key == METADATA_KEY:
+            return GraphSpec.from_json(entry.value, str(path))
+    raise AttlasError(
+        f"{path}: is an ONNX model without attlas metadata, so its recipe, grid and tokens are unknown; "
+        "export it with `attlas export`"
+    )
+
+
+def graph_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the graph's file and of its external weights."""
+    path = Path(path)
+    files = [path, *sorted({path.parent / name for name in _external(load(path))})]
+    hasher = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as handle:
+                while block := handle.read(1 << 24):
+                    hasher.update(block)
+        except OSError:
+            raise AttlasError(f"{file}: the graph's weights are missing; keep them beside {path.name}") from None
+    return hasher.hexdigest()
+
+
+def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: bytes | None = None) -> bytes:
+    """The graph in memory with exactly the `wanted` outputs, in that order, and behind them the appended model's.
+
+    What no wanted output needs is left to onnxruntime, which drops dead nodes on loading. External weights stay in
+    their files.
+
+    Args:
+        path: of the graph.
+        wanted: the outputs, and in what form.
+        appended: an ONNX model whose inputs are named like outputs of the graph and are float32 or float16, in which
+            form they are handed to it. Its outputs come under their names with `APPENDED` before them.
+
+    Raises:
+        AttlasError: an output is wanted that the graph does not have, or the model does not fit it.
+    """
+    model = load(path)
+    graph = model.graph
+    have = {o.name: o for o in graph.output}
+    made: dict[str, onnx.ValueInfoProto] = dict(have)
+
+    def form(want: Wanted) -> onnx.ValueInfoProto:
+        if want.source not in have:
+            raise AttlasError(f"{path}: has no output {want.source}; it has {', '.join(have)}")
+        if want.name not in made:
+            made[want.name] = _append(graph, want)
+        return made[want.name]
+
+    outputs = [form(want) for want in wanted]
+    if not any(want.source.startswith("gradient.") for want in wanted):
+        _fix_target(graph)
+    if appended is not None:
+        outputs += _splice(model, appended, form, str(path))
+    del graph.output[:]
+    graph.output.extend(outputs)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def appended_outputs(appended: bytes) -> dict[str, tuple[tuple[int, ...], str]]:
+    """For every output of a model to append its shape without the image axis, and numpy's name of its dtype."""
+    found = {}
+    for output in onnx.load_from_string(appended).graph.output:
+        kind = output.type.tensor_type
+        shape = tuple(dim.dim_value for dim in kind.shape.dim[1:])
+        found[output.name] = (shape, helper.tensor_dtype_to_np_dtype(kind.elem_type).name)
+    return found
+
+
+def _splice(
+    model: onnx.ModelProto, appended: bytes, form: Callable[[Wanted], onnx.ValueInfoProto], where: str
+) -> list[onnx.ValueInfoProto]:
+    """Put an appended model behind the graph, and return its outputs."""
+    version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    addition = onnx.load_from_string(appended)
+    try:
+        if any(o.version != version for o in addition.opset_import):
+            addition = version_converter.convert_version(addition, version)
+        addition = compose.add_prefix(addition, APPENDED)
+    except Exception as error:  # onnx's converters raise what they like
+        raise AttlasError(f"{where}: the statistics do not fit its opset {version} ({error})") from None
+    graph = model.graph
+    for entry in addition.graph.input:
+        kind = _FORMS[entry.type.tensor_type.elem_type]
+        value = form(Wanted(entry.name.removeprefix(APPENDED), kind))
+        graph.node.append(helper.make_node("Identity", [value.name], [entry.name], name=entry.name))
+    graph.node.extend(addition.graph.node)
+    graph.initializer.extend(addition.graph.initializer)
+    return list(addition.graph.output)
+
+
+def _append(graph: onnx.GraphProto, want: Wanted) -> onnx.ValueInfoProto:
+    """Append the nodes that bring one output into the wanted form."""
+    value = want.source
+    # Before what is appended for this output alone.
+    stem = want.name.removesuffix(f":{want.form}")
+
+    def add(op: str, inputs: list[str], result: str, **attributes: Any) -> str:
+        graph.node.append(helper.make_node(op, inputs, [result], name=result, **attributes))
+        return result
+
+    def constant(name: str, kind: int, dims: list[int], values: list[float]) -> str:
+        if all(i.name != name for i in graph.initializer):
+            graph.initializer.append(helper.make_tensor(name, kind, dims, values))
+        return name
+
+    if want.times:
+        value = add("Mul", [value, want.times], f"{stem}:product")
+    if want.positive:
+        value = add("Relu", [value], f"{stem}:above")
+    if want.head_mean:
+        axes = constant("attlas.head_axis", TensorProto.INT64, [1], [1])
+        value = add("ReduceMean", [value, axes], stem, keepdims=0)
+    if want.form == "uint8":
+        value = add("Sqrt", [value], f"{value}:root")
+        value = add("Mul", [value, constant("attlas.255", TensorProto.FLOAT, [], [255.0])], f"{value}:scaled")
+        value = add("Round", [value], f"{value}:rounded")
+    value = add("Cast", [value], want.name, to=_TYPES[want.form])
+    return helper.make_tensor_value_info(value, _TYPES[want.form], None)
+
+
+def _fix_target(graph: onnx.GraphProto) -> None:
+    """Where no gradient is wanted the classes to derive are no input, and what leads to gradients is dead."""
+    for i, entry in enumerate(graph.input):
+        if entry.name == TARGET:
+            del graph.input[i]
+            graph.initializer.append(helper.make_tensor(TARGET, TensorProto.INT64, [1], [-1]))
+            return
+
+
+def _external(model: onnx.ModelProto) -> set[str]:
+    """The files that hold the model's external weights, relative to it."""
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }

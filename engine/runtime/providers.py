@@ -1,0 +1,170 @@
+"""Which execution provider of onnxruntime runs a graph, and what each needs: another one is an entry of `PROVIDERS`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from ...errors import AttlasError, UsageError
+
+__all__ = [
+    "CPU", "CUDA", "TENSORRT", "Provider", "accelerates", "cores", "create_session", "find", "on_cards", "providers",
+    "resolve_provider",
+]  # fmt: skip
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """What a run needs to know of one.
+
+    Attributes:
+        name: onnxruntime's.
+        options: what it is told.
+        environment: what its libraries are told, unless the user has said something else.
+        device: where outputs live until they are fetched, in onnxruntime's words; empty where a run copies by itself.
+        then: the provider that takes what this one does not, before the CPU does.
+        cards: whether it runs on the cards that CUDA_VISIBLE_DEVICES names.
+        left_out: optimisers of onnxruntime's that are not to run on float16 graphs.
+    """
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    then: str = ""
+    cards: bool = False
+    left_out: tuple[str, ...] = ()
+
+
+PROVIDERS = (
+    # It computes half precision between casts, and drops those that undo each other. Merging equal casts hides such
+    # pairs, so that a value would be rounded or not by what else reads it.
+    Provider(CPU, left_out=("CommonSubexpressionElimination",)),
+    Provider(
+        CUDA,
+        # TF32 rounds the scores to 10 bits; the search for convolution algorithms costs seconds per shape.
+        {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+        device="cuda",
+        cards=True,
+    ),
+    Provider(
+        TENSORRT,
+        # Nothing is rounded that the graph does not round, and no file is left anywhere: an engine is built for the
+        # run's one batch shape, which takes minutes, once a run.
+        {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"},
+        # It multiplies float32 in TF32 unless the driver forbids it; onnxruntime has no option for that.
+        {"NVIDIA_TF32_OVERRIDE": "0"},
+        device="cuda",
+        then=CUDA,
+        cards=True,
+    ),
+)
+
+# Set once: onnxruntime reports by exceptions here, never by lines on somebody's terminal.
+ort.set_default_logger_severity(4)
+
+
+def find(name: str) -> Provider:
+    """What is known of a provider; of any other there is nothing to know."""
+    return next((one for one in PROVIDERS if one.name == name), Provider(name))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def providers() -> list[str]:
+    """The names onnxruntime reports, whether or not they work on this machine."""
+    return list(ort.get_available_providers())
+
+
+def resolve_provider(provider: str) -> list[str]:
+    """The execution providers to try, best first, for `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+
+    Raises:
+        UsageError: onnxruntime has no such provider.
+    """
+    known = {p.removesuffix("ExecutionProvider").lower(): p for p in providers()}
+    wanted = provider.lower().removesuffix("executionprovider")
+    if wanted == "auto":
+        return [CUDA, CPU] if CUDA in known.values() and _has_driver() else [CPU]
+    if wanted not in known:
+        raise UsageError(f"--provider {provider}: this onnxruntime has {', '.join(sorted(known))}")
+    return [known[wanted]]
+
+
+def accelerates(provider: str) -> bool:
+    """Whether what is asked for is no CPU."""
+    return resolve_provider(provider)[0] != CPU
+
+
+def on_cards(provider: str) -> bool:
+    """Whether what is asked for runs on cards, of which each worker may have its own."""
+    return find(resolve_provider(provider)[0]).cards
+
+
+def create_session(
+    model: bytes, options: Any, candidates: Sequence[str], path: Path, *, strict: bool, half: bool
+) -> Any:
+    """A session on the first candidate that works.
+
+    Args:
+        model: the graph.
+        options: onnxruntime's.
+        candidates: names of providers, best first.
+        path: of the graph, for errors.
+        strict: anything but the first candidate is an error.
+        half: the graph computes in float16.
+
+    Raises:
+        AttlasError: onnxruntime cannot load it, or `strict` and it fell back.
+    """
+    first = find(candidates[0])
+    for name, value in first.environment.items():
+        os.environ.setdefault(name, value)
+    if first.cards and hasattr(ort, "preload_dlls"):
+        # Finds the CUDA libraries that pip installed; what it cannot find is reported by the check below.
+        with contextlib.suppress(Exception):
+            ort.preload_dlls()
+    chosen = [find(name) for name in dict.fromkeys([*candidates, *([first.then] if first.then else []), CPU])]
+    try:
+        session = ort.InferenceSession(
+            model,
+            options,
+            providers=[(one.name, dict(one.options)) for one in chosen],
+            disabled_optimizers=list(first.left_out) if half else [],
+        )
+    except Exception as error:  # onnxruntime's own exception types share no base but Exception
+        reason = " ".join(str(error).split())
+        raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None
+    if strict and session.get_providers()[0] != first.name:
+        raise AttlasError(
+            f"{first.name} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: "
+            "`attlas doctor` says what is missing (`pip install attlas[gpu]` brings the CUDA libraries)"
+        )
+    return session
+
+
+def _has_driver() -> bool:
+    """Whether an NVIDIA driver can be loaded: without one, trying CUDA only costs time."""
+    names = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
+    try:
+        ctypes.CDLL(names[sys.platform])
+    except (KeyError, OSError):
+        return False
+    return True

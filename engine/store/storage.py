@@ -1,0 +1,388 @@
+"""The storage of a store: a folder or a bucket, and what each guarantees for a file that is written.
+
+A folder has renames, locks and a page cache that a power failure empties. An object store has none of them: once a put
+is answered the file is there, whole and for good, and a put can be told to fail if there is one already. The key of a
+file is its path within the store, with `/`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from ...errors import AttlasError
+from ..sources import files, remote
+
+__all__ = ["ROOT", "Bucket", "Disk", "Storage", "Url", "locate", "storage_at"]
+
+ROOT = "zarr.json"  # a store is there when this file is, and it is laid out last
+CLAIM = "run/.layout"
+DELETED = b"deleted"
+REQUESTS = 16  # at once
+SYNCS = 4  # at once: a file system brings several files to the disk in one go
+
+
+class Url(str):
+    """The address of something that fsspec reaches, such as `s3://bucket/name.zarr`."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.rpartition("/")[2]
+
+    def exists(self) -> bool:
+        """Whether a store is there.
+
+        Raises:
+            AttlasError: it cannot be reached.
+        """
+        try:
+            return Bucket(self).occupied()
+        except OSError as error:
+            raise AttlasError(f"{self}: cannot be read ({error})") from None
+
+
+def locate(where: str | os.PathLike[str]) -> Path | Url:
+    """A URL as it is, and anything else, `file://` included, as a path of this machine."""
+    text = files.place(where)
+    return Url(text.rstrip("/")) if files.is_url(text) else Path(text)
+
+
+class Storage(Protocol):
+    """A folder or a bucket. Whatever fails raises OSError."""
+
+    @property
+    def path(self) -> Path | Url:
+        """Where it is."""
+
+    def occupied(self) -> bool:
+        """Whether there is a store, or something that no store may be written over."""
+
+    def claimed(self) -> bool:
+        """Whether a store is being laid out or deleted there."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a file of that key."""
+
+    def read(self, key: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    def names(self, folder: str) -> list[str]:
+        """The names of what is directly in a folder, in no order; none if there is no such folder."""
+
+    def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """(key, bytes) of every file below a folder, in no order."""
+
+    def write(self, key: str, *parts: bytes) -> None:
+        """Write a file: atomic, so that no reader and no crash sees half of it."""
+
+    def send(self, key: str, *parts: bytes) -> None:
+        """Write a file in the background: it is there, or has failed, when `keep` returns for it."""
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """Make files that were written or sent survive a power failure from here on; nobody reads them soon."""
+
+    def mark(self, key: str, data: bytes) -> None:
+        """Write a small file that survives a power failure from here on."""
+
+    def delete(self, key: str) -> None:
+        """Delete a file, if it is there."""
+
+    def clear(self, folder: str) -> None:
+        """Delete everything below a folder."""
+
+    def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
+        """Write a new store's files where there is nothing, `ROOT` last; returns whether this call did it.
+
+        Args:
+            objects: bytes by key.
+            identity: equal for all who lay out the same store.
+
+        Raises:
+            AttlasError: something else is there, or is being laid out.
+        """
+
+    def remove(self) -> None:
+        """Delete the store; at no moment does a part of it look like a whole one."""
+
+    def sweep(self) -> int:
+        """Delete what killed writers left half written; returns the number of files."""
+
+
+def storage_at(where: str | os.PathLike[str]) -> Storage:
+    """The folder or bucket of a store."""
+    path = locate(where)
+    return Disk(path) if isinstance(path, Path) else Bucket(path)
+
+
+class Disk:
+    """A folder of this machine, or of a file system that behaves like one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._syncs = ThreadPoolExecutor(SYNCS, "sync")
+        self._sent: dict[str, Future[None]] = {}
+
+    def occupied(self) -> bool:
+        """See `Storage`."""
+        return self.path.exists()
+
+    def claimed(self) -> bool:
+        """See `Storage`. All of it happens beside its path."""
+        return False
+
+    def exists(self, key: str) -> bool:
+        """See `Storage`."""
+        return (self.path / key).is_file()
+
+    def read(self, key: str) -> bytes:
+        """See `Storage`."""
+        return (self.path / key).read_bytes()
+
+    def names(self, folder: str) -> list[str]:
+        """See `Storage`."""
+        try:
+            with os.scandir(self.path / folder) as entries:
+                return [entry.name for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """See `Storage`."""
+        for found in (self.path / folder).rglob("*"):
+            if found.is_file():
+                yield found.relative_to(self.path).as_posix(), found.stat().st_size
+
+    def write(self, key: str, *parts: bytes) -> None:
+        """See `Storage`."""
+        target = self.path / key
+        beside = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+        try:
+            file = beside.open("wb")
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = beside.open("wb")
+        with file:
+            file.writelines(parts)
+        beside.replace(target)
+
+    def send(self, key: str, *parts: bytes) -> None:
+        """See `Storage`. It is in the page cache at once, and on its way to the disk."""
+        self.write(key, *parts)
+        self._sent[key] = self._syncs.submit(_sync, self.path / key, forget=True)
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """See `Storage`."""
+        for key in keys:
+            sent = self._sent.pop(key, None)
+            if sent is None:
+                _sync(self.path / key, forget=True)
+            else:
+                sent.result()
+
+    def mark(self, key: str, data: bytes) -> None:
+        """See `Storage`."""
+        self.write(key, data)
+        _sync(self.path / key)
+        _sync_entries((self.path / key).parent)
+
+    def delete(self, key: str) -> None:
+        """See `Storage`."""
+        (self.path / key).unlink(missing_ok=True)
+
+    def clear(self, folder: str) -> None:
+        """See `Storage`."""
+        if (self.path / folder).exists():
+            shutil.rmtree(self.path / folder)
+
+    def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
+        """See `Storage`. It is laid out beside its path and renamed."""
+        # A process number alone could be that of a process of another machine.
+        beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for key, data in objects.items():
+                target = beside / key
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+                _sync(target)
+            beside.rename(self.path)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            if self.exists(ROOT):
+                return False
+            raise
+        _sync_entries(self.path.parent)
+        return True
+
+    def remove(self) -> None:
+        """See `Storage`."""
+        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.deleted")
+        self.path.rename(aside)
+        shutil.rmtree(aside)
+
+    def sweep(self) -> int:
+        """See `Storage`."""
+        leftovers = list(self.path.rglob("*.partial"))
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+        return len(leftovers)
+
+
+class Bucket:
+    """An object store by URL. Requests that fail are repeated, by the library that speaks to it and then here."""
+
+    def __init__(self, path: Url) -> None:
+        self.path = path
+        self._requests = ThreadPoolExecutor(REQUESTS)
+        self._room = threading.Semaphore(2 * REQUESTS)  # what is held in memory
+        self._sent: dict[str, Future[None]] = {}
+
+    def __reduce__(self) -> tuple[type[Bucket], tuple[Url]]:
+        return Bucket, (self.path,)
+
+    def occupied(self) -> bool:
+        """See `Storage`."""
+        return self.exists(ROOT)
+
+    def claimed(self) -> bool:
+        """See `Storage`."""
+        return self._claim() is not None
+
+    def exists(self, key: str) -> bool:
+        """See `Storage`."""
+        return files.persist(lambda: remote.stamp(self._url(key))) is not None
+
+    def read(self, key: str) -> bytes:
+        """See `Storage`."""
+        return files.persist(lambda: remote.read(self._url(key)))
+
+    def names(self, folder: str) -> list[str]:
+        """See `Storage`."""
+        return files.persist(lambda: remote.names(self._url(folder)))
+
+    def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """See `Storage`."""
+        for key, size, _ in files.persist(lambda: list(remote.listing(self._url(folder)))):
+            yield f"{folder}/{key}" if folder else key, size
+
+    def write(self, key: str, *parts: bytes) -> None:
+        """See `Storage`."""
+        data = b"".join(parts)
+        files.persist(lambda: remote.write(self._url(key), data))
+
+    def send(self, key: str, *parts: bytes) -> None:
+        """See `Storage`. A put takes some 50 ms however small it is, so that many are under way at once."""
+        self._room.acquire()
+        sent = self._requests.submit(self.write, key, *parts)
+        sent.add_done_callback(lambda _: self._room.release())
+        self._sent[key] = sent
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """See `Storage`. A put that was answered is kept."""
+        for key in keys:
+            if (sent := self._sent.pop(key, None)) is not None:
+                sent.result()
+
+    def mark(self, key: str, data: bytes) -> None:
+        """See `Storage`."""
+        self.write(key, data)
+
+    def delete(self, key: str) -> None:
+        """See `Storage`."""
+        files.persist(lambda: remote.delete([self._url(key)]))
+
+    def clear(self, folder: str) -> None:
+        """See `Storage`."""
+        self._delete([key for key, _ in self.listing(folder)])
+
+    def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
+        """See `Storage`.
+
+        The claim comes first, so that only runs of the same layout write at once; the root comes last. Both are
+        created only if they do not exist. The same call completes a layout that was stopped in between.
+        """
+        claim = self._claim()
+        if claim == DELETED:
+            self._empty()
+        # Another run may lay out between these looks. Its claim comes before all that is listed of it: look once more.
+        elif claim is None and not self.exists(ROOT) and any(self.listing()) and self._claim() is None:
+            raise AttlasError(f"{self.path}: holds something that is no attention store; choose another output")
+        if not self._create(CLAIM, identity) and self._claim() != identity:
+            if self.exists(ROOT):
+                return False
+            raise AttlasError(
+                f"{self.path}: another run is being laid out here, or was stopped while it was; run again in a moment, "
+                "choose another output, or --overwrite"
+            )
+        list(self._requests.map(lambda key: self._create(key, objects[key]), (k for k in objects if k != ROOT)))
+        return self._create(ROOT, objects[ROOT])
+
+    def remove(self) -> None:
+        """See `Storage`. The claim becomes the mark of a deletion, which the next layout would complete."""
+        self.write(CLAIM, DELETED)
+        self._empty()
+
+    def sweep(self) -> int:
+        """See `Storage`. A put that was cut off leaves nothing."""
+        return 0
+
+    def _url(self, key: str) -> str:
+        return f"{self.path}/{key}" if key else self.path
+
+    def _claim(self) -> bytes | None:
+        try:
+            return self.read(CLAIM)
+        except FileNotFoundError:
+            return None
+
+    def _create(self, key: str, data: bytes) -> bool:
+        """Put a file where none is; whether there was none."""
+        try:
+            files.persist(lambda: remote.write(self._url(key), data, exclusive=True))
+        except FileExistsError:
+            return False
+        return True
+
+    def _empty(self) -> None:
+        """Delete everything: the root first and the mark of the deletion last."""
+        self.delete(ROOT)
+        self._delete([key for key, _ in self.listing() if key != CLAIM])
+        self.delete(CLAIM)
+
+    def _delete(self, keys: list[str]) -> None:
+        if keys:
+            files.persist(lambda: remote.delete([self._url(key) for key in keys]))
+
+
+def _sync(path: Path, *, forget: bool = False) -> None:
+    """Make a file durable, and have the page cache forget it where asked.
+
+    A run writes more than memory holds, and new pages cost it up to ten times what those do that another file has just
+    left (docs/engine.md).
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        if forget and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_entries(folder: Path) -> None:
+    """Make the entries of a folder durable, where the system can."""
+    if os.name == "posix":
+        _sync(folder)

@@ -1,0 +1,425 @@
+"""The attention store: what it promises.
+
+A store is a Zarr v3 group in a folder or a bucket. Every array names its dimensions and begins with the spec of the
+graph and the plan in the group's attributes. The group `run` holds the done-marks: a unit counts only when its mark is
+there, and the mark is written last, after the unit's chunks are where a power failure leaves them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import AttlasError
+from ...exporter.spec import FORMAT, GraphSpec
+from ..plan import Plan, digest
+from . import arrays as layouts
+from .arrays import Array
+from .locks import recording, unwritten
+from .schema import FLOAT16_ATTRS, LARGE, LAYERED, ArraySpec, Template
+from .storage import ROOT, Storage, Url, storage_at
+
+__all__ = ["FLOAT16_ATTRS", "LARGE", "LAYERED", "ArraySpec", "DamagedError", "Store", "Template", "read_attrs"]
+
+KIND = "attlas.store"
+MARKS = "run/done"
+
+
+class DamagedError(AttlasError):
+    """What is stored is not what was written."""
+
+
+class Store:
+    """A store opened for reading, or by a run for writing.
+
+    Attributes:
+        path: where it lies: a path of this machine, or a URL.
+        storage: the same, for reading and writing files by key.
+        spec: of the graph that made it.
+        plan: of the run that made it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
+        """Open an existing store.
+
+        Raises:
+            AttlasError: there is no store of ours at `path`, or it has a newer format.
+        """
+        self.storage: Storage = storage_at(path)
+        self.path: Path | Url = self.storage.path
+        attrs = read_attrs(self.storage)
+        self.spec = GraphSpec.from_dict(attrs["spec"], str(path))
+        self.plan = Plan.from_dict(attrs["plan"])
+        self._writable = writable
+        self._open()
+
+    def _open(self) -> None:
+        with _reading(self.path, "its metadata"):
+            self._group = layouts.opened(self.storage, writable=self._writable)
+            self._names = frozenset(self._group.array_keys())
+        self._arrays: dict[str, Array] = {}
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The group's attributes: `attlas_format`, `spec`, `plan`, `dataset`, `versions` and what analysis added."""
+        return dict(self._group.attrs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the arrays, sorted."""
+        return tuple(sorted(self._names))
+
+    @property
+    def zarr(self) -> Any:
+        """What `zarr.open_group` and xarray open."""
+        return layouts.zarr_store(self.storage)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def array(self, name: str) -> Array:
+        """The zarr array of that name, for slicing; `run/done` reaches into the group `run`.
+
+        Raises:
+            AttlasError: there is none.
+        """
+        if name not in self._arrays:
+            try:
+                with _reading(self.path, name):
+                    self._arrays[name] = layouts.member(self._group, name)
+            except KeyError:
+                raise AttlasError(f"{self.path}: holds no {name}; it has {', '.join(self.names)}") from None
+        return self._arrays[name]
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        """The dimension names of an array."""
+        metadata: Any = self.array(name).metadata
+        return tuple(metadata.dimension_names or ())
+
+    def read(self, name: str, selection: Any = ()) -> npt.NDArray[Any]:
+        """Part of an array, in the dtype it is stored in; the whole of it by default.
+
+        Raises:
+            DamagedError: what is stored there does not decode.
+            AttlasError: it cannot be read now, or there is no such array.
+        """
+        array = self.array(name)
+        rows, *inner = (selection or (slice(None),)) if isinstance(selection, tuple) else (selection,)
+        plain = isinstance(rows, slice) and rows.step is None and array.ndim and array.chunks[1:] == array.shape[1:]
+        # zarr spends half a millisecond on a chunk, and these arrays have a small one for every unit. From a bucket
+        # it fetches many at once, which counts for more there.
+        if plain and isinstance(self.path, Path) and layouts.encoded(array):
+            return self._read_rows(name, array, range(*rows.indices(array.shape[0])), tuple(inner))
+        with _reading(self.path, name):
+            return np.asarray(array[selection])
+
+    def _read_rows(self, name: str, array: Array, rows: range, inner: tuple[Any, ...]) -> npt.NDArray[Any]:
+        """`read` of whole rows, or of what `inner` selects of each, chunk by chunk in the caller's thread."""
+        chunk, long = np.empty(array.chunks, array.dtype), array.chunks[0]
+        found = np.empty((len(rows), *chunk[0][inner].shape), array.dtype)
+        for k in range(rows.start // long, -(-rows.stop // long)) if rows else ():
+            if not self.read_chunk(name, (k, *[0] * (array.ndim - 1)), chunk):
+                chunk.fill(array.fill_value)
+            first, last = max(rows.start, k * long), min(rows.stop, (k + 1) * long)
+            found[first - rows.start : last - rows.start] = chunk[(slice(first - k * long, last - k * long), *inner)]
+        return found
+
+    def chunk(self, name: str, index: Iterable[int]) -> bytes | None:
+        """A chunk as it is stored, compressed and with its checksum; None where none is, which means fill."""
+        with _reading(self.path, name):
+            try:
+                return self.storage.read(self.chunk_key(name, index))
+            except FileNotFoundError:
+                return None
+
+    def read_chunk(self, name: str, index: Iterable[int], out: npt.NDArray[Any]) -> bool:
+        """Decode a chunk in the caller's thread into `out`, of the chunk's shape.
+
+        False where there is none, or one that was laid out in another way.
+
+        Raises:
+            DamagedError: it does not decode.
+        """
+        if not layouts.encoded(self.array(name)) or (data := self.chunk(name, index)) is None:
+            return False
+        with _reading(self.path, name):
+            layouts.decode(data, out)
+        return True
+
+    @property
+    def done(self) -> npt.NDArray[np.bool_]:
+        """Which units are done: (unit), bool. Read anew at each call."""
+        done = np.zeros(self.plan.units, np.bool_)
+        # A mark's file is written whole and last, so that its being there is the mark; one listing costs what one
+        # read would.
+        with _reading(self.path, "what is done"):
+            marks = self.storage.names(MARKS)
+        found = [int(mark[2:]) for mark in marks if mark.startswith("c.") and mark[2:].isdigit()]
+        done[[k for k in found if k < done.size]] = True
+        return done
+
+    def is_done(self, k: int) -> bool:
+        """Whether unit k is marked."""
+        return self.storage.exists(mark_key(k))
+
+    @property
+    def done_images(self) -> npt.NDArray[np.bool_]:
+        """Which images lie in done units: (image), bool."""
+        return np.repeat(self.done, self.plan.unit)[: self.plan.images]
+
+    def batches(self) -> Iterator[range]:
+        """The batches of the units that are done, in order: what can be read now."""
+        for k in np.flatnonzero(self.done):
+            yield from self.plan.batches(int(k))
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        spec: GraphSpec,
+        plan: Plan,
+        arrays: Iterable[ArraySpec],
+        *,
+        values: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+    ) -> Store:
+        """Lay a store out: every array with its metadata, `values` written, no unit done.
+
+        Whatever happens, a store is there whole or not at all. Where another process lays one out at the same moment,
+        that one's is opened, if it is of the same plan.
+
+        Raises:
+            AttlasError: something else is at `path`, or it cannot be written.
+        """
+        storage = storage_at(path)
+        root = {"attlas_format": FORMAT, "kind": KIND, **attrs, "spec": spec.to_dict(), "plan": plan.to_dict()}
+        done = ArraySpec("run/done", ("unit",), (plan.units,), (1,), "uint8", 0)
+        try:
+            files = layouts.laid_out(root, [*arrays, done], values)
+            metadata = {key: data.decode() for key, data in files.items() if key.endswith(ROOT) and key != ROOT}
+            made = storage.lay_out(files, digest([root["plan"], metadata]).encode())
+        except OSError as error:
+            raise AttlasError(f"{storage.path}: cannot be written ({_one_line(error)})") from None
+        store = cls(path, writable=True)
+        if not made and digest([store.plan.to_dict()]) != digest([root["plan"]]):
+            raise AttlasError(
+                f"{storage.path}: another process laid out another run here just now; choose another output"
+            )
+        return store
+
+    @staticmethod
+    def remove(path: str | os.PathLike[str]) -> None:
+        """Delete the store at `path`, if there is one, or what is left of one that was being laid out or deleted.
+
+        Raises:
+            AttlasError: what is there is no store of ours, is being written, or cannot be deleted.
+        """
+        storage = storage_at(path)
+        try:
+            if storage.occupied():
+                read_attrs(storage)
+            elif not storage.claimed():
+                return
+            with unwritten(storage.path):
+                storage.remove()
+        except OSError as error:
+            raise AttlasError(f"{storage.path}: cannot be deleted ({_one_line(error)})") from None
+
+    def write(
+        self, name: str, start: int, block: npt.NDArray[Any], layer: slice | None = None, *, later: bool = False
+    ) -> None:
+        """Write `block`, whose first axis is image, from image `start` on; one layer alone where `layer` is given.
+
+        With `later`, it is there, or has failed, once its unit is marked done.
+
+        What is exactly one chunk, and a run writes nothing else, is encoded and written in the caller's thread. The
+        bytes are those that zarr writes; its own way leads over an event loop and two further threads for each chunk,
+        where a run spent 44 % of its workers' time waiting.
+        """
+        array = self.array(name)
+        first = array.chunks[0]
+        index = (start // first, layer.start if layer else 0, *[0] * (array.ndim - 2))[: array.ndim]
+        known = layouts.encoded(array)
+        whole = known and start % first == 0 and (len(block) == first or first > len(block) == array.shape[0] - start)
+        if whole and block.shape[1:] == array.chunks[1:]:
+            write = self.storage.send if later else self.storage.write
+            write(self.chunk_key(name, index), *layouts.encode(array, block))
+        else:
+            where: Any = slice(start, start + len(block))
+            array[where if layer is None else (where, layer)] = block
+
+    def mark_done(self, k: int) -> None:
+        """Mark unit k done, durably: its chunks reach the disk before the mark does."""
+        self.storage.keep(self.unit_keys(k))
+        array = self.array(MARKS)
+        if layouts.encoded(array):
+            data = b"".join(layouts.encode(array, np.ones(1, np.uint8)))
+        else:
+            array[k] = 1
+            data = self.storage.read(mark_key(k))
+        self.storage.mark(mark_key(k), data)
+
+    def reopen(self, k: int) -> None:
+        """Take unit k's mark away, so that the next run does it again.
+
+        Raises:
+            AttlasError: it cannot be written.
+        """
+        try:
+            self.storage.delete(mark_key(k))
+        except OSError as error:
+            raise AttlasError(f"{self.path}: cannot be written ({_one_line(error)})") from None
+
+    def chunk_key(self, name: str, index: Iterable[int]) -> str:
+        """The chunk of that index by its key in the storage."""
+        return layouts.chunk_key(name, index, self.array(name))
+
+    def chunk_path(self, name: str, index: Iterable[int]) -> Path:
+        """The chunk of that index as a file; of stores on this machine."""
+        return Path(self.path) / self.chunk_key(name, index)
+
+    def unit_keys(self, k: int) -> Iterator[str]:
+        """The chunks that unit k writes, in every array whose first dimension is image, and its pictures."""
+        images = self.plan.unit_range(k)
+        for name, dim in self.unit_arrays():
+            array = self.array(name)
+            if dim == "sample":
+                first: Iterable[int] = (index for index, _ in self.plan.sampled(images))
+            else:
+                first = range(images.start // array.chunks[0], -(-images.stop // array.chunks[0]))
+            rest: list[Iterable[int]] = [
+                range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)
+            ]
+            if name in LAYERED and "layer" in self.dims(name):
+                # Layers that are not kept have no chunks: they read as fill.
+                rest[0] = self.kept_layers
+            for index in itertools.product(first, *rest):
+                yield self.chunk_key(name, index)
+
+    @functools.cached_property
+    def kept_layers(self) -> list[int]:
+        """The indices on the layer axis whose attention was kept."""
+        kept = self.attrs["kept"]["layers"]
+        return [index for index, layer in enumerate(self.spec.layers) if layer in kept]
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - the layout never changes while a run writes
+    def unit_arrays(self) -> list[tuple[str, str]]:
+        """(name, first dimension) of the arrays whose chunks belong to units."""
+        analyzed = self.attrs.get("analyzed", ())
+        fixed = FIXED.union(self.attrs.get("columns", ()))
+        found = [(name, (*self.dims(name), "")[0]) for name in self.names if name not in fixed]
+        return [(name, dim) for name, dim in found if dim in ("image", "sample") and name not in analyzed]
+
+    def add(self, arrays: Sequence[ArraySpec], values: Mapping[str, Any] = {}) -> None:
+        """Add arrays to a finished layout (analysis does), in place of those of the same name, all of them at once.
+
+        Whatever stops it leaves the old arrays as they were; those that are there and get no values stay. Names land in
+        the attribute `analyzed`: they belong to the analysis and not to the run's units.
+
+        Raises:
+            AttlasError: one bears the name of an array of the run.
+            OSError: it cannot be written.
+        """
+        with recording(self.path):
+            self._open()
+            analyzed = self.attrs.get("analyzed", ())
+            for array in arrays:
+                if array.name in self and array.name not in analyzed:
+                    raise AttlasError(f"{self.path}: {array.name} was written by the run and is not replaced")
+            layouts.join(self.storage, arrays, values, {"analyzed": sorted({*analyzed, *(a.name for a in arrays)})})
+        self._open()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the runs recorded of themselves: versions, provider, seconds per stage. Read anew at each call."""
+        try:
+            data = json.loads(self.storage.read(f"run/{ROOT}"))
+        except (OSError, ValueError):
+            return {}
+        return dict(data.get("attributes", {}))
+
+    def record_run(self, entry: Mapping[str, Any]) -> None:
+        """Add what a run says of itself to the record, behind what others said.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with recording(self.path):
+            data = json.loads(self.storage.read(f"run/{ROOT}"))
+            data.setdefault("attributes", {}).setdefault("runs", []).append(dict(entry))
+            self.storage.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
+
+    def sweep(self) -> int:
+        """Remove what a killed writer left half written; returns how many files."""
+        return self.storage.sweep()
+
+
+def mark_key(k: int) -> str:
+    """The file whose being there says that unit k is done."""
+    return layouts.chunk_key(MARKS, [k])
+
+
+# Written whole when the store is laid out, so that no unit owns their chunks.
+FIXED = frozenset({"path", "label", "label_class", "sample"})
+
+
+def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
+    """The attributes of the store at a path, or in a storage.
+
+    Raises:
+        AttlasError: there is nothing, no store of ours, or one of a newer format; or it cannot be read.
+    """
+    storage = storage_at(where) if isinstance(where, str | os.PathLike) else where
+    path = storage.path
+    try:
+        data = storage.read(ROOT)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.exists():
+            raise AttlasError(
+                f"{path}: there is no such store; `attlas run GRAPH.onnx IMAGES -o {path}` makes one"
+            ) from None
+        if isinstance(path, Url):
+            raise AttlasError(f"{path}: cannot be read ({_one_line(error)})") from None
+        data = b""
+    try:
+        attrs: dict[str, Any] = json.loads(data)["attributes"]
+    except (ValueError, KeyError, TypeError):
+        raise AttlasError(f"{path}: is no attention store (it has no readable zarr.json)") from None
+    if attrs.get("kind") != KIND or not {"spec", "plan"} <= attrs.keys():
+        raise AttlasError(f"{path}: is a zarr group, but no attention store")
+    if attrs.get("attlas_format", 0) > FORMAT:
+        raise AttlasError(
+            f"{path}: written in format {attrs['attlas_format']}, this attlas reads up to {FORMAT}; "
+            "install a newer attlas"
+        )
+    return attrs
+
+
+@contextlib.contextmanager
+def _reading(path: Path | Url, what: str) -> Iterator[None]:
+    """Say what is damaged, and what only cannot be reached."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and isinstance(path, Url):
+            raise AttlasError(f"{path}: {what} cannot be read now ({_one_line(error)})") from None
+        raise DamagedError(
+            f"{path}: {what} does not read ({_one_line(error)}); `attlas verify --repair` reopens its units"
+        ) from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

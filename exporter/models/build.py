@@ -1,0 +1,396 @@
+"""The one module that knows timm: its names, and building a model with its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import logging
+import math
+import os
+import socket
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from timm.layers import set_fused_attn, use_fused_attn
+from timm.models import get_pretrained_cfg, model_entrypoint, split_model_name_tag
+from torch import nn
+
+from ...errors import AttlasError, UsageError, first_line
+from ..spec import ClassName, Recipe, Weights
+from .checkpoint import StateDict, choose, locate, read
+from .recipe import override, pair
+from .weights import digest, load_into
+
+__all__ = ["MODULES", "Model", "build", "indivisible", "names", "refusal"]
+
+# The modules of timm whose models attend over all patches. Others are refused by what their blocks show, not by name.
+MODULES = (
+    "vision_transformer",
+    "deit",
+    "eva",
+    "beit",
+    "vision_transformer_relpos",
+    "vision_transformer_hybrid",
+    "naflexvit",
+    "deepseek_vit",
+    "qwen3_vit",
+    "gemma4_vit",
+    "cait",
+    "vitamin",
+)
+
+# Above any image-text projection in timm (1,280 wide), below any set of classes that is not ImageNet's.
+_WIDEST_PROJECTION = 2048
+
+
+@dataclass(frozen=True)
+class Model:
+    """A built model and what its pretrained tag says.
+
+    `head` names the first output: `logits` where the head gives classes, `features` where there is no head or where
+    it projects to a space shared with text. `resized` says that another picture size than the tag's was asked for.
+    `key` is the part of the checkpoint that was taken, see `Weights`; `notes` says so, and what else was there.
+    """
+
+    module: nn.Module
+    name: str
+    tag: str
+    source: Literal["pretrained", "checkpoint", "random"]
+    image_size: tuple[int, int]
+    recipe: Recipe
+    classes: tuple[ClassName, ...]
+    head: Literal["logits", "features"]
+    resized: bool
+    key: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """With its tag, as timm writes it."""
+        return f"{self.name}.{self.tag}" if self.tag else self.name
+
+    def weights(self) -> Weights:
+        """Source and hash of the weights as they are now."""
+        return Weights(self.source, digest(self.module), self.key)
+
+
+def names() -> list[str]:
+    """Every architecture of timm's modules with global attention over patches, and each with every pretrained tag."""
+    found: set[str] = set()
+    for module in MODULES:
+        with contextlib.suppress(RuntimeError):  # an older timm may lack the newest families
+            found.update(timm.list_models(module=module))
+    return sorted(found | {name for name in timm.list_pretrained() if split_model_name_tag(name)[0] in found})
+
+
+def build(
+    model: str,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+    random_init: bool = False,
+    seed: int = 0,
+    img_size: object = None,
+    preprocess: str | Mapping[str, object] | None = None,
+    num_classes: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Model:
+    """A timm model in eval mode whose attention is not fused, with its weights.
+
+    Args:
+        model: timm's name, with or without a pretrained tag (`vit_base_patch16_224.dino`).
+        checkpoint: weights from this file (safetensors, or a torch state dict), or from a part of it (`FILE:KEY`);
+            goes before `pretrained`.
+        pretrained: the tag's weights, by timm.
+        random_init: timm's own initialisation instead.
+        seed: of the random weights.
+        img_size: edge, or (height, width); position embeddings are resampled by timm.
+        preprocess: replaces parts of the tag's recipe, see `recipe.override`.
+        num_classes: of a checkpoint's head; 0 for none.
+        model_kwargs: passed on to timm; for tests, which need small models.
+
+    Raises:
+        UsageError: an unknown model or tag, contradicting options, a size the model does not take, no such file.
+        AttlasError: the weights cannot be had or do not fit.
+    """
+    name, tag = _known(model)
+    source = _source(checkpoint, pretrained, random_init, num_classes)
+    config = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+    cfg: dict[str, Any] = config.to_dict() if config is not None else {}
+    size = None if img_size is None else pair(img_size, "--img-size")
+    kwargs = dict(model_kwargs or {})
+    if size is not None:
+        kwargs["img_size"] = size
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
+    if source == "pretrained":
+        _reach(full, cfg)
+    # A file that cannot be read is told before the model is built.
+    path, key = (None, "") if checkpoint is None else locate(checkpoint)
+    flat = None if path is None else read(path)
+    module = _create(name if not cfg.get("tag") else full, source == "pretrained", seed, kwargs)
+    notes: list[str] = []
+    if path is not None and flat is not None:
+        choice = choose(flat, key, module.state_dict(), lambda state: _convert(name, module, state), path)
+        load_into(module, choice, path, classifier=_classifier(cfg), resample=size is not None)
+        key, notes = choice.key, choice.notes(path)
+    image_size = size or _input_size(module, cfg, kwargs)
+    recipe = _recipe(cfg, image_size)
+    if preprocess is not None:
+        recipe = override(recipe, preprocess)
+        _check_crop(module, recipe, image_size)
+    classes, head = _classes(module, cfg, num_classes)
+    resized, tag = size is not None, cfg.get("tag") or ""
+    return Model(module, name, tag, source, image_size, recipe, classes, head, resized, key, tuple(notes))
+
+
+def refusal(model: str, reason: str) -> UsageError:
+    """The one line that says why a model has no maps to export, and which of those that have is called most like it."""
+    near = difflib.get_close_matches(split_model_name_tag(model)[0], [n for n in names() if "." not in n], n=1)
+    return UsageError(
+        f"{model}: cannot be exported: {reason}; models with global attention over patches can "
+        f"({f'such as {near[0]}; ' if near else ''}`attlas models` lists them)"
+    )
+
+
+def indivisible(name: str, size: tuple[int, int], token: tuple[int, int]) -> UsageError:
+    """A picture size that whole tokens do not cover, and the nearest that they do."""
+    return UsageError(
+        f"--img-size {size[0]},{size[1]}: {name}'s tokens of {_edges(token)} pixels do not divide it; the nearest size "
+        f"that they do is {_nearest(size, token)}"
+    )
+
+
+# Names and sources ---------------------------------------------------------------------------------------------------
+
+
+def _known(model: str) -> tuple[str, str]:
+    """Architecture and tag of a name timm knows."""
+    plain = model.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
+    name, tag = split_model_name_tag(plain)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "`attlas models` lists what can be exported"
+        raise UsageError(f"{model}: timm {timm.__version__} has no model of that name; {hint}")
+    tags = [t.partition(".")[2] for t in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        near = difflib.get_close_matches(tag, tags, n=3, cutoff=0.3) or tags[:3]
+        hint = f"it has {', '.join(near)}" if near else "it has none"
+        raise UsageError(f"{model}: {name} has no pretrained tag {tag!r}; {hint}")
+    return name, tag
+
+
+def _source(
+    checkpoint: object, pretrained: bool, random_init: bool, num_classes: int | None
+) -> Literal["pretrained", "checkpoint", "random"]:
+    if checkpoint is not None and random_init:
+        raise UsageError("--checkpoint and --random-init exclude each other; pass one of them")
+    if num_classes is not None and num_classes < 0:
+        raise UsageError(f"--num-classes {num_classes}: pass 0 for no head, or the head's number of classes")
+    if checkpoint is not None:
+        return "checkpoint"
+    if random_init:
+        return "random"
+    if not pretrained:
+        raise UsageError("no weights asked for: pass --checkpoint FILE, --pretrained or --random-init")
+    if num_classes:
+        raise UsageError(
+            f"--num-classes {num_classes}: pretrained weights would leave a new head random; pass the checkpoint "
+            "that has this head with --checkpoint FILE, or 0 for no head"
+        )
+    return "pretrained"
+
+
+def _reach(name: str, cfg: Mapping[str, Any]) -> None:
+    """Fail at once where the hub's name does not resolve: its own client would retry for 46 seconds before it does."""
+    if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
+        raise UsageError(f"{name}: has no pretrained weights; pass --checkpoint FILE or --random-init")
+    if not cfg.get("hf_hub_id") or urllib.request.getproxies():
+        return
+    hub = importlib.import_module("huggingface_hub")
+    files = (cfg.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
+    if any(isinstance(hub.try_to_load_from_cache(cfg["hf_hub_id"], f), str) for f in files if f):
+        return
+    if hub.constants.HF_HUB_OFFLINE:
+        raise _no_weights(name, "HF_HUB_OFFLINE is set and they are not in the cache")
+    host = urllib.parse.urlsplit(hub.constants.ENDPOINT).hostname or ""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        raise _no_weights(name, f"{host} cannot be reached") from None
+
+
+def _no_weights(name: str, cause: str) -> AttlasError:
+    return AttlasError(
+        f"{name}: its pretrained weights cannot be downloaded: {cause}; pass --checkpoint FILE with weights you have, "
+        "or --random-init to do without"
+    )
+
+
+def _create(name: str, pretrained: bool, seed: int, kwargs: Mapping[str, Any]) -> nn.Module:
+    with _plain_attention(), _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            module = timm.create_model(name, pretrained=pretrained, **kwargs)
+        except Exception as error:
+            _refuse_size(name, kwargs)
+            if pretrained:
+                raise _no_weights(name, first_line(error)) from error
+            raise UsageError(
+                f"{name}: timm does not build it with {_options(kwargs)}: {first_line(error)}; leave these options out"
+            ) from error
+    return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _options(kwargs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in kwargs.items()) or "its defaults"
+
+
+def _refuse_size(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Name the nearest picture size that fits, if it is the size that the model does not take."""
+    if (asked := kwargs.get("img_size")) is None:
+        return
+    try:
+        with torch.device("meta"), _quiet():
+            token = _token_size(timm.create_model(name, **{k: v for k, v in kwargs.items() if k != "img_size"}))
+    except Exception:  # it is not the size, or not alone
+        return
+    size = pair(asked, "--img-size")
+    if token is not None and (size[0] % token[0] or size[1] % token[1]):
+        raise indivisible(name, size, token) from None
+
+
+def _nearest(size: tuple[int, int], token: tuple[int, int]) -> str:
+    """The size of whole tokens, one at least, that is nearest; as options take it."""
+    return ",".join(str(max(1, round(edge / unit)) * unit) for edge, unit in zip(size, token, strict=True))
+
+
+def _edges(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Have blocks built without the fused kernel, which never shows its probabilities; timm decides as it builds."""
+    enabled, experimental = bool(use_fused_attn()), bool(use_fused_attn(experimental=True))
+    set_fused_attn(False)
+    try:
+        yield
+    finally:
+        set_fused_attn(enabled, experimental)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and log lines of the libraries underneath: what the user must know is raised."""
+    logger, level = logging.getLogger("timm"), logging.getLogger("timm").level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _classifier(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the head's modules."""
+    named = cfg.get("classifier") or "head"
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _convert(name: str, module: nn.Module, state: StateDict) -> StateDict:
+    """The family's own conversion of published checkpoints, as timm applies it to what it downloads."""
+    family = importlib.import_module(model_entrypoint(name).__module__)
+    kind = "classifier" if type(module).__name__.endswith("Classifier") else "encoder"
+    for candidate in ("checkpoint_filter_fn", f"checkpoint_filter_fn_{kind}"):
+        if (function := getattr(family, candidate, None)) is not None:
+            with _quiet():
+                converted: StateDict = dict(function(state, module))
+            return converted
+    return state
+
+
+# What the tag says ---------------------------------------------------------------------------------------------------
+
+
+def _input_size(module: nn.Module, cfg: Mapping[str, Any], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    own = kwargs.get("img_size") or getattr(getattr(module, "patch_embed", None), "img_size", None)
+    size = own or tuple(cfg.get("input_size") or (3, 224, 224))[-2:]
+    return pair(size, "input size")
+
+
+def _recipe(cfg: Mapping[str, Any], image_size: tuple[int, int]) -> Recipe:
+    """The evaluation transform timm gives this tag, at this size: resize to floor(size / crop_pct), then crop."""
+    data = resolve_data_config({"input_size": (3, *image_size)}, pretrained_cfg=dict(cfg))
+    height, width = image_size
+    return Recipe(
+        resize=(math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])),
+        crop=image_size,
+        crop_mode=data["crop_mode"] or "center",
+        interpolation=data["interpolation"],
+        mean=tuple(float(v) for v in data["mean"]),  # type: ignore[arg-type]
+        std=tuple(float(v) for v in data["std"]),  # type: ignore[arg-type]
+    )
+
+
+def _token_size(module: nn.Module) -> tuple[int, int] | None:
+    """(height, width) in pixels of one token, stem and patch together, where the model says."""
+    for part in module.modules():
+        embed = getattr(part, "patch_embed", None) or getattr(part, "embeds", None)
+        if embed is None:
+            continue
+        ratio = getattr(embed, "feat_ratio", None)
+        found = ratio(as_scalar=False) if ratio is not None else getattr(embed, "patch_size", None)
+        if found is not None:
+            return pair(found, "patch size")
+    return None
+
+
+def _check_crop(module: nn.Module, recipe: Recipe, image_size: tuple[int, int]) -> None:
+    """The crop is what the graph takes, and whole tokens cover it."""
+    if recipe.crop == image_size:
+        return
+    crop, token = recipe.crop, _token_size(module)
+    if token is not None and (crop[0] % token[0] or crop[1] % token[1]):
+        near = _nearest(crop, token)
+        raise UsageError(
+            f"--preprocess: crop {_edges(crop)} is no multiple of the model's tokens of {_edges(token)} pixels; pass "
+            f"crop={near.replace(',', 'x')} and --img-size {near}"
+        )
+    raise UsageError(
+        f"--preprocess: crop {_edges(crop)} is not the graph's input {_edges(image_size)}; pass --img-size "
+        f"{crop[0]},{crop[1]} as well"
+    )
+
+
+def _classes(
+    module: nn.Module, cfg: Mapping[str, Any], asked: int | None
+) -> tuple[tuple[ClassName, ...], Literal["logits", "features"]]:
+    """The classes' names, and whether the head gives classes at all."""
+    count = int(getattr(module, "num_classes", 0) or 0)
+    if count <= 0:
+        return (), "features"
+    own = count == cfg.get("num_classes")
+    subset = infer_imagenet_subset({"num_classes": count}) if own else None
+    if subset is None:
+        # An image-text model's "classes" are the width of its projection.
+        projection = own and asked is None and count < _WIDEST_PROJECTION
+        return (), "features" if projection else "logits"
+    info = ImageNetInfo(subset)
+    names = zip(info.label_names(), info.label_descriptions(), strict=True)
+    return tuple(ClassName(i, n) for i, n in names), "logits"

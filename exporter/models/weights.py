@@ -1,0 +1,109 @@
+"""Weights from a checkpoint, matched with the model's key by key; and the hash that names a model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import AttlasError
+from .checkpoint import Choice, StateDict, foreign, parts
+
+__all__ = ["digest", "load_into"]
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 over the state dict's sorted names, dtypes, shapes and bytes: equal weights, equal text."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Sequence[str], resample: bool) -> None:
+    """Load every weight, or none.
+
+    Args:
+        module: the model that takes them.
+        choice: the weights, as `checkpoint.choose` gives them.
+        where: the file, for errors.
+        classifier: the names of the head's modules.
+        resample: whether the conversion may have resized position embeddings, because another image size was asked for.
+
+    Raises:
+        AttlasError: names or shapes differ: how many, the first three, and what to do; or a weight is NaN or infinite.
+    """
+    converted = choice.converted
+    _refuse_resampled(choice.state, converted, where, resample)
+    own = module.state_dict()
+    missing = sorted(own.keys() - converted.keys())
+    extra = sorted(converted.keys() - own.keys())
+    shapes = sorted(k for k in own.keys() & converted.keys() if own[k].shape != converted[k].shape)
+    if not (missing or extra or shapes):
+        _refuse_not_finite(converted, where)
+        module.load_state_dict(converted, strict=True)
+        return
+    if (known := foreign(choice.state)) and len(missing) > len(own) / 2:
+        raise AttlasError(f"{where}: these are not the weights of this model: {known}")
+    said = []
+    if missing:
+        said.append(f"{len(missing)} keys of the model are missing ({_some(missing)})")
+    if extra:
+        said.append(f"{len(extra)} are unknown to it ({_some(extra)})")
+    if shapes:
+        each = [f"{k} {_shape(converted[k])} instead of {_shape(own[k])}" for k in shapes]
+        said.append(f"{len(shapes)} have another shape ({_some(each)})")
+    part = f" ({choice.key})" if choice.key else ""
+    remedy = _remedy({*missing, *extra, *shapes}, converted, classifier)
+    if len(missing) == len(own):
+        remedy += f", or their place in the file as FILE:KEY (it holds {parts(choice.state)})"
+    raise AttlasError(f"{where}{part}: these are not the weights of this model: {'; '.join(said)}; {remedy}")
+
+
+def _refuse_not_finite(state: StateDict, where: Path) -> None:
+    """Weights that are no numbers would only show as a graph that cannot be compared."""
+    wrong = [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if wrong:
+        raise AttlasError(
+            f"{where}: {len(wrong)} of its {len(state)} tensors hold NaN or infinity ({_some(wrong)}): the training "
+            "diverged or the file is damaged; pass an earlier checkpoint"
+        )
+
+
+def _remedy(differing: set[str], state: StateDict, classifier: Sequence[str]) -> str:
+    """What to do about keys that differ: where only the head does, the class count is what is wrong."""
+    if all(key.startswith(tuple(f"{c}." for c in classifier)) for key in differing):
+        weight = next((state[f"{c}.weight"] for c in classifier if f"{c}.weight" in state), None)
+        return f"only the head differs: pass --num-classes {0 if weight is None else weight.shape[0]}"
+    return "name the model that they belong to"
+
+
+def _refuse_resampled(state: StateDict, converted: StateDict, where: Path, allowed: bool) -> None:
+    """Refuse what timm does silently: it resizes embeddings, and another model's weights would load without a word."""
+    # The patch first: another patch size changes the positions too.
+    for key in sorted(state.keys() & converted.keys(), key=lambda k: ("patch_embed" not in k, k)):
+        before, after = state[key], converted[key]
+        if before.numel() == after.numel():
+            continue
+        if "patch_embed" in key:
+            raise AttlasError(
+                f"{where}: {key} is {_shape(before)}, this model's is {_shape(after)}: the weights belong to a model "
+                "of another patch size; name that one"
+            )
+        if not allowed:
+            raise AttlasError(
+                f"{where}: {key} is {_shape(before)}, this model's is {_shape(after)}: the weights belong to another "
+                "image size; name that model, or pass --img-size to have the positions resampled"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -1,0 +1,167 @@
+"""What a block does with its attention: the values that it weighs, and what it adds to the residual stream.
+
+Attention times values is projected and added to the stream that entered the block. These steps are the same in every
+family, while the modules around them are not; so they are followed function by function in the block's own forward
+pass. A block that does something else on the way is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from ...errors import UsageError
+from ..spec import NORMS
+from .attention import Taps
+
+__all__ = ["Branches"]
+
+
+@dataclass
+class _Branch:
+    """One block's attention branch in one forward pass.
+
+    `values` (image, head, key, channel) and `mixed` (image, head, query, channel), their weighted sums, per attention
+    of the block; `projected` what its output projection takes and its weight; `added` what joins `stream`.
+    """
+
+    stream: Tensor
+    values: list[Tensor] = field(default_factory=list)
+    mixed: list[Tensor] = field(default_factory=list)
+    projected: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    weighing: bool = False
+    added: Tensor | None = None
+    joined: Tensor | None = None
+    left: object = None
+
+
+class Branches(TorchFunctionMode):
+    """Inside this context a forward pass of the tapped model leaves every block's branch here."""
+
+    def __init__(self, taps: Taps) -> None:
+        super().__init__()
+        self.taps = taps
+        self.of: dict[int, _Branch] = {}
+        self._now: _Branch | None = None
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> Branches:
+        self.of.clear()
+        for layer, owners in self.taps.owners.items():
+            block = self.taps.blocks[layer]
+            self._hooks.append(block.register_forward_pre_hook(self._entering(layer)))
+            self._hooks += [o.get_submodule("attn_drop").register_forward_hook(self._weighing) for o in owners]
+            self._hooks.append(block.register_forward_hook(self._leaving))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._now = None
+
+    def _entering(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
+            self._now = self.of[layer] = _Branch(given[0])
+
+        return hook
+
+    def _weighing(self, module: nn.Module, given: object, output: Tensor) -> None:
+        if self._now is not None:
+            self._now.weighing = True
+
+    def _leaving(self, module: nn.Module, given: object, output: object) -> None:
+        if self._now is not None:
+            self._now.left, self._now = output, None
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, and keep it where it is the next step of a branch."""
+        result = function(*args, **(kwargs or {}))
+        branch, name = self._now, getattr(function, "__name__", "")
+        if branch is None:
+            return result
+        if name == "matmul" and branch.weighing:
+            # Attention was seen just before: what it is multiplied by are the values.
+            branch.weighing = False
+            branch.values.append(args[1])
+            branch.mixed.append(result)
+        elif name == "linear" and len(branch.projected) < len(branch.values):
+            branch.projected.append((args[0], args[1]))
+        elif name == "add" and branch.added is None and branch.projected:
+            other = [a for a in args[:2] if a is not branch.stream]
+            if len(other) == 1 and isinstance(other[0], Tensor):
+                branch.added, branch.joined = other[0], result
+        return result
+
+    def check(self) -> None:
+        """Every block of the last forward pass must have taken the steps that the norms are of.
+
+        Raises:
+            UsageError: a block goes another way, with the reason.
+        """
+        for layer, owners in self.taps.owners.items():
+            branch = self.of[layer]
+            if branch.added is None or len(branch.values) != len(owners):
+                raise self._refusal(f"block {layer} does not add its attention to the tokens that entered it")
+            if branch.joined is branch.left:
+                raise self._refusal(f"in block {layer} attention and MLP share one branch and one projection")
+            for mixed, (taken, _) in zip(branch.mixed, branch.projected, strict=True):
+                if not torch.equal(mixed.transpose(1, 2).flatten(2), taken):
+                    raise self._refusal(
+                        f"block {layer} normalises or gates the weighted sum of the values before its output "
+                        "projection, so that a single key's contribution has no norm of its own"
+                    )
+
+    def _refusal(self, reason: str) -> UsageError:
+        return UsageError(f"{self.taps.name}: --norms: {reason}; export it without")
+
+    def factor(self, layer: int) -> Tensor:
+        """What gives values the norm that their head's slice W of the projection gives: (head, channel, channel).
+
+        W = Q R with orthonormal columns of Q, so that ||W v|| = ||R v||, for a twelfth of the work in a usual model.
+        From the weights of the last forward pass, in float64, rounded to their dtype.
+        """
+        found = []
+        for values, (_, weight) in zip(self.of[layer].values, self.of[layer].projected, strict=True):
+            heads, channels = values.shape[1], values.shape[3]
+            by_head = weight.view(-1, heads, channels).transpose(0, 1)
+            found.append(torch.linalg.qr(by_head.double(), mode="r").R.transpose(1, 2).to(weight.dtype))
+        return torch.cat(found)
+
+    def outputs(self, factors: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """The norms by name, of the last forward pass, which is forgotten.
+
+        `value_norm.L` (image, head, key): the norm of each key's value vector times its head's slice of the output
+        projection, without the bias: ||f(x)|| of Kobayashi et al. 2020 (arXiv 2004.10102), where attention times it is
+        the norm of what a key contributes. `branch_ratio.L` (image, token): the norm of what the attention branch
+        adds to the stream over the norm of the stream that entered the block. `token_norm.L` (image, token): the
+        latter.
+
+        Args:
+            factors: `factor` of each layer that is wanted.
+        """
+        found = {name: dict[int, Tensor]() for name in NORMS}
+        for layer, factor in factors.items():
+            branch = self.of[layer]
+            assert branch.added is not None
+            values = branch.values[0] if len(branch.values) == 1 else torch.cat(branch.values, dim=1)
+            found["value_norm"][layer] = _norm(values @ factor)
+            entered = _norm(branch.stream)
+            found["branch_ratio"][layer] = _norm(branch.added) / entered
+            found["token_norm"][layer] = entered
+        self.of.clear()
+        return {f"{name}.{layer}": value for name, each in found.items() for layer, value in each.items()}
+
+
+def _norm(tokens: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(tokens, dim=-1)
+    return norms

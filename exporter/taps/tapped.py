@@ -1,0 +1,121 @@
+"""The model as it is traced: from uint8 pictures to its outputs and maps."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...errors import UsageError, first_line
+from ..models.build import Model
+from .attention import Seen, Taps
+from .facts import Facts
+from .norms import Branches
+from .pictures import pictures
+
+__all__ = ["Tapped"]
+
+
+class Tapped(nn.Module):
+    """The model from uint8 pictures to its outputs and maps, in the order of `names`."""
+
+    def __init__(self, built: Model, taps: Taps, facts: Facts, layers: tuple[int, ...], *, norms: bool = False) -> None:
+        super().__init__()
+        self.model = built.module
+        self.taps = taps
+        self.facts = facts
+        self.layers = layers
+        self.branches = Branches(taps) if norms else None
+        self.head = built.head
+        self.image_size = built.image_size
+        for name, values in (("mean", built.recipe.mean), ("std", built.recipe.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("position", facts.position_embedding, persistent=False)
+        seen, out = self._first_look(built)
+        taps.check(seen, 2, facts.tokens)
+        if seen.tokens is None or seen.tokens.shape[1] != facts.tokens + bool(taps.class_owners):
+            raise taps.refusal(f"its last block does not give the {facts.tokens} tokens of its maps")
+        if self.branches is not None:
+            self.branches.check()
+            for layer in layers:
+                self.register_buffer(f"value_factor_{layer}", self.branches.factor(layer), persistent=False)
+        self.mixed = _mixed(seen)
+        self.has_pool = seen.pool is not None
+        # For names and shapes alone: the numbers of a large model are gigabytes.
+        self.examples = {name: value.to("meta") for name, value in self.outputs(seen, out).items()}
+
+    @property
+    def names(self) -> list[str]:
+        """The outputs, in order."""
+        return list(self.examples)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(image, y, x, 3) uint8 -> the outputs."""
+        return tuple(self.outputs(*self.look(self.pixels(image))).values())
+
+    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The outputs by name, from PyTorch."""
+        with torch.no_grad():
+            values = self(torch.from_numpy(images))
+        return {name: value.numpy() for name, value in zip(self.names, values, strict=True)}
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """(image, y, x, 3) uint8 -> what the model takes: (image, channel, y, x) float32, normalised."""
+        # The same operations in the same order as timm's transform, so that pixels are equal to the last bit.
+        pixels = image.permute(0, 3, 1, 2).to(torch.float32) / 255
+        return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def look(self, pixels: Tensor) -> tuple[Seen, Tensor]:
+        """What one forward pass shows, and what the model returns."""
+        with self.taps.recording() as seen, self.branches or contextlib.nullcontext():
+            out = self.model(pixels)
+        return seen, out
+
+    def _first_look(self, built: Model) -> tuple[Seen, Tensor]:
+        try:
+            with torch.no_grad():
+                return self.look(self.pixels(torch.from_numpy(pictures(2, built.image_size))))
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            height, width = built.image_size
+            raise UsageError(
+                f"{built.full_name}: does not take a picture of {height}x{width}: {first_line(error)}"
+            ) from error
+
+    def outputs(self, seen: Seen, out: Tensor) -> dict[str, Tensor]:
+        """The outputs by name, from what a forward pass showed and returned."""
+        assert seen.tokens is not None
+        # A class token with blocks of its own comes before the tokens of the maps.
+        named = {self.head: self.pooled(out), "tokens": seen.tokens[:, -self.facts.tokens :]}
+        named |= {f"attention.{layer}": seen.attention(layer) for layer in self.layers}
+        named |= {f"class_attention.{layer}": a for layer, a in enumerate(seen.class_maps)}
+        if self.branches is not None:
+            named |= self.branches.outputs({n: self.get_buffer(f"value_factor_{n}") for n in self.layers})
+        if seen.pool is not None:
+            unseen = self.facts.tokens - seen.pool.shape[-1]
+            # A pool that reads the patches alone gives the prefix no weight; so all keys are the same axis.
+            named["pool_attention"] = nn.functional.pad(seen.pool, (unseen, 0)) if unseen else seen.pool
+        if self.facts.position_embedding is not None:
+            named["position_embedding"] = self.get_buffer("position").clone()
+        return named
+
+    def pooled(self, out: Tensor) -> Tensor:
+        """One vector an image. A model that does not pool is read at its class token, or else at its patches' mean."""
+        if out.ndim == 2:
+            return out
+        tokens = out.flatten(1, -2)
+        if tokens.shape[1] == self.facts.tokens and "class" in self.facts.prefix:
+            return tokens[:, 0]
+        prefix = len(self.facts.prefix) if tokens.shape[1] == self.facts.tokens else 0
+        return tokens[:, prefix:].mean(1)
+
+
+def _mixed(seen: Seen) -> bool:
+    """Whether any map is no distribution over keys: measured, so that no list of such families can be out of date."""
+    for layer in seen.maps:
+        a = seen.attention(layer)
+        if bool((a < 0).any()) or float((a.sum(-1) - 1).abs().max()) > 1e-3:
+            return True
+    return False

@@ -1,0 +1,437 @@
+"""One ONNX file that gives a model's logits and every attention map, and says what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import mmap
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import timm
+import torch
+from torch import nn
+
+from ...errors import AttlasError, UsageError, first_line
+from ...progress import Show, Step, shows
+from ..models.build import Model, build
+from ..models.memory import refuse_too_large
+from ..spec import LARGEST_FILE, METADATA_KEY, GraphSpec, Output
+from ..taps.attention import Taps
+from ..taps.facts import Facts, describe, summarize
+from ..taps.gradients import Gradients
+from ..taps.tapped import Tapped
+from .half import to_float16
+from .parity import Parity, check, example
+from .tidy import adopt_constants, free_batch, name_constants, separate_square_weights, strip
+
+__all__ = ["ExportResult", "export", "export_model", "spec_path"]
+
+OPSET = 20
+STEPS = 4  # load, trace, write, compare: what progress counts
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What `export` wrote: the graph, the spec inside it, how far it is from PyTorch, the time and the size.
+
+    `notes` are lines that the user should read, such as which of a checkpoint's weights were taken.
+    """
+
+    path: Path
+    spec: GraphSpec
+    parity: Parity
+    seconds: float
+    bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@shows("steps")
+def export(
+    model: str,
+    output: str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+    random_init: bool = False,
+    seed: int = 0,
+    dtype: Literal["float32", "float16"] = "float32",
+    img_size: object = None,
+    preprocess: str | Mapping[str, object] | None = None,
+    layers: Sequence[int] | None = None,
+    gradients: bool = False,
+    norms: bool = False,
+    num_classes: int | None = None,
+    overwrite: bool = False,
+    progress: Show[str] = None,
+) -> ExportResult:
+    """Export a timm model to ONNX with its attention, and prove the file against PyTorch.
+
+    `docs/graph.md` has the input and the outputs: logits or features, tokens, a map for each block, and what else was
+    asked for.
+
+    Args:
+        model: timm's name, with or without a pretrained tag.
+        output: the graph, `NAME.onnx`; its spec goes beside it as `NAME.json`, and weights above 2 GB as
+            `NAME.onnx.data`.
+        checkpoint: weights from this file, safetensors or a torch state dict; or, as `FILE:KEY`, from its part of that
+            name (`model_ema`, `student`). Without a key running averages go before what they are the average of.
+        pretrained: the tag's own weights, where no other source is given.
+        random_init: random weights, drawn from `seed`.
+        seed: of the random weights.
+        dtype: in which the graph computes; float16 keeps softmax, norms and scores in float32.
+        img_size: edge or (height, width), where the tag's own is not wanted.
+        preprocess: replaces parts of the tag's recipe: `mean=..,std=..,resize=squash:256,crop=224`.
+        layers: the blocks whose attention is an output; all by default.
+        gradients: whether gradients are outputs too; of models that classify, in float32.
+        norms: whether norms of values, attention branches and tokens are outputs too.
+        num_classes: of the checkpoint's head; 0 for none.
+        overwrite: replace files that exist.
+        progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
+
+    Raises:
+        UsageError: the request is wrong: a value of another type, an unknown model, an existing file, a layer that does
+            not exist, a model without global attention over patches, gradients of a model without classes, a recipe
+            that belongs to no pixels in 0..1.
+        AttlasError: weights that cannot be had or do not fit, too little memory, or a graph that differs from PyTorch.
+            No file is left.
+    """
+    started = time.perf_counter()
+    _check_types(model, output, checkpoint, layers, seed, num_classes)
+    _check_dtype(dtype, gradients)
+    path = _target(_own(output), overwrite)
+    choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
+    recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
+    built = _loaded(model, progress, **choice, **recipe)
+    return export_model(
+        built,
+        path,
+        dtype=dtype,
+        layers=layers,
+        gradients=gradients,
+        norms=norms,
+        overwrite=overwrite,
+        progress=progress,
+        started=started,
+    )
+
+
+def _loaded(model: str, progress: Show[str], *, img_size: object, **choice: Any) -> Model:
+    """The model with its weights; arguments as for `build`."""
+    with _step(progress, f"loading {model}", 1) as end:
+        with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
+            refuse_too_large(summarize(model, img_size=img_size))
+        built = build(model, img_size=img_size, **choice)
+        part = f" ({built.key})" if built.key else ""
+        end(f"loaded {built.full_name}, {built.source} weights{part}")
+    return built
+
+
+def _own(place: str | os.PathLike[str]) -> Path:
+    """A path whose `~` is the user's folder; one that names no user stays as it is."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111 - pathlib raises for `~nobody`
+
+
+def export_model(
+    built: Model,
+    output: Path,
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+    layers: Sequence[int] | None = None,
+    gradients: bool = False,
+    norms: bool = False,
+    overwrite: bool = False,
+    progress: Show[str] = None,
+    started: float | None = None,
+) -> ExportResult:
+    """Export a model that is built already; arguments and errors as in `export`."""
+    started = time.perf_counter() if started is None else started
+    path = _target(output, overwrite)
+    _check_dtype(dtype, gradients)
+    _check_recipe(built)
+    taps = Taps(built.module, built.full_name)
+    facts = describe(built, taps)
+    chosen = _layers(layers, taps.depth, built.full_name)
+    with _step(progress, f"tracing {built.full_name}", 2) as end:
+        tapped = Tapped(built, taps, facts, chosen, norms=norms)
+        derived = Gradients(tapped, built.full_name) if gradients else None
+        spec = _spec(built, taps, facts, tapped, dtype, gradients)
+        graph = _trace(tapped, spec)
+        end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
+    with _beside(path) as folder:
+        draft = folder / path.name
+        with _step(progress, f"writing {path.name}", 3) as end:
+            _save(graph, draft, spec)
+            del graph
+            size = sum(f.stat().st_size for f in folder.iterdir())
+            end(f"wrote {size / 1e6:.1f} MB")
+        with _step(progress, "comparing with PyTorch", 4) as end:
+            parity = check(draft, spec, tapped.run if derived is None else derived.run)
+            end(f"compared on {parity.images} pictures")
+        _publish(folder, path)
+    return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
+
+
+@contextlib.contextmanager
+def _step(progress: Show[str], begin: str, number: int) -> Iterator[Callable[[str], None]]:
+    """Say that a step begins, and when it is done what it gave, with its seconds."""
+    say = progress if callable(progress) else (lambda _line: None)
+    started, ended = time.perf_counter(), begin
+    say(Step(begin, number, STEPS))
+
+    def end(line: str) -> None:
+        nonlocal ended
+        ended = line
+
+    yield end
+    say(f"{ended} in {time.perf_counter() - started:.0f} s")
+
+
+def spec_path(graph: Path) -> Path:
+    """Where the spec stands beside a graph: `deit.json` for `deit.onnx`."""
+    return graph.with_suffix(".json")
+
+
+def _check_types(
+    model: object, output: object, checkpoint: object, layers: object, seed: object, num_classes: object
+) -> None:
+    """Say what a value of another type should have been, before anything is done."""
+    if isinstance(model, nn.Module):
+        raise UsageError(
+            f"model: a {type(model).__name__} was given; pass timm's name of it, and its weights by "
+            "safetensors.torch.save_file(model.state_dict(), FILE) and checkpoint=FILE"
+        )
+    if isinstance(checkpoint, nn.Module | Mapping):
+        raise UsageError(
+            f"checkpoint: a {type(checkpoint).__name__} was given; save the state dict with "
+            "safetensors.torch.save_file and pass the file's path"
+        )
+    paths = (str, os.PathLike)
+    asked: tuple[tuple[str, object, tuple[type, ...], str], ...] = (
+        ("model", model, (str,), "timm's name of a model"),
+        ("output", output, paths, "the path of the graph, NAME.onnx"),
+        ("checkpoint", checkpoint, (*paths, type(None)), "the path of a file"),
+        ("seed", seed, (SupportsIndex,), "a whole number"),
+        ("num_classes", num_classes, (SupportsIndex, type(None)), "a whole number"),
+        ("layers", layers, (Collection, type(None)), "a list of whole numbers"),
+    )
+    for name, value, kinds, wanted in asked:
+        each = value if name == "layers" and isinstance(value, Collection) else ()
+        if not isinstance(value, kinds) or not all(isinstance(one, SupportsIndex) for one in each):
+            raise UsageError(f"{name}: pass {wanted}, not {_brief(value)}")
+
+
+def _brief(value: object) -> str:
+    text = repr(value).partition("\n")[0]
+    return f"{text[:60]} ({type(value).__name__})"
+
+
+def _check_dtype(dtype: str, gradients: bool) -> None:
+    if dtype not in ("float32", "float16"):
+        raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
+    if gradients and dtype != "float32":
+        raise UsageError("--gradients: most of a gradient lies below float16's smallest numbers; export in float32")
+
+
+def _check_recipe(built: Model) -> None:
+    """A recipe that was put into the model by hand is held to the same rules as one from the options."""
+    built.recipe.check(f"{built.full_name}: recipe")
+    if built.recipe.crop != built.image_size:
+        crop, size = ("x".join(map(str, edges)) for edges in (built.recipe.crop, built.image_size))
+        raise UsageError(f"{built.full_name}: recipe: crop {crop} is not the graph's input {size}; make them equal")
+
+
+def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, ...]:
+    chosen = tuple(range(depth)) if layers is None else tuple(sorted(set(layers)))
+    wrong = [layer for layer in chosen if not 0 <= layer < depth]
+    if wrong or not chosen:
+        asked = ", ".join(map(str, wrong)) or "none"
+        raise UsageError(f"--layers: {name} has layers 0 to {depth - 1}, asked for {asked}")
+    return chosen
+
+
+def _spec(
+    built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"], gradients: bool
+) -> GraphSpec:
+    dims = {
+        "logits": ("image", "class"),
+        "features": ("image", "feature"),
+        "tokens": ("image", "token", "channel"),
+        "attention": ("image", "head", "query", "key"),
+        "class_attention": ("image", "head", "class_query", "class_key"),
+        "pool_attention": ("image", "head", "pool_query", "key"),
+        "value_norm": ("image", "head", "key"),
+        "branch_ratio": ("image", "token"),
+        "token_norm": ("image", "token"),
+    }
+    outputs = []
+    for name, value in tapped.examples.items():
+        shape = tuple(value.shape)
+        if name == "position_embedding":
+            axis = "token" if shape[0] == facts.tokens else "patch"
+            outputs.append(Output(name, (axis, "channel"), shape))
+        else:
+            outputs.append(Output(name, dims[name.partition(".")[0]], (None, *shape[1:])))
+    if gradients:
+        maps = [o for o in outputs if o.name.startswith("attention.")]
+        outputs += [Output(o.name.replace("attention", "gradient"), o.dims, o.shape) for o in maps]
+    return GraphSpec(
+        model=built.name,
+        tag=built.tag,
+        weights=built.weights(),
+        dtype=dtype,
+        image_size=built.image_size,
+        recipe=built.recipe,
+        patch_size=facts.patch_size,
+        grid=facts.grid,
+        prefix=facts.prefix,
+        pooling=facts.pooling if facts.pooling != "pool" or tapped.has_pool else "none",
+        layers=tapped.layers,
+        depth=taps.depth,
+        heads=tapped.examples[f"attention.{tapped.layers[0]}"].shape[1],
+        attention_kind="mixed" if tapped.mixed else "probability",
+        position=facts.position,
+        outputs=tuple(outputs),
+        classes=built.classes if built.head == "logits" else (),
+        gradients=gradients,
+        norms=tapped.branches is not None,
+        versions={
+            "attlas": _version(),
+            "torch": torch.__version__.partition("+")[0],
+            "timm": timm.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+    )
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("attlas")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+# Tracing -------------------------------------------------------------------------------------------------------------
+
+
+def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
+    """The graph, with a dynamic batch, with the spec inside and nothing of this machine.
+
+    Traced with two images: with one, the exporter would bake the batch in.
+    """
+    given = {name: torch.from_numpy(values) for name, values in example(2, spec).items()}
+    module: nn.Module = tapped
+    try:
+        with _silence():
+            if spec.gradients:
+                module = Gradients(tapped, spec.name).module(**given)
+            program = torch.onnx.export(
+                module,
+                tuple(given.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(given),
+                output_names=[o.name for o in spec.outputs],
+                dynamic_shapes=tuple({0: "batch"} for _ in given),
+            )
+    except Exception as error:
+        raise AttlasError(
+            f"{spec.name}: torch {torch.__version__} cannot trace it to ONNX: {first_line(error)}"
+        ) from error
+    assert program is not None
+    model = program.model
+    adopt_constants(model.graph)
+    name_constants(model.graph)
+    if spec.gradients:
+        separate_square_weights(model.graph)
+    free_batch(model, spec)
+    strip(model)
+    model.producer_name, model.producer_version = "attlas", _version()
+    model.metadata_props[METADATA_KEY] = spec.to_json()
+    if spec.dtype == "float16":
+        to_float16(model)
+    return model
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter of torch talks on stdout, stderr, in warnings and logs; whoever calls a library wants none of it."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+def _target(path: Path, overwrite: bool) -> Path:
+    if path.suffix != ".onnx":
+        raise UsageError(f"{path}: a graph's name ends in .onnx")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+    for file in (path, spec_path(path)):
+        if file.exists() and not (overwrite and file.is_file()):
+            raise UsageError(f"{file}: exists already; pass --overwrite to replace it, or another name")
+    return path
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A folder on the same file system, for files that are not yet proven; it is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save(model: ir.Model, path: Path, spec: GraphSpec) -> None:
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if weights > LARGEST_FILE else None)
+    _refuse_paths(path, spec)
+    spec_path(path).write_text(spec.to_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _refuse_paths(path: Path, spec: GraphSpec) -> None:
+    """No file that is published tells where it was made."""
+    places = (Path.cwd(), Path.home(), path.parent.resolve(), Path(sys.prefix), Path(__file__).parents[1])
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # A root such as "/" says nothing, and its byte is in every file.
+        found = [str(p) for p in places if len(p.parts) > 2 and content.find(str(p).encode()) >= 0]
+    if found:
+        raise AttlasError(f"{spec.name}: the graph would hold the path {found[0]}; nothing was written")
+
+
+def _publish(folder: Path, path: Path) -> None:
+    """Move the proven files into place, the graph last: where it is, the others are."""
+    data = path.with_name(f"{path.name}.data")
+    made = [name for name in (data.name, spec_path(path).name, path.name) if (folder / name).exists()]
+    for name in made:
+        (folder / name).replace(path.with_name(name))
+    # An earlier graph's, which that graph needs until it is replaced.
+    if data.name not in made:
+        data.unlink(missing_ok=True)

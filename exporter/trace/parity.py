@@ -1,0 +1,225 @@
+"""Proof that a written graph is the model: the file, loaded in onnxruntime, against PyTorch on the same pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from ...errors import AttlasError, first_line
+from ..spec import NORMS, GraphSpec
+from ..taps.pictures import pictures
+
+__all__ = [
+    "LIMITS",
+    "Limits",
+    "Parity",
+    "check",
+    "compare",
+    "example",
+    "relative_difference",
+    "row_variation",
+]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a graph may differ by: rows of attention by total variation, the head's output relative to its largest.
+
+    `tie` is relative to the largest logit too: classes closer than that in PyTorch may change places.
+    """
+
+    row_max: float
+    head: float
+    tie: float
+
+
+LIMITS: dict[str, Limits] = {
+    "float32": Limits(row_max=1e-3, head=1e-3, tie=1e-5),
+    # Half precision carries 11 bits. Scores up to 26 were measured on trained models, where its step is 0.016; keeping
+    # softmax, norms and scores in float32 leaves the error of the tokens that enter them.
+    "float16": Limits(row_max=1e-1, head=5e-2, tie=1e-2),
+}
+
+# Gradients by autograd, relative to the largest of image and layer: the largest and the median difference.
+GRADIENT_MAX, GRADIENT_MEDIAN = 5e-4, 5e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far the graph is from PyTorch.
+
+    Attributes:
+        images: pictures compared, in one batch, of another size than the one the graph was traced with.
+        row_mean, row_max: total variation (half the L1 distance) per row of attention, over all layers, heads and
+            queries, the pool's and the class token's own maps included.
+        head: largest absolute difference of logits or features; `head_scale`: the largest of them.
+        top1: share of pictures with the same first class; 1.0 where there are no classes.
+        gradient_max, gradient_median: largest difference from autograd relative to the largest gradient, per image
+            and layer; the largest and the median of these. None where there are no gradients.
+        norm_max: largest difference of a norm relative to the largest of its kind, image and layer. None where there
+            are none.
+    """
+
+    images: int
+    row_mean: float
+    row_max: float
+    head: float
+    head_scale: float
+    top1: float
+    gradient_max: float | None = None
+    gradient_median: float | None = None
+    norm_max: float | None = None
+
+
+def check(path: Path, spec: GraphSpec, reference: Callable[..., Arrays], images: int = 3) -> Parity:
+    """Run the file and the model on the same pictures.
+
+    Args:
+        path: the ONNX file.
+        spec: what it promises.
+        reference: pictures (image, y, x, 3) uint8 -> the model's outputs by name; where the spec has gradients, it is
+            called with the classes (image) int64 too.
+        images: the batch's size; not 2, with which the graph is traced.
+
+    Raises:
+        AttlasError: the file does not load or run, or differs by more than `LIMITS` allow.
+    """
+    given = example(images, spec)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        values = session.run(None, given)
+    except Exception as error:
+        first = first_line(error).replace(str(path), path.name)
+        raise AttlasError(
+            f"{spec.name}: the exported graph does not run in onnxruntime {onnxruntime.__version__}: {first}; "
+            "nothing was written"
+        ) from error
+    outputs = dict(zip((o.name for o in session.get_outputs()), values, strict=True))
+    _same_outputs(outputs, spec, images)
+    return compare(outputs, reference(*given.values()), spec)
+
+
+def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
+    """The figures of two sets of outputs.
+
+    Raises:
+        AttlasError: they differ by more than `LIMITS` allow for the graph's dtype.
+    """
+    limits = LIMITS[spec.dtype]
+    maps = [name for name in outputs if name.partition(".")[0] in ("attention", "class_attention", "pool_attention")]
+    rows = [row_variation(outputs[name], expected[name]) for name in maps]
+    head = "logits" if "logits" in outputs else "features"
+    difference = np.abs(outputs[head] - expected[head]).max(-1)
+    scale = max(1.0, float(np.abs(expected[head]).max()))
+    same = np.ones(len(difference), bool)
+    if head == "logits":
+        same = _same_first(outputs[head], expected[head], limits.tie * scale)
+    figures = Parity(
+        images=len(expected[head]),
+        row_mean=float(np.concatenate([r.ravel() for r in rows]).mean()),
+        row_max=max(float(r.max()) for r in rows),
+        head=float(difference.max()),
+        head_scale=scale,
+        top1=float(same.mean()),
+    )
+    worst = maps[int(np.argmax([r.max() for r in rows]))]
+    # Written so that NaN fails too.
+    if not figures.row_max <= limits.row_max:
+        raise AttlasError(
+            f"{spec.name}: the exported graph is not the model: rows of {worst} differ from PyTorch by a total "
+            f"variation of up to {figures.row_max:.2g} (allowed {limits.row_max:g}); nothing was written"
+        )
+    if not figures.head <= limits.head * scale or figures.top1 < 1:
+        raise AttlasError(
+            f"{spec.name}: the exported graph is not the model: {head} differ from PyTorch by up to {figures.head:.2g} "
+            f"(largest {scale:.3g}), the first class agrees on {figures.top1:.0%} of the pictures; nothing was written"
+        )
+    if spec.gradients:
+        figures = _with_gradients(figures, outputs, expected, spec)
+    return _with_norms(figures, outputs, expected, spec) if spec.norms else figures
+
+
+def _with_gradients(figures: Parity, outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
+    each = relative_difference(outputs, expected, "gradient")
+    largest, median = float(each.max()), float(np.median(each))
+    # Written so that NaN fails too.
+    if not (largest <= GRADIENT_MAX and median <= GRADIENT_MEDIAN):
+        layer = spec.layers[int(each.max(1).argmax())]
+        raise AttlasError(
+            f"{spec.name}: the exported graph is not the model: gradients differ from autograd by up to {largest:.2g} "
+            f"of the largest of image and layer, in layer {layer}, {median:.2g} in the median (allowed "
+            f"{GRADIENT_MAX:g} and {GRADIENT_MEDIAN:g}); nothing was written"
+        )
+    return dataclasses.replace(figures, gradient_max=largest, gradient_median=median)
+
+
+def _with_norms(figures: Parity, outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
+    each = {name: float(relative_difference(outputs, expected, name).max()) for name in NORMS}
+    name, largest = max(each.items(), key=lambda item: item[1])
+    if not largest <= LIMITS[spec.dtype].head:
+        raise AttlasError(
+            f"{spec.name}: the exported graph is not the model: {name} differs from PyTorch by up to {largest:.2g} of "
+            f"the largest of image and layer (allowed {LIMITS[spec.dtype].head:g}); nothing was written"
+        )
+    return dataclasses.replace(figures, norm_max=largest)
+
+
+def relative_difference(outputs: Arrays, expected: Arrays, kind: str) -> NDArray[np.float64]:
+    """Largest difference of outputs `kind.L` relative to the largest of image and layer: (layer, image) float64.
+
+    Where all numbers of a layer are 0, as gradients of one that the head does not read, the difference itself.
+    """
+    found = []
+    for name in (n for n in expected if n.startswith(f"{kind}.")):
+        a, b = (values[name].astype(np.float64).reshape(len(values[name]), -1) for values in (outputs, expected))
+        scale = np.abs(b).max(1)
+        found.append(np.abs(a - b).max(1) / np.where(scale == 0, 1, scale))
+    return np.stack(found)
+
+
+def row_variation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Half the L1 distance of each row: maps (..., query, key) -> (..., query)."""
+    distance: NDArray[np.float64] = np.abs(a.astype(np.float64) - b.astype(np.float64)).sum(-1) / 2
+    return distance
+
+
+def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
+    """The graph's inputs by name, for `images` images: `pictures`, and classes: predicted, first, last, and so on."""
+    given: dict[str, NDArray[Any]] = {"image": pictures(images, spec.image_size)}
+    logits = spec.output("logits")
+    if spec.gradients and logits is not None:
+        given["target"] = np.resize(np.array([-1, 0, (logits.shape[-1] or 1) - 1], np.int64), images)
+    return given
+
+
+def _same_outputs(outputs: Arrays, spec: GraphSpec, images: int) -> None:
+    """What the spec promises is what the file gives: names, shapes, float32, a batch of any size."""
+    promised = {o.name: tuple(images if s is None else s for s in o.shape) for o in spec.outputs}
+    given = {name: tuple(value.shape) for name, value in outputs.items()}
+    wrong = sorted(n for n in promised.keys() | given.keys() if promised.get(n) != given.get(n))
+    wrong += sorted(n for n, v in outputs.items() if v.dtype != np.float32)
+    if wrong:
+        name = wrong[0]
+        raise AttlasError(
+            f"{spec.name}: the exported graph gives {name} as {given.get(name)}, promised was {promised.get(name)}, "
+            "float32; nothing was written"
+        )
+
+
+def _same_first(a: NDArray[Any], b: NDArray[Any], slack: float) -> NDArray[np.bool_]:
+    """Whether the first class of a is that of b, or was a tie in b: (image, class) twice -> (image,)."""
+    first = a.argmax(-1)
+    rows = np.arange(len(a))
+    same: NDArray[np.bool_] = (first == b.argmax(-1)) | (b.max(-1) - b[rows, first] <= slack)
+    return same
