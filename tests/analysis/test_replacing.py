@@ -1,0 +1,255 @@
+"""Statistics that are there stay until the new ones are whole, wherever an analysis fails, is refused or is killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attlas.engine.store.store import ArraySpec, Store
+from attlas.errors import AttlasError
+from support_statistics import IMAGES, attention, fill_unit, make_store
+
+statistics = pytest.importorskip("attlas.analysis.statistics")
+catalog = pytest.importorskip("attlas.analysis.catalog")
+facts = pytest.importorskip("attlas.analysis.report.facts")
+base = pytest.importorskip("attlas.analysis.report.sections.base")
+
+NAMES = ["distance", "rollout", "entropy_histogram"]
+
+
+class Killed(BaseException):
+    """The end of the process: nobody tidies up behind it."""
+
+
+class Death:
+    """Ends the process at its n-th change of a file, and whatever a thread of it would do after that."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.count = at, 0
+
+    def __call__(self, change: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count >= self.at:
+                raise Killed
+            return change(*arguments, **options)
+
+        return counted
+
+
+def dies(at: int, work: Callable[[], Any]) -> bool:
+    """Whether `work` was killed at its n-th rename, deletion or other change of a file."""
+    death = Death(at)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", death(Path.replace))
+        patch.setattr(Path, "unlink", death(Path.unlink))
+        patch.setattr(shutil, "rmtree", death(shutil.rmtree))
+        try:
+            work()
+        except Killed:
+            return True
+    return False
+
+
+def values(path: Path) -> dict[str, np.ndarray]:
+    """What the analysis has in a store."""
+    store = Store(path)
+    return {name: store.read(name) for name in store.attrs.get("analyzed", ())}
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and bool(np.all((one == other) | ((one != one) & (other != other))))
+
+
+def growing(path: Path) -> Store:
+    """A store that was summed up when it had two of its units, and no image of the class `late`; all are done now."""
+    store = make_store(path, units=[0, 1])
+    statistics.analyze(path, [*NAMES, "entropy"], workers=1)
+    statistics.analyze(path, [*NAMES[:2]], by="label", workers=1)
+    for k in (2, 3, 4, 5):
+        fill_unit(store, k, attention())
+    return store
+
+
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "analyze": ({"names": NAMES}, 1),
+    "by label": ({"names": NAMES[:2], "by": "label"}, 3),
+    "overwrite": ({"names": NAMES, "overwrite": True}, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("begun") / "s.zarr"
+    growing(path)
+    return path
+
+
+def kills(begun: Path, folder: Path, choices: dict[str, Any], step: int) -> Iterator[tuple[int, Path]]:
+    """A copy of the store for every change of a file (every second or third) that an analysis was killed at."""
+    at = 1
+    while True:
+        path = folder / f"{at}.zarr"
+        shutil.copytree(begun, path)
+        if not dies(at, lambda path=path: statistics.analyze(path, workers=1, **choices)):  # type: ignore[misc]
+            return
+        yield at, path
+        shutil.rmtree(path)
+        at += step
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wherever_an_analysis_is_killed_every_statistic_is_the_old_or_the_new_one(
+    case: str, begun: Path, tmp_path: Path
+) -> None:
+    """All of them of one moment, read with their shapes, by a report too; and the same command ends as undisturbed."""
+    choices, step = CASES[case]
+    shutil.copytree(begun, tmp_path / "whole.zarr")
+    old = values(begun)
+    statistics.analyze(tmp_path / "whole.zarr", workers=1, **choices)
+    new = values(tmp_path / "whole.zarr")
+    sums = [name for name in old if Store(begun).dims(name)[:1] != ("image",)]
+    assert not all(alike(old[name], new[name]) for name in sums)
+    killed = 0
+    for at, path in kills(begun, tmp_path, choices, step):
+        killed = at
+        found = values(path)
+        assert all(alike(found[name], old[name]) for name in sums) or all(alike(found[n], new[n]) for n in new)
+        for name in set(old) - set(sums):  # rows come unit by unit
+            assert alike(found[name][:8], old[name][:8])
+        store = Store(path)
+        if at % 9 == 1:  # each takes as long as the analysis
+            assert facts.gather(store).valid == IMAGES - 1
+            summary = base.summary(store, "distance")
+            assert summary is not None
+            assert np.isfinite(summary.mean).all()
+            statistics.analyze(path, workers=1, **choices)
+            again = values(path)
+            assert again.keys() == new.keys()
+            assert [name for name in new if not alike(again[name], new[name])] == []
+            assert all((Store(path).array(n).attrs == Store(tmp_path / "whole.zarr").array(n).attrs) for n in new)
+    assert killed > 20
+
+
+def test_a_reader_of_before_goes_on_reading_what_it_opened(begun: Path, tmp_path: Path) -> None:
+    """Also where the groups have become more."""
+    shutil.copytree(begun, tmp_path / "s.zarr")
+    store = Store(tmp_path / "s.zarr")
+    before = {name: store.read(name) for name in ("distance_mean", "distance_mean_by_label")}
+    statistics.analyze(tmp_path / "s.zarr", ["distance"], by="label")
+    for name, read in before.items():
+        np.testing.assert_array_equal(store.read(name), read)
+        assert not alike(Store(tmp_path / "s.zarr").read(name), read)
+
+
+def test_what_is_not_new_is_not_written_again(tmp_path: Path) -> None:
+    make_store(tmp_path / "s.zarr")
+    for _ in range(2):
+        statistics.analyze(tmp_path / "s.zarr", by="label")
+        files = {p: p.stat().st_mtime_ns for p in (tmp_path / "s.zarr").rglob("*") if p.is_file()}
+    statistics.analyze(tmp_path / "s.zarr", by="label")
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+
+
+def test_an_interrupted_overwrite_keeps_a_sum_of_more_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C keeps what was gathered, where that is more than is there."""
+    make_store(tmp_path / "s.zarr")
+    statistics.analyze(tmp_path / "s.zarr")
+    before = values(tmp_path / "s.zarr")
+
+    def stop(progress: Any) -> None:
+        if progress.done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        statistics.analyze(tmp_path / "s.zarr", workers=1, overwrite=True, progress=stop)
+    for name, read in before.items():
+        assert alike(values(tmp_path / "s.zarr")[name], read)
+
+
+# -- columns that bear the names of statistics ------------------------------------------------------------------------
+
+
+def with_columns(path: Path, **columns: np.ndarray) -> Store:
+    """A store of an earlier version, whose source had these columns."""
+    make_store(path)
+    store = Store(path, writable=True)
+    specs = [ArraySpec(name, ("image",), (IMAGES,), (IMAGES,), str(v.dtype), 0) for name, v in columns.items()]
+    store.add(specs, columns)
+    root = json.loads((path / "zarr.json").read_text())
+    root["attributes"] |= {"analyzed": [], "columns": sorted(columns)}
+    (path / "zarr.json").write_text(json.dumps(root))
+    return Store(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "names", "by"),
+    [
+        ("label_group", ["entropy"], "label"),
+        ("label_group_images", ["entropy"], "label"),
+        ("entropy_q_by_label", ["entropy"], "label"),
+        ("rollout_count_by_label", ["rollout"], "label"),
+        ("entropy_interval", None, ""),
+        ("quantile", None, ""),
+        ("entropy", None, ""),
+        ("rollout_mean", None, ""),
+        ("score_matrix_mean", None, ""),
+        ("entropy_edge", ["entropy_histogram"], ""),
+        ("self_mass", ["self_mass"], ""),
+    ],
+)
+def test_a_column_in_the_way_is_named_before_anything_is_done(tmp_path: Path, column: str, names: Any, by: str) -> None:
+    """Nothing is computed, and what was finished stays."""
+    assert catalog.reserved(column)
+    with_columns(tmp_path / "s.zarr", **{column: np.arange(IMAGES)})
+    statistics.analyze(tmp_path / "s.zarr", ["attention_matrix_mean"])
+    before = values(tmp_path / "s.zarr")
+    with pytest.raises(AttlasError, match=f"its column {column} has the name of an array of this analysis"):
+        statistics.analyze(tmp_path / "s.zarr", names, by=by)
+    after = values(tmp_path / "s.zarr")
+    assert after.keys() == before.keys()
+    assert all(alike(after[name], before[name]) for name in before)
+    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read(column), np.arange(IMAGES))
+
+
+def test_whatever_an_analysis_writes_is_reserved(tmp_path: Path) -> None:
+    """By any column; and nothing that it never writes is."""
+    make_store(tmp_path / "s.zarr")
+    statistics.analyze(
+        tmp_path / "s.zarr",
+        ["entropy", "rollout", "prefix_mass", "entropy_histogram", "head_similarity", "head_deviation"],
+    )
+    statistics.analyze(tmp_path / "s.zarr", by="predicted")
+    statistics.analyze(tmp_path / "s.zarr", ["head_deviation"], by="label_class")
+    store = Store(tmp_path / "s.zarr")
+    assert all(catalog.reserved(name) for name in store.attrs["analyzed"])
+    dims = {dim for name in store.attrs["analyzed"] for dim in store.dims(name)}
+    own = {"image", "prefix"}
+    assert all(catalog.reserved(dim) for dim in dims - own)
+    for name in ("colour", "age", "weather_by_day", "mean", "group", "entropic", "entropy_of_label", "split"):
+        assert not catalog.reserved(name)
+
+
+def test_predicted_is_the_class_of_the_largest_logit_whatever_a_column_says(tmp_path: Path) -> None:
+    """Also where an earlier version grouped the maps by the column."""
+    with_columns(tmp_path / "s.zarr", predicted=np.arange(IMAGES) % 2 + 7)
+    make_store(tmp_path / "plain.zarr")
+    for name in ("s", "plain"):
+        result = statistics.analyze(tmp_path / f"{name}.zarr", ["entropy", "rollout"], by="predicted")
+        assert any("not the store's own column" in line for line in result.notes) == (name == "s")
+    one, other = Store(tmp_path / "s.zarr"), Store(tmp_path / "plain.zarr")
+    np.testing.assert_array_equal(one.read("predicted_group"), [0, 1, 2])
+    for name in ("entropy_mean_by_predicted", "rollout_mean_by_predicted", "predicted_group_images"):
+        np.testing.assert_array_equal(one.read(name), other.read(name))
+
+
+def test_a_column_target_of_ones_own_may_hold_minus_one(tmp_path: Path) -> None:
+    """-1 is no class in the run's own array of that name alone."""
+    with_columns(tmp_path / "s.zarr", target=np.arange(IMAGES) % 2 - 1)
+    statistics.analyze(tmp_path / "s.zarr", ["entropy"], by="target")
+    np.testing.assert_array_equal(Store(tmp_path / "s.zarr").read("target_group"), [-1, 0])

@@ -1,0 +1,177 @@
+"""What can be chosen of a run, and what is refused."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attlas
+import numpy as np
+import pytest
+from attlas.engine import Session, Store
+from attlas.engine.runner import run
+from attlas.errors import AttlasError, UsageError
+from support import chunk_files, make_images, make_picture
+from support_run import paths
+
+
+def test_another_graph_is_refused_with_the_difference(
+    tiny_graph: Path, graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
+    """And nothing of the store is touched."""
+    run(tiny_graph, pictures, tmp_path / "s.zarr")
+    before = chunk_files(tmp_path / "s.zarr")
+    with pytest.raises(AttlasError, match=r"another run \(graph .* there, .* now\).*--overwrite"):
+        run(graph_factory(seed=5), pictures, tmp_path / "s.zarr")
+    with pytest.raises(AttlasError, match="store_dtype float16 there, float32 now"):
+        run(tiny_graph, pictures, tmp_path / "s.zarr", store_dtype="float32")
+    with pytest.raises(AttlasError, match="images 50 there, 9 now"):
+        run(tiny_graph, pictures, tmp_path / "s.zarr", limit=9)
+    assert chunk_files(tmp_path / "s.zarr") == before
+
+
+def test_overwrite_replaces_a_store_of_ours_and_nothing_else(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """A folder that is no store is refused."""
+    run(tiny_graph, pictures, tmp_path / "s.zarr", limit=3)
+    run(tiny_graph, pictures, tmp_path / "s.zarr", limit=5, overwrite=True)
+    assert Store(tmp_path / "s.zarr").plan.images == 5
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(AttlasError, match="is no attention store"):
+        run(tiny_graph, pictures, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_limit_takes_images_evenly_spread(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """Over the sorted list, and the store says so."""
+    store = Store(run(tiny_graph, pictures, tmp_path / "s.zarr", limit=10).path)
+    keys = sorted(p.relative_to(pictures).as_posix() for p in pictures.rglob("*.*"))
+    assert paths(store) == keys[2::5]
+    assert store.attrs["selection"] == "10 of 50 images, evenly spread over the sorted list"
+
+
+def test_keep_none_leaves_rows_results_and_statistics(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """And the statistics are those of a run that keeps everything."""
+    full = Store(attlas.run(tiny_graph, pictures, tmp_path / "full.zarr").path)
+    none = Store(attlas.run(tiny_graph, pictures, tmp_path / "none.zarr", keep=("none",)).path)
+    assert "attention" not in none
+    for name in ("rollout", "distance", "entropy", "prefix_mass", "prefix_attention", "logits"):
+        np.testing.assert_array_equal(full.read(name), none.read(name))
+
+
+def test_only_the_layers_asked_for_are_kept(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """The others read as NaN and cost no bytes; statistics cover all layers."""
+    store = Store(attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", layers=[1]).path)
+    attention = store.read("attention")
+    assert np.isnan(attention[:, 0]).all()
+    assert np.isfinite(attention[:, 1]).all()
+    assert np.isfinite(store.read("distance")).all()
+    assert not list((store.path / "attention").glob("c.*.0.0.0.0"))
+    assert attlas.verify(store.path).faults == {}
+
+
+def test_every_dtype_and_every_array_is_what_the_graph_gives(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """float32 to the bit, codes by their formula, head means and tokens."""
+    store = Store(
+        run(
+            tiny_graph,
+            pictures,
+            tmp_path / "a.zarr",
+            store_dtype="float32",
+            keep=("attention", "attention_mean", "tokens"),
+        ).path
+    )
+    arrays = Session(tiny_graph)([pictures / key for key in paths(store)])
+    np.testing.assert_array_equal(store.read("attention"), arrays["attention"])
+    np.testing.assert_allclose(store.read("attention_mean"), arrays["attention"].mean(axis=2), rtol=1e-6)
+    np.testing.assert_array_equal(store.read("tokens"), arrays["tokens"])
+    codes = Store(run(tiny_graph, pictures, tmp_path / "b.zarr", store_dtype="uint8").path)
+    np.testing.assert_array_equal(
+        codes.read("attention_code"), np.round(255 * np.sqrt(arrays["attention"])).astype(np.uint8)
+    )
+    assert "attention" not in codes
+
+
+def test_links_and_special_files_are_not_followed(tiny_graph: Path, tmp_path: Path) -> None:
+    """They are counted, never read."""
+    from attlas.engine.sources import Folder
+
+    folder = make_images(tmp_path / "images", 3)
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "notes.txt").write_text("not an image")
+    source = Folder.scan(folder)
+    assert len(source.items) == 3
+    assert source.others == {
+        "symbolic links (not followed)": 2,
+        "special files": 1,
+        "files without an image suffix": 1,
+    }
+
+
+def test_labels_come_from_folders_or_wordnet_names(tmp_path: Path) -> None:
+    """A flat folder of ImageNet's file names has labels, too."""
+    from attlas.engine.sources import Folder
+
+    make_images(tmp_path / "a", 2)
+    make_picture(0).save(tmp_path / "a" / "n01514859_hen.jpg")
+    make_picture(0).save(tmp_path / "a" / "holiday.jpg")
+    assert {i.key: i.label for i in Folder.scan(tmp_path / "a").items} == {
+        "holiday.jpg": "",
+        "n00000000/00000.png": "n00000000",
+        "n00000001/00001.jpg": "n00000001",
+        "n01514859_hen.jpg": "n01514859",
+    }
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"keep": ("attentoin",)}, "--keep attentoin: choose from"),
+        ({"keep": ("gradient",)}, "gives no gradients"),
+        ({"keep": ("none", "attention")}, "goes with nothing else"),
+        ({"layers": [2]}, "--layers 2: the graph gives layers 0-1"),
+        ({"provider": "npu9"}, "--provider npu9: this onnxruntime has"),
+        ({"shard": (3, 2)}, "--shard 3/2"),
+        ({"limit": 0}, "--limit 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_before_anything_is_written(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, choices: dict[str, Any], message: str
+) -> None:
+    """With what would fit."""
+    with pytest.raises(UsageError, match=message):
+        run(tiny_graph, pictures, tmp_path / "s.zarr", **choices)
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_uint8_is_refused_for_mixed_attention(
+    graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
+    """Codes need rows that are distributions."""
+    with pytest.raises(UsageError, match="mixed"):
+        run(graph_factory(attention_kind="mixed"), pictures, tmp_path / "s.zarr", store_dtype="uint8")
+
+
+def test_a_dry_run_writes_nothing(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """It says images, bytes and units."""
+    result = run(tiny_graph, pictures, tmp_path / "s.zarr", dry_run=True)
+    assert not (tmp_path / "s.zarr").exists()
+    assert result.estimate.images == 50
+    assert result.estimate.bytes_raw > 50 * 2 * 2 * 7 * 7 * 2
+    assert result.estimate.bytes_free > 0
+
+
+def test_the_store_names_no_path_of_the_machine(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """Nothing in its metadata or text leads back to where it was made."""
+    attlas.run(tiny_graph, pictures, tmp_path / "s.zarr")
+    for file in (tmp_path / "s.zarr").rglob("*"):
+        if file.is_file():
+            data = file.read_bytes()
+            assert str(tmp_path).encode() not in data
+            assert str(pictures).encode() not in data
+            assert os.uname().nodename.encode() not in data or file.suffix != ".json"

@@ -1,0 +1,85 @@
+"""Parquet with a column of images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attlas.engine.sources import open_source
+from attlas.errors import AttlasError
+from support_sources import Row, huggingface, run
+
+pa = pytest.importorskip("pyarrow")
+
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+# -- Parquet -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("group", [1, 5, 1000])
+def test_rows_are_read_in_any_order(nested: bool, group: int, rows: list[Row], tmp_path: Path) -> None:
+    """Forwards a row group is gone through once, backwards it is begun again; the bytes are the row's."""
+    values = [{"bytes": d, "path": None} for _, _, d in rows] if nested else [d for _, _, d in rows]
+    pq.write_table(pa.table({"image": pa.array(values)}), tmp_path / "x.parquet", row_group_size=group)
+    source = open_source(tmp_path / "x.parquet")
+    assert [i.key for i in source.items] == [f"x.parquet/{i}" for i in range(len(rows))]
+    for i in [*range(len(rows)), 3, 12, 0, 11, 4, 4]:
+        assert source.read(source.items[i]) == rows[i][2]
+
+
+def test_hugging_face_s_struct(rows: list[Row], tmp_path: Path) -> None:
+    """Its own paths are keys where they can be, labels have their names, a null image costs one row."""
+    source = open_source(huggingface(rows, tmp_path / "x.parquet"))
+    assert [(i.key, i.label) for i in source.items] == [(key, label) for key, label, _ in rows]
+    absolute = [(f"/home/me/{key}", label, data) for key, label, data in rows]
+    source = open_source(huggingface(absolute, tmp_path / "y.parquet"))
+    assert [i.key for i in source.items][:2] == ["y.parquet/0", "y.parquet/1"]
+    table = pa.table({"image": pa.array([{"bytes": None, "path": "a.jpg"}, {"bytes": rows[0][2], "path": "b.jpg"}])})
+    pq.write_table(table, tmp_path / "z.parquet")
+    source = open_source(tmp_path / "z.parquet")
+    with pytest.raises(Exception, match="the row holds no image"):
+        source.read(source.items[0])
+    assert source.read(source.items[1]) == rows[0][2]
+
+
+def test_a_table_s_columns_travel(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Numbers with nulls are NaN, categories and dates are text, lists are left out."""
+    import datetime
+
+    table = pa.table({
+        "image": pa.array([d for _, _, d in rows[:3]]), "age": pa.array([1, None, 3], pa.int32()),
+        "sex": pa.array(["f", "m", None]).dictionary_encode(), "boxes": pa.array([[1], [], [2]]),
+        "day": pa.array([datetime.date(2026, 1, n) for n in (1, 2, 3)]), "ok": [True, False, True],
+        "id": pa.array([2**60, 1, 2]),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "x.parquet")
+    store = run(tiny_graph, tmp_path / "x.parquet", tmp_path / "s.zarr")
+    np.testing.assert_array_equal(store.read("age"), [1, np.nan, 3])
+    assert list(store.read("sex")) == ["f", "m", ""]
+    assert list(store.read("day")) == ["2026-01-01", "2026-01-02", "2026-01-03"]
+    assert list(store.read("id")) == [2**60, 1, 2]
+    assert store.read("ok").dtype == bool
+    assert "boxes" not in store
+
+
+def test_parquet_without_images_or_paths_says_what_it_has(tmp_path: Path) -> None:
+    """The columns and their types."""
+    pq.write_table(pa.table({"a": [1], "b": ["x"]}), tmp_path / "x.parquet")
+    with pytest.raises(
+        AttlasError, match=r"has no column path, .* nor one of images .*; found a \(int64\), b \(string"
+    ):
+        open_source(tmp_path / "x.parquet")
+    with pytest.raises(AttlasError, match=r"no column of images .* found a \(int64\), b \(string\)"):
+        open_source(str(tmp_path / "*.parquet"))
+
+
+def test_a_broken_page_ends_the_run_and_names_the_file(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Found on reading, since planning reads no image."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [d for _, _, d in rows]}), path, compression="gzip")
+    data = bytearray(path.read_bytes())
+    data[200:400] = bytes(200)
+    path.write_bytes(data)
+    with pytest.raises(AttlasError, match=r"x\.parquet: does not read as Parquet .*copy or make it again"):
+        run(tiny_graph, path, tmp_path / "s.zarr")

@@ -1,0 +1,105 @@
+"""The file that an export writes: its spec, its axes, and that it appears only when it equals PyTorch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("timm")
+
+
+from attlas.errors import AttlasError
+from attlas.exporter import GraphSpec
+from attlas.exporter.spec import METADATA_KEY
+from attlas.exporter.taps.tapped import Tapped
+from attlas.exporter.trace import export as graph_module
+from attlas.exporter.trace.export import export_model
+from attlas.exporter.trace.parity import compare, row_variation
+from support_export import DEIT, _plain_spec, make
+
+# The file ------------------------------------------------------------------------------------------------------------
+
+
+def test_spec_stands_in_the_file_and_beside_it(exported: Any) -> None:
+    """Metadata, the JSON beside it and the result are one spec, and it names every output of the graph."""
+    _, result = exported(DEIT)
+    model = onnx.load(result.path, load_external_data=False)
+    inside = {p.key: p.value for p in model.metadata_props}[METADATA_KEY]
+    beside = result.path.with_suffix(".json").read_text(encoding="utf-8")
+    assert GraphSpec.from_json(inside, "inside") == result.spec
+    assert GraphSpec.from_json(beside, "beside") == result.spec
+    assert [o.name for o in model.graph.output] == [o.name for o in result.spec.outputs]
+    assert json.loads(beside)["attlas_format"] == 1
+    assert result.spec.classes[0].id == "n01440764"
+
+
+def test_batch_axis_is_dynamic_everywhere(exported: Any) -> None:
+    """The input and every output but the constant name their first axis `batch`."""
+    _, result = exported(DEIT)
+    graph = onnx.load(result.path).graph
+    for value in (*graph.input, *graph.output):
+        if value.name != "position_embedding":
+            assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_graph_that_differs_from_pytorch_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parity is proven before the file gets its name."""
+    trace = graph_module._trace
+
+    def wrong(tapped: Tapped, spec: GraphSpec) -> Any:
+        model = trace(tapped, spec)
+        tapped.model.blocks[0].attn.scale *= 1.5
+        return model
+
+    monkeypatch.setattr(graph_module, "_trace", wrong)
+    with pytest.raises(AttlasError, match=r"rows of attention.0 differ .* nothing was written"):
+        export_model(make(DEIT), tmp_path / "deit.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_says_its_stages_and_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each step as it begins and as it ends, with its seconds, to the callable; stdout and stderr stay the caller's."""
+    said: list[str] = []
+    export_model(make(DEIT), tmp_path / "deit.onnx", progress=said.append)
+    assert [line.split()[0] for line in said] == ["tracing", "traced", "writing", "wrote", "comparing", "compared"]
+    assert all(re.search(r" in \d+ s$", line) for line in said[1::2])
+    assert max(map(len, said)) < 90
+    assert capfd.readouterr() == ("", "")
+
+
+def test_interrupted_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the graph is compared: what was not proven is gone."""
+
+    def interrupted(*args: object) -> None:
+        assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graph_module, "check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(make(DEIT), tmp_path / "deit.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_top1_that_changes_fails() -> None:
+    """Another first class is another model, unless the two were tied."""
+    spec = GraphSpec.from_dict(_plain_spec(), "test")
+    maps = {"attention.0": np.full((1, 1, 2, 2), 0.5, np.float32)}
+    expected = {"logits": np.array([[1.0, 0.9995, 0]], np.float32), **maps}
+    tied = {"logits": np.array([[1.0, 0.999999, 0]], np.float32), **maps}
+    swapped = {"logits": np.array([[0.9996, 1.0, 0]], np.float32), **maps}
+    with pytest.raises(AttlasError, match="the first class agrees on 0% of the pictures"):
+        compare(swapped, expected, spec)
+    assert compare({"logits": tied["logits"][:, [1, 0, 2]], **maps}, tied, spec).top1 == 1
+
+
+def test_row_variation_is_half_the_l1_distance() -> None:
+    """Two disjoint rows are 1 apart, whatever their length."""
+    a, b = np.eye(3)[None], np.roll(np.eye(3), 1, 0)[None]
+    np.testing.assert_array_equal(row_variation(a, b), [[1, 1, 1]])
+    np.testing.assert_array_equal(row_variation(a, a), [[0, 0, 0]])
