@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from ...engine.store.store import Template
 from ...errors import UsageError
 from ...exporter.spec import GraphSpec
@@ -224,6 +226,16 @@ class Statistic:
         if "pool" in self.refuses and spec.readout == "pool":
             return "reads its tokens by attention pooling, not from a row; `pool_attention` is its map"
         return ""
+
+    def uniform(self, spec: GraphSpec) -> float | None:
+        """Its value for uniform attention, A_ij = 1/N: the formula's own; None where it is no single number."""
+        known = context(spec)
+        scalar = set(self.dims) <= {"layer", "head", "prefix"} and self.needs == ("attention",) and not self.follows
+        if not scalar or self.unfit(spec) or not known.keys() | {"attention"} >= set(self.arguments):
+            return None
+        n = spec.tokens
+        value = float(np.mean(self({**known, "attention": np.full((2, n, n), 1 / n)})))
+        return float(f"{value:.12g}") if abs(value) > 1e-12 else 0.0  # rounding is no deviation
 
     # -- its parameters -----------------------------------------------------------------------------------------
 
