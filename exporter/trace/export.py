@@ -79,18 +79,14 @@ def export(
 ) -> ExportResult:
     """Export a timm model to ONNX with its attention, and prove the file against PyTorch.
 
-    `docs/graph.md` has the input and the outputs: logits or features, tokens, a map for each block, and what else was
-    asked for.
+    `docs/graph.md` describes the input and the outputs.
 
     Args:
         model: timm's name, with or without a pretrained tag.
-        output: the graph, `NAME.onnx`; its spec goes beside it as `NAME.json`, and weights above 2 GB as
-            `NAME.onnx.data`.
-        checkpoint: weights from this file, safetensors or a torch state dict; or, as `FILE:KEY`, from its part of that
-            name (`model_ema`, `student`). Without a key running averages go before what they are the average of.
+        output: the graph, `NAME.onnx`; its spec goes beside it as `NAME.json`, weights above 2 GB as `NAME.onnx.data`.
+        checkpoint: weights of this file (safetensors or torch), or with `FILE:KEY` of a part of it such as `model_ema`.
         pretrained: the tag's own weights, where no other source is given.
-        random_init: random weights, drawn from `seed`.
-        seed: of the random weights.
+        random_init, seed: random weights, and what they are drawn from.
         dtype: in which the graph computes; float16 keeps softmax, norms and scores in float32.
         img_size: edge or (height, width), where the tag's own is not wanted.
         preprocess: replaces parts of the tag's recipe: `mean=..,std=..,resize=squash:256,crop=224`.
@@ -102,11 +98,8 @@ def export(
         progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
 
     Raises:
-        UsageError: the request is wrong: a value of another type, an unknown model, an existing file, a layer that does
-            not exist, a model without global attention over patches, gradients of a model without classes, a recipe
-            that belongs to no pixels in 0..1.
-        AttlasError: weights that cannot be had or do not fit, too little memory, or a graph that differs from PyTorch.
-            No file is left.
+        UsageError: the request is wrong: an unknown model, one without global attention over patches, an existing file.
+        AttlasError: weights do not fit, memory is too small, or the graph differs from PyTorch. No file is left.
     """
     started = time.perf_counter()
     _check_types(model, output, checkpoint, layers, seed, num_classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,20 @@ def test_a_foreign_library_is_known_to_one_room() -> None:
         if name.split(".")[0] != HOMES[library]
     ]  # fmt: skip
     assert not wrong, "\n".join(wrong)
+
+
+def test_packages_import_in_no_circle() -> None:
+    """Of the packages that stand side by side each can be read without those that are built on it."""
+    folders = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    graph: dict[str, set[str]] = {}
+    for name in MODULES:
+        for other, _ in imports_of(name):
+            here, there = name.split("."), other.split(".")
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(here, there, strict=False)))
+            one, two = ".".join(here[: same + 1]), ".".join(there[: same + 1])
+            if one != two and {one, two} <= folders:
+                graph.setdefault(one, set()).add(two)
+    TopologicalSorter(graph).prepare()
 
 
 def test_no_module_is_long() -> None:

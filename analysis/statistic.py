@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...engine.store.store import Template
-from ...errors import UsageError
-from ...exporter.spec import GraphSpec
-from ..formulas import readout_rows
-from ..formulas.histograms import BINS
+from ..engine.store.store import Template
+from ..errors import UsageError
+from ..exporter.spec import GraphSpec
+from .formulas import readout_rows
+from .formulas.histograms import BINS
 
 __all__ = ["CONTEXT", "INPUTS", "Parameter", "Statistic", "context", "sizes"]
 
