@@ -175,13 +175,20 @@ EXTRAS = {
 
 def offered() -> dict[str, list[str]]:
     """The names in `__all__` of every module that has one, read from the source."""
-    found = {}
+    found: dict[str, list[str]] = {}
+    gathered: list[tuple[str, str]] = []
     for module, path in MODULES.items():
         for node in ast.parse(path.read_text("utf-8")).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             value = getattr(node, "value", None)
-            if value is not None and any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
+            if not any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
+                continue
+            if isinstance(node, ast.AugAssign) and isinstance(value, ast.Attribute):  # __all__ += part.__all__
+                gathered.append((module, f"{module}.{ast.unparse(value.value)}"))
+            elif value is not None:
                 found[module] = ast.literal_eval(value)
+    for module, part in gathered:
+        found[module] = [*found[module], *found[part]]
     return found
 
 
