@@ -131,7 +131,7 @@ class Display:
 
 
 def _bar(**options: Any) -> Any:
-    """tqdm's bar for a terminal or a notebook."""
+    """A bar of tqdm for a terminal or a notebook."""
     with warnings.catch_warnings():
         # It warns that it is experimental, and in a notebook without ipywidgets that it falls back to text.
         warnings.simplefilter("ignore")

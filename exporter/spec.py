@@ -242,7 +242,7 @@ class GraphSpec:
 
     @property
     def name(self) -> str:
-        """timm's name of the model, with the pretrained tag only if the weights are those of the tag."""
+        """The model's name in timm, with the pretrained tag only if the weights are those of the tag."""
         return f"{self.model}.{self.tag}" if self.tag and self.weights.source == "pretrained" else self.model
 
     def output(self, name: str) -> Output | None:

@@ -75,7 +75,7 @@ class Model:
 
     @property
     def full_name(self) -> str:
-        """timm's name with the tag."""
+        """The name in timm, with the tag."""
         return f"{self.name}.{self.tag}" if self.tag else self.name
 
     def weights(self) -> Weights:
@@ -335,7 +335,7 @@ def _input_size(module: nn.Module, cfg: Mapping[str, Any], kwargs: Mapping[str, 
 
 
 def _recipe(cfg: Mapping[str, Any], image_size: tuple[int, int]) -> Recipe:
-    """timm's evaluation transform for this tag at this size: resize to floor(size / crop_pct), then crop."""
+    """The evaluation transform of timm for this tag at this size: resize to floor(size / crop_pct), then crop."""
     data = resolve_data_config({"input_size": (3, *image_size)}, pretrained_cfg=dict(cfg))
     height, width = image_size
     return Recipe(

@@ -197,7 +197,7 @@ def _is_pool(module: nn.Module) -> bool:
 
 
 def _pool_hooks(seen: Seen, pool: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-    """Hooks for a pool. It has no `attn_drop`, so its map is computed again from its queries and keys, a row per head."""
+    """Hooks for a pool. It has no `attn_drop`: its map is computed again from its queries and keys, a row per head."""
     if not hasattr(pool, "latent"):
         return [pool.get_submodule("pre_norm").register_forward_hook(_prr_hook(seen, pool))]
     queries: list[Tensor] = []

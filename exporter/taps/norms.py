@@ -127,7 +127,7 @@ class Branches(TorchFunctionMode):
     def factor(self, layer: int) -> Tensor:
         """A small matrix R per head with ||R v|| = ||W v||: (head, channel, channel).
 
-        W is the head's slice of the projection, and W = Q R, where Q has orthonormal columns. In a usual model R needs a
+        W is the head's slice of the projection, and W = Q R, where Q has orthonormal columns. Usually R needs a
         twelfth of the work of W. Computed in float64 from the weights of the last forward pass, and rounded to their
         dtype.
         """
