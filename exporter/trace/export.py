@@ -77,9 +77,7 @@ def export(
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
-    """Export a timm model with its attention to ONNX, and check the file against PyTorch.
-
-    `docs/graph.md` describes the inputs and outputs.
+    """Export a timm model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
 
     Args:
         model: timm's name, with or without a pretrained tag.
