@@ -1,8 +1,8 @@
 """attlas, the atlas of attention: compute, store and analyse the attention of Vision Transformers over whole datasets.
 
-Three rooms talk through files alone: `attlas.exporter` (timm model -> graph.onnx), `attlas.engine` (graph and images ->
-store.zarr) and `attlas.analysis` (store -> statistics, figures, report). The names below load on first use, so that
-no room brings in what only another needs.
+Three rooms communicate only through files: `attlas.exporter` (timm model -> graph.onnx), `attlas.engine` (graph and
+images -> store.zarr) and `attlas.analysis` (store -> statistics, figures, report). The names below load on first use,
+so no room imports a package that only another room needs.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from .analysis.dataset import open as open
     from .analysis.report.page import report as report
+    from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
-    from .analysis.statistics.statistic import Statistic as Statistic
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttlasError": "errors",
     "Session": "engine.runtime.session",
-    "Statistic": "analysis.statistics.statistic",
+    "Statistic": "analysis.statistic",
     "Store": "engine.store.store",
     "analyze": "analysis.statistics",
     "doctor": "engine.doctor",
@@ -65,7 +65,7 @@ _HOMES = {
     "report": "analysis.report.page",
     "verify": "engine.store.verify",
 }
-# What each room needs beyond the core, so that a missing package is named with its extra.
+# The extra that installs each room's packages, so that the error for a missing package can name it.
 _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
 
 
@@ -117,32 +117,32 @@ def run(
     progress: Show[Progress] = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
-    """Stream images through a graph into an attention store, with its statistics, or go on with one that was begun.
+    """Run images through a graph into an attention store with statistics, or resume an unfinished store.
 
     Args:
         graph: an ONNX file from `attlas export`.
-        images: a folder, a table of paths, tar or Parquet files, here or by URL, or any `Source`.
-        output: the store. One of the same plan is resumed; a finished one is left as it is.
+        images: a folder, a table of paths, tar or Parquet files (path or URL), or any `Source`.
+        output: the store. An unfinished store with the same plan is resumed; a finished one is not changed.
         keep: large arrays: attention, attention_mean, tokens, gradient, gradient_mean, gradient_positive; or none.
         layers: the blocks whose attention is kept, by index from 0; all by default.
-        store_dtype: of the attention: float16, float32, or uint8 codes (for averages only).
-        batch_size: images of a batch, which is one chunk of the store; chosen from the model by default.
+        store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
+        batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
-        target: the class whose logit gradients are of: `predicted`, `label` (the image's own) or a class's number.
-        workers: local processes, each with cores (or a card) of its own; by default this process does the work.
-        scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work.
-        threads: units worked on at once in this process, or in each of `workers`; by default one per core.
-        shard: (k, n): do every n-th unit from the k-th on, counted from 1, so that n processes share a store.
+        target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
+        workers: number of local processes, each with its own cores (or card); by default this process does the work.
+        scheduler: address of a Dask scheduler, `tcp://HOST:8786`; its workers do the work.
+        threads: units processed at once in this process, or in each of `workers`; by default one per core.
+        shard: (k, n): do every n-th unit starting with the k-th, counted from 1, so that n processes share a store.
         limit: take this many images, evenly spread over the sorted list.
-        seed: of the sample of pictures.
-        dry_run: plan only; nothing is written.
-        overwrite: put aside and delete a store that is at `output`.
-        reducer: makes a batch's statistics; `auto` is the analysis room's, where numba is installed; None for none.
-        statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator.
+        seed: seed for choosing the sample pictures.
+        dry_run: plan only; write nothing.
+        overwrite: delete an existing store at `output` first.
+        reducer: computes a batch's statistics; `auto` uses the analysis room's if numba is installed; None for none.
+        statistics: where statistics are computed: `graph`, `host`, or `auto` (in the graph on an accelerator).
         progress: True shows a bar; a function is called with a `Progress`, see `attlas.engine.runner.run`.
         stop: set it to end the run after the units in flight, with `Interrupted`; the same call resumes.
     """
-    given = locals()  # every argument by its name, as the engine takes them
+    given = locals()  # every argument by name, as the engine's `run` takes them
     from .engine.runner import run as engine_run
 
     given["reducer"] = _found("analysis.kernels.fused", "Reducer") if reducer == "auto" else reducer
@@ -152,7 +152,7 @@ def run(
 
 
 def _found(home: str, name: str) -> Any:
-    """What the analysis room has for a run, or None where a package that it needs is not installed."""
+    """An object of the analysis room, or None if a package that it needs is not installed."""
     from .errors import AttlasError
 
     with contextlib.suppress(ImportError, AttlasError):
@@ -167,20 +167,20 @@ def demo(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Show[str] = None,
 ) -> Path:
-    """Everything once, on a few photographs: export, run, analyze, report. Returns the report's path.
+    """Run export, run, analyze and report once on a few photographs. Returns the report's path.
 
-    The photographs are public domain or CC0, out of scikit-image's wheel. Weights come from `checkpoint`, else from
-    the model hub; where neither can be had they are random, and the report says so.
+    The photographs are public domain or CC0 and come with scikit-image. Weights come from `checkpoint`, else from the
+    model hub; if the hub cannot be reached they are random, and the report says so.
 
     Args:
-        folder: for everything that is made; that of an earlier demo is written anew.
-        model: timm's name.
-        checkpoint: weights from this file.
+        folder: output folder; the folder of an earlier demo is overwritten.
+        model: timm's name of the model.
+        checkpoint: a file with weights.
         progress: True shows bars and lines; a function is called with one line as each step begins.
 
     Raises:
-        AttlasError: `folder` exists and was not made by an earlier demo, random weights would replace those of an
-            earlier one, or a package is missing.
+        AttlasError: `folder` exists and was not made by an earlier demo, random weights would replace the real
+            weights of an earlier demo, or a package is missing.
     """
     from pathlib import Path
 
@@ -189,11 +189,11 @@ def demo(
 
     say = progress if callable(progress) else _say if progress else (lambda _line: None)
     bars = progress is True
-    place = Path(folder)
-    photos, graph = place / "photographs", place / f"{model}.onnx"
-    store, page = place / f"{model}.zarr", place / "report.html"
-    if place.exists() and not photos.is_dir() and (not place.is_dir() or any(place.iterdir())):
-        raise AttlasError(f"{place}: exists and holds something else; name another folder with -o")
+    root = Path(folder)
+    photos, graph = root / "photographs", root / f"{model}.onnx"
+    store, page = root / f"{model}.zarr", root / "report.html"
+    if root.exists() and not photos.is_dir() and (not root.is_dir() or any(root.iterdir())):
+        raise AttlasError(f"{root}: exists and holds something else; name another folder with -o")
     for line in write_photos(photos):
         say(line)
     export = _load("exporter.trace.export").export
@@ -216,14 +216,14 @@ def demo(
 
 
 def _say(line: str) -> None:
-    """A line for the person at the terminal."""
+    """Write a line to stderr."""
     import sys
 
     sys.stderr.write(f"{line}\n")
 
 
 def _refuse_random(graph: Path) -> None:
-    """Refuse to put random weights where an earlier demo had others."""
+    """Refuse to replace real weights of an earlier demo with random ones."""
     from .engine.runtime.graph import read_spec
     from .errors import AttlasError
 

@@ -1,7 +1,7 @@
-"""The command line: each command is its options and one library call of the same name.
+"""The command line: each command parses its options and calls the library function of the same name.
 
 Data goes to stdout, progress and notes to stderr. Exit codes: 0 fine; 1 failed; 2 wrong usage; 3 finished, but some
-images could not be read; 130 interrupted, the same command goes on.
+images could not be read; 130 interrupted, the same command resumes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INTERRUPTED = 130
 
 
 class _Path(click.Path):
-    """A path of this machine; `~` is the user's folder even where the shell leaves it, as in `--images=~/x`."""
+    """A local path; `~` is expanded even where the shell does not, as in `--images=~/x`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from .engine.sources.files import place
@@ -41,14 +41,14 @@ path_argument = _Path(path_type=Path)
 
 
 def store_path(value: str) -> Any:
-    """A path of this machine, or a URL."""
+    """A local path or a URL."""
     from .engine.store.storage import locate
 
     return locate(value)
 
 
 class _Commands(click.Group):
-    """Lists the commands in the order of the work."""
+    """Lists the commands in the order of use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -69,17 +69,17 @@ def cli() -> None:
     attlas report deit.zarr -o report.html            one page with the figures
 
     Exit codes: 0 fine; 1 failed; 2 wrong usage; 3 finished, but some images could not be read; 130 interrupted (the
-    same command goes on).
-    """  # noqa: D301 - click's mark for lines that stay as they are is a backspace
+    same command resumes).
+    """  # noqa: D301 - \b tells click not to rewrap
 
 
 def note(line: str) -> None:
-    """One line for the person, never for a pipe."""
+    """Write one line to stderr."""
     click.echo(line, err=True)
 
 
 def say_json(data: Any) -> None:
-    """Data for a program."""
+    """Write JSON to stdout."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
@@ -89,32 +89,35 @@ def say_json(data: Any) -> None:
 @cli.command(short_help="A timm model becomes an ONNX graph with attention outputs.")
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=path_argument, help="The graph, NAME.onnx.")
-@click.option("--checkpoint", metavar="FILE[:KEY]",
-              help="Weights of this file (safetensors or torch), or of its part KEY, such as model_ema.")  # fmt: skip
+@click.option(
+    "--checkpoint",
+    metavar="FILE[:KEY]",
+    help="Weights from this file (safetensors or torch), or from its part KEY, such as model_ema.",
+)
 @click.option("--pretrained", "pretrained", is_flag=True, help="The tag's own weights from the model hub (default).")
 @click.option("--random-init", is_flag=True, help="Random weights.")
-@click.option("--seed", default=0, help="Of --random-init.")
+@click.option("--seed", default=0, help="Seed of --random-init.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
     default="float32",
-    help="Of the computation; outputs are float32.",
+    help="Precision of the computation; outputs are always float32.",
 )
-@click.option("--img-size", metavar="N or H,W", help="Input size, where the model's own is not wanted.")
+@click.option("--img-size", metavar="N or H,W", help="Input size, instead of the model's own.")
 @click.option(
     "--preprocess",
     metavar="KEY=VALUE,...",
     help="Replace parts of the recipe: mean=0.5,std=0.5,resize=squash:256,crop=224.",
 )
 @click.option("--layers", metavar="0,3-5", help="Only these blocks' attention, counted from 0.")
-@click.option("--num-classes", type=int, help="Of the checkpoint's head.")
-@click.option("--gradients", is_flag=True, help="Gradients of a class's logit by the attention as outputs, too.")
-@click.option("--norms", is_flag=True, help="Norms of values, attention branches and tokens as outputs, too.")
+@click.option("--num-classes", type=int, help="Number of classes of the checkpoint's head.")
+@click.option("--gradients", is_flag=True, help="Also output gradients of a class's logit by the attention.")
+@click.option("--norms", is_flag=True, help="Also output norms of values, attention branches and tokens.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
 def export(
     model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: str | None, **options: Any
 ) -> None:
-    """Export timm's MODEL (with or without its pretrained tag) and prove the file against PyTorch."""
+    """Export timm's MODEL (with or without its pretrained tag) and check the file against PyTorch."""
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
     options["img_size"] = messages.edges(options["img_size"])
@@ -132,7 +135,7 @@ def export(
 
 
 def _end_on_sigterm() -> None:
-    """SIGTERM ends the work as Ctrl-C does, so that what is half written is removed."""
+    """Handle SIGTERM like Ctrl-C, so that half-written files are removed."""
 
     def handle(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
@@ -165,40 +168,40 @@ def _end_on_sigterm() -> None:
     "--store-dtype",
     type=click.Choice(["float16", "float32", "uint8"]),
     default="float16",
-    help="Of the stored attention; uint8: codes, for averages only.",
+    help="Dtype of the stored attention; uint8: codes, for averages only.",
 )
 @click.option(
-    "--target", default="predicted", metavar="predicted|label|N", help="The class whose logit the gradients are of."
+    "--target", default="predicted", metavar="predicted|label|N", help="The class whose logit is differentiated."
 )
-@click.option("--batch-size", default="auto", help="Images of a batch, which is one chunk.")
+@click.option("--batch-size", default="auto", help="Images per batch; one batch is one chunk.")
 @click.option("--provider", default="auto", help="auto, cpu, cuda or any that `doctor` lists.")
 @click.option(
     "--workers",
     type=click.IntRange(1),
     metavar="N",
-    help="N local processes, each with cores or a card of its own, and not this one.",
+    help="Do the work in N local processes, each with its own cores or card.",
 )
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster does the work.")
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
 @click.option("--threads", type=click.IntRange(1), hidden=True)
 @click.option("--shard", default="1/1", help="K/N: the K-th of N processes that share the store.")
 @click.option("--limit", type=int, help="Take this many images, evenly spread over the sorted list.")
-@click.option("--seed", default=0, help="Of the sample of pictures in the store.")
-@click.option("--dry-run", is_flag=True, help="Say what the run would be, and write nothing.")
-@click.option("--overwrite", is_flag=True, help="Put aside and delete a store that is there.")
+@click.option("--seed", default=0, help="Seed for choosing the sample pictures in the store.")
+@click.option("--dry-run", is_flag=True, help="Describe the run and write nothing.")
+@click.option("--overwrite", is_flag=True, help="Delete an existing store first.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def run(graph: Path, images: str, output: Path, as_json: bool, **options: Any) -> None:
-    """Stream IMAGES through GRAPH into a store. The same command resumes what was stopped.
+    """Run IMAGES through GRAPH into a store. The same command resumes a run that was stopped.
 
-    IMAGES is, on this machine or by URL (s3://bucket/...):
+    IMAGES is a path or a URL (s3://bucket/...) of:
 
     \b
       a folder of images, or of .tar or .parquet files
-      a table with the column path: .csv, .tsv, .jsonl or .parquet; its column
-        label, and any others, stay with the images
+      a table with the column path: .csv, .tsv, .jsonl or .parquet; the column
+        label, and any others, are stored with the images
       a .tar of images, plain or by WebDataset's convention
       a .parquet with a column of images
-      several of these two: 'train-{000..127}.tar', 'train-*.parquet'
-    """  # noqa: D301 - click's mark for lines that stay as they are is a backspace
+      several .tar or .parquet: 'train-{000..127}.tar', 'train-*.parquet'
+    """  # noqa: D301 - \b tells click not to rewrap
     options["keep"] = tuple(part.strip() for part in options["keep"].split(","))
     options["layers"] = messages.layers(options["layers"])
     options["batch_size"] = messages.batch_size(options["batch_size"])
@@ -216,7 +219,7 @@ def run(graph: Path, images: str, output: Path, as_json: bool, **options: Any) -
 
 
 def _stop_on_signals() -> threading.Event:
-    """SIGINT and SIGTERM end the run after the units in flight; a second one ends it at once."""
+    """End the run after the units in flight on SIGINT or SIGTERM; on a second signal, at once."""
     stop = threading.Event()
 
     def handle(number: int, _frame: Any) -> None:
@@ -241,13 +244,13 @@ def _stop_on_signals() -> threading.Event:
     metavar="COLUMN",
     default="",
     show_default=False,
-    help="By class too: label, predicted, or any column of the store.",
+    help="Also by group: label, predicted, or any column of the store.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this one."
+    "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this process."
 )
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="A Dask cluster does the work.")
-@click.option("--overwrite", is_flag=True, help="Compute again what is there.")
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
+@click.option("--overwrite", is_flag=True, help="Recompute statistics that exist.")
 @click.option("--list", "list_names", is_flag=True, help="List the names of the statistics.")
 def analyze(
     store: Path | None,
@@ -257,7 +260,7 @@ def analyze(
     scheduler: str | None,
     **options: Any,
 ) -> None:
-    """Compute statistics from STORE and write them into it: by default what the run did not compute, and the dataset's.
+    """Compute statistics of STORE and write them into it: by default those that the run did not, and dataset sums.
 
     NAME adds further statistics; --list shows them.
     """
@@ -282,22 +285,22 @@ def analyze(
 @click.argument("stores", type=store_path, nargs=-1, required=True, metavar="STORE...")
 @click.option("-o", "--output", type=path_argument, help="The page, NAME.html.")
 @click.option(
-    "--methods", is_flag=True, help="Print what the stores' statistics are, as a paragraph with BibTeX, and no page."
+    "--methods", is_flag=True, help="Print a methods paragraph with BibTeX for the stores' statistics, and no page."
 )
-@click.option("--images", type=path_argument, help="The folder of the run, for pictures beyond the store's sample.")
-@click.option("--figures", type=path_argument, help="Write every figure here, too: PDF, SVG, PNG, and its data as CSV.")
+@click.option("--images", type=path_argument, help="The run's image folder, for pictures beyond the store's sample.")
+@click.option("--figures", type=path_argument, help="Also write every figure here: PDF, SVG, PNG, and its data as CSV.")
 @click.option("--examples", default=4, type=click.IntRange(0), help="How many pictures to show.")
 @click.option(
     "--baseline",
     metavar="STORE",
     type=store_path,
     multiple=True,
-    help="A store to compare with and no more, such as random weights; may be given again.",
+    help="A store used only for comparison, such as random weights; may be given several times.",
 )
 @click.option("--boxes", type=path_argument, help="Objects in the original images: COCO JSON.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing page.")
 def report(stores: tuple[Path, ...], output: Path | None, methods: bool, **options: Any) -> None:
-    """Write a report of STORE; several stores stand side by side."""
+    """Write a report of STORE; several stores are shown side by side."""
     if methods == (output is not None):
         raise UsageError("name the page with -o NAME.html, or print the methods alone with --methods")
     if output is None:
@@ -313,10 +316,10 @@ def report(stores: tuple[Path, ...], output: Path | None, methods: bool, **optio
 
 @cli.command(short_help="What a graph or a store holds.")
 @click.argument("path", type=store_path)
-@click.option("--all", "whole", is_flag=True, help="Every array of a store, and every run's account.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, all of it.")
+@click.option("--all", "whole", is_flag=True, help="Every array of a store, and the record of every run.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 def inspect(path: Path, whole: bool, as_json: bool) -> None:
-    """Describe the graph or store at PATH; of an unfinished store, how far it is."""
+    """Describe the graph or store at PATH; for an unfinished store, also its progress."""
     from .engine.inspect import screen
 
     data = attlas.inspect(path)
@@ -331,7 +334,7 @@ def inspect(path: Path, whole: bool, as_json: bool) -> None:
 
 @cli.command(short_help="Whether a store holds what it promises.")
 @click.argument("store", type=store_path)
-@click.option("--repair", is_flag=True, help="Reopen the faulty units; the same run does them again.")
+@click.option("--repair", is_flag=True, help="Reopen faulty units; the same run command redoes them.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def verify(store: Path, repair: bool, as_json: bool) -> None:
     """Read every chunk of every done unit of STORE: files, checksums, rows that sum to 1."""
@@ -350,13 +353,13 @@ def verify(store: Path, repair: bool, as_json: bool) -> None:
 
 @cli.command(short_help="What can be exported.")
 @click.argument("pattern", default="*")
-@click.option("--names", is_flag=True, help="Names alone, at once.")
+@click.option("--names", is_flag=True, help="Only names, which is fast.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def models(pattern: str, names: bool, as_json: bool) -> None:
-    """List timm's models whose name matches PATTERN (wildcards) and whose attention can be exported.
+    """List timm's models that match PATTERN (wildcards) and whose attention can be exported.
 
     Each line: the tokens before the patches, the grid of patches, what the head reads, layers, heads, weights, and the
-    bytes that the maps of one image take as float16. The exact name of a model that cannot be exported says why.
+    bytes of one image's maps in float16. For the exact name of a model that cannot be exported, it says why.
     """
     from .exporter.listing import list_models, summaries
 
@@ -375,7 +378,7 @@ def models(pattern: str, names: bool, as_json: bool) -> None:
 @cli.command(short_help="What works on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> None:
-    """Try every provider of onnxruntime for real, and look at what is installed."""
+    """Run a test graph on every provider of onnxruntime, and list what is installed."""
     data = attlas.doctor()
     say_json(data) if as_json else click.echo("\n".join(messages.doctor_lines(data)))
     if data["problems"]:
@@ -385,9 +388,9 @@ def doctor(as_json: bool) -> None:
 @cli.command(short_help="Everything once, on a few photographs.")
 @click.option("-o", "--output", default="attlas-demo", type=path_argument, help="The folder.")
 @click.option("--model", default="deit_tiny_patch16_224", help="timm's name.")
-@click.option("--checkpoint", type=path_argument, help="Weights, where the model hub cannot be reached.")
+@click.option("--checkpoint", type=path_argument, help="Weights from this file, if the model hub cannot be reached.")
 def demo(output: Path, model: str, checkpoint: Path | None) -> None:
-    """Export a model, run it over six photographs that anyone may show, analyse, and write a report."""
+    """Export a model, run it on six freely usable photographs, analyse, and write a report."""
     click.echo(attlas.demo(output, model=model, checkpoint=checkpoint, progress=True))
 
 
@@ -396,7 +399,7 @@ def demo(output: Path, model: str, checkpoint: Path | None) -> None:
 
 @contextlib.contextmanager
 def _pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]:
-    """Who does the work of an analysis, as its arguments; nobody else by default."""
+    """The arguments of `analyze` that say who does the work; by default none, and this process does it."""
     if workers is not None and scheduler is not None:
         raise UsageError("--workers, --scheduler: choose one")
     if scheduler is not None:
@@ -415,7 +418,7 @@ def _pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; errors that a user can mend are one line."""
+    """Run the command line; errors that the user can fix are one line."""
     try:
         cli.main(args=arguments, prog_name="attlas", standalone_mode=False)
     except AttlasError as error:
@@ -434,7 +437,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(Interrupted.exit_code)
     except BrokenPipeError:
-        # Whoever read stdout has left; nothing is wrong with the work.
+        # The reader of stdout has closed it; the work itself is fine.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

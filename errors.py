@@ -1,4 +1,4 @@
-"""The one kind of error that a user is meant to read."""
+"""The errors that are written for the user."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ __all__ = ["AttlasError", "Interrupted", "UsageError", "first_line"]
 
 
 class AttlasError(Exception):
-    """What was found, where, and what to do about it, in one line.
+    """An error in one line: what was found, where, and what to do.
 
-    `exit_code` is what the command line ends with: 1 the work failed, 2 it was asked for wrongly,
-    130 it was interrupted and can be resumed.
+    `exit_code` is the command line's exit code: 1 failed, 2 wrong usage, 130 interrupted and can be resumed.
     """
 
     exit_code = 1
@@ -23,14 +22,14 @@ class UsageError(AttlasError):
     exit_code = 2
 
 
-class Interrupted(AttlasError):  # noqa: N818 - it is no fault of the run's
-    """The user stopped the work; what is done stays done."""
+class Interrupted(AttlasError):  # noqa: N818 - not an error of the run
+    """The user stopped the work; finished work is kept."""
 
     exit_code = 130
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's exception says, in one line of at most 200 characters; of a bare assertion, the assertion."""
+    """A library's exception in one line of at most 200 characters; for an assertion without text, its source line."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if text:
         return text[:200]

@@ -1,7 +1,7 @@
-"""How far a long step is, shown to a person: a bar on a terminal and in a notebook, lines elsewhere.
+"""Progress of a long step: a bar on a terminal and in a notebook, lines elsewhere.
 
-The one module that knows tqdm, which is loaded with the first bar. It stands at the root, so that every room can use
-it, and imports nothing heavy.
+The only module that uses tqdm, which is imported with the first bar. It is at the root so that every room can use it,
+and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from typing import Any, Self
 
 __all__ = ["Display", "Show", "Step", "shows"]
 
-# What the library's functions take: True shows a display, a function is called as each documents, else all is silent.
+# The type of `progress` arguments: True shows a display, a function is called as documented, otherwise silent.
 type Show[**P] = Callable[P, None] | bool | None
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
 class Step(str):
-    """A line that names a step as it begins: number `number` of `total`, counted from 1."""
+    """A line that announces a step: step `number` of `total`, counted from 1."""
 
     number: int
     total: int
 
     def __new__(cls, text: str, number: int, total: int) -> Step:
-        """The line with its place."""
+        """The line with its number and the total."""
         made = super().__new__(cls, text)
         made.number, made.total = number, total
         return made
 
 
 def shows[**P, R](unit: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """For a function with a keyword `progress`: where that is True, it gets a `Display` instead, closed as it returns.
+    """Decorate a function with a keyword `progress`: True is replaced by a `Display`, closed when the function returns.
 
-    The function itself then sees a callable or nothing. `unit` is what it counts, as a plural.
+    So the function itself gets a callable or nothing. `unit` names what it counts, in the plural.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -59,7 +59,7 @@ def shows[**P, R](unit: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 class Display:
-    """One bar, or the same as lines: where it begins, now and then in between, and where it ends."""
+    """One bar; without a terminal, lines instead: at the start, every `SECONDS_BETWEEN_LINES`, and at the end."""
 
     def __init__(self, title: str, unit: str) -> None:
         self._title, self._unit = title, unit
@@ -67,8 +67,8 @@ class Display:
         self._bar: Any = None
         self._began = time.monotonic()
         self._silent, self._stepping = True, False
-        self._first: tuple[int, float] | None = None  # what was done when counting began, and when that was
-        self._said = 0.0
+        self._first: tuple[int, float] | None = None  # images done and time when counting began
+        self._shown = 0.0  # time of the last line
 
     def __enter__(self) -> Self:
         return self
@@ -77,11 +77,11 @@ class Display:
         self._close(finished=kind is None)
 
     def __call__(self, *now: Any) -> None:
-        """Show one event: a line as a step begins; (done, total); or an object with `done`, `total`, maybe `note`."""
+        """Show one event: a `Step` or other line; (done, total); or an object with `done`, `total`, maybe `note`."""
         match now:
             case (Step() as step,):
                 self._stepping = True
-                self._count(step.number - 1, step.total, step)  # it begins: one fewer is done
+                self._count(step.number - 1, step.total, step)  # it only begins, so one fewer is done
             case (str() as text,):
                 self.note(text)
             case (int() as done, int() as total):
@@ -90,7 +90,7 @@ class Display:
                 self._count(progress.done, progress.total, getattr(progress, "note", ""))
 
     def note(self, text: str) -> None:
-        """A line of text, above the bar where there is one."""
+        """Write a line of text, above the bar if there is one."""
         self._silent = False
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
@@ -116,26 +116,26 @@ class Display:
                 self._bar = _bar(desc=self._title, total=total, initial=done, unit=f" {self._unit}")
             self._bar.total = total
             self._bar.set_postfix_str(note, refresh=self._stepping)
-            self._bar.update(done - self._bar.n)  # draws now and then, however often it is told
+            self._bar.update(done - self._bar.n)  # tqdm limits how often it redraws
             return
         if self._stepping:
             self.note(f"{note} ({done + 1}/{total})")
             return
         now = time.monotonic()
-        if self._first is not None and now - self._said < SECONDS_BETWEEN_LINES:
+        if self._first is not None and now - self._shown < SECONDS_BETWEEN_LINES:
             return
-        self._first, self._said = self._first or (done, now), now
+        self._first, self._shown = self._first or (done, now), now
         before, began = self._first
         rate = f"{(done - before) / (now - began):.1f} {self._unit}/s" if done > before and now > began else ""
         self.note(", ".join(filter(None, (f"{done:,}/{total:,} {self._unit}", rate, note))))
 
 
 def _bar(**options: Any) -> Any:
-    """The bar of tqdm's that fits where this runs."""
+    """A bar of tqdm for a terminal or a notebook."""
     with warnings.catch_warnings():
-        # It says that it is experimental, and in a notebook without ipywidgets that it falls back to text.
+        # It warns that it is experimental, and in a notebook without ipywidgets that it falls back to text.
         warnings.simplefilter("ignore")
         from tqdm.autonotebook import tqdm
 
-        # Told its size: on a terminal that says it has no rows, as in containers, tqdm would show nothing.
+        # The size is given because tqdm shows nothing on a terminal that reports no rows, as in containers.
         return tqdm(file=sys.stderr, ncols=shutil.get_terminal_size().columns - 1, nrows=20, **options)

@@ -18,7 +18,7 @@ __all__ = [
 _HOMES = {
     "AnalyzeResult": "statistics", "CATALOG": "catalog", "Moments": "statistics.moments",
     "Partial": "statistics.partials", "Pooled": "statistics", "Reducer": "kernels.fused",
-    "Statistic": "statistics.statistic", "analyze": "statistics", "merge": "statistics.partials", "open": "dataset",
+    "Statistic": "statistic", "analyze": "statistics", "merge": "statistics.partials", "open": "dataset",
     "partial_statistics": "statistics.partials", "pooled": "statistics",
 }  # fmt: skip
 # Plain functions of arrays.

@@ -16,7 +16,7 @@ from . import formulas
 from .formulas import norms, row_entropy
 from .formulas.arrays import Array, constant, floating, namespace, patch_part, prefix_of
 from .formulas.histograms import distance_edges, entropy_edges, histogram
-from .statistics.statistic import INPUTS, Statistic
+from .statistic import INPUTS, Statistic
 
 __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolved", "summed", "written"]
 

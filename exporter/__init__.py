@@ -1,8 +1,8 @@
-"""The exporter: a timm model becomes one ONNX graph that gives logits and attention, and says what it is.
+"""The exporter: turns a timm model into one ONNX graph with logits, attention and metadata.
 
-`models` builds the model, `taps` finds what multiplies the values in every block, `trace` writes the graph with its
-spec and proves it against PyTorch. `listing` says what can be exported. `spec` is the contract with the other rooms
-and loads without PyTorch; everything else needs the extra `exporter`.
+`models` builds the model, `taps` finds the tensor that multiplies the values in every block, `trace` writes the graph
+with its spec and checks it against PyTorch. `listing` lists what can be exported. `spec` is the contract with the other
+rooms and needs no PyTorch; everything else needs the extra `exporter`.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""What can be exported, from a table: building every model of timm without data takes minutes, reading a table none.
+"""The list of models that can be exported, read from a table: building every timm model would take minutes.
 
-The table of one version of timm comes with attlas. For any other it is made as models are asked for, and kept in the
-user's cache folder. Neither PyTorch nor timm is imported where the table has the answer.
+The table for one version of timm comes with attlas. For any other version its rows are made on demand and kept in the
+user's cache folder. PyTorch and timm are imported only for rows that are missing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["list_models", "summaries", "write_table"]
 # Written by benchmarks/models.py.
 SHIPPED = Path(__file__).with_name("models.json")
 
-TABLE = 1  # of the layout of the table and of what is looked at: a cached one of another number is made anew
+TABLE = 1  # version of the table's layout and contents: a cached table with another number is not used
 _AT_ONCE = 25
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that can be exported, sorted; with a tag in the pattern (`vit_*.dino`), names with their tags.
+    """Names of models that can be exported, sorted; if the pattern has a tag (`vit_*.dino`), names with tags.
 
     Args:
-        pattern: shell-style; `*` alone gives every architecture of timm with global attention over patches.
+        pattern: shell-style; `*` gives every timm architecture with global attention over patches.
 
     Raises:
         AttlasError: timm is not installed.
@@ -41,11 +41,11 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def summaries(pattern: str = "*", progress: Callable[[str], None] | None = None) -> list[Summary]:
-    """What the table says of every model that matches; those of a timm without a table are built first, once.
+    """The summary of every model that matches. Models that are not in the table yet are built once.
 
     Args:
-        pattern: as for `list_models`; or the exact name of any of timm's models.
-        progress: called with a line now and then while models are built, a quarter of a second each.
+        pattern: as for `list_models`, or the exact name of any timm model.
+        progress: called with a line every 25 models while models are built, a quarter of a second each.
 
     Raises:
         UsageError: the pattern matches nothing, or names one model that cannot be exported, with the reason.
@@ -71,7 +71,7 @@ def write_table(progress: Callable[[str], None]) -> Path:
 
 
 class _Table:
-    """Rows by name, of one version of timm; None stands for a model that was not built yet."""
+    """Rows by model name for one version of timm; None is a model that was not built yet."""
 
     def __init__(self, timm: str, path: Path | None, rows: dict[str, list[Any] | None]) -> None:
         self.timm = timm
@@ -89,7 +89,7 @@ class _Table:
         return cls(timm, path, _names() if rows is None else rows)
 
     def build(self, names: list[str], progress: Callable[[str], None]) -> None:
-        """Fill in these rows, and keep what was made even if it is interrupted."""
+        """Fill in these rows; when interrupted, the finished rows are still saved."""
         if not names:
             return
         from .taps.facts import summarize
@@ -99,7 +99,7 @@ class _Table:
             for number, name in enumerate(names, 1):
                 try:
                     self.rows[name] = summarize(name).row()
-                except UsageError:  # its module's other models attend globally, this one does not
+                except UsageError:  # other models of its module attend globally, this one does not
                     del self.rows[name]
                 if number % _AT_ONCE == 0:
                     progress(f"{number} of {len(names)}")
@@ -111,7 +111,7 @@ class _Table:
             return
         each = ",\n".join(f"{json.dumps(name)}:{json.dumps(row)}" for name, row in sorted(self.rows.items()))
         draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):  # whoever cannot keep it makes it again
+        with contextlib.suppress(OSError):  # without a cache the table is made again
             self.path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(f'{{"timm":{json.dumps(self.timm)},"models":{{\n{each}\n}}}}\n', encoding="utf-8")
             draft.replace(self.path)
@@ -123,20 +123,20 @@ def _matching(table: _Table, pattern: str) -> list[str]:
 
 
 def _read(path: Path, timm: str) -> dict[str, list[Any] | None] | None:
-    """The rows of a table of this timm; None where there is none."""
+    """The rows of the table in a file; None if there is none for this version of timm."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows: dict[str, list[Any] | None] = data["models"]
         for name, row in rows.items():
             if row is not None:
                 Summary.of(name, *row)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or not whole
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or incomplete
         return None
     return rows if data["timm"] == timm else None
 
 
 def _names() -> dict[str, list[Any] | None]:
-    """Every name that timm has, not built yet."""
+    """Every name in timm, with no row yet."""
     from .models.build import names
 
     return dict.fromkeys(names())
@@ -152,10 +152,10 @@ def _version() -> str:
 
 
 def _cached(timm: str) -> Path | None:
-    """Where the table of another timm is kept; None where this system has no place for it."""
-    home = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    place = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or home
+    """Path of the cached table for this version of timm; None if the user has no home folder."""
+    default = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    cache = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or default
     try:
-        return Path(place).expanduser() / "attlas" / f"models-{TABLE}-timm-{timm}.json"
-    except RuntimeError:  # there is no home
+        return Path(cache).expanduser() / "attlas" / f"models-{TABLE}-timm-{timm}.json"
+    except RuntimeError:  # no home folder
         return None

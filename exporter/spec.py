@@ -1,7 +1,7 @@
-"""What an exported graph promises: its metadata, written by the exporter and read by every other room.
+"""The metadata of an exported graph, written by the exporter and read by the other rooms.
 
-The same JSON stands in the ONNX file's `metadata_props` under the key `attlas` and beside it as `graph.json`
-(JavaScript runtimes cannot read metadata). This module imports nothing heavy.
+The same JSON is in the ONNX file's `metadata_props` under the key `attlas`, and in a file next to it (JavaScript
+runtimes cannot read the metadata). This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 FORMAT = 1
 METADATA_KEY = "attlas"
 
-# Protobuf ends at 2 GiB; a little room is left for the nodes. Weights that are larger lie beside the graph.
+# Protobuf's limit is 2 GiB; some of it is left for the nodes. Larger weights go into a file next to the graph.
 LARGEST_FILE = 2**31 - 2**24
 
 # The outputs per layer of a graph with norms.
@@ -45,12 +45,12 @@ Readout = Literal["class", "mean", "pool", "distilled"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a picture becomes the graph's input: resize, crop, and the normalisation that the graph itself does.
+    """How a picture becomes the graph's input: resize, crop, and the normalisation, which the graph itself does.
 
-    The names are timm's. `resize` is (height, width); `crop_mode` says how it is read: `center` scales the shorter
-    edge to it, `squash` scales both edges, `border` scales the longer edge and pads. `crop` is (height, width).
-    `mean` and `std` apply to RGB pixels in 0..1. Reading a graph does not call `check`: one that an earlier version
-    wrote with a recipe that would be refused today still loads.
+    The names are timm's. `resize` is (height, width) in pixels; `crop_mode` says how it applies: `center` scales the
+    shorter edge to it, `squash` scales both edges, `border` scales the longer edge and pads. `crop` is (height, width)
+    in pixels. `mean` and `std` apply to RGB pixels in 0..1. Reading a graph does not call `check`, so graphs of earlier
+    versions load even if their recipe would be refused today.
     """
 
     resize: tuple[int, int]
@@ -61,14 +61,14 @@ class Recipe:
     std: tuple[float, float, float]
 
     def check(self, where: str = "recipe") -> None:
-        """Refuse what no model was trained with.
+        """Refuse a recipe that no model was trained with.
 
         Args:
-            where: the option or place that the recipe came from, for errors.
+            where: the option or file that the recipe came from, for errors.
 
         Raises:
-            UsageError: mean or std cannot belong to RGB pixels in 0..1 (with the numbers that would), the resize is
-                smaller than the crop, or a mode is unknown.
+            UsageError: mean or std cannot be for RGB pixels in 0..1 (the error suggests values), the resize is smaller
+                than the crop, or a mode is unknown.
         """
         for name in ("mean", "std"):
             _check_numbers(where, name, getattr(self, name))
@@ -108,14 +108,14 @@ _BGR = {
 
 
 def _check_numbers(where: str, name: str, values: tuple[float, ...]) -> None:
-    """Three numbers that can be the mean or std of RGB pixels in 0..1."""
-    said = f"{where}: {name}={_commas(values)}"
+    """Check that the values can be the mean or std of RGB pixels in 0..1."""
+    found = f"{where}: {name}={_commas(values)}"
     if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-        raise UsageError(f"{said} is not three finite numbers, for red, green and blue")
-    # Divided by less than one step of an 8-bit pixel, every input would be in the hundreds.
+        raise UsageError(f"{found} is not three finite numbers, for red, green and blue")
+    # A std below one step of an 8-bit pixel would make every input larger than 100.
     lowest = 0.0 if name == "mean" else 1 / 255 - 1e-6
     if name == "std" and min(values) <= 0:
-        raise UsageError(f"{said} is not three positive numbers for pixels in 0..1")
+        raise UsageError(f"{found} is not three positive numbers for pixels in 0..1")
     if max(values) > 1 or min(values) < lowest:
         factor = 1 / 255 if max(values) > 1 else 255.0
         scaled = tuple(float(f"{v * factor:.4g}") for v in values)
@@ -126,9 +126,9 @@ def _check_numbers(where: str, name: str, values: tuple[float, ...]) -> None:
         order = ", in RGB order" if right != scaled else ""
         usual = "0.485,0.456,0.406" if name == "mean" else "0.229,0.224,0.225"
         advice = f"write {name}={_commas(right)}{order}" if fits else f"ImageNet's is {usual}"
-        raise UsageError(f"{said} {reason}; the graph's pixels are in 0..1: {advice}")
+        raise UsageError(f"{found} {reason}; the graph's pixels are in 0..1: {advice}")
     if _is_bgr(name, values):
-        raise UsageError(f"{said} is in BGR order; the graph takes RGB: write {name}={_commas(values[::-1])}")
+        raise UsageError(f"{found} is in BGR order; the graph takes RGB: write {name}={_commas(values[::-1])}")
 
 
 def _is_bgr(name: str, values: tuple[float, ...]) -> bool:
@@ -143,8 +143,8 @@ def _commas(values: typing.Iterable[object]) -> str:
 class Weights:
     """Where the weights came from, and the SHA-256 over names, dtypes, shapes and bytes of the state dict.
 
-    `key` is the part of the checkpoint that they were, such as `model_ema` or `teacher.backbone`; "" where the file
-    held nothing else, where they are no checkpoint's, and in graphs of earlier versions.
+    `key` is the part of the checkpoint that was used, such as `model_ema` or `teacher.backbone`. It is "" if the file
+    had only one part, without a checkpoint, and in graphs of earlier versions.
     """
 
     source: Literal["pretrained", "checkpoint", "random"]
@@ -154,7 +154,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class ClassName:
-    """One class of the head: a stable id (a WordNet id for ImageNet, else the number) and its name in words."""
+    """One class of the head: a stable id (a WordNet id for ImageNet, else the index as text) and its name in words."""
 
     id: str
     name: str
@@ -162,7 +162,7 @@ class ClassName:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output of the graph. `shape` has None for the batch."""
+    """One output of the graph. In `shape`, None is the batch axis."""
 
     name: str
     dims: tuple[str, ...]
@@ -171,29 +171,29 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """Everything a reader must know of a graph without opening the model.
+    """Everything a reader needs to know about a graph without opening the model.
 
     Attributes:
-        model: timm's architecture name; `tag`: the pretrained tag whose recipe and classes these are, or "" where
-            there is none. The weights are that tag's only where `weights.source` says pretrained.
-        dtype: in which the graph computes. Its outputs are float32 all the same.
-        image_size: (height, width) of the input `image`, NHWC uint8 RGB.
+        model: timm's architecture name; `tag`: the pretrained tag that the recipe and classes come from, or "". The
+            weights are those of the tag only if `weights.source` is `pretrained`.
+        dtype: the precision of the computation. Outputs are always float32.
+        image_size: (height, width) in pixels of the input `image`, NHWC uint8 RGB.
         patch_size: (height, width) in input pixels of one token of the grid.
         grid: (rows, columns) of patch tokens.
         prefix: the kinds of the tokens before the patches, in order: class, distillation, register. A class token
-            that joins only after the blocks is not among them; its own blocks' maps are `class_attention.L`.
-        pooling: what the head reads: class, mean (of the patches), mean_all (of every token), max (of the patches),
+            that is added only after the blocks is not included; the maps of its own blocks are `class_attention.L`.
+        pooling: what the head reads: class, mean (of the patches), mean_all (of all tokens), max (of the patches),
             pool (a learned query attends), distilled (class and distillation token), none.
-        layers: the blocks whose attention is an output, by index from 0; `depth` is how many the model has.
+        layers: the blocks whose attention is an output, by index from 0; `depth`: number of blocks of the model.
         heads: heads per block.
-        attention_kind: probability, where rows sum to 1, or mixed.
-        position: how tokens know their place: absolute, rotary, relative or none.
-        classes: the head's classes by index; empty where there is no head or no names are known.
+        attention_kind: probability (rows sum to 1) or mixed.
+        position: the position encoding: absolute, rotary, relative or none.
+        classes: the head's classes by index; empty without a head or if no names are known.
         outputs: every output, in the graph's order.
-        gradients: whether there is a second input, `target` (image) int64: a class each, or -1 for the one with the
-            largest logit; and outputs `gradient.L`, the derivatives of its logit.
-        norms: whether there are outputs `value_norm.L`, `branch_ratio.L` and `token_norm.L`.
-        versions: of the programs that wrote the graph.
+        gradients: whether the graph has a second input, `target` (image) int64: a class index, or -1 for the class
+            with the largest logit; and outputs `gradient.L`, the derivatives of the logit of that class.
+        norms: whether the graph has the outputs `value_norm.L`, `branch_ratio.L` and `token_norm.L`.
+        versions: versions of the packages that wrote the graph.
     """
 
     model: str
@@ -220,37 +220,37 @@ class GraphSpec:
 
     @property
     def patches(self) -> int:
-        """Patch tokens: rows times columns."""
+        """Number of patch tokens: rows times columns."""
         return math.prod(self.grid)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the sequence: prefix and patches."""
+        """Number of tokens in the sequence: prefix and patches."""
         return len(self.prefix) + self.patches
 
     @property
     def readout(self) -> Readout:
-        """Which row of the attention the head reads: what `readout="auto"` means for this model."""
+        """The row of the attention that the head reads: the value of `readout="auto"` for this model."""
         match self.pooling:
             case "pool" | "distilled":
                 return self.pooling
             case "class" | "none":
-                # A class token that joins after these blocks has no row in their maps.
+                # A class token that is added after these blocks has no row in their maps.
                 return "class" if "class" in self.prefix else "mean"
             case _:
                 return "mean"
 
     @property
     def name(self) -> str:
-        """The model as timm writes it, with the pretrained tag only where that tag's weights are in use."""
+        """The model's name in timm, with the pretrained tag only if the weights are those of the tag."""
         return f"{self.model}.{self.tag}" if self.tag and self.weights.source == "pretrained" else self.model
 
     def output(self, name: str) -> Output | None:
-        """The output of that name, or None."""
+        """The output with that name, or None."""
         return next((o for o in self.outputs if o.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the format's number first."""
+        """Plain JSON values, with `attlas_format` first."""
         data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return {"attlas_format": data.pop("attlas_format"), **data}
 
@@ -263,7 +263,7 @@ class GraphSpec:
         """Read `to_dict`'s values.
 
         Raises:
-            AttlasError: `data` is no spec of ours, or of a newer format. `where` names the place it was read from.
+            AttlasError: `data` is not a spec of attlas, or has a newer format. `where` names its file.
         """
         number = data.get("attlas_format")
         if not isinstance(number, int):
@@ -289,14 +289,14 @@ class GraphSpec:
         return cls.from_dict(data, where)
 
 
-# A spec has a thousand classes, and looking their hints up each time took most of opening a store.
+# Cached: a spec can have a thousand classes, and looking up their hints took most of the time of opening a store.
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
 def _read(kind: Any, value: Any) -> Any:
-    """Rebuild a value of the annotated type from JSON; unknown keys, of a later minor change, are ignored."""
+    """Rebuild a value of the annotated type from JSON; unknown keys, as later versions may add, are ignored."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = _hints(typing.cast(Any, kind))

@@ -20,7 +20,7 @@ from ...errors import UsageError
 from ...exporter.spec import GraphSpec
 from ..catalog import CATALOG
 from ..formulas import patch_distances, readout_rows
-from ..statistics.statistic import Statistic
+from ..statistic import Statistic
 from . import compiled
 
 __all__ = ["Reducer", "fused", "seen"]

@@ -23,9 +23,9 @@ from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Display, Show, shows
 from ..catalog import PREDICTED, held, named, resolved
+from ..statistic import Statistic
 from .groups import merged
 from .partials import Partial, groupable, partial_statistics, unit_statistics
-from .statistic import Statistic
 from .summary import Source, Summed, spec_of, stored_groups, stored_sum, summed_units, sums_up
 from .work import Work, means_by, planned
 

@@ -14,8 +14,8 @@ from ...errors import AttlasError, UsageError
 from ..kernels import loops, views
 from ..kernels.fused import Reducer
 from ..kernels.layer import Layer
+from ..statistic import Statistic, context
 from .moments import Totals
-from .statistic import Statistic, context
 
 __all__ = ["Extras"]
 

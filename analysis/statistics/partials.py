@@ -20,6 +20,7 @@ from ...engine.store.store import Store, Template
 from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG, resolved
 from ..kernels.fused import Reducer, fused, seen
+from ..statistic import Statistic
 from .chunks import Chunks
 from .extras import Extras
 from .gradients import check as check_weighted
@@ -27,7 +28,6 @@ from .gradients import computed as compute_weighted
 from .gradients import weighs
 from .groups import Key, check_column, gathered, merged, read_column
 from .moments import Moments, Totals
-from .statistic import Statistic
 
 __all__ = [
     "Partial", "attention_of", "beside", "check", "groupable", "kept_layers", "merge", "partial_statistics",

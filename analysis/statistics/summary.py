@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...engine.store.store import ArraySpec, Store
+from ..statistic import Statistic
 from .differences import group_differences
 from .groups import Key, gathered, key_order, read_column
 from .moments import QUANTILES, RESAMPLES, Moments, Totals, interval, quantiles
-from .statistic import Statistic
 
 __all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "summed_units", "sums_up"]
 

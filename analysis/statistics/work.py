@@ -12,9 +12,9 @@ from ...engine.store.store import ArraySpec, Store
 from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG, PREDICTED, held, written
 from ..kernels.fused import fused
+from ..statistic import Statistic
 from .groups import check_column
 from .partials import Partial, attention_of, beside, check, groupable, kept_layers, templates
-from .statistic import Statistic
 from .summary import Source, stored_groups, stored_sum, summed_units
 
 __all__ = ["Work", "means_by", "planned"]

@@ -1,6 +1,6 @@
-"""timm's models and where their weights come from: names, checkpoints, recipes, and what a model takes.
+"""timm's models and their weights: names, checkpoints, recipes, and the memory that a model needs.
 
-`build` is the one module that knows timm. It knows nothing of attention.
+Only `build` uses timm. Nothing here deals with attention.
 """
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The one module that knows timm: its names, and building a model with its weights."""
+"""The only module that uses timm: look up names, and build a model with its weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .weights import digest, load_into
 
 __all__ = ["MODULES", "Model", "build", "indivisible", "names", "refusal"]
 
-# The modules of timm whose models attend over all patches. Others are refused by what their blocks show, not by name.
+# timm's modules whose models attend over all patches. Other models are refused by what their blocks do, not by name.
 MODULES = (
     "vision_transformer",
     "deit",
@@ -48,17 +48,17 @@ MODULES = (
     "vitamin",
 )
 
-# Above any image-text projection in timm (1,280 wide), below any set of classes that is not ImageNet's.
+# Larger than any image-text projection in timm (1,280), smaller than any class set other than ImageNet-1k's.
 _WIDEST_PROJECTION = 2048
 
 
 @dataclass(frozen=True)
 class Model:
-    """A built model and what its pretrained tag says.
+    """A built model with the metadata of its pretrained tag.
 
-    `head` names the first output: `logits` where the head gives classes, `features` where there is no head or where
-    it projects to a space shared with text. `resized` says that another picture size than the tag's was asked for.
-    `key` is the part of the checkpoint that was taken, see `Weights`; `notes` says so, and what else was there.
+    `head` names the first output: `logits` if the head gives classes, `features` without a head or if it projects to a
+    space shared with text. `resized`: whether the picture size differs from the tag's. `key` is the part of the
+    checkpoint that was used, see `Weights`; `notes` says which, and which others the file has.
     """
 
     module: nn.Module
@@ -75,16 +75,16 @@ class Model:
 
     @property
     def full_name(self) -> str:
-        """With its tag, as timm writes it."""
+        """The name in timm, with the tag."""
         return f"{self.name}.{self.tag}" if self.tag else self.name
 
     def weights(self) -> Weights:
-        """Source and hash of the weights as they are now."""
+        """Source and hash of the current weights."""
         return Weights(self.source, digest(self.module), self.key)
 
 
 def names() -> list[str]:
-    """Every architecture of timm's modules with global attention over patches, and each with every pretrained tag."""
+    """Every architecture of timm's modules in `MODULES`, without a tag and with each of its pretrained tags."""
     found: set[str] = set()
     for module in MODULES:
         with contextlib.suppress(RuntimeError):  # an older timm may lack the newest families
@@ -104,23 +104,23 @@ def build(
     num_classes: int | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Model:
-    """A timm model in eval mode whose attention is not fused, with its weights.
+    """A timm model in eval mode with its weights, and without fused attention.
 
     Args:
         model: timm's name, with or without a pretrained tag (`vit_base_patch16_224.dino`).
-        checkpoint: weights from this file (safetensors, or a torch state dict), or from a part of it (`FILE:KEY`);
-            goes before `pretrained`.
-        pretrained: the tag's weights, by timm.
-        random_init: timm's own initialisation instead.
-        seed: of the random weights.
-        img_size: edge, or (height, width); position embeddings are resampled by timm.
+        checkpoint: a file with weights (safetensors or a torch state dict), or `FILE:KEY` for a part of it; takes
+            precedence over `pretrained`.
+        pretrained: use the tag's weights, downloaded by timm.
+        random_init: use timm's random initialisation.
+        seed: seed of the random weights.
+        img_size: edge or (height, width) in pixels; timm resamples position embeddings.
         preprocess: replaces parts of the tag's recipe, see `recipe.override`.
-        num_classes: of a checkpoint's head; 0 for none.
+        num_classes: number of classes of a checkpoint's head; 0 for no head.
         model_kwargs: passed on to timm; for tests, which need small models.
 
     Raises:
-        UsageError: an unknown model or tag, contradicting options, a size the model does not take, no such file.
-        AttlasError: the weights cannot be had or do not fit.
+        UsageError: an unknown model or tag, contradicting options, a size the model does not accept, no such file.
+        AttlasError: the weights cannot be loaded or do not fit.
     """
     name, tag = _known(model)
     source = _source(checkpoint, pretrained, random_init, num_classes)
@@ -135,7 +135,7 @@ def build(
     full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
     if source == "pretrained":
         _reach(full, cfg)
-    # A file that cannot be read is told before the model is built.
+    # Read the file first, so that a bad file is reported before the model is built.
     path, key = (None, "") if checkpoint is None else locate(checkpoint)
     flat = None if path is None else read(path)
     module = _create(name if not cfg.get("tag") else full, source == "pretrained", seed, kwargs)
@@ -155,7 +155,7 @@ def build(
 
 
 def refusal(model: str, reason: str) -> UsageError:
-    """The one line that says why a model has no maps to export, and which of those that have is called most like it."""
+    """The error for a model without maps to export: the reason, and the most similar name that can be exported."""
     near = difflib.get_close_matches(split_model_name_tag(model)[0], [n for n in names() if "." not in n], n=1)
     return UsageError(
         f"{model}: cannot be exported: {reason}; models with global attention over patches can "
@@ -164,7 +164,7 @@ def refusal(model: str, reason: str) -> UsageError:
 
 
 def indivisible(name: str, size: tuple[int, int], token: tuple[int, int]) -> UsageError:
-    """A picture size that whole tokens do not cover, and the nearest that they do."""
+    """The error for a picture size that is no multiple of the token size, with the nearest multiple."""
     return UsageError(
         f"--img-size {size[0]},{size[1]}: {name}'s tokens of {_edges(token)} pixels do not divide it; the nearest size "
         f"that they do is {_nearest(size, token)}"
@@ -175,7 +175,7 @@ def indivisible(name: str, size: tuple[int, int], token: tuple[int, int]) -> Usa
 
 
 def _known(model: str) -> tuple[str, str]:
-    """Architecture and tag of a name timm knows."""
+    """Architecture and tag of a model name; an error for names that timm does not have."""
     plain = model.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
     name, tag = split_model_name_tag(plain)
     if not timm.is_model(name):
@@ -212,7 +212,7 @@ def _source(
 
 
 def _reach(name: str, cfg: Mapping[str, Any]) -> None:
-    """Fail at once where the hub's name does not resolve: its own client would retry for 46 seconds before it does."""
+    """Fail at once if the hub's host name does not resolve: its own client would retry for 46 seconds."""
     if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
         raise UsageError(f"{name}: has no pretrained weights; pass --checkpoint FILE or --random-init")
     if not cfg.get("hf_hub_id") or urllib.request.getproxies():
@@ -257,13 +257,13 @@ def _options(kwargs: Mapping[str, Any]) -> str:
 
 
 def _refuse_size(name: str, kwargs: Mapping[str, Any]) -> None:
-    """Name the nearest picture size that fits, if it is the size that the model does not take."""
+    """If the model fails because of the picture size, raise an error that names the nearest size that fits."""
     if (asked := kwargs.get("img_size")) is None:
         return
     try:
         with torch.device("meta"), _quiet():
             token = _token_size(timm.create_model(name, **{k: v for k, v in kwargs.items() if k != "img_size"}))
-    except Exception:  # it is not the size, or not alone
+    except Exception:  # the size is not the problem, or not the only one
         return
     size = pair(asked, "--img-size")
     if token is not None and (size[0] % token[0] or size[1] % token[1]):
@@ -271,7 +271,7 @@ def _refuse_size(name: str, kwargs: Mapping[str, Any]) -> None:
 
 
 def _nearest(size: tuple[int, int], token: tuple[int, int]) -> str:
-    """The size of whole tokens, one at least, that is nearest; as options take it."""
+    """The nearest size that is a multiple of the token size, as text for an option."""
     return ",".join(str(max(1, round(edge / unit)) * unit) for edge, unit in zip(size, token, strict=True))
 
 
@@ -281,7 +281,7 @@ def _edges(size: tuple[int, int]) -> str:
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Have blocks built without the fused kernel, which never shows its probabilities; timm decides as it builds."""
+    """Build blocks without the fused kernel, which never exposes its probabilities; timm chooses it when it builds."""
     enabled, experimental = bool(use_fused_attn()), bool(use_fused_attn(experimental=True))
     set_fused_attn(False)
     try:
@@ -292,7 +292,7 @@ def _plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and log lines of the libraries underneath: what the user must know is raised."""
+    """Suppress progress bars and log lines of the libraries: errors are raised anyway."""
     logger, level = logging.getLogger("timm"), logging.getLogger("timm").level
     logger.setLevel(logging.ERROR)
     try:
@@ -308,13 +308,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _classifier(cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the head's modules."""
+    """Names of the head's modules."""
     named = cfg.get("classifier") or "head"
     return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _convert(name: str, module: nn.Module, state: StateDict) -> StateDict:
-    """The family's own conversion of published checkpoints, as timm applies it to what it downloads."""
+    """The model family's conversion of published checkpoints, which timm applies to its downloads."""
     family = importlib.import_module(model_entrypoint(name).__module__)
     kind = "classifier" if type(module).__name__.endswith("Classifier") else "encoder"
     for candidate in ("checkpoint_filter_fn", f"checkpoint_filter_fn_{kind}"):
@@ -335,7 +335,7 @@ def _input_size(module: nn.Module, cfg: Mapping[str, Any], kwargs: Mapping[str, 
 
 
 def _recipe(cfg: Mapping[str, Any], image_size: tuple[int, int]) -> Recipe:
-    """The evaluation transform timm gives this tag, at this size: resize to floor(size / crop_pct), then crop."""
+    """The evaluation transform of timm for this tag at this size: resize to floor(size / crop_pct), then crop."""
     data = resolve_data_config({"input_size": (3, *image_size)}, pretrained_cfg=dict(cfg))
     height, width = image_size
     return Recipe(
@@ -349,7 +349,7 @@ def _recipe(cfg: Mapping[str, Any], image_size: tuple[int, int]) -> Recipe:
 
 
 def _token_size(module: nn.Module) -> tuple[int, int] | None:
-    """(height, width) in pixels of one token, stem and patch together, where the model says."""
+    """(height, width) in pixels of one token, stem and patch together; None if the model does not say."""
     for part in module.modules():
         embed = getattr(part, "patch_embed", None) or getattr(part, "embeds", None)
         if embed is None:
@@ -362,7 +362,7 @@ def _token_size(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _check_crop(module: nn.Module, recipe: Recipe, image_size: tuple[int, int]) -> None:
-    """The crop is what the graph takes, and whole tokens cover it."""
+    """Check that the crop equals the graph's input size and is a multiple of the token size."""
     if recipe.crop == image_size:
         return
     crop, token = recipe.crop, _token_size(module)
@@ -381,7 +381,7 @@ def _check_crop(module: nn.Module, recipe: Recipe, image_size: tuple[int, int]) 
 def _classes(
     module: nn.Module, cfg: Mapping[str, Any], asked: int | None
 ) -> tuple[tuple[ClassName, ...], Literal["logits", "features"]]:
-    """The classes' names, and whether the head gives classes at all."""
+    """The names of the classes, and whether the head gives classes (`logits`) or not (`features`)."""
     count = int(getattr(module, "num_classes", 0) or 0)
     if count <= 0:
         return (), "features"

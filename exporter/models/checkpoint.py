@@ -1,8 +1,8 @@
-"""A checkpoint file of the user's: what it is, and which of the weights in it are the model's.
+"""Read a checkpoint file of the user, and find the model's weights in it.
 
 Frameworks wrap a model's weights in dictionaries (`model`, `model_ema`, `teacher`) and prefixes (`module.`,
-`backbone.`). Here both are one thing: the file is flattened to dotted names, and `WRAPPERS` says which leading parts
-may be taken off. Whatever leaves the most names and shapes of the model is its weights. Nothing in a file is ever run.
+`backbone.`). Both are handled in the same way: the file is flattened to dotted names, and `WRAPPERS` lists the leading
+parts that may be removed. The set with the most matching names and shapes is used. No code in a file is ever run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ StateDict = dict[str, Tensor]
 _AVERAGE = "the running average (EMA)"
 _TEACHER = "the teacher, which is the student's running average"
 
-# What may stand around a model's weights, and what it means; the first goes before the others where several fit.
+# Names that may wrap a model's weights, with their meaning; if several fit, the first of this list is used.
 # Running averages come first: timm evaluates them, and DINO, iBOT and MoCo publish them.
 WRAPPERS: dict[str, str] = {
     "state_dict_ema": _AVERAGE,
@@ -56,10 +56,10 @@ WRAPPERS: dict[str, str] = {
     "visual": "",
     "trunk": "",
 }
-_ORDER = {name: place for place, name in enumerate(WRAPPERS)}
+_ORDER = {name: rank for rank, name in enumerate(WRAPPERS)}
 _DEEPEST = 6
 
-# How files that are no weights begin.
+# First bytes of files that are not weights.
 _BEGINNINGS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself; `git lfs pull` fetches it"),
     (b"<", "is a web page (HTML or XML), not weights; download the file itself, by its link to the raw file"),
@@ -71,7 +71,7 @@ _BEGINNINGS = (
     (b"\x93NUMPY", "is a NumPy array; pass safetensors or a torch state dict"),
 )
 
-# Names that only another library gives, and what to do about it.
+# Names that only other libraries use, with the library and what to do.
 _FOREIGN = (
     (r"\.lora_[AB]\.|\.lora_(up|down)\.", "LoRA adapters", "merge them into the model and save its state_dict()"),
     (
@@ -97,9 +97,9 @@ class Choice:
     """The weights taken from a checkpoint.
 
     Attributes:
-        key: their dotted place in the file, "" for the whole file; `others` are places that fit as well.
-        state: the tensors as the file names them, without the place.
-        converted: the same as the model names them.
+        key: the dotted prefix of the tensors in the file, "" for the whole file; `others`: prefixes that also fit.
+        state: the tensors under the file's names, without the prefix.
+        converted: the same tensors under the model's names.
     """
 
     key: str
@@ -108,7 +108,7 @@ class Choice:
     converted: StateDict
 
     def notes(self, path: Path) -> list[str]:
-        """Which weights were taken and how to take the others, in a line; nothing where there was no choice."""
+        """One line on which weights were used and how to use the others; empty if there was no choice."""
         if not self.others:
             return []
         meaning = next((WRAPPERS[part] for part in self.key.split(".") if WRAPPERS.get(part)), "")
@@ -118,10 +118,10 @@ class Choice:
 
 
 def locate(checkpoint: str | os.PathLike[str]) -> tuple[Path, str]:
-    """The file and the key of `FILE` or `FILE:KEY`; a colon of a Windows drive or of a file's own name is no key's.
+    """The file and the key of `FILE` or `FILE:KEY`; a colon of a Windows drive or in a file's name starts no key.
 
     Raises:
-        UsageError: there is no such file, or it is an address.
+        UsageError: there is no such file, or it is a URL.
     """
     text = os.path.expanduser(checkpoint)  # noqa: PTH111 - pathlib raises for `~nobody`
     if re.match(r"[a-z][a-z0-9+-]+:/", text, re.IGNORECASE):
@@ -141,7 +141,7 @@ def read(path: Path) -> StateDict:
     """Every tensor of the file by its dotted name.
 
     Raises:
-        AttlasError: it is no file of weights, holds code, is damaged, or holds no named tensors.
+        AttlasError: it is not a file of weights, contains code, is damaged, or has no named tensors.
     """
     kind = _kind(path)
     try:
@@ -150,7 +150,7 @@ def read(path: Path) -> StateDict:
         # timm's own training checkpoints hold a Namespace of plain values.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes of the readers, the user reads one line
+    except Exception as error:  # readers raise anything on a damaged file; the user gets one line
         if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
             raise AttlasError(f"{path}: refused, since {_objects(path)}") from None
         raise AttlasError(
@@ -169,8 +169,8 @@ def choose(
     """The weights in the file that fit the model best.
 
     Args:
-        flat: every tensor of the file, as `read` gives them.
-        key: the user's choice, a leading part of the names; "" for none.
+        flat: every tensor of the file, from `read`.
+        key: the user's choice, a prefix of the names; "" for none.
         own: the model's state dict.
         convert: the model family's own renaming of foreign names.
         path: the file, for errors.
@@ -186,7 +186,7 @@ def choose(
         state = {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
         try:
             converted = convert(dict(state))
-        except Exception:  # a foreign file may lack what the converter looks for; comparing names then tells
+        except Exception:  # the file may lack names that the converter needs; the comparison of names then reports it
             converted = state
         fit = sum(name in converted and converted[name].shape == tensor.shape for name, tensor in own.items())
         found.append((fit, prefix, state, converted))
@@ -202,7 +202,7 @@ def choose(
 
 
 def foreign(flat: StateDict) -> str:
-    """What another library's file is, and what to do about it; "" where the names tell of none."""
+    """The library that a foreign file comes from, and what to do; "" if the names match no known library."""
     for pattern, what, remedy in _FOREIGN:
         if any(re.search(pattern, name) for name in flat):
             return f"it is {what}: {remedy}"
@@ -210,7 +210,7 @@ def foreign(flat: StateDict) -> str:
 
 
 def _prefixes(flat: StateDict, start: str) -> list[str]:
-    """`start`, and what is left of the names as wrappers are taken off."""
+    """`start`, and every longer prefix that consists of wrappers."""
     found = [start]
     for prefix in found:  # grows as it goes
         parts = {name[len(prefix) :].partition(".")[0] for name in flat if name.startswith(prefix)}
@@ -220,12 +220,12 @@ def _prefixes(flat: StateDict, start: str) -> list[str]:
 
 
 def _preference(prefix: str) -> tuple[int, int]:
-    places = [_ORDER.get(part, len(_ORDER)) for part in prefix.split(".")]
-    return min(places), len(places)
+    ranks = [_ORDER.get(part, len(_ORDER)) for part in prefix.split(".")]
+    return min(ranks), len(ranks)
 
 
 def parts(flat: StateDict) -> str:
-    """The first parts of the names, the largest first, with how many tensors each has."""
+    """The first parts of the names with their numbers of tensors, the largest first."""
     counts = Counter(name.partition(".")[0] for name in flat)
     listed = [f"{part} ({count} tensors)" if count > 1 else part for part, count in counts.most_common(6)]
     return ", ".join(listed) + (", ..." if len(counts) > 6 else "")
@@ -244,16 +244,16 @@ def _flatten(content: Any, prefix: str, flat: StateDict) -> None:
 
 
 def _kind(path: Path) -> str:
-    """Whether it is safetensors or torch's, by its first bytes, whatever its name.
+    """Whether the file is safetensors or torch's, by its first bytes and not by its name.
 
     Raises:
-        AttlasError: it is neither, with what it is.
+        AttlasError: it is neither; the error says what it is.
     """
     with path.open("rb") as file:
         head = file.read(1024)
     if not head:
         raise AttlasError(f"{path}: is empty; the download or copy did not end, fetch it again")
-    # The length of the header as 8 bytes, then JSON.
+    # safetensors: the length of the header in 8 bytes, then JSON.
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
         return "safetensors"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -273,7 +273,7 @@ def _kind(path: Path) -> str:
 
 
 def _check_zip(path: Path, names: list[str]) -> None:
-    """A zip must be torch's own."""
+    """Refuse a zip file that torch did not write."""
     if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
         raise AttlasError(f"{path}: is TorchScript, a program; save the model's state_dict() and pass that")
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
@@ -290,10 +290,10 @@ def _check_zip(path: Path, names: list[str]) -> None:
 
 
 def _objects(path: Path) -> str:
-    """Why a pickle is not read, what it holds, and what to do."""
+    """Why a pickle is not read, what it contains, and what to do."""
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # an old or damaged pickle cannot be looked through
+    except Exception:  # an old or damaged pickle cannot be inspected
         names = []
     held = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
     reason = f"it holds Python objects besides tensors{held}, and reading them could run code"

@@ -1,4 +1,4 @@
-"""Whether an export fits into this machine's memory: said before anything is built, not by a killed process."""
+"""Check that an export fits into this machine's memory before anything is built, so that the process is not killed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from .summary import Summary
 
 __all__ = ["available", "needed", "refuse_too_large"]
 
-# Measured, see docs/models.md: the libraries; copies of the weights, of which protobuf makes two where they go into the
-# file itself; the maps of the pictures that are compared, in PyTorch and in onnxruntime, as float32.
+# Measured, see docs/models.md: the libraries; copies of the weights, two of them by protobuf if they go into the file
+# itself; the maps of the compared pictures, in PyTorch and in onnxruntime, as float32.
 _LIBRARIES = 0.8e9
 _COPIES_INSIDE, _COPIES_BESIDE = 4.5, 3.0
 _MAPS = 14
 
 
 def needed(summary: Summary) -> float:
-    """Bytes that exporting the model takes at its peak, about."""
+    """Approximate peak memory of the export, in bytes."""
     weights = 4 * summary.parameters
     copies = _COPIES_INSIDE if weights <= LARGEST_FILE else _COPIES_BESIDE
     return _LIBRARIES + copies * weights + _MAPS * summary.attention_bytes
 
 
 def available() -> float | None:
-    """Bytes that a process may still take here: of the machine and of its container; None where neither says."""
+    """Free bytes of memory, in the machine and its container; None if neither reports it."""
     left = []
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -34,7 +34,7 @@ def available() -> float | None:
         pass
     group = Path("/sys/fs/cgroup")
     try:
-        # Files that are in its memory only to be read again count as used there.
+        # The container counts its cache of files as used memory.
         limit, used = (float((group / name).read_text()) for name in ("memory.max", "memory.current"))
         cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         left.append(limit - used + float(cached["inactive_file"]))
@@ -44,10 +44,10 @@ def available() -> float | None:
 
 
 def refuse_too_large(summary: Summary) -> None:
-    """Let an export begin only where it can end.
+    """Refuse an export that needs too much memory.
 
     Raises:
-        AttlasError: it takes more memory than there is.
+        AttlasError: it needs more memory than is free.
     """
     wanted, left = needed(summary), available()
     if left is not None and wanted > left:

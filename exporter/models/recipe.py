@@ -1,4 +1,4 @@
-"""Reading a preprocessing recipe that the user gives instead of the model's own: plain text to `Recipe`.
+"""Parse a preprocessing recipe that the user gives instead of the model's own: from text to `Recipe`.
 
 The recipe of Hebbar et al. (Interpreting Vision Transformers), for example, is
 `mean=imagenet,std=imagenet,resize=squash:256,crop=224,interpolation=bicubic`.
@@ -16,7 +16,7 @@ from ..spec import Recipe
 
 __all__ = ["override", "pair"]
 
-# The two normalisations that nearly every model was trained with, by the names people use for them.
+# The two normalisations that nearly every model was trained with, by their usual names.
 _NAMED = {
     ("mean", "imagenet"): (0.485, 0.456, 0.406),
     ("std", "imagenet"): (0.229, 0.224, 0.225),
@@ -31,8 +31,8 @@ def override(recipe: Recipe, preprocess: str | Mapping[str, object]) -> Recipe:
 
     Args:
         recipe: the model's own.
-        preprocess: `mean=..,std=..,resize=[center:|squash:|border:]H[xW],crop=H[xW],interpolation=..`, any subset,
-            as one text or as a mapping of the same keys.
+        preprocess: any subset of `mean=..,std=..,resize=[center:|squash:|border:]H[xW],crop=H[xW],interpolation=..`,
+            as text or as a mapping with the same keys.
 
     Raises:
         UsageError: an unknown key, a value that cannot be read, or a recipe that `Recipe.check` refuses.
@@ -70,7 +70,7 @@ def pair(size: object, where: str) -> tuple[int, int]:
     """(height, width) of `224`, `"224"`, `"384x512"`, `"384,512"` or a pair.
 
     Raises:
-        UsageError: it is none of these, or not positive. `where` names the option.
+        UsageError: it has another form or is not positive. `where` names the option.
     """
     text = _text(size)
     found = re.fullmatch(r"\s*(\d+)\s*(?:[x,\s]\s*(\d+)\s*)?", text)
@@ -81,7 +81,7 @@ def pair(size: object, where: str) -> tuple[int, int]:
 
 
 def _split(text: str) -> dict[str, str]:
-    """Cut at the commas that start a new `key=`; the others separate numbers."""
+    """Split at commas that start a new `key=`; other commas separate numbers."""
     parts: dict[str, str] = {}
     for part in re.split(r"[,;]\s*(?=[A-Za-z_]+\s*=)", text.strip()):
         key, equals, value = part.partition("=")

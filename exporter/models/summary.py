@@ -1,4 +1,4 @@
-"""A model in one line: its tokens, heads and sizes, as the list of models shows it."""
+"""Summary of one model for the list of models: its tokens, heads and sizes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["Summary"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One model that can be exported; the fields are `GraphSpec`'s.
+    """One model that can be exported; the fields are those of `GraphSpec`.
 
-    `parameters` counts weights, `attention_bytes` is what all maps of one image take as float16.
+    `parameters` is the number of weights; `attention_bytes` is the size of all maps of one image in float16.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Summary:
         heads: int,
         parameters: int,
     ) -> Self:
-        """With what follows from the rest: tokens, and the bytes of their maps."""
+        """Make a summary; tokens and the bytes of the maps are computed."""
         (height, width), (rows, columns), kinds = image_size, grid, tuple(prefix)
         tokens = len(kinds) + math.prod((rows, columns))
         maps = 2 * depth * heads * tokens**2
         return cls(name, (height, width), kinds, (rows, columns), pooling, depth, heads, tokens, parameters, maps)
 
     def row(self) -> list[Any]:
-        """What `of` takes after the name, as JSON."""
+        """The arguments of `of` after the name, as JSON values."""
         size, prefix, grid = list(self.image_size), list(self.prefix), list(self.grid)
         return [size, prefix, grid, self.pooling, self.depth, self.heads, self.parameters]

@@ -1,4 +1,4 @@
-"""Weights from a checkpoint, matched with the model's key by key; and the hash that names a model's weights."""
+"""Load weights from a checkpoint, checked key by key against the model; and the hash of a model's weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["digest", "load_into"]
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 over the state dict's sorted names, dtypes, shapes and bytes: equal weights, equal text."""
+    """SHA-256 over the state dict's sorted names, dtypes, shapes and bytes: equal weights give equal text."""
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         total.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode())
@@ -28,14 +28,15 @@ def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Seq
     """Load every weight, or none.
 
     Args:
-        module: the model that takes them.
-        choice: the weights, as `checkpoint.choose` gives them.
+        module: the model to load them into.
+        choice: the weights, from `checkpoint.choose`.
         where: the file, for errors.
         classifier: the names of the head's modules.
-        resample: whether the conversion may have resized position embeddings, because another image size was asked for.
+        resample: whether the conversion may resize position embeddings, because the user chose another image size.
 
     Raises:
-        AttlasError: names or shapes differ: how many, the first three, and what to do; or a weight is NaN or infinite.
+        AttlasError: names or shapes differ (the error says how many, the first three, and what to do), or a weight is
+            NaN or infinite.
     """
     converted = choice.converted
     _refuse_resampled(choice.state, converted, where, resample)
@@ -49,23 +50,23 @@ def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Seq
         return
     if (known := foreign(choice.state)) and len(missing) > len(own) / 2:
         raise AttlasError(f"{where}: these are not the weights of this model: {known}")
-    said = []
+    differences = []
     if missing:
-        said.append(f"{len(missing)} keys of the model are missing ({_some(missing)})")
+        differences.append(f"{len(missing)} keys of the model are missing ({_some(missing)})")
     if extra:
-        said.append(f"{len(extra)} are unknown to it ({_some(extra)})")
+        differences.append(f"{len(extra)} are unknown to it ({_some(extra)})")
     if shapes:
         each = [f"{k} {_shape(converted[k])} instead of {_shape(own[k])}" for k in shapes]
-        said.append(f"{len(shapes)} have another shape ({_some(each)})")
+        differences.append(f"{len(shapes)} have another shape ({_some(each)})")
     part = f" ({choice.key})" if choice.key else ""
     remedy = _remedy({*missing, *extra, *shapes}, converted, classifier)
     if len(missing) == len(own):
         remedy += f", or their place in the file as FILE:KEY (it holds {parts(choice.state)})"
-    raise AttlasError(f"{where}{part}: these are not the weights of this model: {'; '.join(said)}; {remedy}")
+    raise AttlasError(f"{where}{part}: these are not the weights of this model: {'; '.join(differences)}; {remedy}")
 
 
 def _refuse_not_finite(state: StateDict, where: Path) -> None:
-    """Weights that are no numbers would only show as a graph that cannot be compared."""
+    """Refuse weights that are NaN or infinite; otherwise only the comparison of the graph would fail."""
     wrong = [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if wrong:
         raise AttlasError(
@@ -75,7 +76,7 @@ def _refuse_not_finite(state: StateDict, where: Path) -> None:
 
 
 def _remedy(differing: set[str], state: StateDict, classifier: Sequence[str]) -> str:
-    """What to do about keys that differ: where only the head does, the class count is what is wrong."""
+    """What to do about different keys: if only the head differs, the number of classes is wrong."""
     if all(key.startswith(tuple(f"{c}." for c in classifier)) for key in differing):
         weight = next((state[f"{c}.weight"] for c in classifier if f"{c}.weight" in state), None)
         return f"only the head differs: pass --num-classes {0 if weight is None else weight.shape[0]}"
@@ -83,8 +84,8 @@ def _remedy(differing: set[str], state: StateDict, classifier: Sequence[str]) ->
 
 
 def _refuse_resampled(state: StateDict, converted: StateDict, where: Path, allowed: bool) -> None:
-    """Refuse what timm does silently: it resizes embeddings, and another model's weights would load without a word."""
-    # The patch first: another patch size changes the positions too.
+    """Refuse embeddings of another size: timm resizes them silently, so another model's weights would load."""
+    # The patch embedding first: another patch size also changes the positions.
     for key in sorted(state.keys() & converted.keys(), key=lambda k: ("patch_embed" not in k, k)):
         before, after = state[key], converted[key]
         if before.numel() == after.numel():

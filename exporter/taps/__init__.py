@@ -1,7 +1,7 @@
-"""What a model shows beside its logits: attention, gradients, norms, and the facts of its tokens.
+"""What is read from a model besides its logits: attention, gradients, norms, and facts about its tokens.
 
-`attention` finds the tensor that multiplies the values in every block, `facts` says what the tokens are, and `tapped`
-is the model with all its outputs, ready to be traced.
+`attention` finds the tensor that multiplies the values in every block, `facts` describes the tokens, and `tapped` is
+the model with all its outputs, ready to be traced.
 """
 
 __all__: list[str] = []

@@ -1,8 +1,8 @@
-"""Where a model's attention can be read: the tensor that multiplies the values, in every block.
+"""Read a model's attention: the tensor that multiplies the values, in every block.
 
-timm's attention blocks send their probabilities through `attn_drop` just before they multiply the values, so a
-forward hook on that module sees exactly the attention of the definition. What it sees is checked by shape: a map of a
-window, of channels or of pooled keys is no attention over patches, and such a model is refused.
+timm's attention blocks pass their probabilities through `attn_drop` just before they multiply the values, so a forward
+hook on that module sees exactly the attention of the definition. The shape is checked: a map of a window, of channels
+or of pooled keys is not attention over patches, and such a model is refused.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["Seen", "Taps", "effective_gradient"]
 
 @dataclass
 class Seen:
-    """What one forward pass showed.
+    """The tensors that hooks recorded in one forward pass.
 
-    `maps[layer]` holds the block's maps (image, head, query, key), and `sources[layer]` the attention module of each
-    with the tensor that it computes on from; `class_maps` those of blocks in which the class token alone attends
-    (image, head, class_query, class_key); `pool` the head's own map (image, head, pool_query, key); `tokens` the
-    sequence after the final norm (image, token, channel).
+    `maps[layer]`: the block's maps (image, head, query, key); `sources[layer]`: for each map its attention module and
+    the tensor that the module goes on with. `class_maps`: maps of blocks in which only the class token attends (image,
+    head, class_query, class_key). `pool`: the head's own map (image, head, pool_query, key). `tokens`: the sequence
+    after the final norm (image, token, channel).
     """
 
     maps: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -37,20 +37,20 @@ class Seen:
     tokens: Tensor | None = None
 
     def attention(self, layer: int) -> Tensor:
-        """One block's attention (image, head, query, key); parallel attentions of one block stand side by side."""
+        """One block's attention (image, head, query, key); parallel attentions are joined on the head axis."""
         maps = self.maps[layer]
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
 
 
-# Attention modules in which the class token, held back from the blocks before, alone has a query.
+# Attention modules in which only the class token has a query; it does not take part in the blocks before.
 _CLASS_ATTENTION = frozenset({"ClassAttn", "ClassAttention"})
 
 
 class Taps:
-    """The places to read in one model. `name` is the model's, for errors.
+    """The modules of one model to hook. `name` is the model's name, for errors.
 
     Raises:
-        UsageError: nothing in the model passes attention through `attn_drop`, or not in one list of blocks.
+        UsageError: no module passes attention through `attn_drop`, or they are not in one list of blocks.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
@@ -87,12 +87,12 @@ class Taps:
         self.pool = next((m for m in model.modules() if _is_pool(m)), None)
 
     def refusal(self, reason: str) -> UsageError:
-        """The one line that says why this model has no maps to export."""
+        """The error that says why this model cannot be exported."""
         return refusal(self.name, reason)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Seen]:
-        """Inside this context a forward pass fills the `Seen` it gives."""
+        """A context in which a forward pass fills the `Seen` that it yields."""
         seen = Seen()
         hooks = []
         for layer, owners in self.owners.items():
@@ -101,7 +101,7 @@ class Taps:
         for owner in self.class_owners:
             drop = owner.get_submodule("attn_drop")
             hooks.append(drop.register_forward_hook(lambda m, i, a: seen.class_maps.append(a)))
-        # Where there is a final norm it runs last and overwrites what the block left.
+        # A final norm, if there is one, runs last and overwrites the block's output.
         ends = (self.blocks[-1], getattr(self.trunk, "norm", None))
         hooks += [m.register_forward_hook(_tokens_hook(seen)) for m in ends if isinstance(m, nn.Module)]
         if self.pool is not None:
@@ -113,10 +113,10 @@ class Taps:
                 hook.remove()
 
     def check(self, seen: Seen, images: int, tokens: int) -> None:
-        """Every layer must have shown N x N maps, N = `tokens`, of every image.
+        """Check that every layer gave N x N maps, N = `tokens`, for every image.
 
         Raises:
-            UsageError: a block showed no map or another kind of map, with its shape and the reason.
+            UsageError: a block gave no map, or a map of another kind; with its shape and the reason.
         """
         for layer, owners in self.owners.items():
             maps = seen.maps.get(layer, [])
@@ -144,7 +144,7 @@ class Taps:
 
 
 def _without(model: nn.Module) -> str:
-    """Why a model has nowhere to read attention: it has none, or of a kind that never forms a map over all patches."""
+    """Why a model has no attention to read: it has none, or a kind that never forms a map over all patches."""
     names = {type(m).__name__ for m in model.modules()}
     kinds = ", ".join(sorted(n for n in names if "Attention" in n or "Attn" in n)[:2])
     if not kinds:
@@ -161,7 +161,7 @@ def _map_hook(seen: Seen, layer: int, owner: nn.Module) -> Callable[[nn.Module, 
 
 
 def _effective(owner: nn.Module, attention: Tensor) -> Tensor:
-    """What multiplies the values. Differential attention subtracts pairs of maps after `attn_drop` (Ye et al. 2024)."""
+    """The map that multiplies the values. Differential attention subtracts pairs of maps (Ye et al. 2024)."""
     compute_lambda = getattr(owner, "_compute_lambda", None)
     if compute_lambda is None:
         return attention
@@ -171,9 +171,10 @@ def _effective(owner: nn.Module, attention: Tensor) -> Tensor:
 
 
 def effective_gradient(owner: nn.Module, gradient: Tensor) -> Tensor:
-    """The gradient by what multiplies the values, from that by `attn_drop`'s result, both (image, head, query, key).
+    """The gradient by the map that multiplies the values, from the gradient by `attn_drop`'s output.
 
-    Of a differential pair the first map enters the difference with factor 1, so its gradient is the difference's.
+    Both are (image, head, query, key). In a differential pair the first map has factor 1, so its gradient is that of
+    the difference.
     """
     if getattr(owner, "_compute_lambda", None) is None:
         return gradient
@@ -183,20 +184,20 @@ def effective_gradient(owner: nn.Module, gradient: Tensor) -> Tensor:
 def _tokens_hook(seen: Seen) -> Callable[[nn.Module, object, object], None]:
     def hook(module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim > 2:
-            # Some families keep the grid (image, y, x, channel) here.
+            # Some model families keep the grid here: (image, y, x, channel).
             seen.tokens = output.flatten(1, -2)
 
     return hook
 
 
 def _is_pool(module: nn.Module) -> bool:
-    """An attention pool of a head: by a learned query (`latent`), or by parameter-free attention of the tokens."""
+    """Whether a module is a head's attention pool: with a learned query (`latent`), or parameter-free."""
     own = hasattr(module, "kv") and hasattr(module, "latent")
     return own or type(module).__name__ == "AttentionPoolPrr"
 
 
 def _pool_hooks(seen: Seen, pool: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-    """The pool has no `attn_drop`; its map is formed again from the queries and keys it uses, one row a head."""
+    """Hooks for a pool. It has no `attn_drop`: its map is computed again from its queries and keys, a row per head."""
     if not hasattr(pool, "latent"):
         return [pool.get_submodule("pre_norm").register_forward_hook(_prr_hook(seen, pool))]
     queries: list[Tensor] = []
@@ -218,7 +219,7 @@ def _prr_hook(seen: Seen, pool: nn.Module) -> Callable[[nn.Module, object, Tenso
     def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
         heads = output.view(*output.shape[:2], int(pool.num_heads), -1).transpose(1, 2)  # type: ignore[arg-type]
         a = ((heads * float(pool.scale)) @ heads.transpose(-2, -1)).softmax(dim=-1)  # type: ignore[arg-type]
-        # It then reads its class row, or the mean of all rows.
+        # The pool then reads the row of the class token, or the mean of all rows.
         seen.pool = a[:, :, :1] if pool.pool == "token" else a.mean(dim=2, keepdim=True)
 
     return hook

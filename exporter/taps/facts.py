@@ -1,4 +1,4 @@
-"""What a built model says of its own tokens: kinds, grid, pooling and positions; nothing is guessed from its name."""
+"""Facts that a built model gives about its tokens: kinds, grid, pooling and positions. Its name is not used."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Pooling = Literal["class", "mean", "mean_all", "max", "pool", "distilled", "none
 
 @dataclass(frozen=True)
 class Facts:
-    """What the model itself says of its tokens; the fields are `GraphSpec`'s.
+    """Facts about a model's tokens; the fields are those of `GraphSpec`.
 
-    `position_embedding` is the learned absolute one as the blocks see it (token or patch, channel), or None.
+    `position_embedding` is the learned absolute embedding as the blocks see it (token or patch, channel), or None.
     """
 
     prefix: tuple[str, ...]
@@ -36,22 +36,22 @@ class Facts:
 
     @property
     def tokens(self) -> int:
-        """Prefix and patches."""
+        """Number of tokens: prefix and patches."""
         return len(self.prefix) + math.prod(self.grid)
 
 
 def describe(model: Model, taps: Taps) -> Facts:
-    """Read tokens, grid, pooling and positions from the model; nothing is guessed from its name.
+    """Read tokens, grid, pooling and positions from the model itself; its name is not used.
 
     Args:
-        model: as `build` gives it.
-        taps: where its attention is read.
+        model: a model from `build`.
+        taps: its taps.
 
     Raises:
-        UsageError: the model counts more prefix tokens than can be named.
+        UsageError: the model has prefix tokens of an unknown kind.
     """
     trunk = taps.trunk
-    # A class token with blocks of its own is none of the tokens that the other blocks attend over.
+    # A class token with its own blocks is not among the tokens of the other blocks.
     prefix = () if taps.class_owners else _prefix(model, trunk)
     grid = _grid(model, trunk)
     patch = _patch_size(model, trunk, grid)
@@ -60,10 +60,10 @@ def describe(model: Model, taps: Taps) -> Facts:
 
 
 def summarize(model: str, *, img_size: object = None) -> Summary:
-    """Build timm's model on the meta device and follow two pictures through it; arguments as for `build`.
+    """Build timm's model on the meta device and run two pictures through it; arguments as for `build`.
 
     Raises:
-        UsageError: there is no such model, or it cannot be exported, with the reason.
+        UsageError: there is no such model, or it cannot be exported; with the reason.
     """
     with torch.device("meta"), torch.no_grad():
         built = build(model, random_init=True, img_size=img_size)
@@ -88,11 +88,11 @@ def summarize(model: str, *, img_size: object = None) -> Summary:
 
 
 def _prefix(model: Model, trunk: nn.Module) -> tuple[str, ...]:
-    """Kinds of the prefix tokens, in the order in which every timm family puts them."""
-    places = [trunk, getattr(trunk, "embeds", None), model.module]
+    """Kinds of the prefix tokens, in the order that all timm models use."""
+    modules = [trunk, getattr(trunk, "embeds", None), model.module]
     kinds: list[str] = []
     for attribute, kind in (("cls_token", "class"), ("dist_token", "distillation"), ("reg_token", "register")):
-        found = next((t for p in places if isinstance(t := getattr(p, attribute, None), Tensor)), None)
+        found = next((t for m in modules if isinstance(t := getattr(m, attribute, None), Tensor)), None)
         kinds += [kind] * (0 if found is None else found.shape[-2])
     counted = int(getattr(trunk, "num_prefix_tokens", getattr(model.module, "num_prefix_tokens", len(kinds))))
     if counted != len(kinds):
@@ -105,11 +105,11 @@ def _prefix(model: Model, trunk: nn.Module) -> tuple[str, ...]:
 
 
 def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
-    """Rows and columns of patch tokens; families that take any size say only how large a patch is."""
+    """Rows and columns of patch tokens; models that accept any size only have the size of a patch."""
     height, width = model.image_size
     embed = getattr(trunk, "patch_embed", None) or getattr(trunk, "embeds", None)
     grid, built_for = getattr(embed, "grid_size", None), getattr(embed, "img_size", None)
-    # A tag may have been trained at another size than its architecture's default, which the patches then follow.
+    # A tag may have another picture size than its architecture's default, and its grid is that of its own size.
     if grid is None or (built_for is not None and pair(built_for, "input size") != model.image_size):
         patch = getattr(embed, "patch_size", None) or getattr(trunk, "patch_size", None)
         if patch is None:
@@ -125,12 +125,12 @@ def _grid(model: Model, trunk: nn.Module) -> tuple[int, int]:
 
 
 def _patch_size(model: Model, trunk: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
-    """Pixels of one token: the patch, or the patch times the stem's reduction."""
+    """(height, width) in pixels of one token: the patch, times the stem's reduction if there is a stem."""
     ratio = getattr(getattr(trunk, "patch_embed", None), "feat_ratio", None)
     own = ratio(as_scalar=False) if ratio is not None else None
     patch = pair(own, "patch size") if own else (model.image_size[0] // grid[0], model.image_size[1] // grid[1])
     covered = (patch[0] * grid[0], patch[1] * grid[1])
-    # Some tags have such a size by default (384 with patches of 14), and were trained to go without the last pixels.
+    # Some tags have such a size by default (384 with patches of 14): they were trained without the last pixels.
     if model.resized and covered != model.image_size:
         raise indivisible(model.name, model.image_size, patch)
     return patch
@@ -153,7 +153,7 @@ def _pooling(module: nn.Module) -> Pooling:
 
 
 def _position(trunk: nn.Module, embedding: Tensor | None) -> Literal["absolute", "rotary", "relative", "none"]:
-    """Rotary goes before absolute, where a family has both: what is added once says less than what every block does."""
+    """The position encoding. If a model has both rotary and absolute, rotary: it acts in every block."""
     if any(getattr(trunk, name, None) is not None for name in ("rope", "rotary_emb", "rope_embed")):
         return "rotary"
     if any("rel_pos" in name or "relative_position" in name for name, _ in trunk.named_parameters()):
@@ -162,7 +162,7 @@ def _position(trunk: nn.Module, embedding: Tensor | None) -> Literal["absolute",
 
 
 def _position_embedding(trunk: nn.Module, prefix: int, grid: tuple[int, int]) -> Tensor | None:
-    """The learned absolute embedding, resampled to the grid as the model itself does it (token or patch, channel)."""
+    """The learned absolute embedding (token or patch, channel), resampled to the grid as the model itself does it."""
     patches = math.prod(grid)
     embeds, own = getattr(trunk, "embeds", None), getattr(trunk, "pos_embed", None)
     if isinstance(own, Tensor) and own.ndim == 3 and own.shape[1] in (patches, patches + prefix):

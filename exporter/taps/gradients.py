@@ -1,7 +1,7 @@
 """Gradients in the graph: d logit / d attention, as operators that every runtime has.
 
-The backward pass is traced, not approximated: autograd runs once on tensors without data, and what it would compute
-is written down operator by operator. So the graph needs neither PyTorch nor a runtime that can train.
+The backward pass is traced, not approximated: autograd runs once on tensors without data, and its operators are
+recorded. So the graph needs neither PyTorch nor a runtime that can train.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["Gradients"]
 
 
 class Gradients:
-    """A tapped model with the gradients of one class's logit by its attention as further outputs.
+    """A tapped model with the gradients of one class's logit by its attention as additional outputs.
 
-    `gradient.L` (image, head, query, key) float32 is the derivative of the target class's raw logit by
-    `attention.L`, all other inputs of the later blocks following from it as in the model. Images do not mix.
+    `gradient.L` (image, head, query, key) float32 is the derivative of the target class's raw logit by `attention.L`,
+    through all later blocks. Images do not affect each other.
 
     Raises:
-        UsageError: the model's head gives no classes, so that there is no logit to derive.
+        UsageError: the model's head gives no classes, so there is no logit to differentiate.
     """
 
     def __init__(self, tapped: Tapped, name: str) -> None:
@@ -43,7 +43,7 @@ class Gradients:
 
     @property
     def names(self) -> list[str]:
-        """The outputs, in order."""
+        """Names of the outputs, in order."""
         return [*self.tapped.names, *(f"gradient.{layer}" for layer in self.tapped.layers)]
 
     def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -51,15 +51,15 @@ class Gradients:
 
         Args:
             image: (image, y, x, 3) uint8.
-            target: (image) int64, a class each; negative for the one with the largest logit.
+            target: (image) int64, a class index; negative for the class with the largest logit.
         """
         tapped = self.tapped
         with torch.enable_grad():
-            # Weights stay constants: a gradient that enters at the pixels is all that the maps need to be followed.
+            # Weights stay constant: with a gradient on the pixels, autograd already follows all maps.
             seen, out = tapped.look(tapped.pixels(image).requires_grad_())
             logits = tapped.pooled(out)
             chosen = torch.where(target < 0, logits.argmax(-1), target)
-            # A sum over images has each image's own gradient, since no image reads another.
+            # The gradient of a sum over images is each image's own gradient, because images are independent.
             one_hot = (torch.arange(logits.shape[-1]) == chosen[:, None]).to(logits.dtype)
             sources = [source for layer in tapped.layers for _, source in seen.sources[layer]]
             found = iter(torch.autograd.grad(logits, sources, one_hot))
@@ -78,8 +78,8 @@ class Gradients:
         """Forward and backward as one module of plain operators, for any number of images.
 
         Args:
-            image: an example of at least two images; its other sizes are fixed.
-            target: an example of as many.
+            image: an example of at least two images; its other sizes are fixed in the graph.
+            target: an example for as many images.
         """
         mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         examples = []
@@ -88,7 +88,7 @@ class Gradients:
             context: StatelessSymbolicContext[..., object] = StatelessSymbolicContext(sizes)
             examples.append(mode.from_tensor(value, symbolic_context=context))
         table = dict(default_decompositions())
-        # As concatenation and reshape it stands where OpenVINO 2026.4 fails to tell it from a shuffle of channels.
+        # Not decomposed: OpenVINO 2026.4 takes the concatenation and reshape for a shuffle of channels.
         table.pop(torch.ops.aten.stack.default, None)
         trace = make_fx(
             lambda *given: self(*given),
@@ -96,9 +96,9 @@ class Gradients:
             tracing_mode="fake",
             _allow_non_fake_inputs=True,
         )
-        # Python's own rules for shapes: the compiled ones of some operators (the padding of hybrids' stems) make a
-        # constant of the batch.
+        # Use Python's shape rules: the compiled rules of some operators (such as the padding in stems of hybrid models)
+        # turn the batch size into a constant.
         with enable_python_dispatcher():
             module = trace(*examples)
-        # It has no parts that train, but whoever exports it asks.
+        # Nothing in it depends on the training mode, but torch's exporter checks it.
         return module.eval()

@@ -1,8 +1,8 @@
-"""What a block does with its attention: the values that it weighs, and what it adds to the residual stream.
+"""Norms of what a block does with its attention: of the values that it weights, and of what it adds to the stream.
 
-Attention times values is projected and added to the stream that entered the block. These steps are the same in every
-family, while the modules around them are not; so they are followed function by function in the block's own forward
-pass. A block that does something else on the way is refused with the reason.
+Attention times values is projected and added to the residual stream that entered the block. These steps are the same
+in all model families, but the modules differ, so the steps are followed function by function in the block's own
+forward pass. A block that does anything else between these steps is refused with the reason.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["Branches"]
 class _Branch:
     """One block's attention branch in one forward pass.
 
-    `values` (image, head, key, channel) and `mixed` (image, head, query, channel), their weighted sums, per attention
-    of the block; `projected` what its output projection takes and its weight; `added` what joins `stream`.
+    Per attention of the block: `values` (image, head, key, channel) and `mixed`, their weighted sums (image, head,
+    query, channel). `projected`: the input and the weight of its output projection. `added`: what is added to `stream`.
     """
 
     stream: Tensor
@@ -42,7 +42,7 @@ class _Branch:
 
 
 class Branches(TorchFunctionMode):
-    """Inside this context a forward pass of the tapped model leaves every block's branch here."""
+    """A context that records every block's attention branch in a forward pass of the tapped model."""
 
     def __init__(self, taps: Taps) -> None:
         super().__init__()
@@ -84,13 +84,13 @@ class Branches(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the function, and keep it where it is the next step of a branch."""
+        """Run the function, and record it if it is the next step of a branch."""
         result = function(*args, **(kwargs or {}))
         branch, name = self._now, getattr(function, "__name__", "")
         if branch is None:
             return result
         if name == "matmul" and branch.weighing:
-            # Attention was seen just before: what it is multiplied by are the values.
+            # The hook has just seen the attention, so this product is attention times values.
             branch.weighing = False
             branch.values.append(args[1])
             branch.mixed.append(result)
@@ -103,10 +103,10 @@ class Branches(TorchFunctionMode):
         return result
 
     def check(self) -> None:
-        """Every block of the last forward pass must have taken the steps that the norms are of.
+        """Check that every block of the last forward pass took the expected steps.
 
         Raises:
-            UsageError: a block goes another way, with the reason.
+            UsageError: a block took other steps; with the reason.
         """
         for layer, owners in self.taps.owners.items():
             branch = self.of[layer]
@@ -125,10 +125,11 @@ class Branches(TorchFunctionMode):
         return UsageError(f"{self.taps.name}: --norms: {reason}; export it without")
 
     def factor(self, layer: int) -> Tensor:
-        """What gives values the norm that their head's slice W of the projection gives: (head, channel, channel).
+        """A small matrix R per head with ||R v|| = ||W v||: (head, channel, channel).
 
-        W = Q R with orthonormal columns of Q, so that ||W v|| = ||R v||, for a twelfth of the work in a usual model.
-        From the weights of the last forward pass, in float64, rounded to their dtype.
+        W is the head's slice of the projection, and W = Q R, where Q has orthonormal columns. Usually R needs a
+        twelfth of the work of W. Computed in float64 from the weights of the last forward pass, and rounded to their
+        dtype.
         """
         found = []
         for values, (_, weight) in zip(self.of[layer].values, self.of[layer].projected, strict=True):
@@ -138,16 +139,16 @@ class Branches(TorchFunctionMode):
         return torch.cat(found)
 
     def outputs(self, factors: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """The norms by name, of the last forward pass, which is forgotten.
+        """The norms of the last forward pass by name; the recorded branches are then discarded.
 
         `value_norm.L` (image, head, key): the norm of each key's value vector times its head's slice of the output
-        projection, without the bias: ||f(x)|| of Kobayashi et al. 2020 (arXiv 2004.10102), where attention times it is
-        the norm of what a key contributes. `branch_ratio.L` (image, token): the norm of what the attention branch
-        adds to the stream over the norm of the stream that entered the block. `token_norm.L` (image, token): the
-        latter.
+        projection, without the bias: ||f(x)|| of Kobayashi et al. 2020 (arXiv 2004.10102). Attention times this norm is
+        the norm of a key's contribution. `token_norm.L` (image, token): the norm of the residual stream that enters the
+        block. `branch_ratio.L` (image, token): the norm of what the attention branch adds to the stream, divided by
+        `token_norm.L`.
 
         Args:
-            factors: `factor` of each layer that is wanted.
+            factors: `factor` of each requested layer.
         """
         found = {name: dict[int, Tensor]() for name in NORMS}
         for layer, factor in factors.items():

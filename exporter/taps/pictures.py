@@ -1,4 +1,4 @@
-"""Pictures that nobody took: what a model is traced with, and compared on."""
+"""Artificial pictures, to trace a model with and to compare it on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["pictures"]
 
 
 def pictures(images: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Random pictures with structure at every scale, as photographs have (image, y, x, 3) uint8.
+    """Random pictures with structure at every scale, like photographs: (image, y, x, 3) uint8.
 
-    White noise would do for sums, but leaves every patch alike and attention flat.
+    With white noise, all patches would be alike and attention flat.
     """
     random = np.random.default_rng(seed)
     total = np.zeros((images, *size, 3), np.float32)

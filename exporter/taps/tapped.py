@@ -1,4 +1,4 @@
-"""The model as it is traced: from uint8 pictures to its outputs and maps."""
+"""The model in the form in which it is traced: from uint8 pictures to outputs and maps."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Tapped(nn.Module):
                 self.register_buffer(f"value_factor_{layer}", self.branches.factor(layer), persistent=False)
         self.mixed = _mixed(seen)
         self.has_pool = seen.pool is not None
-        # For names and shapes alone: the numbers of a large model are gigabytes.
+        # Only for names and shapes: the values of a large model take gigabytes.
         self.examples = {name: value.to("meta") for name, value in self.outputs(seen, out).items()}
 
     @property
     def names(self) -> list[str]:
-        """The outputs, in order."""
+        """Names of the outputs, in order."""
         return list(self.examples)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -63,13 +63,13 @@ class Tapped(nn.Module):
         return {name: value.numpy() for name, value in zip(self.names, values, strict=True)}
 
     def pixels(self, image: Tensor) -> Tensor:
-        """(image, y, x, 3) uint8 -> what the model takes: (image, channel, y, x) float32, normalised."""
-        # The same operations in the same order as timm's transform, so that pixels are equal to the last bit.
+        """(image, y, x, 3) uint8 -> the model's input: (image, channel, y, x) float32, normalised."""
+        # The same operations in the same order as in timm's transform, so that pixels are equal bit for bit.
         pixels = image.permute(0, 3, 1, 2).to(torch.float32) / 255
         return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
 
     def look(self, pixels: Tensor) -> tuple[Seen, Tensor]:
-        """What one forward pass shows, and what the model returns."""
+        """The recorded tensors and the result of one forward pass."""
         with self.taps.recording() as seen, self.branches or contextlib.nullcontext():
             out = self.model(pixels)
         return seen, out
@@ -85,9 +85,9 @@ class Tapped(nn.Module):
             ) from error
 
     def outputs(self, seen: Seen, out: Tensor) -> dict[str, Tensor]:
-        """The outputs by name, from what a forward pass showed and returned."""
+        """The outputs by name, from the recorded tensors and the result of a forward pass."""
         assert seen.tokens is not None
-        # A class token with blocks of its own comes before the tokens of the maps.
+        # A class token with its own blocks comes before the tokens of the maps.
         named = {self.head: self.pooled(out), "tokens": seen.tokens[:, -self.facts.tokens :]}
         named |= {f"attention.{layer}": seen.attention(layer) for layer in self.layers}
         named |= {f"class_attention.{layer}": a for layer, a in enumerate(seen.class_maps)}
@@ -95,14 +95,14 @@ class Tapped(nn.Module):
             named |= self.branches.outputs({n: self.get_buffer(f"value_factor_{n}") for n in self.layers})
         if seen.pool is not None:
             unseen = self.facts.tokens - seen.pool.shape[-1]
-            # A pool that reads the patches alone gives the prefix no weight; so all keys are the same axis.
+            # A pool that reads only the patches gets weight 0 for the prefix, so that all maps have the same key axis.
             named["pool_attention"] = nn.functional.pad(seen.pool, (unseen, 0)) if unseen else seen.pool
         if self.facts.position_embedding is not None:
             named["position_embedding"] = self.get_buffer("position").clone()
         return named
 
     def pooled(self, out: Tensor) -> Tensor:
-        """One vector an image. A model that does not pool is read at its class token, or else at its patches' mean."""
+        """One vector per image. Without pooling it is the class token, or the mean of the patches if there is none."""
         if out.ndim == 2:
             return out
         tokens = out.flatten(1, -2)
@@ -113,7 +113,7 @@ class Tapped(nn.Module):
 
 
 def _mixed(seen: Seen) -> bool:
-    """Whether any map is no distribution over keys: measured, so that no list of such families can be out of date."""
+    """Whether any map is not a distribution over keys; measured, so that no list of models needs maintenance."""
     for layer in seen.maps:
         a = seen.attention(layer)
         if bool((a < 0).any()) or float((a.sum(-1) - 1).abs().max()) > 1e-3:

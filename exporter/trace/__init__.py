@@ -1,6 +1,6 @@
-"""From a tapped model to one ONNX file, proved against PyTorch.
+"""From a tapped model to one ONNX file, checked against PyTorch.
 
-`export` traces and writes, `tidy` puts the traced graph in order, `half` makes it float16, and `parity` compares the
+`export` traces and writes, `tidy` cleans up the traced graph, `half` converts it to float16, and `parity` compares the
 file with the model.
 """
 

@@ -1,4 +1,4 @@
-"""One ONNX file that gives a model's logits and every attention map, and says what it is."""
+"""Export a model to one ONNX file with logits, every attention map, and metadata."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from .tidy import adopt_constants, free_batch, name_constants, separate_square_w
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
 OPSET = 20
-STEPS = 4  # load, trace, write, compare: what progress counts
+STEPS = 4  # load, trace, write, compare: the steps that progress counts
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What `export` wrote: the graph, the spec inside it, how far it is from PyTorch, the time and the size.
+    """The result of `export`: the graph's path, its spec, its difference from PyTorch, the time and the size.
 
-    `notes` are lines that the user should read, such as which of a checkpoint's weights were taken.
+    `notes` are lines that the user should read, such as which weights of a checkpoint were used.
     """
 
     path: Path
@@ -77,36 +77,28 @@ def export(
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
-    """Export a timm model to ONNX with its attention, and prove the file against PyTorch.
-
-    `docs/graph.md` has the input and the outputs: logits or features, tokens, a map for each block, and what else was
-    asked for.
+    """Export a timm model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
 
     Args:
         model: timm's name, with or without a pretrained tag.
-        output: the graph, `NAME.onnx`; its spec goes beside it as `NAME.json`, and weights above 2 GB as
-            `NAME.onnx.data`.
-        checkpoint: weights from this file, safetensors or a torch state dict; or, as `FILE:KEY`, from its part of that
-            name (`model_ema`, `student`). Without a key running averages go before what they are the average of.
-        pretrained: the tag's own weights, where no other source is given.
-        random_init: random weights, drawn from `seed`.
-        seed: of the random weights.
-        dtype: in which the graph computes; float16 keeps softmax, norms and scores in float32.
-        img_size: edge or (height, width), where the tag's own is not wanted.
+        output: the graph, `NAME.onnx`; its spec is written next to it as `NAME.json`.
+        checkpoint: a file with weights (safetensors or torch), or `FILE:KEY` for one part of it, such as `model_ema`.
+        pretrained: use the tag's own weights if no other source is given.
+        random_init: use random weights, drawn from `seed`.
+        seed: seed of the random weights.
+        dtype: precision of the computation; float16 keeps softmax, norms and scores in float32.
+        img_size: edge or (height, width) in pixels, instead of the tag's own.
         preprocess: replaces parts of the tag's recipe: `mean=..,std=..,resize=squash:256,crop=224`.
-        layers: the blocks whose attention is an output; all by default.
-        gradients: whether gradients are outputs too; of models that classify, in float32.
-        norms: whether norms of values, attention branches and tokens are outputs too.
-        num_classes: of the checkpoint's head; 0 for none.
-        overwrite: replace files that exist.
+        layers: the blocks whose attention is an output, by index from 0; all by default.
+        gradients: also output gradients; needs a model with classes, and float32.
+        norms: also output norms of values, attention branches and tokens.
+        num_classes: number of classes of the checkpoint's head; 0 for no head.
+        overwrite: replace existing files.
         progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
 
     Raises:
-        UsageError: the request is wrong: a value of another type, an unknown model, an existing file, a layer that does
-            not exist, a model without global attention over patches, gradients of a model without classes, a recipe
-            that belongs to no pixels in 0..1.
-        AttlasError: weights that cannot be had or do not fit, too little memory, or a graph that differs from PyTorch.
-            No file is left.
+        UsageError: an unknown model, one without global attention over patches, an existing file, a recipe not for RGB.
+        AttlasError: weights do not fit, memory is too small, or the graph differs from PyTorch. No file is left.
     """
     started = time.perf_counter()
     _check_types(model, output, checkpoint, layers, seed, num_classes)
@@ -131,7 +123,7 @@ def export(
 def _loaded(model: str, progress: Show[str], *, img_size: object, **choice: Any) -> Model:
     """The model with its weights; arguments as for `build`."""
     with _step(progress, f"loading {model}", 1) as end:
-        with contextlib.suppress(UsageError):  # whatever else is wrong with it, building it tells
+        with contextlib.suppress(UsageError):  # any other problem is reported by `build`
             refuse_too_large(summarize(model, img_size=img_size))
         built = build(model, img_size=img_size, **choice)
         part = f" ({built.key})" if built.key else ""
@@ -139,9 +131,9 @@ def _loaded(model: str, progress: Show[str], *, img_size: object, **choice: Any)
     return built
 
 
-def _own(place: str | os.PathLike[str]) -> Path:
-    """A path whose `~` is the user's folder; one that names no user stays as it is."""
-    return Path(os.path.expanduser(place))  # noqa: PTH111 - pathlib raises for `~nobody`
+def _own(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` expanded; `~nobody` is not changed."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib raises for `~nobody`
 
 
 def export_model(
@@ -156,7 +148,7 @@ def export_model(
     progress: Show[str] = None,
     started: float | None = None,
 ) -> ExportResult:
-    """Export a model that is built already; arguments and errors as in `export`."""
+    """Export a model that is already built; arguments and errors as in `export`."""
     started = time.perf_counter() if started is None else started
     path = _target(output, overwrite)
     _check_dtype(dtype, gradients)
@@ -186,7 +178,7 @@ def export_model(
 
 @contextlib.contextmanager
 def _step(progress: Show[str], begin: str, number: int) -> Iterator[Callable[[str], None]]:
-    """Say that a step begins, and when it is done what it gave, with its seconds."""
+    """Report that a step begins, and at its end the result and the seconds."""
     say = progress if callable(progress) else (lambda _line: None)
     started, ended = time.perf_counter(), begin
     say(Step(begin, number, STEPS))
@@ -200,14 +192,14 @@ def _step(progress: Show[str], begin: str, number: int) -> Iterator[Callable[[st
 
 
 def spec_path(graph: Path) -> Path:
-    """Where the spec stands beside a graph: `deit.json` for `deit.onnx`."""
+    """Path of the spec next to a graph: `deit.json` for `deit.onnx`."""
     return graph.with_suffix(".json")
 
 
 def _check_types(
     model: object, output: object, checkpoint: object, layers: object, seed: object, num_classes: object
 ) -> None:
-    """Say what a value of another type should have been, before anything is done."""
+    """Refuse values of a wrong type before any work, and name the right type."""
     if isinstance(model, nn.Module):
         raise UsageError(
             f"model: a {type(model).__name__} was given; pass timm's name of it, and its weights by "
@@ -246,7 +238,7 @@ def _check_dtype(dtype: str, gradients: bool) -> None:
 
 
 def _check_recipe(built: Model) -> None:
-    """A recipe that was put into the model by hand is held to the same rules as one from the options."""
+    """Check a recipe that was set on the model by hand by the same rules as one from the options."""
     built.recipe.check(f"{built.full_name}: recipe")
     if built.recipe.crop != built.image_size:
         crop, size = ("x".join(map(str, edges)) for edges in (built.recipe.crop, built.image_size))
@@ -330,9 +322,9 @@ def _version() -> str:
 
 
 def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
-    """The graph, with a dynamic batch, with the spec inside and nothing of this machine.
+    """The graph, with a dynamic batch and the spec inside, and without any trace of this machine.
 
-    Traced with two images: with one, the exporter would bake the batch in.
+    It is traced with two images: with one, torch's exporter would fix the batch at 1.
     """
     given = {name: torch.from_numpy(values) for name, values in example(2, spec).items()}
     module: nn.Module = tapped
@@ -370,7 +362,7 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter of torch talks on stdout, stderr, in warnings and logs; whoever calls a library wants none of it."""
+    """Suppress what torch's exporter writes to stdout, stderr, warnings and logs."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -401,7 +393,7 @@ def _target(path: Path, overwrite: bool) -> Path:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A folder on the same file system, for files that are not yet proven; it is gone afterwards."""
+    """A temporary folder on the same file system, for files that are not checked yet."""
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield folder
@@ -417,21 +409,21 @@ def _save(model: ir.Model, path: Path, spec: GraphSpec) -> None:
 
 
 def _refuse_paths(path: Path, spec: GraphSpec) -> None:
-    """No file that is published tells where it was made."""
-    places = (Path.cwd(), Path.home(), path.parent.resolve(), Path(sys.prefix), Path(__file__).parents[1])
+    """Refuse a graph that contains a path of this machine."""
+    paths = (Path.cwd(), Path.home(), path.parent.resolve(), Path(sys.prefix), Path(__file__).parents[1])
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # A root such as "/" says nothing, and its byte is in every file.
-        found = [str(p) for p in places if len(p.parts) > 2 and content.find(str(p).encode()) >= 0]
+        # A short path such as "/" reveals nothing and is in every file.
+        found = [str(p) for p in paths if len(p.parts) > 2 and content.find(str(p).encode()) >= 0]
     if found:
         raise AttlasError(f"{spec.name}: the graph would hold the path {found[0]}; nothing was written")
 
 
 def _publish(folder: Path, path: Path) -> None:
-    """Move the proven files into place, the graph last: where it is, the others are."""
+    """Move the checked files to their final paths, the graph last, so that a graph is never without its files."""
     data = path.with_name(f"{path.name}.data")
     made = [name for name in (data.name, spec_path(path).name, path.name) if (folder / name).exists()]
     for name in made:
         (folder / name).replace(path.with_name(name))
-    # An earlier graph's, which that graph needs until it is replaced.
+    # Weights of an earlier graph are deleted only now: that graph needed them until it was replaced.
     if data.name not in made:
         data.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 __all__ = ["to_float16"]
 
-# Norms sum squares and softmax sums exponentials: both overflow or drown in half precision. Angles of rotary positions
-# lose their fraction in it, and the operators in the last row take float32 by definition or cost nothing.
+# Norms sum squares and softmax sums exponentials: both overflow or underflow in half precision. Angles of rotary
+# positions lose their fraction, and the operators in the last row need float32 or cost nothing.
 _FLOAT32_OPS = frozenset({
     "Softmax", "LogSoftmax", "Exp", "LayerNormalization", "GroupNormalization", "InstanceNormalization",
     "BatchNormalization", "RMSNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "Pow", "Sqrt",
@@ -21,12 +21,11 @@ _PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
 
 
 def to_float16(model: ir.Model) -> None:
-    """Turn the graph to half precision in place; its inputs and outputs keep their types.
+    """Convert a float32 graph to half precision in place; its inputs and outputs keep their types.
 
-    Before: every node of the graph computes in float32. After: matrix products, convolutions and what lies between
-    them take and give float16; softmax, norms and their ratios, the pixels' normalisation and the scores q @ k, with
-    whatever is added to them, stay in float32. Scores reach 26 in trained models, where a step of float16 is 0.016,
-    which softmax turns into as many percent of a weight.
+    Matrix products, convolutions and the nodes between them become float16. Softmax, norms and their ratios, the
+    normalisation of the pixels, and the scores q @ k with everything added to them stay float32: scores reach 26 in
+    trained models, where a float16 step is 0.016, and softmax turns that into an error of 1.6 % of a weight.
     """
     graph = model.graph
     kept = set(_scores(graph)) | set(_pixels(graph)) | set(_ratios(graph))
@@ -51,7 +50,7 @@ def to_float16(model: ir.Model) -> None:
 
 
 class _Caster:
-    """Casts of values, one a value and direction; weights are rounded here instead of in every run."""
+    """Makes casts, one per value and direction; weights are rounded here, once, and not in every run."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -67,7 +66,7 @@ class _Caster:
         return self.made[key]
 
     def output(self, value: ir.Value) -> ir.Value:
-        """Put a float32 value in the place of an output, under its name."""
+        """A float32 value that replaces a float16 output under the same name."""
         name, value.name = value.name, f"{value.name}_float16"
         node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value}, name=f"node_{name}")
         node.outputs[0].name, node.outputs[0].shape = name, value.shape
@@ -78,7 +77,7 @@ class _Caster:
     def _round(self, value: ir.Value) -> ir.Value:
         assert value.const_value is not None
         largest = float(np.finfo(np.float16).max)
-        # A mask of -inf stays one; a finite weight beyond the range becomes the largest there is.
+        # A mask of -inf stays -inf; a finite weight outside the range is clipped to it.
         array = value.const_value.numpy()
         rounded = np.where(np.isfinite(array), array.clip(-largest, largest), array).astype(np.float16)
         own = ir.Value(name=f"{value.name}_float16", const_value=ir.tensor(rounded, name=f"{value.name}_float16"))
@@ -99,7 +98,7 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def _scores(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Nodes between a softmax and the product it is of, that product included."""
+    """The nodes from each softmax back to the matrix product of its scores, product included."""
     for softmax in graph:
         if softmax.op_type != "Softmax":
             continue
@@ -115,7 +114,7 @@ def _scores(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def _ratios(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Quotients of norms, which are outputs: nothing is gained by rounding them."""
+    """Quotients of norms: they are outputs, so rounding them gains nothing."""
     for node in graph:
         makers = [value.producer() for value in node.inputs if value is not None]
         if node.op_type == "Div" and all(m is not None and m.op_type == "ReduceL2" for m in makers):
@@ -123,7 +122,7 @@ def _ratios(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def _pixels(graph: ir.Graph) -> Iterator[ir.Node]:
-    """The normalisation of the pixels: everything elementwise that follows the input."""
+    """The normalisation of the pixels: the elementwise nodes after the input."""
     waiting = [*graph.inputs]
     while waiting:
         for node in waiting.pop().consumers():

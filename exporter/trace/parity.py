@@ -1,4 +1,4 @@
-"""Proof that a written graph is the model: the file, loaded in onnxruntime, against PyTorch on the same pictures."""
+"""Check that a written graph equals the model: compare the file in onnxruntime with PyTorch on the same pictures."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a graph may differ by: rows of attention by total variation, the head's output relative to its largest.
+    """Allowed differences: rows of attention by total variation, the head's output relative to its largest value.
 
-    `tie` is relative to the largest logit too: classes closer than that in PyTorch may change places.
+    `tie` is also relative to the largest logit: classes that are closer than that in PyTorch may swap ranks.
     """
 
     row_max: float
@@ -44,29 +44,29 @@ class Limits:
 
 LIMITS: dict[str, Limits] = {
     "float32": Limits(row_max=1e-3, head=1e-3, tie=1e-5),
-    # Half precision carries 11 bits. Scores up to 26 were measured on trained models, where its step is 0.016; keeping
-    # softmax, norms and scores in float32 leaves the error of the tokens that enter them.
+    # Half precision has 11 bits. Scores of trained models reach 26, where its step is 0.016. With softmax, norms and
+    # scores in float32, the remaining error is that of their input tokens.
     "float16": Limits(row_max=1e-1, head=5e-2, tie=1e-2),
 }
 
-# Gradients by autograd, relative to the largest of image and layer: the largest and the median difference.
+# Allowed largest and median difference from autograd's gradients, relative to the largest gradient per image and layer.
 GRADIENT_MAX, GRADIENT_MEDIAN = 5e-4, 5e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far the graph is from PyTorch.
+    """The differences between the graph and PyTorch.
 
     Attributes:
-        images: pictures compared, in one batch, of another size than the one the graph was traced with.
+        images: number of pictures compared, in one batch; not the batch size of the trace.
         row_mean, row_max: total variation (half the L1 distance) per row of attention, over all layers, heads and
             queries, the pool's and the class token's own maps included.
-        head: largest absolute difference of logits or features; `head_scale`: the largest of them.
-        top1: share of pictures with the same first class; 1.0 where there are no classes.
-        gradient_max, gradient_median: largest difference from autograd relative to the largest gradient, per image
-            and layer; the largest and the median of these. None where there are no gradients.
-        norm_max: largest difference of a norm relative to the largest of its kind, image and layer. None where there
-            are none.
+        head: largest absolute difference of logits or features; `head_scale`: the largest absolute value of them.
+        top1: share of pictures with the same first class; 1.0 without classes.
+        gradient_max, gradient_median: maximum and median, over images and layers, of the largest difference from
+            autograd relative to the largest gradient. None without gradients.
+        norm_max: largest difference of a norm relative to the largest norm of the same kind, image and layer. None
+            without norms.
     """
 
     images: int
@@ -85,13 +85,13 @@ def check(path: Path, spec: GraphSpec, reference: Callable[..., Arrays], images:
 
     Args:
         path: the ONNX file.
-        spec: what it promises.
-        reference: pictures (image, y, x, 3) uint8 -> the model's outputs by name; where the spec has gradients, it is
-            called with the classes (image) int64 too.
-        images: the batch's size; not 2, with which the graph is traced.
+        spec: the graph's spec.
+        reference: pictures (image, y, x, 3) uint8 -> the model's outputs by name; with gradients, it also takes the
+            classes (image) int64.
+        images: the batch size; not 2, because the graph is traced with 2.
 
     Raises:
-        AttlasError: the file does not load or run, or differs by more than `LIMITS` allow.
+        AttlasError: the file does not load or run, or differs by more than `LIMITS` allows.
     """
     given = example(images, spec)
     options = onnxruntime.SessionOptions()
@@ -111,10 +111,10 @@ def check(path: Path, spec: GraphSpec, reference: Callable[..., Arrays], images:
 
 
 def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
-    """The figures of two sets of outputs.
+    """The differences between two sets of outputs.
 
     Raises:
-        AttlasError: they differ by more than `LIMITS` allow for the graph's dtype.
+        AttlasError: they differ by more than `LIMITS` allows for the graph's dtype.
     """
     limits = LIMITS[spec.dtype]
     maps = [name for name in outputs if name.partition(".")[0] in ("attention", "class_attention", "pool_attention")]
@@ -176,9 +176,9 @@ def _with_norms(figures: Parity, outputs: Arrays, expected: Arrays, spec: GraphS
 
 
 def relative_difference(outputs: Arrays, expected: Arrays, kind: str) -> NDArray[np.float64]:
-    """Largest difference of outputs `kind.L` relative to the largest of image and layer: (layer, image) float64.
+    """Largest difference of outputs `kind.L` relative to the largest value per image and layer: (layer, image) float64.
 
-    Where all numbers of a layer are 0, as gradients of one that the head does not read, the difference itself.
+    Where all values are 0 (gradients of a layer that the head does not read), the absolute difference.
     """
     found = []
     for name in (n for n in expected if n.startswith(f"{kind}.")):
@@ -195,7 +195,7 @@ def row_variation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
-    """The graph's inputs by name, for `images` images: `pictures`, and classes: predicted, first, last, and so on."""
+    """The graph's inputs by name for `images` images: pictures, and as classes predicted, first, last, and so on."""
     given: dict[str, NDArray[Any]] = {"image": pictures(images, spec.image_size)}
     logits = spec.output("logits")
     if spec.gradients and logits is not None:
@@ -204,7 +204,7 @@ def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
 
 
 def _same_outputs(outputs: Arrays, spec: GraphSpec, images: int) -> None:
-    """What the spec promises is what the file gives: names, shapes, float32, a batch of any size."""
+    """Check that the file's outputs are those of the spec: names, shapes, float32, for this batch size."""
     promised = {o.name: tuple(images if s is None else s for s in o.shape) for o in spec.outputs}
     given = {name: tuple(value.shape) for name, value in outputs.items()}
     wrong = sorted(n for n in promised.keys() | given.keys() if promised.get(n) != given.get(n))
@@ -218,7 +218,7 @@ def _same_outputs(outputs: Arrays, spec: GraphSpec, images: int) -> None:
 
 
 def _same_first(a: NDArray[Any], b: NDArray[Any], slack: float) -> NDArray[np.bool_]:
-    """Whether the first class of a is that of b, or was a tie in b: (image, class) twice -> (image,)."""
+    """Whether a and b have the same first class, or b has a tie: two arrays (image, class) -> (image,)."""
     first = a.argmax(-1)
     rows = np.arange(len(a))
     same: NDArray[np.bool_] = (first == b.argmax(-1)) | (b.max(-1) - b[rows, first] <= slack)

@@ -1,4 +1,4 @@
-"""A graph as torch's exporter leaves it, put in order: constants, the batch's name, and nothing of this machine."""
+"""Clean up the graph that torch's exporter gives: constants, the batch axis, and traces of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def free_batch(model: ir.Model, spec: GraphSpec) -> None:
     """Name the first axis of every input and output `batch`.
 
     Raises:
-        AttlasError: the traced graph fixes its size.
+        AttlasError: the traced graph has a fixed batch size.
     """
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name == "position_embedding":
@@ -30,7 +30,7 @@ def free_batch(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def adopt_constants(graph: ir.Graph) -> None:
-    """Register constants that the exporter's optimiser made and forgot (seen where it fuses two clamps, torch 2.15)."""
+    """Register constants that the exporter's optimiser made but did not register (seen with two clamps, torch 2.15)."""
     for node in graph:
         for i, value in enumerate(node.inputs):
             if value is None or value.producer() is not None or value.const_value is None:
@@ -44,7 +44,7 @@ def adopt_constants(graph: ir.Graph) -> None:
 
 
 def name_constants(graph: ir.Graph) -> None:
-    """Give a constant output a node of its own: not every runtime takes an initializer for an output."""
+    """Give each constant output its own node: not every runtime accepts an initializer as an output."""
     for i, value in enumerate(graph.outputs):
         if not value.is_initializer():
             continue
@@ -56,10 +56,10 @@ def name_constants(graph: ir.Graph) -> None:
 
 
 def separate_square_weights(graph: ir.Graph) -> None:
-    """Give the transpose of a square weight numbers of its own, in place.
+    """Store the transpose of each square weight as a separate weight, in place.
 
-    Forward multiplies by a weight, backward by its transpose. Where the two have one shape and share their numbers,
-    OpenVINO 2026.4 takes one for the other without a word. It costs one matrix of twelve in a usual block.
+    The forward pass multiplies by a weight, the backward pass by its transpose. If both have the same shape and share
+    data, OpenVINO 2026.4 silently confuses them. The cost is one more matrix for each twelve in a usual block.
     """
     for node in graph:
         weight = node.inputs[0] if node.op_type == "Transpose" else None
@@ -78,7 +78,7 @@ def separate_square_weights(graph: ir.Graph) -> None:
 
 
 def strip(model: ir.Model) -> None:
-    """Remove what differs from run to run or tells of this machine: stack traces, paths, doc strings."""
+    """Remove what differs between exports or reveals this machine: stack traces, paths, doc strings."""
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in graphs:
         graph.metadata_props.clear()

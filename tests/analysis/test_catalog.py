@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from attlas.analysis import formulas as f
 from attlas.analysis.formulas import histograms, norms
-from attlas.analysis.statistics.statistic import context
+from attlas.analysis.statistic import context
 from attlas.exporter.spec import GraphSpec, Recipe, Weights
 
 catalog = pytest.importorskip("attlas.analysis.catalog")

@@ -14,7 +14,7 @@ import attlas
 import numpy as np
 import pytest
 from attlas.analysis import formulas as f
-from attlas.analysis.statistics.statistic import Statistic
+from attlas.analysis.statistic import Statistic
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
 from support_statistics import BROKEN, IMAGES, NORMED, SPEC, attention, fill_unit, good, make_store

@@ -9,7 +9,7 @@ import numpy as np
 
 from ....engine.store.store import Store
 from ...catalog import CATALOG
-from ...statistics.statistic import Statistic
+from ...statistic import Statistic
 from ..numbers import Floats, mean_of, why_empty
 from ..plots.depth import Depth, depth
 from ..plots.maps import maps

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ....engine.store.store import Store
 from ...catalog import CATALOG
 from ...formulas.histograms import histogram
-from ...statistics.statistic import Statistic
+from ...statistic import Statistic
 from ..numbers import Floats, mean_of
 from ..plots.depth import Depth, depth
 from ..plots.ridges import Ridges, ridges

@@ -10,7 +10,7 @@ import numpy as np
 
 from ....engine.store.store import Store
 from ...catalog import summed
-from ...statistics.statistic import Statistic
+from ...statistic import Statistic
 from ..numbers import Floats, why_empty
 from ..plots.depth import Depth
 from ..plots.maps import maps
@@ -53,8 +53,13 @@ def _panel(store: Store, one: Statistic) -> Depth | None:
         return None
     axis = one.dims.index("layer")
     mean, low, high = (np.moveaxis(v, axis, 0).reshape(len(layers), -1) for v in (found.mean, found.low, found.high))
-    unit = textwrap.fill(one.long_name, 38) if one.units == "1" else one.units
-    return Depth(one.name, unit, layers, mean, low, high, *uniform_of(store, one))
+    words = textwrap.fill(textwrap.shorten(one.long_name, 110, placeholder=" …"), 38) if one.units == "1" else one.units
+    return Depth(one.name, _unset(words), layers, mean, low, high, *uniform_of(store, one))
+
+
+def _unset(text: str) -> str:
+    """Words that matplotlib sets as they are: a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def _rows(store: Store, one: Statistic) -> Iterator[tuple[str, ...]]:
@@ -88,7 +93,7 @@ def _maps(context: Context, one: Statistic, values: Floats) -> Figure | Absent:
     title = f"Mean map: {one.name}"
     if reason := why_empty(values):
         return Absent(title, f"In {code(one.sum_name)} {reason}.")
-    label = f"mean over images{'' if one.units == '1' else f', {one.units}'}"
+    label = f"mean over images{'' if one.units == '1' else f', {_unset(one.units)}'}"
     lead = ("", "one for each layer, ", "one for every head (down) and layer (across), ")[len(one.dims) - 2]
     peak = tuple(int(i) for i in np.unravel_index(int(np.nanargmax(values)), values.shape))
     of = "".join(f" of {dim} {layers[i] if dim == 'layer' else i}" for dim, i in zip(one.dims[:-2], peak, strict=False))

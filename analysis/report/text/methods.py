@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ....engine.store.store import Store
 from ...catalog import CATALOG, held, summed
-from ...statistics.statistic import Statistic
+from ...statistic import Statistic
 from ..facts import Facts, gather
 from .bibliography import REFERENCES, Reference, bibtex
 from .definitions import CONCEPTS, DEFINITIONS

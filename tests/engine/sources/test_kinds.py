@@ -159,12 +159,11 @@ def test_a_repeated_key_is_found(keys: list[str]) -> None:
 
 def test_every_name_of_an_analysis_is_reserved(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
     """What `analyze` writes, whole and by group, and every dimension of it."""
-    from attlas.analysis.catalog import CATALOG, FUSED, reserved
+    from attlas.analysis.catalog import CATALOG, reserved
 
     path = attlas.run(tiny_graph, few, tmp_path / "s.zarr").path
-    before = {name for name in Store(path).names if name not in FUSED}
-    names = [name for name, one in CATALOG.items() if not one.needs]
-    attlas.analyze(path, [*names, *FUSED])
+    before = {name for name in Store(path).names if name not in CATALOG}
+    attlas.analyze(path, [n for n, one in CATALOG.items() if one.listed and set(one.needs) == {"attention"}])
     attlas.analyze(path, by="label")
     store = Store(path)
     made = set(store.names) - before

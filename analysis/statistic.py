@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...engine.store.store import Template
-from ...errors import UsageError
-from ...exporter.spec import GraphSpec
-from ..formulas import readout_rows
-from ..formulas.histograms import BINS
+from ..engine.store.store import Template
+from ..errors import UsageError
+from ..exporter.spec import GraphSpec
+from .formulas import readout_rows
+from .formulas.histograms import BINS
 
 __all__ = ["CONTEXT", "INPUTS", "Parameter", "Statistic", "context", "sizes"]
 
