@@ -45,6 +45,8 @@ class Extras:
         self._plain = [s for s in statistics if not s.kernels and not s.follows]
         self._whole = [s for s in statistics if not s.kernels and s.follows]
         self._held: list[Array] = []
+        self._pooled: Array | None = None
+        self._row: dict[str, Array] = {}
         self.sums: dict[str, Any] = {}
 
     def __bool__(self) -> bool:
@@ -54,9 +56,11 @@ class Extras:
         """The next batch, with the pool's own map where the model reads by one."""
         self._held = []
         self._inputs = {name: self._store.read(name, slice(batch.start, batch.stop)) for name in self._needs}
-        starts = Reducer(self._store.spec).start(len(batch), pool)
-        self._pooled = starts if self._store.spec.readout == "pool" else None
-        self._row = {s.name: starts.copy() for s, _ in self._follow}
+        pooled = self._store.spec.readout == "pool"
+        if pooled or self._follow:
+            starts = Reducer(self._store.spec).start(len(batch), pool)
+            self._pooled = starts if pooled else None
+            self._row = {s.name: starts.copy() for s, _ in self._follow}
 
     def add(self, codes: Array, place: int, at: slice, there: Array) -> None:
         """The batch's next layer towards the input, as `kernel.seen` gives it; `there` are the readable images."""

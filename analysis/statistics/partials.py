@@ -142,10 +142,17 @@ def kept_layers(store: Store) -> tuple[int, ...]:
 
 def templates(store: Store, statistics: Iterable[Statistic]) -> dict[str, Template]:
     """The arrays that rows are kept in; one default statistic brings all, which cost nothing more."""
-    found: dict[str, Template] = {}
+    found = _with_rows(store, statistics)
+    return {name: s.template(store.spec) for name, s in found.items()}
+
+
+def _with_rows(store: Store, statistics: Iterable[Statistic]) -> dict[str, Statistic]:
+    """These statistics and those that come with them, as far as they keep rows, by name."""
+    found: dict[str, Statistic] = {}
     for statistic in statistics:
-        together = fused(store.spec, kept_layers(store)) if "fused" in statistic.kernels else [statistic]
-        found |= {s.name: s.template(store.spec) for s in together if s.rows and s.formula is not None}
+        if statistic.name not in found:
+            together = fused(store.spec, kept_layers(store)) if "fused" in statistic.kernels else [statistic]
+            found |= {s.name: s for s in together if s.rows and s.formula is not None}
     return found
 
 
@@ -154,7 +161,7 @@ def beside(store: Store, statistic: Statistic) -> list[str]:
     analyzed = store.attrs.get("analyzed", ())
     if statistic.name not in analyzed:
         return []
-    return [array for array in templates(store, [statistic]) if array in analyzed]
+    return [array for array in _with_rows(store, [statistic]) if array in analyzed]
 
 
 def check(store: Store, statistic: Statistic) -> None:
