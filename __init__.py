@@ -136,7 +136,7 @@ def run(
         limit: take this many images, evenly spread over the sorted list.
         seed: seed for choosing the sample pictures.
         dry_run: plan only; write nothing.
-        overwrite: delete an existing store at `output` first.
+        overwrite: replace an existing store at `output`.
         reducer: computes a batch's statistics; `auto` uses the analysis room's if numba is installed; None for none.
         statistics: where statistics are computed: `graph`, `host`, or `auto` (in the graph on an accelerator).
         progress: True shows a bar; a function is called with a `Progress`, see `attlas.engine.runner.run`.

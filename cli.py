@@ -187,7 +187,7 @@ def _end_on_sigterm() -> None:
 @click.option("--limit", type=int, help="Take this many images, evenly spread over the sorted list.")
 @click.option("--seed", default=0, help="Seed for choosing the sample pictures in the store.")
 @click.option("--dry-run", is_flag=True, help="Describe the run and write nothing.")
-@click.option("--overwrite", is_flag=True, help="Delete an existing store first.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing store.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def run(graph: Path, images: str, output: Path, as_json: bool, **options: Any) -> None:
     """Run IMAGES through GRAPH into a store. The same command resumes a run that was stopped.

@@ -1,8 +1,8 @@
-"""The engine: a graph and images become an attention store, at the speed of the hardware. No PyTorch anywhere.
+"""The engine: runs images through a graph into an attention store, at the speed of the hardware, without PyTorch.
 
-`plan` cuts the work into units, `contents` says what a run makes, `unit` does one unit, and `runner` all of them, with
-`executors` to hand them out. `sources` lists images and gives bytes, `runtime` turns them into arrays, and `store`
-keeps these. `Session` gives the same arrays for a few pictures in a notebook.
+`plan` divides the work into units, `contents` decides which arrays a run makes, `unit` does one unit, and `runner` does
+all of them with the help of `executors`. `sources` lists images and reads their bytes, `runtime` turns bytes into
+arrays, and `store` keeps the arrays. `Session` gives the same arrays for a few pictures in a notebook.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Bytes, times and what a run is going to be, in words."""
+"""Format bytes, times and the estimate of a run as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def amount(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it."""
+    """A time as text, such as `45 s` or `2 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def estimate_lines(estimate: Estimate) -> list[str]:
-    """What a run is going to be: images, bytes, and a warning where the disk is too small."""
+    """The estimate of a run: images, bytes, and a warning if the disk is too small."""
     lines = [
         f"{estimate.images:,} images"
         + (f" of {estimate.total:,}, evenly spread" if estimate.images < estimate.total else "")

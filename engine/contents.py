@@ -1,4 +1,4 @@
-"""The contents of a run: which arrays it makes, and what it takes from the graph for them. Derived once."""
+"""The contents of a run: the arrays that it makes, and the graph outputs that it needs for them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .store.schema import DESCRIBING, FROM_GRAPH, LAYERED, Template, per_layer, 
 
 __all__ = ["Choices", "Contents", "Reducer", "Statistics"]
 
-type Statistics = Literal["auto", "graph", "host"]  # where they are computed
+type Statistics = Literal["auto", "graph", "host"]  # where statistics are computed
 
 
 class Reducer(Protocol):
-    """Statistics of a batch, handed to the engine by whoever knows them.
+    """Computes the statistics of a batch. The analysis room implements it; the engine only calls it.
 
     Attributes:
-        templates: the arrays it gives, one row per image.
+        templates: the arrays that it computes, one row per image.
     """
 
     templates: tuple[Template, ...]
@@ -37,29 +37,29 @@ class Reducer(Protocol):
 
         Args:
             attention: one (image, head, query, key) array per exported layer, float16 or float32.
-            pool: the pool's own map (image, head, pool_query, key), float32, where the graph has one.
+            pool: the pool's own map (image, head, pool_query, key), float32, if the graph has one.
 
         Returns:
-            The arrays of `templates` by name, and `_finite` (image, layer) bool: whether all attention was finite.
+            The arrays of `templates` by name, and `_finite` (image, layer) bool: whether all attention is finite.
         """
 
     def graph(self, dtype: Literal["float16", "float32"]) -> bytes | None:
-        """The same statistics as an ONNX model to append to the graph, so that attention need not leave a card.
+        """The same statistics as an ONNX model to append to the graph, so that attention can stay on the card.
 
-        Its inputs are named like the graph's outputs, attention in `dtype`; its outputs are the arrays of `templates`,
-        `_finite`, and `prefix_attention` (image, layer, head, prefix, key) where there are prefix tokens. None where it
-        cannot be made, which is the default.
+        Its inputs have the names of graph outputs, with attention in `dtype`. Its outputs are the arrays of
+        `templates`, `_finite`, and with prefix tokens `prefix_attention` (image, layer, head, prefix, key). None if
+        there is no such model (the default).
         """
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What a run is asked to make: small, so that it is all that a worker is told, who derives `Contents` from it.
+    """The choices that decide what a run makes. They are small: they are sent to workers, which derive `Contents`.
 
     Attributes:
         keep: the large arrays.
-        reducer: makes the statistics of a graph, where there are any; `statistics`: where they are computed.
+        reducer: makes a `Reducer` for a graph, or None for no statistics; `statistics`: where they are computed.
     """
 
     keep: Keep
@@ -69,13 +69,13 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a run of a graph makes.
+    """The arrays that a run of a graph makes.
 
     Attributes:
-        spec: of the graph; `keep`, `statistics`: as chosen.
-        reducer: who knows the statistics, where there are any.
+        spec: the graph's spec; `keep`, `statistics`: the choices.
+        reducer: computes the statistics; None for no statistics.
         templates: every per-image array, the large ones first.
-        outputs: what of the graph fills an array, by its name: one output, or one of each kept (or given) layer.
+        outputs: the graph outputs that fill each array, by the array's name: one output, or one per layer.
     """
 
     spec: GraphSpec
@@ -87,7 +87,7 @@ class Contents:
 
     @classmethod
     def derive(cls, spec: GraphSpec, choices: Choices) -> Contents:
-        """The contents that these choices mean for a graph; the same wherever they are derived."""
+        """The contents for these choices and this graph; equal on every machine."""
         keep = choices.keep
         reducer = choices.reducer(spec) if choices.reducer is not None else None
         templates: list[Template] = []
@@ -105,23 +105,23 @@ class Contents:
 
     @property
     def attention(self) -> tuple[Wanted, ...]:
-        """Every layer's attention in the form in which statistics see it."""
+        """Every layer's attention in the form that statistics are computed from."""
         return tuple(Wanted(f"attention.{layer}", self.keep.reduced) for layer in self.spec.layers)
 
     def wanted(self, *, appended: bool = False) -> list[Wanted]:
         """The outputs of the prepared graph, each once.
 
-        With the statistics `appended` to the graph, attention is an output only where it is stored.
+        If the statistics are `appended` to the graph, attention is an output only if it is stored.
         """
         small = [w for name, outputs in self.outputs.items() if name not in LAYERED for w in outputs]
         large = [w for name, outputs in self.outputs.items() if name in LAYERED for w in outputs]
         return list(dict.fromkeys([*small, *(() if appended else self.attention), *large]))
 
     def appended(self, *, accelerator: bool) -> bytes | None:
-        """The statistics as a model to append to the graph, or None where they are computed on the host.
+        """The statistics as a model to append to the graph, or None if they are computed on the host.
 
         Raises:
-            UsageError: they are to be in the graph, and the reducer has no model.
+            UsageError: the user wants them in the graph, but the reducer has no model.
         """
         if self.reducer is None or self.statistics == "host" or (self.statistics == "auto" and not accelerator):
             return None
@@ -142,5 +142,5 @@ class Contents:
 
     def _bytes(self, template: Template) -> int:
         size = int(np.prod(template.shape)) * (32 if template.dtype == "str" else np.dtype(template.dtype).itemsize)
-        # Of the layers that are not kept, nothing is written.
+        # Layers that are not kept are not written.
         return size * len(self.keep.layers) // len(self.spec.layers) if template.name in LAYERED else size

@@ -1,4 +1,4 @@
-"""What works on this machine: providers tried for real, versions, and the two wheels that break each other."""
+"""Check what works on this machine: test every provider, list versions, and find conflicting onnxruntime packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXTRAS = {
 CORE = ("attlas", "numpy", "onnx", "pillow", "zarr", "click", "tqdm")
 SECONDS = 120
 
-# Run in a process of its own: a provider that crashes, hangs or prints takes nothing else with it.
+# Runs in a separate process, so that a provider that crashes, hangs or prints does no harm.
 _TRIAL = """
 import sys, numpy, onnx, onnxruntime as ort
 from onnx import TensorProto, helper
@@ -43,11 +43,11 @@ print("used:" + session.get_providers()[0])
 
 
 def doctor() -> dict[str, Any]:
-    """Try every provider in a subprocess, and look at what is installed; every value is plain JSON.
+    """Test every provider in a subprocess, and list what is installed; every value is plain JSON.
 
     Returns:
-        `providers` (name -> "works" or why not), `versions`, `extras` (extra -> missing packages), `problems` (a line
-        each; empty is healthy), `python`, `system`.
+        `providers` (name -> "works" or the reason), `versions`, `extras` (extra -> missing packages), `problems` (one
+        line each; empty if all is well), `python`, `system`.
     """
     found = {name: _try(name) for name in providers()}
     installed = {name: version for name in (*CORE, *WHEELS) if (version := _version(name))}
@@ -75,7 +75,7 @@ def doctor() -> dict[str, Any]:
 
 
 def _try(provider: str) -> str:
-    """Say "works", or in a few words why not."""
+    """The text "works", or a short reason."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TRIAL, provider], capture_output=True, text=True, timeout=SECONDS, check=False

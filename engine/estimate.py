@@ -1,4 +1,4 @@
-"""How many bytes a store is going to take, known from its layout."""
+"""Estimate the size of a store from its layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .store.schema import LAYERED, ArraySpec
 
 __all__ = ["raw_bytes", "stored_bytes"]
 
-# What lz4 leaves of real attention and photographs (deit_tiny, trained weights). Text is not compressed.
+# Compressed size relative to raw size, measured on real attention and photographs (deit_tiny, trained weights). Text is
+# not compressed.
 RATIOS = {
     "attention": 0.85,
     "attention_code": 0.92,
@@ -28,18 +29,18 @@ RATIOS = {
     "pixels": 0.95,
 }
 OTHERS = 0.91
-CHUNK_BYTES = 20  # of every chunk's file: the compressor's header and the checksum
-ARRAY_BYTES = 2240  # of every array: its metadata, alone and among the consolidated
+CHUNK_BYTES = 20  # extra bytes per chunk: the compressor's header and the checksum
+ARRAY_BYTES = 2240  # bytes of metadata per array, in its own file and in the consolidated metadata
 
 
 def raw_bytes(array: ArraySpec, values: Any, keep: Keep, spec: GraphSpec) -> int:
-    """Bytes of an array before compression, without padding; of layers that are not kept nothing is written.
+    """Bytes of an array before compression, without padding and without layers that are not kept.
 
     Args:
         array: one array of the layout.
-        values: its values, where they are known before the run; text is as long as it is.
+        values: its values if they are known before the run, which gives the length of text; else None.
         keep: what the run keeps.
-        spec: of the graph.
+        spec: the graph's spec.
     """
     count = math.prod(array.shape)
     if array.dtype == "str":
@@ -53,7 +54,7 @@ def raw_bytes(array: ArraySpec, values: Any, keep: Keep, spec: GraphSpec) -> int
 def stored_bytes(
     layout: Iterable[ArraySpec], values: Mapping[str, Any], keep: Keep, spec: GraphSpec, plan: Plan
 ) -> int:
-    """Bytes of a store's files: chunks after compression, as real attention and photographs give it, and metadata."""
+    """Expected bytes of a store's files: chunks, compressed like real attention and photographs, and metadata."""
     total = float(len(spec.to_json(indent=4)) + len(str(plan.to_dict())))
     for array in layout:
         raw = raw_bytes(array, values.get(array.name), keep, spec)

@@ -1,4 +1,4 @@
-"""What a graph or a store holds, as plain data for the command line and for programs."""
+"""Describe a graph or a store as plain data, for the command line and for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .store.store import Store
 
 __all__ = ["inspect", "screen"]
 
-# What sums a statistic up over images, and by group: docs/statistics.md.
+# Suffixes of the arrays that summarise a statistic over images, and by group: docs/statistics.md.
 ENDS = ("mean", "std", "quantile", "interval", "count", "difference", "q")
 SUMMED = re.compile(rf"(?P<name>.+?)_(?P<end>{'|'.join(ENDS)})(?:_by_(?P<column>\w+))?")
 
@@ -93,7 +93,7 @@ def _store(store: Store) -> dict[str, Any]:
 
 
 def screen(store: Mapping[str, Any]) -> Iterator[str]:
-    """What `inspect` says of a store, on a screen: a line a fact, an array or a statistic."""
+    """The result of `inspect` for a store, as lines: one per fact, array or statistic."""
     weights, kept, runs = store["weights"], store["kept"] or {}, store["runs"]
     units = f"{store['units_done']} of {store['units']} done"
     facts = {
@@ -127,7 +127,7 @@ def screen(store: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _statistics(names: list[str]) -> dict[str, list[str]]:
-    """By statistic what of it is there: `mean, std`, then `by label: mean, q`."""
+    """The summaries of each statistic that exist: `mean, std`, then `by label: mean, q`."""
     found: dict[str, dict[str, list[str]]] = {}
     for name in names:
         match = SUMMED.fullmatch(name)
@@ -153,7 +153,7 @@ def _sizes(array: Mapping[str, Any]) -> str:
 
 
 def _run(run: Mapping[str, Any]) -> str:
-    """Who did it, and how long it took."""
+    """The executor, provider and time of a run, as text."""
     version = run.get("versions", {}).get("attlas", "")
     took = duration(run.get("seconds", 0))
     return f"attlas {version}, {run.get('provider', '')}: {run.get('images', 0):,} images in {took}"

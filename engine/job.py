@@ -1,4 +1,4 @@
-"""A run made ready: what is asked for, checked against graph, images and store, and turned into a plan."""
+"""Prepare a run: check the request against graph, images and store, and make the plan."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ __all__ = ["Estimate", "Job", "Request", "make_job", "open_store"]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run is going to be, known before its first image.
+    """The size of a run, known before its first image.
 
     Attributes:
-        images: in the plan; `total`: in the source, before `limit`.
-        others: what the source left out, counted by reason.
-        bytes_raw: of all arrays; `bytes_expected`: of the store's files, compressed as real attention and photographs
-            are.
-        bytes_free: on the disk of the store; None where it lies in a bucket.
-        plan: the plan itself.
-        done: units that are done already, when a store is resumed.
+        images: number of images in the plan; `total`: in the source, before `limit`.
+        others: files that the source left out, counted by reason.
+        bytes_raw: uncompressed bytes of all arrays; `bytes_expected`: of the store's files, compressed like real
+            attention and photographs.
+        bytes_free: free bytes on the store's disk; None for a bucket.
+        plan: the plan.
+        done: units that are already done, when a store is resumed.
     """
 
     images: int
@@ -63,7 +63,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a run is asked for: the arguments of `run` that decide the plan and the store."""
+    """The arguments of `run` that determine the plan and the store."""
 
     graph: Path
     output: Path | Url
@@ -84,7 +84,7 @@ class Request:
 
 @dataclass
 class Job:
-    """A run made ready: everything but the session."""
+    """A prepared run: everything except the session."""
 
     request: Request
     choices: Choices
@@ -97,23 +97,23 @@ class Job:
     notes: list[str] = field(default_factory=list)
 
     def unit(self, k: int) -> Unit:
-        """Unit k as it is handed out."""
+        """Unit k, ready to be sent to a worker."""
         images = self.plan.unit_range(k)
         at = slice(images.start, images.stop)
         return Unit(k, self.items[at], self.source, None if self.targets is None else self.targets[at])
 
 
 def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: Callable[..., int] = probe_batch) -> Job:
-    """Read the graph, list the images, and make the plan or take the store's own.
+    """Read the graph, list the images, and make the plan or use that of an existing store.
 
     Args:
-        request: what is asked for.
+        request: the arguments of the run.
         images: a path or URL, or a source.
-        probe: `probe_batch`, or the same where the work is done.
+        probe: `probe_batch`, or an executor's version of it.
 
     Raises:
         UsageError: choices that do not fit the graph.
-        AttlasError: graph or images cannot be read, or the store at the output is another run's.
+        AttlasError: graph or images cannot be read, or the output is a store of another run.
     """
     for option, number in (("--limit", request.limit), ("--batch-size", request.batch_size)):
         if number is not None and number < 1:
@@ -152,7 +152,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         plan = existing
         notes = _compare_files(request.output, items)
     elif accelerator and request.batch_size is None and not request.dry_run:
-        # Once, into the plan: what the device's memory holds.
+        # Probe the device's memory once; the plan keeps the result.
         appended = contents.appended(accelerator=True)
         wanted = contents.wanted(appended=appended is not None)
         fits = probe(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
@@ -165,10 +165,10 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
 
 
 def _source(images: str | os.PathLike[str] | Source) -> Source:
-    """What IMAGES names, or the source that it is.
+    """Open the path or URL IMAGES, or check that it is a source.
 
     Raises:
-        UsageError: it is an object that lacks something a source has.
+        UsageError: it is an object without all attributes of a source.
     """
     if isinstance(images, str | os.PathLike):
         return open_source(images)
@@ -184,21 +184,21 @@ def _source(images: str | os.PathLike[str] | Source) -> Source:
 
 
 def _refuse_other(graph: Path) -> None:
-    """Say so where GRAPH is what another argument of `run` takes."""
+    """Refuse a GRAPH that looks like another argument of `run`, such as images or a store."""
     if graph.is_dir():
         what = "an attention store" if (graph / "zarr.json").exists() else "a folder"
         raise UsageError(f"{graph}: is {what}, not a graph; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`")
 
 
 def _columns_note(renamed: Mapping[str, str]) -> list[str]:
-    """What became of columns whose names the store, or its analysis, uses itself, or that no array can have."""
-    said = [f"{old!r} as {new}" for old, new in renamed.items()]
-    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
-    return [f"columns kept under another name: {', '.join(said[:5])}{more}"] if said else []
+    """A note on columns that were renamed because the name is reserved or not valid for an array."""
+    changes = [f"{old!r} as {new}" for old, new in renamed.items()]
+    more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+    return [f"columns kept under another name: {', '.join(changes[:5])}{more}"] if changes else []
 
 
 def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Items) -> npt.NDArray[np.int64] | None:
-    """The classes to derive, (image) int64, where gradients are kept."""
+    """The class to differentiate for each image, (image) int64; None without gradients."""
     if keep.gradients:
         return choose(request.target, spec, items.labels)
     if request.target != "predicted":
@@ -207,7 +207,7 @@ def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Items) -> npt
 
 
 def _identity(request: Request, contents: Contents, items: Items) -> dict[str, Any]:
-    """What must be equal for a run to resume."""
+    """The values that must be equal for a run to resume."""
     keep, reducer = contents.keep, contents.reducer
     return {
         "graph": graph_digest(request.graph),
@@ -223,7 +223,7 @@ def _identity(request: Request, contents: Contents, items: Items) -> dict[str, A
 
 
 def _estimate(request: Request, source: Source, items: Items, plan: Plan, contents: Contents) -> Estimate:
-    """The bytes that the plan means, and how much of it is done already."""
+    """The estimate for a plan, with the units that are already done."""
     spec, keep = contents.spec, contents.keep
     fixed = {o.name: np.zeros([n for n in o.shape if n], np.float32) for o in spec.outputs if None not in o.shape}
     layout, values = arrays(spec, plan, contents.templates, items, np.zeros(len(items), np.int32), fixed)
@@ -241,9 +241,9 @@ def _estimate(request: Request, source: Source, items: Items, plan: Plan, conten
 
 
 def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
-    """Refuse to go on with a store that was planned from something else, and show the difference."""
+    """Refuse to resume a store with another plan, and show the difference."""
     old, new = dict(theirs.identity), dict(ours.identity)
-    if "range" not in old:  # of an earlier version: equal but for pictures that `range` is about, where a unit refuses
+    if "range" not in old:  # earlier version: differs only for wide-range pictures, which a unit refuses
         del new["range"]
     if batch_size is not None:
         old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
@@ -259,10 +259,10 @@ def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | Non
 
 
 def _compare_files(output: Path | Url, items: Items) -> list[str]:
-    """Hold what the source lists now against what the store was planned from; returns notes.
+    """Compare the source's list with the one that the store was planned from; returns notes.
 
     Raises:
-        AttlasError: an image has another size now, so that it is another one.
+        AttlasError: the size of an image has changed, so it is another image.
     """
     store = Store(output)
     size, mtime = store.read("run/size"), store.read("run/mtime_ns")
@@ -280,7 +280,7 @@ def _compare_files(output: Path | Url, items: Items) -> list[str]:
 
 
 def open_store(job: Job) -> Store:
-    """The store to write to: the existing one of this plan, or a new one."""
+    """The store to write to: an existing store with this plan, or a new one."""
     output = job.request.output
     if job.request.overwrite:
         Store.remove(output)
@@ -302,17 +302,17 @@ def open_store(job: Job) -> Store:
 
 
 def _selection(job: Job) -> str:
-    """In words, how the images were chosen."""
+    """How the images were chosen, as text."""
     if job.estimate.total == job.plan.images:
         return f"all {job.plan.images} images"
     return f"{job.plan.images} of {job.estimate.total} images, evenly spread over the sorted list"
 
 
 def _free(output: Path | Url) -> int | None:
-    """Free bytes where the store will lie; a bucket does not say."""
+    """Free bytes on the store's disk; None for a bucket."""
     if isinstance(output, Url):
         return None
-    folder = Path(os.path.realpath(output))  # resolve() raises where links go round
+    folder = Path(os.path.realpath(output))  # resolve() raises on circular links
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""What of each image a run keeps: the user's choices, checked against the graph."""
+"""The data that a run keeps for each image: the user's choices, checked against the graph."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Keep"]
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What of each image is kept.
+    """The data that is kept for each image.
 
     Attributes:
         arrays: a subset of `KEEP` without "none".
-        layers: the blocks whose attention is kept.
-        dtype: of the stored attention.
+        layers: the blocks whose attention is kept, by index from 0.
+        dtype: dtype of the stored attention.
     """
 
     arrays: tuple[str, ...]
@@ -32,7 +32,7 @@ class Keep:
         """Check the choices against the graph.
 
         Raises:
-            UsageError: a name, a layer or a dtype that is not there, or uint8 for attention that it cannot carry.
+            UsageError: an unknown name, layer or dtype, or uint8 for attention whose rows are not distributions.
         """
         for name in keep:
             if name in GRADIENTS and not spec.gradients:
@@ -60,33 +60,33 @@ class Keep:
 
     @property
     def gradients(self) -> bool:
-        """Whether anything kept is of gradients, so that every image has a class to derive."""
+        """Whether gradients are kept, so that every image needs a target class."""
         return any(name in GRADIENTS for name in self.arrays)
 
     @property
     def reduced(self) -> Literal["float16", "float32"]:
-        """The form in which statistics see attention: the stored one, and float16 where codes or nothing is stored."""
+        """The dtype that statistics are computed from: the stored one, or float16 if codes or nothing is stored."""
         return "float32" if self.dtype == "float32" else "float16"
 
     @property
     def widths(self) -> set[str]:
-        """The dtypes of what has one chunk per layer."""
+        """The dtypes of arrays with one chunk per layer."""
         return {self.reduced, "float32"} if self.gradients else {self.reduced}
 
     def holds(self, entry: Entry, spec: GraphSpec) -> bool:
         """Whether a run of this graph stores an array of the schema."""
         chosen = not entry.keep or any(name in self.arrays for name in entry.keep)
-        # What has chunks of layers is an output of each layer, which `choose` has seen to.
+        # For arrays in chunks of a layer, `choose` has checked the outputs.
         given = entry.output is None or entry.chunk == "layer" or spec.output(entry.output.source) is not None
         return chosen and given and self.dtype in entry.store_dtypes and entry.when(spec)
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a run to resume."""
+        """The values that must be equal for a run to resume."""
         return {"keep": list(self.arrays), "layers": list(self.layers), "store_dtype": self.dtype}
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """0-3, 7: a short way to write a list of layers."""
+    """A list of layers as short text: `0-3, 7`."""
     parts: list[str] = []
     for n in numbers:
         if parts and n == int(parts[-1].split("-")[-1]) + 1:

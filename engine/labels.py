@@ -1,4 +1,4 @@
-"""From a label's text to the head's class: by name, never by the order of folders."""
+"""Map the text of a label to a class of the head: by name, never by the order of folders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["accuracy", "map_labels"]
 
 
 def map_labels(labels: Sequence[str] | npt.NDArray[Any], classes: Sequence[ClassName]) -> npt.NDArray[np.int32]:
-    """The class index of each label, (image) int32; -1 where its text names no class, or more than one.
+    """The class index of each label, (image) int32; -1 if its text matches no class, or more than one.
 
-    A label is a class's id (`n01514859`), its whole name (`tench, Tinca tinca`) or one of the names in it (`hen`);
-    case, underscores and hyphens do not matter.
+    A label is a class's id (`n01514859`), its full name (`tench, Tinca tinca`) or one of the names in it (`hen`). Case,
+    underscores and hyphens are ignored.
     """
     table: dict[str, int] = {}
     ambiguous = set()
@@ -30,10 +30,10 @@ def map_labels(labels: Sequence[str] | npt.NDArray[Any], classes: Sequence[Class
         for text in {_plain(one.id), _plain(one.name), *map(_plain, one.name.split(","))}:
             if text:
                 enter(text, index)
-    # An id is unique, whatever other class's name looks like it.
+    # An id takes precedence, even if the name of another class equals it.
     ids = {_plain(one.id): index for index, one in enumerate(classes)}
     table = {text: index for text, index in table.items() if text not in ambiguous} | ids
-    known: dict[str, int] = {}  # a million labels are a thousand different ones
+    known: dict[str, int] = {}  # a cache: a million labels may have only a thousand different texts
     for label in labels:
         if label not in known:
             known[label] = table.get(_plain(label), -1)
@@ -43,12 +43,12 @@ def map_labels(labels: Sequence[str] | npt.NDArray[Any], classes: Sequence[Class
 def accuracy(
     logits: npt.NDArray[np.float32], target: npt.NDArray[np.int32], ks: tuple[int, ...] = (1, 5)
 ) -> dict[int, int]:
-    """How many images have their class among the k largest logits, for each k.
+    """For each k, the number of images whose class is among the k largest logits.
 
     Args:
         logits: (image, class) float32.
-        target: (image) int32, each a class.
-        ks: which k.
+        target: (image) int32, a class index.
+        ks: the values of k.
     """
     right = np.take_along_axis(logits, target[:, None].astype(np.int64), axis=1)
     rank = (logits > right).sum(axis=1)

@@ -1,4 +1,4 @@
-"""What is said to a person in lines, of a run also as data for a program; and what a person writes in an option."""
+"""Format results as lines for the user or as data for a program, and parse the text of options."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _unreadable(path: Any, most: int = 5) -> list[str]:
 
 
 def plan_lines(result: RunResult) -> list[str]:
-    """What a dry run tells."""
+    """The result of a dry run, as lines."""
     plan = result.estimate.plan
     return [
         *estimate_lines(result.estimate),
@@ -86,7 +86,7 @@ def outcome_data(result: RunResult) -> dict[str, Any]:
 
 
 def outcome_lines(result: RunResult) -> list[str]:
-    """What a run was: rate, right classes, what could not be read, what is left."""
+    """The result of a run, as lines: rate, accuracy, unreadable images, what is left."""
     if result.done:
         rate = f"{result.done:,} images in {duration(result.seconds)}, {result.done / result.seconds:.1f} images/s"
     else:
@@ -106,7 +106,7 @@ def outcome_lines(result: RunResult) -> list[str]:
 
 
 def export_lines(result: ExportResult) -> list[str]:
-    """What an export gave, and how far it is from PyTorch."""
+    """The result of an export, as lines, with its difference from PyTorch."""
     parity, spec = result.parity, result.spec
     head = "logits" if spec.output("logits") else "features"
     lines = [
@@ -122,12 +122,12 @@ def export_lines(result: ExportResult) -> list[str]:
 
 
 def facts_lines(data: Mapping[str, Any]) -> list[str]:
-    """What `inspect` found, a fact a line."""
+    """The result of `inspect`, one fact per line."""
     return [line for key, value in data.items() for line in _fact(key, value)]
 
 
 def _fact(key: str, value: Any, indent: int = 0) -> list[str]:
-    """One fact; what nests is indented."""
+    """The lines of one fact; nested values are indented."""
     pad = "  " * indent
     match value:
         case dict() if key == "arrays":
@@ -150,7 +150,7 @@ def _fact(key: str, value: Any, indent: int = 0) -> list[str]:
 
 
 def doctor_lines(data: Mapping[str, Any]) -> list[str]:
-    """What `doctor` found."""
+    """The result of `doctor`, as lines."""
     return [
         f"Python {data['python']} on {data['system']}",
         "providers",
@@ -167,7 +167,7 @@ def doctor_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def model_lines(found: Iterable[Summary]) -> Iterator[str]:
-    """A table of models, each line as soon as its model is known."""
+    """A table of models, line by line."""
     line = "{:<54} {:<24} {:>9} {:<9} {:>6} {:>5} {:>8} {:>9}"
     for number, one in enumerate(found):
         if number == 0:
@@ -180,10 +180,10 @@ def model_lines(found: Iterable[Summary]) -> Iterator[str]:
 
 
 def layers(text: str | None) -> list[int] | None:
-    """`0,3-5` as [0, 3, 4, 5].
+    """Parse `0,3-5` as [0, 3, 4, 5].
 
     Raises:
-        UsageError: it is written otherwise.
+        UsageError: the text has another form.
     """
     if text is None:
         return None
@@ -197,10 +197,10 @@ def layers(text: str | None) -> list[int] | None:
 
 
 def edges(text: str | None) -> int | tuple[int, int] | None:
-    """`224` as one edge, `224,336` or `224x336` as (height, width).
+    """Parse `224` as one edge, `224,336` or `224x336` as (height, width).
 
     Raises:
-        UsageError: it is written otherwise.
+        UsageError: the text has another form.
     """
     if text is None:
         return None
@@ -211,10 +211,10 @@ def edges(text: str | None) -> int | tuple[int, int] | None:
 
 
 def batch_size(text: str) -> int | None:
-    """A number, or None for `auto`.
+    """Parse a number, or `auto` as None.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text has another form.
     """
     if text == "auto":
         return None
@@ -224,10 +224,10 @@ def batch_size(text: str) -> int | None:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """`1/4` as (1, 4).
+    """Parse `1/4` as (1, 4).
 
     Raises:
-        UsageError: it is written otherwise.
+        UsageError: the text has another form.
     """
     part, slash, whole = text.partition("/")
     if not (slash and part.isdecimal() and whole.isdecimal()):

@@ -1,4 +1,4 @@
-"""A few photographs that anyone may show, for the demonstration."""
+"""A few freely usable photographs for the demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import AttlasError
 
 __all__ = ["PHOTOS", "write_photos"]
 
-# Each with its origin, as scikit-image documents it.
+# Each photograph with its origin, from scikit-image's documentation.
 PHOTOS = {
     "astronaut": "NASA, public domain",
     "camera": "Lav Varshney, CC0",
@@ -23,7 +23,7 @@ EDGE = 384
 
 
 def write_photos(folder: Path) -> list[str]:
-    """Write the photographs as JPEG, the longer edge scaled down to 384 pixels; returns a line on each one's origin.
+    """Write the photographs as JPEG, the longer edge scaled to 384 pixels; returns a line on the origin of each.
 
     Raises:
         AttlasError: scikit-image is not installed.

@@ -1,6 +1,6 @@
-"""The plan of a run: which images, in which order, cut into batches and units. Pure integers, made once, kept.
+"""The plan of a run: the images, their order, and their division into batches and units. It is made once and stored.
 
-Two runs with equal plans write equal stores, whatever number of workers, machines or interruptions it took.
+Two runs with equal plans write equal stores, with any number of workers, machines or interruptions.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 __all__ = ["Plan", "digest", "make_plan", "spread"]
 
 MIB = 2**20
-CHUNK_BYTES = 4 * MIB  # one layer of a batch: small enough to read one image cheaply, large enough for a file
-CHUNK_BYTES_GPU = 16 * MIB  # a card wants more images at once
+CHUNK_BYTES = 4 * MIB  # of one layer of a batch: small enough to read one image cheaply, large enough for a file
+CHUNK_BYTES_GPU = 16 * MIB  # a card needs more images at once
 UNIT_BYTES = 64 * MIB
-MAX_UNIT_IMAGES = 256  # with little stored per image a unit is bounded by the work that a kill may lose
-MIN_UNITS = 32  # so that even a small dataset keeps every worker busy until the end
+MAX_UNIT_IMAGES = 256  # limits the work that is lost on a kill, if little is stored per image
+MIN_UNITS = 32  # so that a small dataset also keeps every worker busy until the end
 MAX_BATCH = 64
 SAMPLE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be done, in whole numbers.
+    """The plan, in integers.
 
     Attributes:
-        images: how many, in the order of the source's list.
-        batch: images of one batch, which is one chunk of the large arrays.
-        unit: images of one unit, which is done or not done: a whole number of batches.
-        sample: indices, ascending, of the images whose pictures are stored.
-        identity: what must be equal for a run to resume: hashes of graph, image list and choices.
+        images: number of images, in the order of the source's list.
+        batch: images per batch; one batch is one chunk of the large arrays.
+        unit: images per unit, a multiple of `batch`. A unit is done as a whole or not at all.
+        sample: ascending indices of the images whose pictures are stored.
+        identity: values that must be equal for a run to resume: hashes of graph, image list and choices.
     """
 
     images: int
@@ -45,7 +45,7 @@ class Plan:
 
     @property
     def units(self) -> int:
-        """How many units there are; the last may be smaller."""
+        """Number of units; the last one may be smaller."""
         return -(-self.images // self.unit)
 
     def unit_range(self, k: int) -> range:
@@ -55,7 +55,7 @@ class Plan:
         return range(k * self.unit, min((k + 1) * self.unit, self.images))
 
     def batches(self, k: int) -> Iterator[range]:
-        """The batches of unit k, in order; only the very last of the plan may be smaller than `batch`."""
+        """The batches of unit k, in order; only the last batch of the plan may be smaller than `batch`."""
         images = self.unit_range(k)
         for start in range(images.start, images.stop, self.batch):
             yield range(start, min(start + self.batch, images.stop))
@@ -90,16 +90,16 @@ def make_plan(
     gpu: bool = False,
     seed: int = 0,
 ) -> Plan:
-    """Cut `images` into batches and units.
+    """Divide `images` into batches and units.
 
     Args:
-        images: how many there are, at least 1.
-        layer_bytes: attention of one image and layer as the graph gives it, which bounds a batch.
-        image_bytes: what is stored of one image, which bounds a unit.
+        images: number of images, at least 1.
+        layer_bytes: bytes of one image's attention in one layer, as the graph outputs it; limits a batch.
+        image_bytes: bytes stored per image; limits a unit.
         identity: see `Plan`.
-        batch: images of a batch; by default a power of two from `layer_bytes`.
-        gpu: whether an accelerator runs the graph, which wants larger batches.
-        seed: of the sample of pictures.
+        batch: images per batch; by default a power of two from `layer_bytes`.
+        gpu: whether an accelerator runs the graph; it needs larger batches.
+        seed: seed for choosing the sample pictures.
     """
     if batch is None:
         wanted = (CHUNK_BYTES_GPU if gpu else CHUNK_BYTES) // max(layer_bytes, 1)
@@ -123,7 +123,7 @@ _plain_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def digest(values: Iterable[Any] | Sequence[Any]) -> str:
-    """SHA-256 over the values' JSON, one a line."""
+    """SHA-256 over the values' JSON, one value per line."""
     hasher = hashlib.sha256()
     for value in values:
         hasher.update(_plain_json(value).encode())

@@ -1,4 +1,4 @@
-"""A run: plan or resume, then unit after unit on every core, and an account of it."""
+"""A run: plan or resume, do all units on all cores, and record the result."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ __all__ = ["Estimate", "Progress", "RunResult", "run"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: handed to `progress` at the start and after every unit.
+    """The progress of a run: passed to `progress` at the start and after every unit.
 
     Attributes:
-        done: images done by the store's own marks, whoever did them; `total`: of the plan.
+        done: images marked done in the store, by any run; `total`: images in the plan.
         rate: images per second of this run; `bytes_rate`: raw bytes per second.
         left: seconds left of this run at that rate.
         limit: the stage that takes most of the workers' time.
-        estimate: the whole.
-        workers: who does it, in words, where that is not this process.
+        estimate: the estimate of the whole run.
+        workers: the workers as text; "" if this process does the work.
     """
 
     done: int
@@ -57,22 +57,22 @@ class Progress:
 
     @property
     def note(self) -> str:
-        """What takes most of the time, in words."""
+        """The stage that takes most of the time, as text."""
         return f"mostly {self.limit}" if self.rate else ""
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-        path: of the store.
-        images: in the plan; `done`: by this run; `errors`: that could not be read, in the whole store.
-        seconds: of this run; `stages`: the workers' seconds by stage.
-        provider: onnxruntime's name of what ran the graph.
-        labelled: images whose label names a class; `top1`, `top5`: how many of them are right.
-        finished: whether every unit is done (with `shard` this run's part may be all it was asked for).
-        notes: what the user should know: a resume under other versions, statistics left out.
+        path: path or URL of the store.
+        images: number of images in the plan; `done`: done by this run; `errors`: unreadable, in the whole store.
+        seconds: wall time of this run; `stages`: the workers' seconds by stage.
+        provider: onnxruntime's name of the execution provider.
+        labelled: images whose label matches a class; `top1`, `top5`: how many of them are classified correctly.
+        finished: whether every unit of the store is done (with `shard`, other processes may still have to do theirs).
+        notes: lines that the user should read: a resume with other versions, statistics that are left out.
     """
 
     path: Path | Url
@@ -116,40 +116,53 @@ def run(
     progress: Show[Progress] = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
-    """Stream images through a graph into a store, or go on with one that was begun.
+    """Run images through a graph into a store, or resume an unfinished store.
 
     Args:
         graph: an ONNX file from `attlas export`.
-        images: a folder, a table, tar or Parquet files, by path or URL as `open_source` has it, or any `Source`.
-        output: the store. One of the same plan is resumed; a finished one is left as it is.
+        images: a folder, a table, tar or Parquet files (path or URL, see `open_source`), or any `Source`.
+        output: the store. An unfinished store with the same plan is resumed; a finished one is not changed.
         keep: the large arrays: attention, attention_mean, gradient, gradient_mean, gradient_positive, tokens, or none.
         layers: the blocks whose attention is kept, by index from 0; all by default.
-        store_dtype: of the attention: float16, float32, or uint8 codes (for averages only).
-        batch_size: images of a batch, which is one chunk of the store; chosen from the model by default.
+        store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
+        batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
-        target: the class whose logit gradients are of: `predicted`, `label` (the image's own) or a class's number.
-        workers: local processes, each with cores (or a card) of its own; by default this process does the work.
-        scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work.
-        threads: units worked on at once in this process, or in each of `workers`; by default one per core.
-        shard: (k, n): do every n-th unit from the k-th on, counted from 1, so that n processes share a store.
+        target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
+        workers: number of local processes, each with its own cores (or card); by default this process does the work.
+        scheduler: address of a Dask scheduler, `tcp://HOST:8786`; its workers do the work.
+        threads: units processed at once in this process, or in each of `workers`; by default one per core.
+        shard: (k, n): do every n-th unit starting with the k-th, counted from 1, so that n processes share a store.
         limit: take this many images, evenly spread over the sorted list.
-        seed: of the sample of pictures.
-        dry_run: plan only; nothing is written.
-        overwrite: put aside and delete a store that is at `output`.
-        reducer: makes the statistics of a batch from the graph's spec; `attlas.run` passes the analysis room's.
-        reserved: names that columns of the images are not to have; `attlas.run` passes what an analysis will need.
-        statistics: where they are computed: `graph`, `host`, or `auto`: in the graph on an accelerator.
-        progress: True shows a bar; a function is called in this thread, also while workers are waited for.
+        seed: seed for choosing the sample pictures.
+        dry_run: plan only; write nothing.
+        overwrite: replace an existing store at `output`.
+        reducer: makes a `Reducer` for the graph's spec; `attlas.run` passes the analysis room's.
+        reserved: whether a name is reserved, so that no column of the images may have it.
+        statistics: where statistics are computed: `graph`, `host`, or `auto` (in the graph on an accelerator).
+        progress: True shows a bar; a function is called in this thread, also while it waits for workers.
         stop: set it to end the run after the units in flight.
 
     Raises:
-        AttlasError: choices do not fit, files cannot be read or written, the store is another run's, or `stop` was set.
+        AttlasError: choices do not fit, files cannot be read or written, the store is of another run, or `stop` is set.
     """
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider), target,
-            limit, seed, reducer, statistics, overwrite, dry_run, reserved,
-        )  # fmt: skip
+            Path(place(graph)),
+            locate(output),
+            keep,
+            layers,
+            store_dtype,
+            batch_size,
+            team.provider(provider),
+            target,
+            limit,
+            seed,
+            reducer,
+            statistics,
+            overwrite,
+            dry_run,
+            reserved,
+        )
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 
@@ -161,11 +174,11 @@ def _start(
     show: Callable[[Progress], None],
     stop: threading.Event,
 ) -> RunResult:
-    """Plan or resume, and do what is left of a shard."""
+    """Plan or resume, and do the rest of a shard."""
     if not 1 <= shard[0] <= shard[1]:
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
     if not isinstance(team, Local) and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
-        images = os.path.abspath(place(images))  # noqa: PTH100 - workers elsewhere start in other folders
+        images = os.path.abspath(place(images))  # noqa: PTH100 - workers may start in other folders
     job = make_job(request, images, team.probe)
     if request.dry_run:
         return _result(job, request.output, None, UnitResult(), 0.0, "")
@@ -184,7 +197,7 @@ def _run(
     show: Callable[[Progress], None],
     stop: threading.Event,
 ) -> RunResult:
-    """Do what is left of a shard whose lock is held."""
+    """Do the rest of a shard whose lock is held."""
     mine = _left(job, store, shard)
     if shard == (1, 1):
         store.sweep()
@@ -201,7 +214,7 @@ def _run(
             total += result
             show(count.progress(total, team))
         if shard == (1, 1) and team.kind != Threads.kind:
-            store.sweep()  # after workers that were killed while the run went on
+            store.sweep()  # files of workers that were killed during the run
     finally:
         _write_record(store, info, team, total, count.seconds)
     job.notes.extend(f"{number:,} {remark}" for remark, number in total.remarks.items())
@@ -214,15 +227,15 @@ def _run(
 
 
 def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
-    """What is called with every `Progress`; a display also tells, once, what the run is and who does it."""
+    """The function to call with every `Progress`; a display also shows the estimate and the workers once."""
     if not isinstance(progress, Display):
         return progress if callable(progress) else (lambda _now: None)
-    display, said = progress, set[str]()
+    display, shown = progress, set[str]()
 
     def show(now: Progress) -> None:
         for line in (*estimate_lines(now.estimate), now.workers):
-            if line and line not in said:
-                said.add(line)
+            if line and line not in shown:
+                shown.add(line)
                 display.note(line)
         display(now)
 
@@ -230,7 +243,7 @@ def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
 
 
 def _executor(workers: int | None, scheduler: str | None, threads: int | None) -> Executor:
-    """Who does the work; what only one of them needs is loaded for it alone."""
+    """The executor for these arguments; its module is imported only here."""
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one process")
     if scheduler is not None and (workers is not None or threads is not None):
@@ -247,7 +260,7 @@ def _executor(workers: int | None, scheduler: str | None, threads: int | None) -
 
 
 def _laid_out(job: Job, team: Executor) -> tuple[Job, Store]:
-    """The job and its store. Where another process lays it out at the same moment, its plan is the one that holds."""
+    """The job and its store. If another process creates the store at the same time, its plan is used."""
     try:
         store = open_store(job)
         if store.plan == job.plan:
@@ -255,18 +268,18 @@ def _laid_out(job: Job, team: Executor) -> tuple[Job, Store]:
     except AttlasError:
         if job.request.overwrite or not job.request.output.exists():
             raise
-    job = make_job(job.request, job.source, team.probe)  # refuses the other's plan where it is another run's
+    job = make_job(job.request, job.source, team.probe)  # refuses the plan of a different run
     return job, open_store(job)
 
 
 def _left(job: Job, store: Store, shard: tuple[int, int]) -> list[int]:
-    """The units of this shard that are not done."""
+    """Numbers of the units of this shard that are not done."""
     done = store.done
     return [k for k in range(shard[0] - 1, job.plan.units, shard[1]) if not done[k]]
 
 
 class _Count:
-    """How far a run is. Done is what the store's marks say, so that every executor and `inspect` say the same."""
+    """Counts progress. Images are done by the store's marks, so that all executors and `inspect` agree."""
 
     def __init__(self, job: Job, store: Store, mine: Sequence[int]) -> None:
         self._job, self._store = job, store
@@ -275,18 +288,18 @@ class _Count:
         self.start()
 
     def start(self) -> None:
-        """Count seconds from here."""
+        """Start counting seconds."""
         self._started = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.perf_counter() - self._started
 
     def progress(self, total: UnitResult, team: Executor) -> Progress:
-        """After `total` of this run."""
+        """The progress after `total`, the sum of this run's units."""
         job, rate = self._job, total.images / self.seconds if total.images else 0.0
-        # One thread of each worker commits, where all its others do the rest.
+        # In each worker one thread commits, and all other threads do the other stages.
         busy = {
             name: spent / (team.workers if name == "commit" else team.threads) for name, spent in total.seconds.items()
         }
@@ -302,7 +315,7 @@ class _Count:
         )
 
     def _marked(self, now: bool) -> int:
-        """Images done; the marks of a large store are listed now and then, since that takes a while."""
+        """Number of images done; listed at intervals, because listing the marks of a large store takes time."""
         began = time.perf_counter()
         if now or began >= self._again:
             self._done = int(self._store.done_images.sum())
@@ -339,7 +352,7 @@ def _result(
 
 
 def _score(store: Store) -> tuple[int, int, int]:
-    """(images with a class, top-1 right, top-5 right) over what is done, unit by unit."""
+    """(images with a class, top-1 correct, top-5 correct) over all done units."""
     target = store.read("label_class")
     usable = store.done_images & store.read("valid") & (target >= 0)
     right = {1: 0, 5: 0}
@@ -354,7 +367,7 @@ def _score(store: Store) -> tuple[int, int, int]:
 
 
 def _compare_record(job: Job, store: Store, provider: str) -> None:
-    """Note when a store is resumed under another provider, processor or version: its numbers may differ there."""
+    """Note that a store is resumed with another provider, processor or version: the numbers may differ slightly."""
     last = (store.record.get("runs") or [{}])[-1]
     now = {"provider": provider, "processor": platform.machine(), **versions()}
     then = {"provider": last.get("provider"), "processor": last.get("processor"), **last.get("versions", {})}
@@ -383,7 +396,7 @@ def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitRes
         "processor": platform.machine(),
         "versions": versions(),
     }
-    with suppress(OSError):  # on a full disk the account is the least that is lost
+    with suppress(OSError):  # a full disk: the record matters least
         store.record_run(entry)
 
 

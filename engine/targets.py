@@ -1,4 +1,4 @@
-"""Which class's logit a run derives: one for every image, from the choice of the user."""
+"""The class whose logit a run differentiates for each image, from the user's choice."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ PREDICTED = -1
 
 
 def choose(target: str, spec: GraphSpec, labels: Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """The class of each image, (image) int64; `PREDICTED` where the graph is to take the largest logit.
+    """The class index of each image, (image) int64; `PREDICTED` for the class with the largest logit.
 
     Args:
-        target: `predicted`, `label` (the image's own, by the class's name or id), or a class's number.
-        spec: of the graph.
-        labels: of the images.
+        target: `predicted`, `label` (the image's own label, a class's name or id), or a class index.
+        spec: the graph's spec.
+        labels: the labels of the images.
 
     Raises:
-        UsageError: it is none of these, there is no such class, or a label names none.
+        UsageError: it has another form, there is no such class, or a label matches no class.
     """
     logits = spec.output("logits")
     classes = 0 if logits is None else int(logits.shape[-1] or 0)

@@ -1,4 +1,4 @@
-"""One unit of work: read, decode, infer, reduce, write, and mark it done. It knows no scheduler and no other unit."""
+"""One unit of work: read, decode, infer, reduce, write, and mark it done. It depends on no scheduler or other unit."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = ["Buffers", "Unit", "UnitResult", "commit_unit", "write_unit"]
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One unit of work as it is handed out: all of it that a worker does not know already.
+    """One unit of work, with everything that a worker does not have yet.
 
     Attributes:
         k: its number in the plan.
-        items: its images alone.
-        source: gives their bytes.
-        targets: (image) int64, the classes to derive, where gradients are kept.
+        items: only its own images.
+        source: reads their bytes.
+        targets: (image) int64, the classes to differentiate; None without gradients.
     """
 
     k: int
@@ -47,18 +47,19 @@ class Unit:
     targets: npt.NDArray[np.int64] | None = None
 
     def alone(self) -> Unit:
-        """The same with a source of these images alone: a dataset of a million does not travel with every unit."""
+        """The same unit with a source of only its images, so that a large dataset is not sent with every unit."""
         return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.places))
 
 
 @dataclass
 class UnitResult:
-    """What one or more units were.
+    """The result of one or more units.
 
     Attributes:
-        images: how many; `errors`: how many of them could not be read; `batches`: in how many batches.
-        remarks: how often each remark was made of a picture that was read (`decode.Picture`).
-        seconds: by stage; `slowest`: of its slowest batch (of a whole unit, for what happens once a unit).
+        images: number of images; `errors`: number of unreadable ones; `batches`: number of batches.
+        remarks: number of pictures with each remark (`decode.Picture`).
+        seconds: seconds by stage; `slowest`: seconds of the slowest batch by stage (of the slowest unit for stages that
+            run once per unit).
     """
 
     images: int = 0
@@ -81,7 +82,7 @@ class UnitResult:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the seconds of what happens inside."""
+        """A context that counts its seconds for a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -92,21 +93,21 @@ class UnitResult:
 
 
 class Buffers:
-    """What one thread holds while it does unit after unit: the session and store of all, and memory for a batch."""
+    """The state of one thread that does units: the shared session and store, and its own memory for a batch."""
 
     def __init__(self, session: Session, store: Store, contents: Contents, readers: Pool | None = None) -> None:
-        """Allocate for one batch; `readers` read ahead where a source is far away."""
+        """Allocate for one batch; `readers` read ahead from remote sources."""
         self.session, self.store, self.contents, self.readers = session, store, contents, readers
         self.spec = contents.spec
         batch = store.plan.batch
         self.outputs = session.buffers(batch)
         self.pixels = session.pixels(batch)
-        # The small arrays are written once a unit, since their chunks are units.
+        # Small arrays are written once per unit, because their chunks are units.
         self.small = {t.name: t for t in contents.templates if t.name not in LARGE}
         self.large = {t.name: t for t in contents.templates if t.name in LARGE}
 
     def given(self, asked: npt.NDArray[np.int64] | None) -> tuple[npt.NDArray[np.int64], ...]:
-        """What the session takes beside pixels: the classes to derive, as long as the pixels, where there are any."""
+        """The session's inputs besides pixels: the target classes, padded to the batch size; none without gradients."""
         if asked is None:
             return ()
         target = np.full(len(self.pixels), PREDICTED, np.int64)
@@ -114,23 +115,23 @@ class Buffers:
         return (target,)
 
     def array(self, name: str, count: int) -> npt.NDArray[Any]:
-        """A small array of the first `count` images as the graph gives it, its layers on an axis of their own."""
+        """A small array of the first `count` images from the graph's outputs, with layers stacked on an axis."""
         outputs = self.contents.outputs[name]
         values = [self.outputs[want.name][:count] for want in outputs]
         return np.stack(values, axis=1) if "." in outputs[0].source else values[0]
 
 
 def commit_unit(k: int, store: Store, result: UnitResult) -> None:
-    """Bring what `write_unit` wrote of unit k to the disk, then mark the unit done."""
+    """Flush what `write_unit` wrote for unit k to the disk, then mark the unit done."""
     with result.stage("commit"), _writing(store):
         store.mark_done(k)
 
 
 def write_unit(plan: Plan, unit: Unit, buffers: Buffers) -> UnitResult:
-    """Do a unit but for its mark: read, decode, infer, reduce, write.
+    """Do a unit except for its mark: read, decode, infer, reduce, write.
 
-    An image that cannot be decoded, or that is not the file the plan was made from, keeps its place: the graph sees
-    black, its rows are set to fill, and `error` says why.
+    An image that cannot be decoded, or whose file has changed since the plan was made, keeps its index: the graph gets
+    a black picture, the image's rows are set to fill, and `error` says why.
 
     Raises:
         AttlasError: a file cannot be read, the store cannot be written, or attention is not finite.
@@ -166,9 +167,9 @@ def write_unit(plan: Plan, unit: Unit, buffers: Buffers) -> UnitResult:
 
 @contextmanager
 def _reading(unit: Unit, pool: Pool | None) -> Iterator[Iterator[Callable[[], bytes]]]:
-    """For each image in order what gives its bytes; of a source far away they are fetched while others are computed.
+    """For each image in order a function that returns its bytes; from remote sources they are read ahead.
 
-    On this machine nothing is read ahead: the system does that, and threads would cost more than they bring.
+    Local files are not read ahead: the system does that, and threads would cost more than they gain.
     """
     items = iter(unit.items)
     if pool is None:
@@ -192,7 +193,7 @@ def _reading(unit: Unit, pool: Pool | None) -> Iterator[Iterator[Callable[[], by
 def _load(
     buffers: Buffers, keys: npt.NDArray[Any], reads: Iterator[Callable[[], bytes]], rows: dict[str, npt.NDArray[Any]]
 ) -> Counter[str]:
-    """Fill the pixel buffer and the rows that describe the pictures themselves; returns what is to be said of them."""
+    """Fill the pixel buffer and the rows that describe the pictures; returns the counted remarks."""
     remarks = Counter[str]()
     for i, (key, read) in enumerate(zip(keys, reads, strict=False)):
         try:
@@ -220,7 +221,7 @@ def _load(
 def _reduce(
     buffers: Buffers, keys: npt.NDArray[Any], asked: npt.NDArray[np.int64] | None, rows: dict[str, npt.NDArray[Any]]
 ) -> None:
-    """Take from the batch's outputs all that is small: result, prefix rows, statistics."""
+    """Compute the small arrays from the batch's outputs: result, prefix rows, statistics."""
     spec, session, count = buffers.spec, buffers.session, len(keys)
     found = {name: buffers.array(name, count) for name in buffers.contents.outputs if name in buffers.small}
     if asked is not None:
@@ -241,7 +242,7 @@ def _reduce(
 
 
 def _on_host(buffers: Buffers, count: int, pool: npt.NDArray[np.float32] | None) -> dict[str, npt.NDArray[Any]]:
-    """Prefix rows, statistics and `_finite` (image, layer) of a batch whose attention is in the host's memory."""
+    """Prefix rows, statistics and `_finite` (image, layer) of a batch whose attention is in host memory."""
     contents = buffers.contents
     attention = [buffers.outputs[want.name][:count] for want in contents.attention]
     found: dict[str, npt.NDArray[Any]] = {}
@@ -255,7 +256,7 @@ def _on_host(buffers: Buffers, count: int, pool: npt.NDArray[np.float32] | None)
 
 
 def _write_large(buffers: Buffers, batch: range, keys: npt.NDArray[Any], valid: npt.NDArray[Any]) -> None:
-    """Write what has chunks of a batch, layer by layer; rows of unreadable images are set to fill first."""
+    """Write the arrays with chunks of a batch, layer by layer; first set the rows of unreadable images to fill."""
     invalid = ~valid.astype(bool)
     layers = buffers.contents.keep.layers
     for name, template in buffers.large.items():
@@ -277,7 +278,7 @@ def _write_large(buffers: Buffers, batch: range, keys: npt.NDArray[Any], valid: 
 
 
 def _empty(template: Template, count: int) -> npt.NDArray[Any]:
-    """Rows of fill: what an image that cannot be read leaves."""
+    """Rows of fill values, for images that cannot be read."""
     dtype: Any = np.dtypes.StringDType() if template.dtype == "str" else template.dtype
     return np.full((count, *template.shape), template.fill, dtype)
 

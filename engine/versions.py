@@ -1,4 +1,4 @@
-"""The versions that decide the numbers: recorded with every store, and equal on every worker."""
+"""The versions that affect the numbers: recorded in every store, and equal on all workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_versions", "versions"]
 
 
 def versions() -> dict[str, str]:
-    """The versions of what is at work here, by name."""
+    """The installed versions by package name."""
     names = ("attlas", "numpy", "zarr", "pillow", "numba")
     found = {"python": platform.python_version()}
     for name in names:
@@ -25,10 +25,10 @@ def versions() -> dict[str, str]:
 
 
 def check_versions(expected: Mapping[str, str]) -> None:
-    """Hold a worker's own versions against those of whoever asks; Python's may differ.
+    """Compare a worker's versions with the expected ones; Python's may differ.
 
     Raises:
-        AttlasError: one is another, or missing.
+        AttlasError: a version differs or is missing.
     """
     here = versions()
     wrong = [

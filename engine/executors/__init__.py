@@ -1,7 +1,7 @@
-"""Who does the units of a run: this process, others of this machine, or a scheduler's workers.
+"""Executors do the units of a run: in this process, in other local processes, or on a scheduler's workers.
 
-`base` says what an executor is, `worker` what each process has, `dispatch` hands units to workers that may die. A new
-scheduler is one more module, with what `dispatch.Scheduler` asks for.
+`base` defines an executor, `worker` the state of each process, and `dispatch` sends units to workers that may die. To
+add a scheduler, write a module that implements `dispatch.Scheduler`.
 """
 
 from .base import Executor, Task, WorkerInfo

@@ -1,4 +1,4 @@
-"""Who does the units of a run: what every executor is, what its workers are told, and what they say of themselves."""
+"""The interface of executors, the task that is sent to their workers, and the information that workers return."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["Executor", "Local", "Task", "WorkerInfo"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is told once: small, and readable on every machine that shares the files.
+    """The task of a run, sent once to each worker: small, and valid on every machine that shares the files.
 
     Attributes:
-        graph: where the graph lies; `store`: where the store lies.
-        plan: of the store, so that a worker notices another one at its path.
-        choices: what the run is to make.
+        graph: path of the graph; `store`: path or URL of the store.
+        plan: the store's plan, so that a worker notices a different store at its path.
+        choices: what the run makes.
         provider: as for `run`.
-        readers: how many reads at once the source is worth, 0 where it is on this machine.
-        versions: of what decides the numbers, which must be the worker's own.
+        readers: number of concurrent reads for this source; 0 for local files.
+        versions: versions that affect the numbers; the worker must have the same.
     """
 
     graph: str
@@ -45,7 +45,7 @@ class Task:
 
     @classmethod
     def of(cls, job: Job, store: Store) -> Task:
-        """That of a job whose store is laid out."""
+        """The task of a job whose store exists."""
         request = job.request
         return cls(
             graph=_absolute(request.graph),
@@ -60,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """How a worker is set up: `provider` is onnxruntime's name."""
+    """The setup of a worker: `provider` is onnxruntime's name."""
 
     provider: str
     statistics: Literal["graph", "host"]
@@ -68,7 +68,7 @@ class WorkerInfo:
 
 
 class Executor(Protocol):
-    """Who does units: a context, which leaves nothing running behind it.
+    """Does units. It is a context manager that stops all its workers on exit.
 
     Attributes:
         kind: one word for the run's record.
@@ -78,52 +78,52 @@ class Executor(Protocol):
 
     @property
     def description(self) -> str:
-        """What it is at present, for people, and where it can be watched."""
+        """The current workers, as text for the user, and where to watch them."""
 
     @property
     def workers(self) -> int:
-        """How many processes do the work."""
+        """Number of processes that do the work."""
 
     @property
     def threads(self) -> int:
-        """How many units are at work at once, all workers together."""
+        """Number of units that are processed at once, over all workers."""
 
     def __enter__(self) -> Self:
-        """Reach whoever does the work."""
+        """Connect to the workers."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave nothing running."""
+        """Stop everything that was started."""
 
     def provider(self, asked: str) -> str:
-        """What `auto` means where the work is done."""
+        """The provider for `auto` on the machine that does the work."""
 
     def probe(self, graph: Path, batch: int, **choices: Any) -> int:
-        """`session.probe_batch` where the work is done."""
+        """`session.probe_batch` on the machine that does the work."""
 
     def open(self, task: Task, units: int, first: Unit, stop: threading.Event) -> WorkerInfo:
-        """Make workers ready for a run of so many units, the `first` of which they can read.
+        """Prepare workers for a run of `units` units, and check that they can read images of the `first`.
 
         Raises:
-            AttlasError: a worker cannot do it.
+            AttlasError: a worker cannot do the task.
         """
 
     def units(self, todo: Sequence[int], unit: Callable[[int], Unit], stop: threading.Event) -> Iterator[UnitResult]:
-        """Do the units, and yield each result once its unit is marked done; `dispatch` does it for many workers.
+        """Do the units, and yield each result after its unit is marked done; `dispatch` does this for many workers.
 
-        No unit is begun after `stop` is set. On an error those in flight still end.
+        No unit starts after `stop` is set. After an error, units in flight still finish.
         """
 
 
 class Local:
-    """What every executor of this machine answers alike."""
+    """Methods that all executors on this machine share."""
 
     def __enter__(self) -> Self:
         return self
 
     def provider(self, asked: str) -> str:
-        """As asked."""
+        """The provider as given."""
         return asked
 
     def probe(self, graph: Path, batch: int, **choices: Any) -> int:
@@ -132,6 +132,6 @@ class Local:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    """A path that means the same in another process; a URL does."""
+    """An absolute path, which is valid in other processes; a URL is not changed."""
     text = os.fspath(path)
     return text if is_url(text) else os.path.abspath(text)  # noqa: PTH100 - links stay as they are named

@@ -1,4 +1,4 @@
-"""A Dask cluster, whoever started it: the one module that knows dask.distributed."""
+"""An existing Dask cluster: the only module that uses dask.distributed."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from .dispatch import TRIES
 __all__ = ["LOOK", "Cluster", "in_words", "leave_thread", "this_worker"]
 
 CONNECT = 5  # seconds
-LOOK = 2.0  # seconds between looks at who is there
+LOOK = 2.0  # seconds between updates of the list of workers
 
 
 class Cluster:
-    """The workers of a Dask scheduler. They may come and go; where some have the resource `GPU`, only they count.
+    """The workers of a Dask scheduler. They may come and go; if any have the resource `GPU`, only those are used.
 
     Attributes:
-        description: who is there, for people.
-        there: what Dask says of each worker, by address.
-        threads: of all workers together; `resources`: what a task takes of them.
+        description: the current workers, as text for the user.
+        there: Dask's information on each worker, by address.
+        threads: number of threads of all workers; `resources`: the Dask resources that a task takes.
     """
 
     def __init__(self, address: str) -> None:
-        """`address`: of the scheduler."""
+        """Connect to the scheduler at `address`."""
         self.address, self.description = address, ""
         self.there: dict[str, Any] = {}
         self.threads = 1
@@ -66,11 +66,11 @@ class Cluster:
 
     @property
     def alive(self) -> bool:
-        """Whether the scheduler is still there."""
+        """Whether the scheduler is still reachable."""
         return bool(self._client.status == "running")
 
     def look(self) -> None:
-        """See who is there now, at most every few seconds."""
+        """Update the list of workers, at most every few seconds."""
         if time.monotonic() - self._looked < LOOK and self.description:
             return
         try:
@@ -82,7 +82,7 @@ class Cluster:
         self.there = cards or there
         self.threads = max(1, sum(one["nthreads"] for one in self.there.values()))
         for one in cards.values():
-            # A card is shared by the threads of its worker, so that one decodes while another computes.
+            # The threads of a worker share its card, so that one decodes while another computes.
             self.resources = {"GPU": one["resources"]["GPU"] / one["nthreads"]}
             break
         who = f"{len(self.there)} workers, {self.threads} threads" if self.there else "no worker yet, waiting for one"
@@ -90,11 +90,11 @@ class Cluster:
         self.description = f"Dask at {self.address}: {who}{watched}"
 
     def submit(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Have a worker do something; Dask's future."""
+        """Call a function on some worker; returns Dask's future."""
         return self._client.submit(function, *arguments, **named, pure=False, resources=self.resources)
 
     def ask(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Have one worker do something."""
+        """Call a function on one worker and return its result."""
         self.look()
         if not self.there:
             raise self._nobody()
@@ -106,44 +106,44 @@ class Cluster:
             raise self._fails(error) from None
 
     def each(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """Have every worker do something, beside its tasks; the first that cannot is named."""
+        """Call a function on every worker, outside its task queue; an error names the first worker that fails."""
         if not self.there:
             raise self._nobody()
         try:
             found: dict[str, Any] = self._client.run(function, *arguments, workers=list(self.there), on_error="return")
         except Exception as error:
             raise self._fails(error) from None
-        _refuse({one: in_words(said) for one, said in found.items() if isinstance(said, BaseException)})
+        _refuse({one: in_words(answer) for one, answer in found.items() if isinstance(answer, BaseException)})
         return found
 
     def check_versions(self) -> None:
-        """Refuse workers on which something differs that decides the numbers.
+        """Refuse workers with other versions of packages that affect the numbers.
 
         Raises:
-            AttlasError: no worker is there, or one has another version.
+            AttlasError: there is no worker, or one has another version.
         """
         if not self.there:
             raise self._nobody()
-        # Dask is asked first, which needs no attlas there.
+        # Dask's own check comes first, because it needs no attlas on the workers.
         found = self._client.get_versions(packages=["attlas"])
         here = found["client"]["packages"]["attlas"]
-        known = {one: said["packages"]["attlas"] for one, said in found["workers"].items() if one in self.there}
+        known = {one: info["packages"]["attlas"] for one, info in found["workers"].items() if one in self.there}
         wrong = {one: version or "missing" for one, version in known.items() if version != here}
         _refuse({one: f"attlas {version} there, {here} here; install the same" for one, version in wrong.items()})
         self.each(check_versions, versions())
 
     def forget(self, function: Callable[[], Any]) -> None:
-        """Have every worker that can still be reached clear up."""
+        """Call a clean-up function on every worker that is still reachable."""
         with contextlib.suppress(Exception):
             if self.alive:
                 self._client.run(function, on_error="ignore")
 
     @contextlib.contextmanager
     def pool(self) -> Iterator[Pool]:
-        """The workers for functions, as an executor of Python's own kind.
+        """The workers as a `concurrent.futures` executor.
 
         Raises:
-            AttlasError: no worker is there, one has other versions, one died again and again, or the scheduler is gone.
+            AttlasError: there is no worker, one has other versions, one died repeatedly, or the scheduler is gone.
         """
         self.check_versions()
         try:
@@ -154,7 +154,7 @@ class Cluster:
             raise self.lost() from None
 
     def lost(self) -> AttlasError:
-        """What is said when the scheduler cannot be reached any more."""
+        """The error for a scheduler that is no longer reachable."""
         return AttlasError(
             f"{self.address}: the scheduler is gone; what is done stays, the same command goes on when it is back"
         )
@@ -167,7 +167,7 @@ class Cluster:
 
 
 def _refuse(refused: Mapping[str, str]) -> None:
-    """Name the first worker that cannot do it, and why."""
+    """Raise an error with the first worker that failed, and why."""
     for address, why in refused.items():
         others = f" (so do {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise AttlasError(f"worker {address}: {why}{others}")
@@ -176,7 +176,7 @@ def _refuse(refused: Mapping[str, str]) -> None:
 def _connect(address: str) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of versions: those that matter are compared by us
+            warnings.simplefilter("ignore")  # about versions: `check_versions` compares those that matter
             client: Callable[..., Any] = distributed.Client
             return client(address, timeout=CONNECT, set_as_default=False, name="attlas")
     except (OSError, ValueError, TypeError, TimeoutError) as error:
@@ -185,7 +185,7 @@ def _connect(address: str) -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """What Dask would log on somebody's terminal is said here in one line, by an error."""
+    """Suppress Dask's log lines: our errors say the same in one line."""
     names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("distributed", "tornado")]
     loggers = [logging.getLogger(name) for name in {"distributed", "tornado", *names}]
     before = [logger.level for logger in loggers]
@@ -199,16 +199,16 @@ def _silence() -> Iterator[None]:
 
 
 def in_words(error: Any) -> str:
-    """An exception in one line."""
+    """An exception as one line of text."""
     return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
 def this_worker() -> tuple[str, int]:
-    """On a worker: its address, and how many threads it has."""
+    """On a worker: its address and its number of threads."""
     worker = distributed.get_worker()
     return str(worker.address), int(worker.state.nthreads)
 
 
 def leave_thread() -> None:
-    """On a worker: what follows is waiting, so that the thread may begin with the next task."""
+    """On a worker: give up this task's slot while it waits, so that the next task can start."""
     distributed.secede()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A Dask cluster does the units."""
+"""Do the units on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Dask:
     loss = f"failed on {TRIES} workers"
 
     def __init__(self, address: str) -> None:
-        """`address`: of the scheduler."""
+        """Use the scheduler at `address`."""
         self._cluster = Cluster(address)
         self._run = uuid.uuid4().hex[:8]
         self._flying: dict[str, tuple[int, Any]] = {}
@@ -47,21 +47,21 @@ class Dask:
 
     @property
     def description(self) -> str:
-        """Who is there, and where it can be watched."""
+        """The current workers, and where to watch them."""
         return self._cluster.description
 
     @property
     def workers(self) -> int:
-        """Those that are there, at least 1."""
+        """Number of current workers, at least 1."""
         return max(1, len(self._cluster.there))
 
     @property
     def threads(self) -> int:
-        """Those of all workers."""
+        """Number of threads of all workers."""
         return self._cluster.threads
 
     def provider(self, asked: str) -> str:
-        """What `auto` means on a worker: this machine may have no card where the workers have one."""
+        """The provider for `auto` on a worker: workers may have a card that this machine does not have."""
         if asked.lower() != "auto" or not self._cluster.there:
             return asked
         return str(self._cluster.ask(resolve_provider, "auto")[0])
@@ -71,7 +71,7 @@ class Dask:
         return int(self._cluster.ask(probe_batch, str(graph.resolve()), batch, **choices))
 
     def open(self, task: Task, units: int, first: Unit, stop: threading.Event) -> WorkerInfo:
-        """Wait for a worker, and have all that are there load the graph.
+        """Wait for a worker, then load the graph on all current workers.
 
         Raises:
             AttlasError: a worker has other versions, does not see the files, or lacks the provider.
@@ -97,7 +97,7 @@ class Dask:
         return dispatch(self, todo, unit, Store(self._task.store), stop)
 
     def room(self) -> int:
-        """See `Scheduler`. Twice as many as are at work: the next is there when one ends, and few are in flight."""
+        """See `Scheduler`. Up to twice the number of threads: each thread has a next unit, but few are in flight."""
         return 2 * self.threads - len(self._flying)
 
     def submit(self, unit: Unit, attempt: int) -> None:
@@ -119,7 +119,7 @@ class Dask:
         if future.key not in self._flying:
             return []
         if future.status in ("lost", "pending"):
-            # Its worker was killed with the answer. Dask asks another, who finds the unit marked.
+            # The worker was killed before it could answer. Dask tries another worker, which finds the unit marked.
             future.add_done_callback(self._ended.put)
             return []
         k, _ = self._flying.pop(future.key)
@@ -138,12 +138,12 @@ class Dask:
 def _unit(task: Task, unit: Unit) -> UnitResult:
     address, threads = this_worker()
     try:
-        # While this one waits for the disk, its thread has the next.
+        # While this unit waits for the disk, the thread starts the next.
         return shared_worker(task, threads).do(unit, leave_thread)
     except AttlasError as error:
         raise AttlasError(f"worker {address}: {error}") from None
 
 
 async def _ready(task: Task, first: Unit, dask_worker: Any) -> WorkerInfo:
-    """Beside the worker's event loop, which has to answer meanwhile."""
+    """Run `try_first` outside the worker's event loop, which must keep answering."""
     return await asyncio.to_thread(try_first, task, first, dask_worker.state.nthreads)

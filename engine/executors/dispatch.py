@@ -1,4 +1,4 @@
-"""Hand units to workers that may die, and do again what was lost with them: the same for every scheduler."""
+"""Send units to workers that may die, and redo units that were lost; used by every scheduler."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..unit import Unit, UnitResult
 
 __all__ = ["TRIES", "Outcome", "Scheduler", "dispatch"]
 
-TRIES = 5  # times that a unit may fail for want of its worker before the run ends
+TRIES = 5  # number of times that a unit may be lost with its worker before the run ends
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a unit, or of a worker.
+    """The outcome of a unit or of a worker.
 
     Attributes:
-        k: the unit, which is in flight no more; None where a worker failed as a whole.
-        result: it is done.
-        error: it cannot be done, nor can the run. Without either the unit was lost with its worker.
-        lost: how that worker ended, in words.
+        k: number of the unit, which is no longer in flight; None if a worker failed as a whole.
+        result: set if the unit is done.
+        error: set if the unit, and so the run, failed. With neither, the unit was lost with its worker.
+        lost: how that worker ended, as text.
     """
 
     k: int | None
@@ -36,44 +36,44 @@ class Outcome:
 
 
 class Scheduler(Protocol):
-    """Who brings units to workers. Its methods are called in one thread.
+    """Sends units to workers. All methods are called in one thread.
 
     Attributes:
-        loss: what happened to a unit that was lost `TRIES` times, in words.
+        loss: text for the error after a unit was lost `TRIES` times.
     """
 
     loss: str
 
     def room(self) -> int:
-        """How many units more it takes now. It is asked while some are left, so that dead workers are replaced."""
+        """Number of units that it accepts now. Called while units are left, so it can also replace dead workers."""
 
     def submit(self, unit: Unit, attempt: int) -> None:
-        """Bring a unit on its way, for the `attempt`-th time from 0 on."""
+        """Send a unit; `attempt` counts from 0."""
 
     def wait(self) -> Iterable[Outcome]:
-        """Wait until something happens, or a few seconds, and say what did. No more is handed over until then."""
+        """Wait for outcomes, a few seconds at most, and return them. No unit is submitted meanwhile."""
 
 
 def dispatch(
     scheduler: Scheduler, todo: Sequence[int], unit: Callable[[int], Unit], store: Store, stop: threading.Event
 ) -> Iterator[UnitResult]:
-    """Do the units, and yield each result once its unit is marked done.
+    """Do the units, and yield each result after its unit is marked done.
 
     Args:
-        scheduler: brings units to workers.
-        todo: their numbers.
-        unit: makes one to be handed out.
-        store: tells whether a unit was marked before its worker died.
-        stop: no unit is begun once it is set.
+        scheduler: sends units to workers.
+        todo: the numbers of the units.
+        unit: makes the unit of a number.
+        store: shows whether a unit was marked before its worker died.
+        stop: no unit starts after it is set.
 
     Raises:
-        AttlasError: what a worker raised, or a unit that was lost `TRIES` times, once those in flight have ended.
+        AttlasError: a worker raised it, or a unit was lost `TRIES` times. Units in flight finish first.
     """
     flying: set[int] = set()
     try:
         yield from _dispatch(scheduler, deque(todo), unit, store, stop, flying)
     except BaseException:
-        # Whatever happened, units in flight still end.
+        # After an error, units in flight still finish.
         with suppress(AttlasError):
             while flying:
                 flying.difference_update(outcome.k for outcome in scheduler.wait() if outcome.k is not None)
@@ -105,11 +105,11 @@ def _dispatch(
                 yield outcome.result
             elif outcome.error is not None or outcome.k is None:
                 failure = failure or outcome.error
-            elif store.is_done(k := outcome.k):  # marked, and lost before anybody could say so
+            elif store.is_done(k := outcome.k):  # marked, but its worker died before it could report
                 yield UnitResult(images=len(store.plan.unit_range(k)))
             else:
                 tries[k] += 1
-                left.append(k)  # at the end: what else there is gets done first
+                left.append(k)  # at the end, so that other units are done first
                 if tries[k] == TRIES:
                     failure = failure or AttlasError(
                         f"unit {k} {scheduler.loss} ({outcome.lost}); what is done stays, the same command goes on"

@@ -1,4 +1,4 @@
-"""Local worker processes, each with cores, or a card, of its own. They ask for units, so that none waits for others."""
+"""Local worker processes, each with its own cores or card. They request units, so that none waits for another."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["Processes", "pool"]
 
 @dataclass
 class _Process:
-    """One worker process, seen from outside: `at` are the units that it has and has not reported."""
+    """One worker process, as the main process sees it; `at`: the units that it has not reported yet."""
 
     number: int
     process: BaseProcess
@@ -41,20 +41,20 @@ class _Process:
 
 
 class Processes(Local):
-    """Processes of this machine. One that dies is replaced, and its units in flight are done again."""
+    """Local processes. One that dies is replaced, and its units in flight are done again."""
 
     kind = "processes"
     loss = f"took its worker process down {TRIES} times"
 
     def __init__(self, workers: int, threads: int | None = None) -> None:
-        """`threads`: units at work at once in each; by default one per core that it has."""
+        """`threads`: units processed at once in each worker; by default one per core of the worker."""
         self.workers, self.threads = workers, 1
         self.description = ""
         self._wanted = threads
         self._alive: list[_Process] = []
-        self._asking: deque[_Process] = deque()  # those that wait for a unit
+        self._asking: deque[_Process] = deque()  # workers that wait for a unit
         self._info: WorkerInfo | None = None
-        self._deaths = 0  # deaths since a unit was last done
+        self._deaths = 0  # dead workers since the last finished unit
 
     def __exit__(self, *_: object) -> None:
         for worker in self._alive:
@@ -68,8 +68,8 @@ class Processes(Local):
         """Start the processes, and wait until each has loaded the graph.
 
         Raises:
-            AttlasError: one cannot, or has another provider than the first.
-            UsageError: statistics that only this process knows.
+            AttlasError: a process fails, or uses another provider than the first.
+            UsageError: the statistics are defined only in this process.
         """
         self.workers = min(self.workers, units)
         each = self._wanted or max(1, cores() // self.workers)
@@ -101,11 +101,11 @@ class Processes(Local):
         """See `Scheduler`."""
         worker = self._asking.popleft()
         worker.at.add(unit.k)
-        with contextlib.suppress(OSError):  # a dead worker is noticed where it is listened to
+        with contextlib.suppress(OSError):  # a dead worker is noticed in `wait`
             worker.pipe.send(unit)
 
     def wait(self) -> list[Outcome]:
-        """See `Scheduler`. Whoever still asks is told that there is nothing for it, and ends."""
+        """See `Scheduler`. Workers that still request a unit get None and end."""
         while self._asking:
             with contextlib.suppress(OSError):
                 self._asking.popleft().pipe.send(None)
@@ -132,7 +132,7 @@ class Processes(Local):
         return outcomes
 
     def _wait_ready(self, worker: _Process) -> bool:
-        """Whether a worker that starts is ready; one that died is replaced."""
+        """Whether a starting worker is ready; a dead one is replaced."""
         try:
             word, value = worker.pipe.recv()
         except (EOFError, OSError):
@@ -172,15 +172,15 @@ class Processes(Local):
         try:
             ours.send(self._task)
         except OSError:
-            pass  # it is dead already, which is noticed where it is listened to
-        except Exception as error:  # what cannot be named cannot travel, and says so with several exceptions
+            pass  # it is already dead, which is noticed in `wait`
+        except Exception as error:  # pickle raises several exceptions for local functions
             raise UsageError(f"--workers: {error}; define it in a module, which another process can import") from None
 
     def _card(self, number: int) -> str | None:
         return self._cards[number % len(self._cards)] if self._cards else None
 
     def _remove(self, worker: _Process) -> None:
-        """A worker whose pipe has ended: either it was told to end, or it died."""
+        """Remove a worker whose pipe is closed: it was asked to end, or it died."""
         worker.process.join()
         worker.pipe.close()
         self._alive.remove(worker)
@@ -196,10 +196,10 @@ class Processes(Local):
 
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[Pool]:
-    """Processes of this machine for functions, each with cores of its own.
+    """A `concurrent.futures` executor of local processes, each with its own cores.
 
     Raises:
-        AttlasError: one of them died.
+        AttlasError: a process died.
     """
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, _pin_next, (context.Value("i", 0), workers))
@@ -219,11 +219,11 @@ def _pin_next(number: Any, workers: int) -> None:
 
 
 def _serve(pipe: Connection, own: Sequence[int], card: str | None, threads: int) -> None:
-    """What a worker process does: load, say so, and then unit after unit until there is none."""
+    """The main function of a worker process: load the graph, report, then do units until there are none."""
     _ignore_signals()
     _pin(own)
     if card is not None:
-        # Before the first session, which is when CUDA looks.
+        # Before the first session, because CUDA reads it then.
         os.environ["CUDA_VISIBLE_DEVICES"] = card
 
     def take() -> Unit | None:
@@ -240,7 +240,7 @@ def _serve(pipe: Connection, own: Sequence[int], card: str | None, threads: int)
     except AttlasError as error:
         pipe.send(("failed", error))
     except (EOFError, BrokenPipeError):
-        os._exit(1)  # nobody is there to do it for
+        os._exit(1)  # the main process is gone
     except (ImportError, AttributeError) as error:
         pipe.send(
             ("failed", UsageError(f"--workers: {error}; define it in a module, which another process can import"))
@@ -248,7 +248,7 @@ def _serve(pipe: Connection, own: Sequence[int], card: str | None, threads: int)
 
 
 def _ignore_signals() -> None:
-    """A signal to the whole group is for the one who started this; when that one is gone, so is this process."""
+    """Ignore signals to the whole group, which the main process handles; end when the main process is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -262,7 +262,7 @@ def _ignore_signals() -> None:
 
 
 def _cores(number: int, workers: int) -> list[int]:
-    """The cores of one of `workers` processes: equal parts of this process's own, shared where there are too few."""
+    """The cores of process `number` of `workers`: equal parts of this process's cores, shared if there are too few."""
     mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cores()))
     if workers > len(mine):
         return [mine[number % len(mine)]]
@@ -270,7 +270,7 @@ def _cores(number: int, workers: int) -> list[int]:
 
 
 def _cards() -> list[str]:
-    """This machine's cards, as CUDA_VISIBLE_DEVICES names them; those it names already, where it is set."""
+    """This machine's cards in the form of CUDA_VISIBLE_DEVICES; if that variable is set, the cards in it."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [card.strip() for card in named.split(",") if card.strip()]
@@ -289,7 +289,7 @@ def _pin(own: Sequence[int]) -> None:
 
 
 def _end(process: BaseProcess) -> str:
-    """How a process ended, in words."""
+    """How a process ended, as text."""
     code = process.exitcode or 0
     if code >= 0:
         return f"exit status {code}"

@@ -1,4 +1,4 @@
-"""Units in threads of this process."""
+"""Do units in threads of this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Threads"]
 
 
 class Threads(Local):
-    """This process alone does the work, by default with a thread per core."""
+    """This process does all the work, by default with one thread per core."""
 
     kind = "threads"
     description = ""
@@ -22,7 +22,7 @@ class Threads(Local):
     threads = 1
 
     def __init__(self, threads: int | None = None) -> None:
-        """`threads`: units at work at once."""
+        """`threads`: number of units processed at once."""
         self._wanted = threads
         self._worker: Worker | None = None
 
@@ -32,7 +32,7 @@ class Threads(Local):
     def open(self, task: Task, units: int, first: Unit, stop: threading.Event) -> WorkerInfo:
         """Load the graph."""
         self.threads = max(1, min(self._wanted or cores(), units))
-        # All threads together use the cores once.
+        # One core per thread, so that all threads together use each core once.
         self._worker = Worker(task, threads=self.threads, cores=max(1, cores() // self.threads))
         return self._worker.info
 

@@ -1,4 +1,4 @@
-"""A worker: what one process has to do units with, whoever hands them out."""
+"""A worker: the state that one process needs to do units, whichever executor sends them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Worker:
     """The store, one session, and buffers for each thread.
 
     Attributes:
-        threads: how many units are at work at once.
-        info: how it is set up.
+        threads: number of units processed at once.
+        info: its setup.
     """
 
     def __init__(self, task: Task, *, threads: int, cores: int) -> None:
         """Load the graph and open the store.
 
         Args:
-            task: what to do.
-            threads: units at work at once.
-            cores: that onnxruntime may use for each of them.
+            task: the task of the run.
+            threads: number of units processed at once.
+            cores: number of cores that onnxruntime may use for each of them.
 
         Raises:
-            AttlasError: graph or store are not there, the store is another one, or the provider does not work.
+            AttlasError: graph or store do not exist here, the store has another plan, or the provider does not work.
         """
         for path in (task.graph, task.store):
             if not is_url(path) and not os.path.exists(path):  # noqa: PTH110 - may be a URL
@@ -55,17 +55,17 @@ class Worker:
         self.info = WorkerInfo(session.provider, "graph" if session.appended else "host", tuple(notes))
         self._idle: SimpleQueue[Buffers] = SimpleQueue()
         for _ in range(threads):
-            # Of its own: who reads one archive from front to end is not to jump to another's.
+            # A separate pool per thread, because readers keep an archive open and read it in order.
             pool = ThreadPoolExecutor(task.readers, "read") if task.readers else None
             self._idle.put(Buffers(session, self.store, contents, pool))
         self._disk = threading.Lock()
-        # A slow disk holds the threads back, so that little is lost when the worker is killed.
+        # Limits the units that wait for a slow disk, so that little is lost if the worker is killed.
         self._unmarked = threading.BoundedSemaphore(2 * threads + 1)
 
     def do(self, unit: Unit, between: Callable[[], None] = lambda: None) -> UnitResult:
-        """Do one unit in this thread; `between` is called when only the disk is waited for.
+        """Do one unit in this thread; `between` is called when only the disk is left to wait for.
 
-        A unit that is marked already is left as it is: whoever asks again lost the answer and not the work.
+        A unit that is already marked is not done again: then only the answer was lost.
         """
         if self.store.is_done(unit.k):
             return UnitResult(images=len(unit.items))
@@ -77,9 +77,9 @@ class Worker:
             return result
 
     def units(self, take: Callable[[], Unit | None]) -> Iterator[tuple[int, UnitResult]]:
-        """Do what `take` gives until it gives None, `threads` units at once, and yield (k, result) as they are done.
+        """Do the units that `take` returns until it returns None, `threads` at once; yield (k, result) when done.
 
-        A thread of its own waits for the disk and marks units done, while the others go on with the next.
+        A separate thread waits for the disk and marks units done, while the others go on with the next.
         """
 
         def work(unit: Unit) -> tuple[int, UnitResult]:
@@ -125,7 +125,7 @@ class Worker:
 
 
 def _session(task: Task, provider: str, contents: Contents, cores: int, notes: list[str]) -> Session:
-    """The graph, with the statistics behind it where they belong there."""
+    """A session of the graph, with the statistics appended if they are computed in the graph."""
     accelerator = accelerates(provider)
     automatic = contents.statistics == "auto"
     appended = contents.appended(accelerator=accelerator)
@@ -134,7 +134,7 @@ def _session(task: Task, provider: str, contents: Contents, cores: int, notes: l
     wanted = contents.wanted(appended=appended is not None)
     session = Session(task.graph, provider=provider, wanted=wanted, appended=appended, threads=cores)
     if session.on_cpu and appended is not None and automatic:
-        # A card was there and does not work: on a CPU the host's statistics are ten times as fast.
+        # The card does not work. On a CPU, statistics on the host are ten times as fast as in the graph.
         return _session(task, "cpu", contents, cores, notes)
     return session
 
@@ -142,14 +142,14 @@ def _session(task: Task, provider: str, contents: Contents, cores: int, notes: l
 # -- for schedulers that call functions in processes of their own ------------------------------------------------------
 
 _lock = threading.Lock()
-_kept: list[tuple[Task, Worker]] = []  # of the run that was last worked for
+_kept: list[tuple[Task, Worker]] = []  # the worker of the last run
 
 
 def shared_worker(task: Task, threads: int) -> Worker:
-    """This process's worker, made once a run; each of its threads counts as a core.
+    """This process's worker, made once per run; onnxruntime gets one core per thread.
 
     Raises:
-        AttlasError: what `Worker` raises, or another version is installed here.
+        AttlasError: as `Worker`, or another version is installed here.
     """
     with _lock:
         if not _kept or _kept[0][0] != task:
@@ -160,10 +160,10 @@ def shared_worker(task: Task, threads: int) -> Worker:
 
 
 def try_first(task: Task, first: Unit, threads: int) -> WorkerInfo:
-    """Load the graph here, and try to read an image.
+    """Load the graph here, and check that an image can be read.
 
     Raises:
-        AttlasError: what `shared_worker` raises, or the image is not seen here.
+        AttlasError: as `shared_worker`, or the image does not exist here.
     """
     worker = shared_worker(task, threads)
     item = first.items[0]
@@ -174,11 +174,11 @@ def try_first(task: Task, first: Unit, threads: int) -> WorkerInfo:
             f"sees no image {item.key} ({error.strerror or error}): give it a file system that it shares"
         ) from None
     except ChangedError:
-        pass  # costs one image, as everywhere
+        pass  # an unreadable image costs only itself, as in any run
     return worker.info
 
 
 def forget() -> None:
-    """Give the memory back when a run is over."""
+    """Free the worker's memory after a run."""
     with _lock:
         _kept.clear()

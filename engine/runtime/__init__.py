@@ -1,7 +1,7 @@
-"""One graph on this machine: pixels in, arrays out.
+"""Run one graph on this machine: pixels in, arrays out.
 
-`decode` makes pixels, `graph` prepares the ONNX model for what is wanted of it, `providers` says where it can run,
-`session` runs it, and `cuda` moves its results off a card.
+`decode` makes pixels, `graph` prepares the ONNX model with the requested outputs, `providers` selects the execution
+provider, `session` runs the model, and `cuda` copies results from a card.
 """
 
 __all__: list[str] = []

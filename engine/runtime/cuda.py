@@ -1,9 +1,8 @@
-"""Memory of an accelerator: outputs that stay there until they are fetched, pinned host memory, how much is free.
+"""Memory of an accelerator: outputs on the device, pinned host memory, and the amount of free memory.
 
-onnxruntime allocates on the device and runs; copies go through CUDA's own runtime library where it can be loaded,
-outside the interpreter's lock and into pinned memory, so that they overlap the next run. Without it they go through
-onnxruntime, which is slower and right. The calls are tested with a library played by the host; on a card they have not
-run yet.
+onnxruntime allocates on the device and runs. If CUDA's runtime library can be loaded, it does the copies: without the
+interpreter's lock and into pinned memory, so that they overlap with the next run. Otherwise onnxruntime copies, which
+is slower but correct. The calls are tested with a simulated library; they have not run on a card yet.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from ...errors import AttlasError
 
 __all__ = ["RING", "Copies", "Cudart", "OutOfMemoryError", "Ring", "Slot", "fitting_batch", "out_of_memory"]
 
-# Batches on the device at once: one that runs, one that is fetched, one whose pixels arrive.
+# Batches on the device at once: one runs, one is copied to the host, and one receives its pixels.
 RING = 3
 
-# Of the free memory a run takes no more than this: cuDNN and cuBLAS take workspaces when they please.
+# The share of free memory that a run uses; the rest is for workspaces that cuDNN and cuBLAS take at any time.
 SHARE = 0.9
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 class OutOfMemoryError(AttlasError):
-    """The device has not enough memory for a batch."""
+    """The device does not have enough memory for a batch."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of onnxruntime's or CUDA's speaks of memory; they have no type for it."""
+    """Whether an error of onnxruntime or CUDA is about memory, by its text: they have no exception type for it."""
     text = str(error).lower()
     signs = (
         "out of memory",
@@ -54,14 +53,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def fitting_batch(batch: int, *, free: int, used: int, output: int, ring: int = RING) -> int:
-    """The largest batch that a device holds, judged by one run of it.
+    """The largest batch that fits into the device's memory, estimated from one trial run.
 
     Args:
-        batch: images of the run that was tried, and the most that is wanted.
-        free: bytes that the run left free.
-        used: bytes that it took: activations, and one set of outputs.
+        batch: images of the trial run, and upper limit of the result.
+        free: bytes that were free after the trial.
+        used: bytes that the trial used: activations and one set of outputs.
         output: bytes of one image's outputs.
-        ring: sets of outputs that a whole run holds.
+        ring: number of sets of outputs in a real run.
 
     Returns:
         `batch`, or a power of two below it; at least 1.
@@ -74,23 +73,23 @@ def fitting_batch(batch: int, *, free: int, used: int, output: int, ring: int = 
 
 
 class Copies(Protocol):
-    """How bytes get to a device and back."""
+    """Copies bytes to a device and back."""
 
     def host(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-        """An array of zeros that the device reaches fast."""
+        """An array of zeros in host memory that the device can access fast."""
 
     def upload(self, value: Any, array: npt.NDArray[Any]) -> None:
-        """Copy a whole array into an OrtValue of its shape; done when it returns."""
+        """Copy a whole array into an OrtValue of the same shape; returns when the copy is complete."""
 
     def download(self, array: npt.NDArray[Any], value: Any) -> None:
-        """Fill an array from the front of an OrtValue; done when it returns."""
+        """Fill an array from the front of an OrtValue; returns when the copy is complete."""
 
     def free(self) -> int | None:
-        """Free bytes on the device, or None where that cannot be asked."""
+        """Free bytes on the device, or None if unknown."""
 
 
 class OrtCopies:
-    """Copies by onnxruntime alone, between any device of its and pageable memory."""
+    """Copies with onnxruntime, between any of its devices and pageable memory."""
 
     def host(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """Zeros in ordinary memory."""
@@ -105,14 +104,14 @@ class OrtCopies:
         np.copyto(array, value.numpy()[: len(array)])
 
     def free(self) -> int | None:
-        """Nobody can be asked."""
+        """Unknown: None."""
         return None
 
 
 class Cudart:
-    """The few calls of CUDA's runtime library that copies need, through ctypes, which lets go of the interpreter.
+    """Copies with CUDA's runtime library through ctypes, which releases the interpreter's lock.
 
-    Device 0 of those that CUDA_VISIBLE_DEVICES shows is meant, as onnxruntime means it.
+    Uses device 0 of CUDA_VISIBLE_DEVICES, like onnxruntime.
     """
 
     # cudaMemcpyKind, and a flag of cudaStreamCreateWithFlags.
@@ -126,7 +125,7 @@ class Cudart:
 
     @classmethod
     def load(cls) -> Cudart | None:
-        """The library that onnxruntime loaded, or any that is found; None where there is none or no card answers."""
+        """The library that onnxruntime loaded, or any other that is found; None without a library or a working card."""
         names = {
             "linux": [f"libcudart.so.{major}" for major in (13, 12)],
             "win32": [f"cudart64_{major}.dll" for major in (13, 12)],
@@ -141,13 +140,13 @@ class Cudart:
         return None
 
     def host(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-        """Zeros in pinned memory, which is freed with the last array on it; in ordinary memory where none is left."""
+        """Zeros in pinned memory, which is freed with the last array on it; in ordinary memory if none is left."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         pointer = ctypes.c_void_p()
         if not size or self._library.cudaHostAlloc(ctypes.byref(pointer), ctypes.c_size_t(size), 0) or not pointer:
             return np.zeros(shape, dtype)
         block: Any = (ctypes.c_byte * size).from_address(pointer.value or 0)
-        # At the interpreter's end the driver frees everything, and may be gone already.
+        # At interpreter exit the driver frees everything itself, and may already be unloaded.
         weakref.finalize(block, self._library.cudaFreeHost, pointer).atexit = False
         array: npt.NDArray[Any] = np.frombuffer(block, dtype).reshape(shape)
         array.fill(0)
@@ -168,7 +167,7 @@ class Cudart:
         return free.value
 
     def _copy(self, target: int, source: int, size: int, kind: int) -> None:
-        """Copy in this thread's own stream, beside whatever runs, and wait for it."""
+        """Copy in this thread's own stream, in parallel to other work, and wait for the copy."""
         stream = self._stream()
         self._check(
             self._library.cudaMemcpyAsync(
@@ -192,10 +191,10 @@ class Cudart:
 
 
 class Slot:
-    """One batch on the device: its inputs, every output, and the binding that joins them to the session."""
+    """Device memory for one batch: inputs, all outputs, and their binding to the session."""
 
     def __init__(self, session: Any, batch: int, inputs: Shapes, shapes: Shapes, device: str) -> None:
-        """Allocate for `batch` images: the shapes, without the image axis, and dtypes of inputs and outputs."""
+        """Allocate for `batch` images; `inputs` and `shapes` give shapes without the image axis, and dtypes."""
         self.inputs = {n: _value((batch, *own), dtype, device) for n, (own, dtype) in inputs.items()}
         self.outputs = {n: _value((batch, *own), dtype, device) for n, (own, dtype) in shapes.items()}
         self.binding = session.io_binding()
@@ -206,10 +205,10 @@ class Slot:
 
 
 class Ring:
-    """Up to `RING` slots for batches of one size, shared by all threads; made when they are first wanted."""
+    """Up to `RING` slots for batches of one size, shared by all threads and made on demand."""
 
     def __init__(self, make: Any, batch: int, size: int = RING) -> None:
-        """Begin empty: `make()` gives a `Slot` for `batch` images."""
+        """Start empty; `make()` makes a `Slot` for `batch` images."""
         self.batch = batch
         self._make = make
         self._idle: SimpleQueue[Slot] = SimpleQueue()
@@ -218,7 +217,7 @@ class Ring:
 
     @contextmanager
     def slot(self) -> Iterator[Slot]:
-        """A slot for this thread alone; waits for one where all are in use."""
+        """A slot for this thread only; waits while all are in use."""
         slot = self._take()
         try:
             yield slot
@@ -234,7 +233,7 @@ class Ring:
                     self._made += 1
                     return slot
                 except Exception as error:
-                    # Memory for fewer slots than wished is slower, but enough.
+                    # No memory for another slot: fewer slots are slower, but enough.
                     if not self._made or not out_of_memory(error):
                         raise
                     self._left = 0

@@ -1,8 +1,8 @@
-"""Bytes of a picture to the graph's pixels, by the graph's recipe, without torch: the one module that knows Pillow.
+"""Decode a picture to the graph's pixels by the graph's recipe, without torch: the only module that uses Pillow.
 
 The pixels equal those of timm's evaluation transform bit for bit (`timm.data.create_transform`, which is torchvision's
-Resize and CenterCrop on a Pillow image converted to RGB). Of grey pictures with more than 8 bits a sample, which that
-conversion would clip, the range of their format is black to white (`RANGE`).
+Resize and CenterCrop on a Pillow image converted to RGB). That conversion would clip grey pictures with more than 8
+bits per sample; here the range of their format is mapped to black to white instead (`RANGE`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ...exporter.spec import Recipe
 
 __all__ = ["MAX_PIXELS", "RANGE", "DecodeError", "Picture", "crop_box", "decode", "prepare", "rgb"]
 
-# Pillow's own threshold for a decompression bomb, held here as an error: 268 MB of RGB per worker at most.
+# Pillow's own threshold for a decompression bomb, here an error: at most 268 MB of RGB per worker.
 MAX_PIXELS = 89_478_485
 
-# Formats are named, so that a file's content cannot call on a decoder that starts another program (EPS does).
-# The JPEG opener takes MPO, too.
+# Only these formats are decoded, so that no file can start another program through its decoder (as EPS does).
+# The JPEG opener also handles MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-# How samples of more than 8 bits become 8, by name, for the plan of a run: a full unsigned range, or 0 to 1 of floats.
+# How samples of more than 8 bits become 8 bits, as a name for the plan: full unsigned range, or 0 to 1 for floats.
 RANGE = "format range"
 WIDE = "grey pictures have more than 8 bits a sample: 0 is black, the largest value of their format (float: 1) is white"
 NARROW = (
@@ -38,7 +38,7 @@ NARROW = (
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
-# What else lies under an image's name, by its first bytes.
+# First bytes of other files that have an image's name.
 _OTHERS = {
     b"version https://git-lfs": "is a Git LFS pointer and not the picture itself: `git lfs pull` fetches it",
     b"%PDF": "is a PDF, not an image",
@@ -49,7 +49,7 @@ _OTHERS = {
     b"PK\x03\x04": "is a zip archive, not an image",
     b"\x1f\x8b": "is compressed (gzip), not an image",
 }
-# Formats that Pillow may refuse after it has known them.
+# First bytes of formats that Pillow recognises but may not decode.
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
     b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
@@ -67,7 +67,7 @@ _FILTERS = {
 
 
 class DecodeError(Exception):
-    """A picture that cannot be read; the run goes on without it."""
+    """A picture that cannot be read; the run continues without it."""
 
 
 class Picture(NamedTuple):
@@ -75,8 +75,8 @@ class Picture(NamedTuple):
 
     Attributes:
         pixels: (row, column, channel) uint8 RGB of the recipe's crop.
-        size: the original's (height, width).
-        remarks: what a run counts and says: `WIDE` where `RANGE` was used, and `NARROW`.
+        size: (height, width) of the original in pixels.
+        remarks: notes that a run counts and shows: `WIDE` if `RANGE` was used, and `NARROW`.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -88,12 +88,12 @@ def decode(data: bytes, recipe: Recipe) -> Picture:
     """The graph's pixels of an encoded picture.
 
     Raises:
-        DecodeError: Pillow cannot read it, it is larger than `MAX_PIXELS`, before or after the resize, or nothing says
-            which of its values are black and white.
+        DecodeError: Pillow cannot read it, it is larger than `MAX_PIXELS` before or after the resize, or its values
+            for black and white are unknown.
     """
     try:
         with warnings.catch_warnings():
-            # Corrupt EXIF, odd palettes and the like are warnings to Pillow, and its pixels are what counts here.
+            # Pillow warns of corrupt EXIF, odd palettes and the like, but only the pixels matter here.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_formats()) as picture:
                 size = (picture.height, picture.width)
@@ -106,16 +106,16 @@ def decode(data: bytes, recipe: Recipe) -> Picture:
         raise
     except UnidentifiedImageError:
         raise DecodeError(_unidentified(data)) from None
-    except Exception as error:  # Pillow's decoders raise whatever their parsers meet; one image is one image.
+    except Exception as error:  # Pillow's decoders raise many types; one image must not end the run.
         text = " ".join(str(error).split()).split("<_io.BytesIO")[0].strip()
         raise DecodeError(text or type(error).__name__) from None
 
 
 def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """A picture as RGB of 8 bits, and the remarks of `Picture`.
+    """A picture as 8-bit RGB, and its remarks (see `Picture`).
 
     Raises:
-        DecodeError: nothing says which of its values are black and white.
+        DecodeError: its values for black and white are unknown.
     """
     grey, remarks = _eight_bits(picture) if picture.mode in _WIDE_MODES else (picture, ())
     return grey.convert("RGB"), remarks
@@ -125,7 +125,7 @@ def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
     """Resize and crop an RGB picture by the recipe, as timm's evaluation transform does."""
     height, width = resized(picture.height, picture.width, recipe)
     _bounded((height, width), "would be resized to")
-    # torchvision's Resize leaves a picture alone whose size is right already.
+    # Like torchvision's Resize, do not resample a picture that already has the right size.
     if (picture.height, picture.width) != (height, width):
         picture = picture.resize((width, height), _FILTERS[recipe.interpolation])
     crop_height, crop_width = recipe.crop
@@ -156,9 +156,9 @@ def resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
 
 
 def crop_box(height: int, width: int, recipe: Recipe) -> tuple[float, float, float, float]:
-    """Where the crop lies in the original picture: (top, left, bottom, right) in its pixels.
+    """The position of the crop in the original picture: (top, left, bottom, right) in its pixels.
 
-    A border that padding added lies outside the picture.
+    A border that padding added is outside the picture.
     """
     new_height, new_width = resized(height, width, recipe)
     crop_height, crop_width = recipe.crop
@@ -170,18 +170,18 @@ def crop_box(height: int, width: int, recipe: Recipe) -> tuple[float, float, flo
 
 @functools.cache
 def _formats() -> list[str]:
-    """Those of `FORMATS` that this Pillow has."""
+    """The formats of `FORMATS` that this Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _eight_bits(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """A grey picture of more than 8 bits as 8, by `RANGE`, and what is to be said of it.
+    """A grey picture of more than 8 bits converted to 8 bits by `RANGE`, and its remarks.
 
-    Integers lose their low bits, as Pillow does it with colours of 16 bits; floats are rounded, as scikit-image does.
+    Integers lose their low bits, as in Pillow for 16-bit colours; floats are rounded, as in scikit-image.
 
     Raises:
-        DecodeError: it has values below 0, a float above 1 or NaN, or all of it would become black.
+        DecodeError: it has values below 0, a float above 1 or NaN, or would be completely black.
     """
     tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
     values = np.asarray(picture)
@@ -205,13 +205,13 @@ def _eight_bits(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         raise DecodeError(
             f"has no value above {high:g}, where {white} is white, so that all of it would be black; rescale it"
         )
-    if tags.get(PHOTOMETRIC) == 0:  # white is zero; of 8 bits and less Pillow turns it round itself
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero; up to 8 bits, Pillow inverts it itself
         grey = 255 - grey
     return Image.fromarray(grey), (WIDE, NARROW) if 0 < high < white / 16 else (WIDE,)
 
 
 def _unidentified(data: bytes) -> str:
-    """What a file is that Pillow does not know, by its first bytes."""
+    """The kind of a file that Pillow does not recognise, from its first bytes."""
     if not data:
         return "the file is empty"
     if not any(data):

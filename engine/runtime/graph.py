@@ -1,4 +1,4 @@
-"""The graph as a run wants it: its spec read, an epilogue appended, the rest pruned. The module that knows onnx."""
+"""Prepare the graph for a run: read its spec, select outputs, append nodes. The only engine module that uses onnx."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["APPENDED", "TARGET", "appended_outputs", "graph_digest", "prepare", 
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
-# The second input of a graph with gradients: (image) int64, a class each.
+# The second input of a graph with gradients: (image) int64, a class index.
 TARGET = "target"
 
-# Before every name of an appended model, which is a stranger to the names of the graph.
+# Prefix of all names of an appended model, so that they differ from the graph's names.
 APPENDED = "appended:"
 
 
@@ -32,7 +32,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """The model without its external weights.
 
     Raises:
-        AttlasError: there is no such file, or it is no ONNX model.
+        AttlasError: there is no such file, or it is not an ONNX model.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,7 +41,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
         if not model.graph.output:
             raise ValueError("no outputs")
-    except Exception:  # protobuf raises its own, onnx others
+    except Exception:  # protobuf and onnx raise many types
         raise AttlasError(f"{path}: is no ONNX model") from None
     return model
 
@@ -50,14 +50,14 @@ def read_spec(path: str | os.PathLike[str]) -> GraphSpec:
     """The spec in a graph's metadata.
 
     Raises:
-        AttlasError: there is no such file, it is no ONNX model, has no metadata of ours, or of a newer format.
+        AttlasError: there is no such file, it is not an ONNX model, has no attlas metadata, or has a newer format.
     """
     path = Path(path)
     found = path.stat() if path.is_file() else None
     return _spec(path, *((found.st_mtime_ns, found.st_size) if found else (0, 0)))
 
 
-# A run asks five times, and each time the whole file with its weights would be parsed.
+# Cached: a run reads the spec five times, and each time would parse the whole file with its weights.
 @functools.lru_cache(maxsize=8)
 def _spec(path: Path, _mtime_ns: int, _size: int) -> GraphSpec:
     for entry in load(path).metadata_props:
@@ -85,19 +85,18 @@ def graph_digest(path: str | os.PathLike[str]) -> str:
 
 
 def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: bytes | None = None) -> bytes:
-    """The graph in memory with exactly the `wanted` outputs, in that order, and behind them the appended model's.
+    """The serialised graph with exactly the `wanted` outputs, in that order, followed by those of the appended model.
 
-    What no wanted output needs is left to onnxruntime, which drops dead nodes on loading. External weights stay in
-    their files.
+    Unused nodes stay: onnxruntime drops them on loading. External weights stay in their files.
 
     Args:
-        path: of the graph.
-        wanted: the outputs, and in what form.
-        appended: an ONNX model whose inputs are named like outputs of the graph and are float32 or float16, in which
-            form they are handed to it. Its outputs come under their names with `APPENDED` before them.
+        path: path of the graph.
+        wanted: the outputs and their form.
+        appended: an ONNX model whose inputs have the names of graph outputs. They are float32 or float16, and the
+            graph's outputs are converted to that. Its own outputs get the prefix `APPENDED`.
 
     Raises:
-        AttlasError: an output is wanted that the graph does not have, or the model does not fit it.
+        AttlasError: the graph does not have a wanted output, or the model does not fit the graph.
     """
     model = load(path)
     graph = model.graph
@@ -123,7 +122,7 @@ def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: by
 
 
 def appended_outputs(appended: bytes) -> dict[str, tuple[tuple[int, ...], str]]:
-    """For every output of a model to append its shape without the image axis, and numpy's name of its dtype."""
+    """For every output of a model to append: its shape without the image axis, and numpy's name of its dtype."""
     found = {}
     for output in onnx.load_from_string(appended).graph.output:
         kind = output.type.tensor_type
@@ -135,14 +134,14 @@ def appended_outputs(appended: bytes) -> dict[str, tuple[tuple[int, ...], str]]:
 def _splice(
     model: onnx.ModelProto, appended: bytes, form: Callable[[Wanted], onnx.ValueInfoProto], where: str
 ) -> list[onnx.ValueInfoProto]:
-    """Put an appended model behind the graph, and return its outputs."""
+    """Append a model to the graph, and return its outputs."""
     version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     addition = onnx.load_from_string(appended)
     try:
         if any(o.version != version for o in addition.opset_import):
             addition = version_converter.convert_version(addition, version)
         addition = compose.add_prefix(addition, APPENDED)
-    except Exception as error:  # onnx's converters raise what they like
+    except Exception as error:  # onnx's converters raise many types
         raise AttlasError(f"{where}: the statistics do not fit its opset {version} ({error})") from None
     graph = model.graph
     for entry in addition.graph.input:
@@ -155,9 +154,9 @@ def _splice(
 
 
 def _append(graph: onnx.GraphProto, want: Wanted) -> onnx.ValueInfoProto:
-    """Append the nodes that bring one output into the wanted form."""
+    """Append the nodes that convert one output to the wanted form."""
     value = want.source
-    # Before what is appended for this output alone.
+    # Prefix of the nodes that are only for this output.
     stem = want.name.removesuffix(f":{want.form}")
 
     def add(op: str, inputs: list[str], result: str, **attributes: Any) -> str:
@@ -185,7 +184,7 @@ def _append(graph: onnx.GraphProto, want: Wanted) -> onnx.ValueInfoProto:
 
 
 def _fix_target(graph: onnx.GraphProto) -> None:
-    """Where no gradient is wanted the classes to derive are no input, and what leads to gradients is dead."""
+    """Make the target classes a constant instead of an input, for runs without gradients."""
     for i, entry in enumerate(graph.input):
         if entry.name == TARGET:
             del graph.input[i]
@@ -194,7 +193,7 @@ def _fix_target(graph: onnx.GraphProto) -> None:
 
 
 def _external(model: onnx.ModelProto) -> set[str]:
-    """The files that hold the model's external weights, relative to it."""
+    """The files with the model's external weights, relative to the model's folder."""
     return {
         entry.value
         for tensor in model.graph.initializer

@@ -1,4 +1,4 @@
-"""One output of the graph in the form that a run wants: `graph` makes it, arrays of the schema are filled from it."""
+"""A graph output in the form that a run needs: `graph` adds it, and the schema's arrays are filled from it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ type Form = Literal["float32", "float16", "uint8"]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One output of the prepared graph: which of the graph's own, in what form.
+    """One output of the prepared graph: the graph's own output and its form.
 
-    `uint8` is the companded code round(255 * sqrt(a)), for attention alone. `times` is another output to multiply by
-    first, of which product `positive` keeps what is above 0; then `head_mean` averages axis 1.
+    The form `uint8` is the companded code round(255 * sqrt(a)), only for attention. `times`: another output to multiply
+    with first. `positive`: then set values below 0 to 0. `head_mean`: then average axis 1.
     """
 
     source: str
@@ -26,7 +26,7 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """The output's name in the prepared graph; unchanged where nothing is appended."""
+        """The output's name in the prepared graph; unchanged if no nodes are appended."""
         if self.form == "float32" and not self.head_mean and not self.times:
             return self.source
         product = f":{self.times}{':positive' if self.positive else ''}" if self.times else ""

@@ -1,4 +1,4 @@
-"""Whatever a picture comes as in a notebook, as the pixels of a graph."""
+"""Convert the kinds of pictures that people have in a notebook to the pixels of a graph."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ KINDS = "a path, encoded bytes, a Pillow image or a uint8 array"
 
 
 def each_picture(images: Any) -> list[Any]:
-    """The pictures of what was given, which may be one alone, many, or one array of many.
+    """A list of pictures from one picture, several, or one array of several.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is something else.
     """
     if isinstance(images, str | os.PathLike | bytes | bytearray) or hasattr(images, "convert"):
         return [images]
@@ -44,7 +44,7 @@ def crop_of(image: Any, spec: GraphSpec) -> npt.NDArray[np.uint8]:
     """The graph's pixels of one picture: (row, column, channel) uint8 RGB.
 
     Raises:
-        UsageError: it is no picture, or an array of another form.
+        UsageError: it is not a picture, or an array of another form.
         AttlasError: it cannot be read.
     """
     if not hasattr(image, "convert") and not isinstance(image, str | os.PathLike | bytes | bytearray):
@@ -64,7 +64,7 @@ def crop_of(image: Any, spec: GraphSpec) -> npt.NDArray[np.uint8]:
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is an array of any library's: numpy, torch, jax, cupy, a table's column."""
+    """Whether it is an array of any library: numpy, torch, jax, cupy, a column of a table."""
     return not isinstance(value, type) and (hasattr(value, "__array__") or hasattr(value, "__dlpack__"))
 
 
@@ -77,7 +77,7 @@ def _array(value: Any) -> npt.NDArray[Any]:
 
 
 def _cropped(pixels: npt.NDArray[Any], spec: GraphSpec) -> npt.NDArray[np.uint8]:
-    """An array that is the crop already, channels last."""
+    """Check an array that is already cropped, and put its channels last."""
     size = spec.image_size
     found = f"an array of shape {pixels.shape}, {pixels.dtype}"
     if pixels.dtype != np.uint8 and pixels.shape in ((*size, 3), (3, *size)):

@@ -1,4 +1,4 @@
-"""Which execution provider of onnxruntime runs a graph, and what each needs: another one is an entry of `PROVIDERS`."""
+"""Choose onnxruntime's execution provider for a graph. To support another one, add an entry to `PROVIDERS`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ TENSORRT = "TensorrtExecutionProvider"
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """What a run needs to know of one.
+    """The settings for one execution provider.
 
     Attributes:
-        name: onnxruntime's.
-        options: what it is told.
-        environment: what its libraries are told, unless the user has said something else.
-        device: where outputs live until they are fetched, in onnxruntime's words; empty where a run copies by itself.
-        then: the provider that takes what this one does not, before the CPU does.
-        cards: whether it runs on the cards that CUDA_VISIBLE_DEVICES names.
-        left_out: optimisers of onnxruntime's that are not to run on float16 graphs.
+        name: onnxruntime's name.
+        options: its options in onnxruntime.
+        environment: environment variables for its libraries, unless the user has set them.
+        device: onnxruntime's name of the device that keeps outputs; "" if onnxruntime returns them to the host.
+        then: the provider for nodes that this one does not support, before the CPU.
+        cards: whether it runs on the cards of CUDA_VISIBLE_DEVICES.
+        left_out: optimisers of onnxruntime that are disabled for float16 graphs.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Provider:
 
 
 PROVIDERS = (
-    # It computes half precision between casts, and drops those that undo each other. Merging equal casts hides such
-    # pairs, so that a value would be rounded or not by what else reads it.
+    # It computes half precision between casts, and drops casts that undo each other. Merging equal casts hides such
+    # pairs, so the rounding of a value would depend on its other uses.
     Provider(CPU, left_out=("CommonSubexpressionElimination",)),
     Provider(
         CUDA,
@@ -61,8 +61,8 @@ PROVIDERS = (
     ),
     Provider(
         TENSORRT,
-        # Nothing is rounded that the graph does not round, and no file is left anywhere: an engine is built for the
-        # run's one batch shape, which takes minutes, once a run.
+        # No extra rounding and no cache files: an engine is built for the run's one batch shape, which takes minutes
+        # once per run.
         {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"},
         # It multiplies float32 in TF32 unless the driver forbids it; onnxruntime has no option for that.
         {"NVIDIA_TF32_OVERRIDE": "0"},
@@ -72,17 +72,17 @@ PROVIDERS = (
     ),
 )
 
-# Set once: onnxruntime reports by exceptions here, never by lines on somebody's terminal.
+# Set once: onnxruntime reports errors by exceptions here, never by lines on the terminal.
 ort.set_default_logger_severity(4)
 
 
 def find(name: str) -> Provider:
-    """What is known of a provider; of any other there is nothing to know."""
+    """The settings of a provider; default settings for one that is not in `PROVIDERS`."""
     return next((one for one in PROVIDERS if one.name == name), Provider(name))
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -109,12 +109,12 @@ def resolve_provider(provider: str) -> list[str]:
 
 
 def accelerates(provider: str) -> bool:
-    """Whether what is asked for is no CPU."""
+    """Whether the requested provider is not a CPU."""
     return resolve_provider(provider)[0] != CPU
 
 
 def on_cards(provider: str) -> bool:
-    """Whether what is asked for runs on cards, of which each worker may have its own."""
+    """Whether the requested provider runs on cards, so that each worker can have its own."""
     return find(resolve_provider(provider)[0]).cards
 
 
@@ -124,12 +124,12 @@ def create_session(
     """A session on the first candidate that works.
 
     Args:
-        model: the graph.
-        options: onnxruntime's.
+        model: the serialised graph.
+        options: onnxruntime's session options.
         candidates: names of providers, best first.
-        path: of the graph, for errors.
-        strict: anything but the first candidate is an error.
-        half: the graph computes in float16.
+        path: path of the graph, for errors.
+        strict: whether any provider other than the first candidate is an error.
+        half: whether the graph computes in float16.
 
     Raises:
         AttlasError: onnxruntime cannot load it, or `strict` and it fell back.
@@ -138,7 +138,7 @@ def create_session(
     for name, value in first.environment.items():
         os.environ.setdefault(name, value)
     if first.cards and hasattr(ort, "preload_dlls"):
-        # Finds the CUDA libraries that pip installed; what it cannot find is reported by the check below.
+        # Finds the CUDA libraries that pip installed; the check below reports missing ones.
         with contextlib.suppress(Exception):
             ort.preload_dlls()
     chosen = [find(name) for name in dict.fromkeys([*candidates, *([first.then] if first.then else []), CPU])]
@@ -149,7 +149,7 @@ def create_session(
             providers=[(one.name, dict(one.options)) for one in chosen],
             disabled_optimizers=list(first.left_out) if half else [],
         )
-    except Exception as error:  # onnxruntime's own exception types share no base but Exception
+    except Exception as error:  # onnxruntime's exceptions have no common base except Exception
         reason = " ".join(str(error).split())
         raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None
     if strict and session.get_providers()[0] != first.name:

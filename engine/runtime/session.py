@@ -1,4 +1,4 @@
-"""One graph, ready to run. With `providers` and `cuda` the only modules that know onnxruntime."""
+"""A loaded graph, ready to run. Besides `providers` and `cuda` the only engine module that uses onnxruntime."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from .providers import CPU, cores, create_session, find, resolve_provider
 
 __all__ = ["Session", "constants", "probe_batch"]
 
-# On a CPU a batch is run in steps of this many images: the bits do not change, and activations stay in the caches
-# (deit_tiny on two cores: 134 images/s one at a time, 99 eight at a time).
+# On a CPU a batch runs in steps of this many images: the results are bit-identical, and activations stay in the caches
+# (deit_tiny on two cores: 134 images/s with steps of one image, 99 with eight).
 CPU_STEP = 1
 
 
 class Session:
-    """A graph in onnxruntime: call it with pictures, or let a run fill buffers of its own.
+    """A graph in onnxruntime: call it with pictures, or let a run fill its own buffers.
 
     Example:
         >>> arrays = Session("deit_tiny.onnx")(["cat.jpg", "dog.jpg"])
@@ -44,9 +44,9 @@ class Session:
     Attributes:
         spec: the graph's `GraphSpec`.
         provider: the execution provider in use.
-        wanted: what it computes; every float32 output of the graph unless told otherwise.
+        wanted: the outputs that it computes; by default every float32 output of the graph.
         appended: the outputs of the appended model: shape without the image axis, and dtype.
-        derives: whether gradients are wanted, so that a run takes classes.
+        derives: whether gradients are computed, so that a run needs target classes.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class Session:
         Args:
             graph: an ONNX file from `attlas export`.
             provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
-            wanted: the outputs, and in what form.
-            appended: an ONNX model to put behind the graph, whose inputs are named like outputs of the graph.
-            threads: onnxruntime's own threads within one operator; all cores by default.
-            device: where outputs stay until they are fetched, in onnxruntime's words; by the provider unless told
-                otherwise, and `cpu` makes a CPU take the way of an accelerator.
+            wanted: the outputs and their form.
+            appended: an ONNX model to append to the graph; its inputs have the names of graph outputs.
+            threads: onnxruntime's threads within one operator; all cores by default.
+            device: onnxruntime's name of the device that keeps outputs until they are copied; by default the
+                provider's. `cpu` makes a CPU use the code for accelerators.
 
         Raises:
-            AttlasError: the file is no graph of ours, or the provider does not work here.
-            UsageError: `graph` is no path, or onnxruntime has no such provider.
+            AttlasError: the file is not a graph of attlas, or the provider does not work here.
+            UsageError: `graph` is not a path, or onnxruntime has no such provider.
         """
         if not isinstance(graph, str | os.PathLike):
             raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
@@ -86,7 +86,7 @@ class Session:
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or cores()
         options.inter_op_num_threads = 1
-        # Prepared graphs are bytes, so that the folder of their external weights has to be named.
+        # The prepared graph is bytes, so onnxruntime needs the folder of its external weights.
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self.path.parent.resolve())
         )
@@ -100,14 +100,14 @@ class Session:
             for entry in self._session.get_inputs()
         }
         self.derives = TARGET in self._inputs
-        # A card does one batch at a time; a second one beside it would only share its memory.
+        # A card runs one batch at a time; a second batch would only use more of its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
         self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
         self._ring: Ring | None = None
         self._ring_lock = threading.Lock()
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """For every output its shape without the image axis, and its dtype; -1 leads that of one without images."""
+        """Shape without the image axis, and dtype, of every output; -1 comes first for an output without images."""
         found: dict[str, tuple[tuple[int, ...], str]] = {}
         for want in self.wanted:
             output = self.spec.output(want.source)
@@ -120,11 +120,11 @@ class Session:
         return found | {f"{APPENDED}{name}": known for name, known in self.appended.items()}
 
     def buffers(self, batch: int) -> dict[str, npt.NDArray[Any]]:
-        """Arrays for `run_into`, `batch` images long, one per output with an image axis; pinned for a card."""
+        """Arrays for `run_into`, for `batch` images, one per output with an image axis; pinned for a card."""
         return {name: self._copies.host((batch, *shape), dtype) for name, (shape, dtype) in self._batched().items()}
 
     def pixels(self, batch: int) -> npt.NDArray[np.uint8]:
-        """An array for `run_into`'s pixels (image, row, column, channel), black; pinned for a card."""
+        """A black array for the pixels of `run_into`, (image, row, column, channel) uint8; pinned for a card."""
         return self._copies.host((batch, *self.spec.image_size, 3), "uint8")
 
     def run_into(
@@ -136,12 +136,12 @@ class Session:
     ) -> None:
         """Run the first `count` images of `pixels` (image, row, column, channel) and fill the front of `buffers`.
 
-        `target`, as long as `pixels`, holds the classes to derive, -1 for the predicted one; without it all are.
-        Safe to call from several threads with buffers of their own. Beyond `count`, pixels and buffers hold nothing
-        of meaning: an accelerator runs the padded batch whole, since a new shape costs it more.
+        `target`, as long as `pixels`, holds the class to differentiate for each image, -1 for the predicted class (the
+        default). Threads may call it at the same time with their own buffers. Values beyond `count` in pixels and
+        buffers are meaningless: an accelerator runs the whole padded batch, because a new shape costs more.
 
         Raises:
-            AttlasError: onnxruntime fails, or the device has not enough memory (`OutOfMemoryError`).
+            AttlasError: onnxruntime fails, or the device does not have enough memory (`OutOfMemoryError`).
         """
         given: dict[str, npt.NDArray[Any]] = dict.fromkeys(self._inputs, pixels)
         if self.derives:
@@ -166,22 +166,22 @@ class Session:
     def _run_on_device(
         self, given: Mapping[str, npt.NDArray[Any]], buffers: Mapping[str, npt.NDArray[Any]], count: int
     ) -> None:
-        """Bring inputs, run, fetch: only the run itself holds the lock, so that copies overlap another batch's run."""
+        """Upload, run, download: only the run itself holds the lock, so copies overlap with another batch's run."""
         batch = len(next(iter(given.values())))
         with self._slots(batch).slot() as slot:
             for name, values in given.items():
                 self._copies.upload(slot.inputs[name], values)
             with self._lock:
-                # Returns when the device is done: onnxruntime waits for its stream at the end of every run.
+                # Returns when the device has finished: onnxruntime waits for its stream at the end of every run.
                 self._session.run_with_iobinding(slot.binding)
             for name, buffer in buffers.items():
                 self._copies.download(buffer[:count], slot.outputs[name])
 
     def _slots(self, batch: int) -> Ring:
-        """The ring for batches of this size; one of another size is let go."""
+        """The ring for batches of this size; a ring for another size is released."""
         with self._ring_lock:
             if self._ring is None or self._ring.batch != batch:
-                # Bound to what it needs and not to this object, which would then outlive its last user.
+                # Holds no reference to this object, which could otherwise not be freed.
                 make = partial(Slot, self._session, batch, self._inputs, self._batched(), self._device)
                 self._ring = None
                 self._ring = Ring(make, batch)
@@ -192,12 +192,12 @@ class Session:
 
     @contextlib.contextmanager
     def _failures(self, batch: int) -> Iterator[None]:
-        """Turn onnxruntime's exceptions into ours."""
+        """Convert onnxruntime's exceptions to ours."""
         try:
             yield
         except AttlasError:
             raise
-        except Exception as error:  # onnxruntime's own exception types share no base but Exception
+        except Exception as error:  # onnxruntime's exceptions have no common base except Exception
             if out_of_memory(error):
                 raise OutOfMemoryError(
                     f"{self.path}: a batch of {batch} images does not fit into the memory of {self.provider}; "
@@ -209,11 +209,11 @@ class Session:
         """Logits and attention of a few pictures.
 
         Args:
-            images: one or a sequence of paths, encoded bytes and Pillow images, which the graph's recipe resizes and
-                crops; or of uint8 arrays of numpy, torch or others, (row, column, channel) or (channel, row, column) of
-                RGB from 0 to 255, that are the recipe's crop already. Arrays may also come as one, images first.
-            target: of a graph with gradients: the class to derive, one for all images or one each; -1 for the
-                predicted one.
+            images: one picture or a sequence. A path, encoded bytes or a Pillow image is resized and cropped by the
+                graph's recipe. A uint8 array (numpy, torch or others) must already be cropped: RGB from 0 to 255, (row,
+                column, channel) or (channel, row, column). Several arrays may be one array with images first.
+            target: for a graph with gradients: the class index to differentiate, one for all images or one per image;
+                -1 for the predicted class.
 
         Returns:
             The graph's outputs by name, with `attention.0`, `attention.1` ... stacked as `attention`
@@ -221,14 +221,14 @@ class Session:
 
         Raises:
             AttlasError: a picture cannot be read.
-            UsageError: something is no picture, or an array of another form; the model has no such class, or the graph
+            UsageError: an item is not a picture, or an array of another form; the model has no such class, or the graph
                 no gradients.
         """
         pixels = np.zeros((0, *self.spec.image_size, 3), np.uint8)
         if given := [crop_of(image, self.spec) for image in each_picture(images)]:
-            # Rows are bound by their address, and stacked views keep the order of their memory.
+            # Rows are passed by their address, and stacked views keep their memory order.
             pixels = np.ascontiguousarray(np.stack(given))
-        # Ordinary memory, since the caller keeps it.
+        # Ordinary memory, because the caller keeps it.
         buffers = {name: np.zeros((len(pixels), *shape), dtype) for name, (shape, dtype) in self._batched().items()}
         if len(pixels):
             self.run_into(pixels, buffers, len(pixels), self._targets(target, len(pixels)))
@@ -239,7 +239,7 @@ class Session:
         return stack_layers(found)
 
     def _targets(self, target: int | Sequence[int], count: int) -> npt.NDArray[np.int64] | None:
-        """The classes to derive, one per image, checked."""
+        """The class to differentiate for each image, checked."""
         asked = np.asarray(target, np.int64)
         if not self.derives:
             if (asked != PREDICTED).any():
@@ -254,14 +254,14 @@ class Session:
         return np.ascontiguousarray(np.broadcast_to(asked.reshape(-1), count))
 
     def constant(self, name: str) -> npt.NDArray[np.float32]:
-        """An output that no image changes (the position embedding), by running one black picture."""
+        """An output that does not depend on the image (the position embedding), from running one black picture."""
         given = {n: np.zeros((1, *shape), dtype) for n, (shape, dtype) in self._inputs.items()}
         value: npt.NDArray[np.float32] = self._session.run([name], given)[0]
         return value
 
 
 def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Stack `attention.0`, `attention.1` ... on a layer axis behind the image's; other arrays stay as they are."""
+    """Stack `attention.0`, `attention.1` ... on a layer axis after the image axis; other arrays are not changed."""
     layers: dict[str, list[tuple[int, str]]] = {}
     for name in arrays:
         kind, dot, number = name.partition(".")
@@ -272,11 +272,11 @@ def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArra
 
 
 def constants(graph: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float32]]:
-    """The outputs of a graph that no image changes, by name: the position embedding, where it has one."""
+    """The outputs of a graph that do not depend on the image, by name: the position embedding, if there is one."""
     fixed = [Wanted(o.name) for o in read_spec(graph).outputs if None not in o.shape]
     if not fixed:
         return {}
-    # Everything else is pruned from the graph, so that this costs next to nothing.
+    # Everything else is pruned from the graph, so this costs almost nothing.
     session = Session(graph, provider="cpu", wanted=fixed, threads=1)
     return {want.source: session.constant(want.source) for want in fixed}
 
@@ -290,14 +290,14 @@ def probe_batch(
     appended: bytes | None = None,
     device: str | None = None,
 ) -> int:
-    """The largest batch, up to `batch` images, that the device's memory holds, found by running black pictures.
+    """The largest batch, up to `batch` images, that fits into the device's memory, found by running black pictures.
 
-    A run that fails for want of memory is tried again with half as many. What it took is then set against what a whole
-    run takes: as many sets of outputs as the ring holds.
+    If a trial runs out of memory, it is repeated with half the images. From the memory of a trial that succeeds, the
+    memory of a real run is computed, which needs as many sets of outputs as the ring has slots.
 
     Args:
         graph: an ONNX file from `attlas export`.
-        batch: images of the largest batch that is wanted.
+        batch: upper limit of the result, in images.
         provider: as for `Session`.
         wanted: as for `Session`.
         appended: as for `Session`.
@@ -305,13 +305,13 @@ def probe_batch(
 
     Raises:
         OutOfMemoryError: not even one image fits.
-        AttlasError: what `Session` raises.
+        AttlasError: as `Session`.
     """
     while True:
         found = _probe(graph, batch, provider, wanted, appended, device)
         if found is not None:
             return found
-        # What an arena has taken it does not give back: every try has a session of its own, and no other beside it.
+        # onnxruntime's arena never returns memory, so every trial has its own session, with no other at the same time.
         gc.collect()
         batch //= 2
 
@@ -324,7 +324,7 @@ def _probe(
     appended: bytes | None,
     device: str | None,
 ) -> int | None:
-    """One try of `probe_batch`; None where there was too little memory for it, and less can be tried."""
+    """One trial of `probe_batch`; None if it ran out of memory and a smaller batch can be tried."""
     session = Session(graph, provider=provider, wanted=wanted, appended=appended, device=device)
     if not session._device:
         return batch

@@ -1,4 +1,4 @@
-"""Columns of plain values, collected row by row: what a manifest or a sample's JSON says beside path and label."""
+"""Columns of plain values, collected row by row from a manifest or from the JSON of samples."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .items import text
 __all__ = ["MAX_COLUMNS", "Columns", "guessed"]
 
 BLOCK = 1 << 16
-MAX_COLUMNS = 256  # a file of a million rows with names of their own would fill the memory
-EXACT = 2**53  # integers up to this are float64 without loss
+MAX_COLUMNS = 256  # a file whose million rows each have other names would fill the memory
+EXACT = 2**53  # integers up to this are exact in float64
 _KINDS = {bool: "bool", int: "int", float: "float", str: "str"}
 
 
 class Columns:
-    """Rows of JSON scalars as arrays: bool, int64, float64 (a missing number is NaN), or else text ("" is missing).
+    """Rows of JSON scalars as arrays: bool, int64, float64 (NaN if missing), otherwise text ("" if missing).
 
     Attributes:
-        skipped: values that are no scalars, and columns beyond `MAX_COLUMNS`, counted by name.
+        skipped: values that are not scalars, and columns beyond `MAX_COLUMNS`, counted by name.
     """
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class Columns:
         self._kinds: dict[str, set[str]] = {}
         self._present: dict[str, int] = {}
         self._blocks: dict[str, list[npt.NDArray[Any]]] = {}
-        self._closed = 0  # rows that are in blocks
+        self._closed = 0  # number of rows that are in finished blocks
         self._open: dict[str, list[str]] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One more image's values; null is missing."""
+        """Add the values of one image; null counts as missing."""
         here = self.rows - self._closed
         for name, value in row.items():
             if value is None:
@@ -49,14 +49,14 @@ class Columns:
             self._present[name] = self._present.get(name, 0) + 1
             column = self._open.setdefault(name, [])
             column.extend([""] * (here - len(column)))
-            # As text, so that a column which turns out to be mixed is what the file says.
+            # Kept as text, so that a column with mixed types shows the text of the file.
             column.append(_sound(value) if kind == "str" else json.dumps(value))
         self.rows += 1
         if here + 1 == BLOCK:
             self._close()
 
     def extend(self, other: Columns) -> None:
-        """Append another collection's rows."""
+        """Append the rows of another collection."""
         self._close()
         other._close()
         for name in {**self._kinds, **other._kinds}:
@@ -74,7 +74,7 @@ class Columns:
         self.skipped[name] = self.skipped.get(name, 0) + count
 
     def arrays(self, plain: Container[str] = ()) -> dict[str, npt.NDArray[Any]]:
-        """(row) arrays by name, in the order in which the names came; those in `plain` are text whatever they hold."""
+        """(row) arrays by name, in order of first appearance; columns in `plain` are always text."""
         self._close()
         whole = {name: np.concatenate(self._blocks[name]) for name in self._kinds}
         return {name: values if name in plain else self._typed(name, values) for name, values in whole.items()}
@@ -88,7 +88,7 @@ class Columns:
         return values
 
     def _close(self) -> None:
-        """Turn the open rows of every column into an array, missing ones filled."""
+        """Convert the open rows of every column to an array, and fill missing values."""
         here = self.rows - self._closed
         for name in self._kinds:
             blocks = self._blocks.setdefault(name, _missing(self._closed))
@@ -99,19 +99,19 @@ class Columns:
 
 
 def _sound(value: str) -> str:
-    """Text that can be encoded: JSON may escape half a surrogate pair."""
+    """Text that can be encoded: JSON may contain half a surrogate pair."""
     return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
 
 
 def _missing(rows: int) -> list[npt.NDArray[Any]]:
-    """Blocks of a column that so far is missing everywhere."""
+    """Blocks of a new column, for the rows before it, where it is missing."""
     return [np.full(rows, "", np.dtypes.StringDType())]
 
 
 def guessed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A column of text as what it holds: int64, float64 or bool where every value is one, else as it is.
+    """A column of text as int64, float64 or bool if every value is one; otherwise unchanged.
 
-    Only integers as they are usually written count, so that "007" stays text; an empty field among numbers is NaN.
+    Integers must have their usual form, so that "007" stays text. An empty field among numbers is NaN.
     """
     given = values != ""
     if not given.any():
@@ -133,7 +133,7 @@ def guessed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _decimal(value: str) -> bool:
-    """Whether it is a number as people and programs write it: 0.5, -1e-05, nan; never 007 or 1_000."""
+    """Whether it is a number in a usual form: 0.5, -1e-05, nan; but not 007 or 1_000."""
     bare = value.lstrip("-").lower()
     if bare in ("nan", "inf", "infinity"):
         return True
@@ -147,7 +147,7 @@ def _decimal(value: str) -> bool:
 
 
 def _number(values: npt.NDArray[Any], *, integers: bool) -> npt.NDArray[Any]:
-    """Text as int64 or float64; as it is where that would lose digits."""
+    """Text as int64 or float64; unchanged if that would lose digits."""
     try:
         if integers:
             return np.asarray(values.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Images whose bytes are those of another: they count twice in every statistic, often unknown to who made the list."""
+"""Find images with equal bytes: they count twice in every statistic, often without the user's knowledge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .items import ChangedError, Items, Source, shown
 
 __all__ = ["duplicates"]
 
-# What is read for it at most, so that a large dataset is planned as fast as ever.
+# Limits on what is read, so that planning a large dataset stays fast.
 READS = 1000
 BYTES = 64 * 2**20
 
@@ -31,13 +31,13 @@ def duplicates(source: Source, items: Items) -> str:
     looked = min(READS, int(np.searchsorted(np.cumsum(items.sizes[alike]), BYTES, side="right")))
     first: dict[bytes, int] = {}
     pairs = []
-    for place in alike[:looked].tolist():
+    for index in alike[:looked].tolist():
         try:
-            digest = hashlib.blake2b(source.read(items[place])).digest()
+            digest = hashlib.blake2b(source.read(items[index])).digest()
         except (OSError, ChangedError, AttlasError):
-            continue  # the run itself says so
-        if first.setdefault(digest, place) != place:
-            pairs.append((first[digest], place))
+            continue  # the run itself reports it
+        if first.setdefault(digest, index) != index:
+            pairs.append((first[digest], index))
     if not pairs:
         return ""
     one, other = min(pairs)

@@ -1,4 +1,4 @@
-"""Files by place, on this machine or elsewhere: reading the whole, reading a part, and noticing a change."""
+"""Files by path or URL: read all or part of a file, and notice changes. Argument `where` is a path or URL."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = [
 ]  # fmt: skip
 
 ATTEMPTS = 3
-READERS = 16  # reads at once of small files elsewhere: each is mostly waiting
-MAX_BYTES = 2**30  # of one encoded image: a file of more is no picture, and would fill the memory
+READERS = 16  # concurrent reads of small remote files: each mostly waits
+MAX_BYTES = 2**30  # limit for one encoded image: a larger file is not a picture, and would fill the memory
 MAX_PATTERN = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -32,52 +32,52 @@ _kept = threading.local()
 
 
 class Stamp(NamedTuple):
-    """What shows that a file is still the one that was listed; -1 where a store has no times."""
+    """Size and time of change, to notice that a listed file has changed; -1 if the storage has no times."""
 
     size: int
     mtime_ns: int
 
 
 def is_url(where: str) -> bool:
-    """Whether a place is reached through fsspec."""
+    """Whether it is a URL, which fsspec opens."""
     return "://" in where
 
 
 def place(where: str | os.PathLike[str]) -> str:
-    """A place as text; `file://` is a path of this machine, and `~` its user's folder."""
+    """A path or URL as text; `file://` is removed and `~` is expanded."""
     return os.path.expanduser(os.fspath(where).removeprefix("file://"))  # noqa: PTH111 - may be a URL
 
 
 def join(base: str, key: str) -> str:
-    """The place of `key` below `base`."""
+    """The path or URL of `key` below `base`."""
     return f"{base.rstrip('/')}/{key}" if is_url(base) else os.path.join(base, key)  # noqa: PTH118 - by the million
 
 
 def parent(where: str) -> str:
-    """The folder that a file lies in."""
+    """The folder of a file."""
     return where.rpartition("/")[0] if is_url(where) else str(Path(where).parent)
 
 
 def name_of(where: str) -> str:
-    """A place's own name, for records."""
+    """The last part of a path or URL, for records."""
     if is_url(where):
         return where.rstrip("/").rpartition("/")[2]
-    return Path(os.path.realpath(where)).name  # resolve() raises where links go round
+    return Path(os.path.realpath(where)).name  # resolve() raises on circular links
 
 
 def reads_ahead(where: str) -> int:
-    """How many small files of a place are worth reading at once: none beyond the one that is asked for on this machine.
+    """Number of small files to read ahead: 0 for local files.
 
-    There the system reads ahead itself, and threads would cost more than they bring.
+    For these the system reads ahead itself, and threads would cost more than they gain.
     """
     return READERS if is_url(where) else 0
 
 
 def stamp(where: str) -> Stamp | None:
-    """Of a regular file, through links; None where there is none.
+    """The stamp of a regular file, following links; None if there is no such file.
 
     Raises:
-        OSError: nobody can tell.
+        OSError: it cannot be determined.
     """
     if is_url(where):
         found = remote.stamp(where)
@@ -90,15 +90,15 @@ def stamp(where: str) -> Stamp | None:
 
 
 def opened(where: str, *, follow: bool = True) -> BinaryIO:
-    """A regular file to read and to seek in.
+    """Open a regular file for reading and seeking.
 
     Raises:
-        ChangedError: it is no regular file.
+        ChangedError: it is not a regular file.
         OSError: it cannot be opened.
     """
     if is_url(where):
         return remote.opened(where)
-    # Without O_NONBLOCK a pipe of that name would stop the run for ever.
+    # Without O_NONBLOCK a named pipe would block the run forever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
     file = io.FileIO(os.open(where, flags), "rb")
@@ -109,16 +109,16 @@ def opened(where: str, *, follow: bool = True) -> BinaryIO:
 
 
 def read(where: str, expected: Stamp | None = None, *, follow: bool = True) -> bytes:
-    """A whole file's bytes.
+    """All bytes of a file.
 
     Args:
-        where: its place.
-        expected: as it was listed, where it was.
-        follow: a symbolic link.
+        where: its path or URL.
+        expected: its stamp when it was listed; None for no check.
+        follow: whether to follow a symbolic link.
 
     Raises:
-        ChangedError: it is no regular file, not the one expected, or too large for a picture.
-        OSError: it cannot be read now, after three attempts.
+        ChangedError: it is not a regular file, has changed, or is too large for a picture.
+        OSError: it cannot be read, after three attempts.
     """
     return persist(lambda: _read(where, expected, follow))
 
@@ -128,7 +128,7 @@ def _read(where: str, expected: Stamp | None, follow: bool) -> bytes:
         if expected is not None:
             _bounded(expected.size)
         data = remote.read(where, MAX_BYTES + 1)
-        # A time would cost a second request for every image.
+        # The time is not checked: it would cost a second request for every image.
         if expected is not None and len(data) != expected.size:
             raise ChangedError("has changed since the run was planned")
         _bounded(len(data))
@@ -142,12 +142,12 @@ def _read(where: str, expected: Stamp | None, follow: bool) -> bytes:
 
 
 def read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
-    """`length` bytes from `offset` on of a file that this thread keeps open, since what follows is asked for next.
+    """`length` bytes of a file from `offset` on. This thread keeps the file open, because it reads the next part soon.
 
     Raises:
-        AttlasError: the file is not the one expected.
+        AttlasError: the file has changed.
         ChangedError: the part is too large for a picture.
-        OSError: it cannot be read now, after three attempts.
+        OSError: it cannot be read, after three attempts.
     """
     _bounded(length)
     try:
@@ -190,7 +190,7 @@ def _check(where: str, found: Stamp | None, expected: Stamp) -> None:
 
 
 def _let_go() -> None:
-    """Close the file that this thread keeps."""
+    """Close the file that this thread keeps open."""
     file = getattr(_kept, "file", None)
     _kept.file = _kept.where = None
     if file is not None:
@@ -198,7 +198,7 @@ def _let_go() -> None:
 
 
 def persist[T](action: Callable[[], T]) -> T:
-    """Try again what failed, since networks stumble; what is not there or not allowed is not asked for again."""
+    """Call `action`, and repeat it after network errors; not if a file is missing or not allowed."""
     for attempt in range(ATTEMPTS):
         try:
             return action()
@@ -212,24 +212,24 @@ def persist[T](action: Callable[[], T]) -> T:
 
 
 def expand(pattern: str) -> list[str]:
-    """The places that a pattern names: `{000..012}` and `{a,b}` in the order written, then `*` and `?`, sorted.
+    """The paths or URLs of a pattern: `{000..012}` and `{a,b}` in the order written, then `*` and `?`, sorted.
 
     Raises:
-        AttlasError: it names more than a million.
+        AttlasError: there are more than a million.
     """
     found = [pattern]
     while any(_BRACES.search(one) for one in found):
         found = [whole for one in found for whole in _first_braces(one)]
         if len(found) > MAX_PATTERN:
             raise AttlasError(f"{pattern}: names more than {MAX_PATTERN:,} files")
-    places = []
+    paths = []
     for one in found:
         if "*" not in one and "?" not in one:
-            places.append(one)
+            paths.append(one)
         else:
             found = remote.matches(one) if is_url(one) else sorted(glob.glob(one))  # noqa: PTH207
-            places += [match for match in found if not is_hidden(match.rpartition("/")[2])]
-    return places
+            paths += [match for match in found if not is_hidden(match.rpartition("/")[2])]
+    return paths
 
 
 def _first_braces(text: str) -> list[str]:

@@ -25,9 +25,9 @@ NOT_IMAGES = "files without an image suffix"
 class Folder(BaseSource):
     """Every file with an image suffix below a folder, sorted by relative POSIX path.
 
-    The label is the name of the first folder below the root; for a file that lies in the root itself, the WordNet id
-    that its name begins with (`n01514859_hen.JPEG`), where there is one. Links and special files are not followed;
-    hidden files and what lies in hidden or system folders are left out.
+    The label is the name of the first folder below the root; for a file in the root itself, the WordNet id at the start
+    of its name (`n01514859_hen.JPEG`), if there is one. Links and special files are not followed; hidden files and
+    files in hidden or system folders are left out.
     """
 
     name: str
@@ -42,49 +42,49 @@ class Folder(BaseSource):
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> Folder:
-        """List the folder, on this machine or by URL.
+        """List the folder at a path or URL.
 
         Raises:
-            AttlasError: it is no folder, cannot be listed, or holds no image.
+            AttlasError: it is not a folder, cannot be listed, or contains no image.
         """
-        place = files.place(root)
-        found = cls.look(place)
+        path = files.place(root)
+        found = cls.look(path)
         if not found.items:
             seen = ", ".join(f"{n} {why}" for why, n in sorted(found.others.items())) or "nothing at all"
             raise AttlasError(
-                f"{place}: no images found ({seen}); images are files that end in {', '.join(sorted(SUFFIXES))}"
+                f"{path}: no images found ({seen}); images are files that end in {', '.join(sorted(SUFFIXES))}"
             )
         return found
 
     @classmethod
-    def look(cls, place: str) -> Folder:
-        """List the folder, which may hold no image.
+    def look(cls, path: str) -> Folder:
+        """List the folder, which may contain no image.
 
         Raises:
-            AttlasError: it is no folder, or cannot be listed.
+            AttlasError: it is not a folder, or cannot be listed.
         """
         found = _Found()
         try:
-            if files.is_url(place):
-                for key, size, changed in remote.listing(place):
+            if files.is_url(path):
+                for key, size, changed in remote.listing(path):
                     found.add(key, key, size, changed)
-            elif not os.path.isdir(place):  # noqa: PTH112
-                what = "is a file, not a folder of images" if os.path.lexists(place) else "there is no such folder"
-                raise AttlasError(f"{place}: {what}; name the folder that holds the images")
+            elif not os.path.isdir(path):  # noqa: PTH112
+                what = "is a file, not a folder of images" if os.path.lexists(path) else "there is no such folder"
+                raise AttlasError(f"{path}: {what}; name the folder that holds the images")
             else:
-                _walk(place, "", found)
+                _walk(path, "", found)
         except OSError as error:
-            where = place if files.is_url(place) else error.filename or place
+            where = path if files.is_url(path) else error.filename or path
             raise AttlasError(f"{where}: cannot be listed ({error.strerror or error})") from None
-        return cls(files.name_of(place), place, found.items(), found.others, files.reads_ahead(place))
+        return cls(files.name_of(path), path, found.items(), found.others, files.reads_ahead(path))
 
     def read(self, item: Item) -> bytes:
-        """An item's bytes; a read that fails is tried again, since networks stumble."""
+        """An item's bytes; a failed read is repeated, for unreliable networks."""
         return files.read(files.join(self.root, item.key), Stamp(item.size, item.mtime_ns), follow=False)
 
 
 class _Found:
-    """What a walk collects: columns, since a million objects would take half a gigabyte."""
+    """Collects the files of a walk, in columns: a million objects would take half a gigabyte."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []
@@ -92,7 +92,7 @@ class _Found:
         self.others: dict[str, int] = {}
 
     def add(self, key: str, name: str, size: int = UNKNOWN, changed: int = UNKNOWN) -> None:
-        """A regular file."""
+        """Add a regular file."""
         if not is_image(name):
             self.leave(NOT_IMAGES)
             return
@@ -112,7 +112,7 @@ class _Found:
         self.others[reason] = self.others.get(reason, 0) + 1
 
     def items(self) -> Items:
-        """In the order of the keys."""
+        """The images, sorted by key."""
         order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
         keys = [self.keys[i] for i in order]
         return Items.make(

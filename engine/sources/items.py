@@ -1,4 +1,4 @@
-"""Images by name: what every source lists, kept in columns so that a million of them are arrays and not objects."""
+"""The list of images of a source, kept in columns, so that a million images are arrays and not objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 UNKNOWN = -1
 HIDDEN = "images that are hidden or in system folders"
-# What file managers, notebooks, archivers and network disks leave between the images, thumbnails above all.
+# Folders that file managers, notebooks, archivers and network disks create, mostly with thumbnails.
 _SYSTEM = (
     "__MACOSX", "__pycache__", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found",
     "System Volume Information", "Thumbs",
@@ -34,7 +34,7 @@ _WORDNET_ID = re.compile(r"(n\d{8})_")
 
 
 class ChangedError(Exception):
-    """One item is not, or is no longer, what was listed: the run goes on without it."""
+    """One item differs from what was listed: the run continues without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class Item:
     """One image.
 
     Attributes:
-        key: its stable name within the source, POSIX style; never a path of this machine.
+        key: its stable name within the source, POSIX style; never an absolute path.
         label: text, or "".
-        size: bytes of the encoded image; -1 where only reading would tell.
-        mtime_ns: when it was last changed, nanoseconds since 1970; -1 where the source does not say.
-        index: its place in the source's own list.
+        size: bytes of the encoded image; -1 if unknown.
+        mtime_ns: time of its last change, nanoseconds since 1970; -1 if unknown.
+        index: its index in the source's own list.
     """
 
     key: str
@@ -65,8 +65,8 @@ class Items(Sequence[Item]):
         labels: (image) text.
         sizes: (image) int64, bytes.
         mtimes: (image) int64, nanoseconds.
-        places: (image) int64, where in the source's own list.
-        columns: further (image) arrays by name, bool, int64, float64 or text, which the store keeps as coordinates.
+        places: (image) int64, index in the source's own list.
+        columns: other (image) arrays by name, bool, int64, float64 or text; the store keeps them as coordinates.
     """
 
     keys: npt.NDArray[Any]
@@ -85,14 +85,14 @@ class Items(Sequence[Item]):
         mtimes: Any = UNKNOWN,
         columns: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> Items:
-        """Columns from what a source found; one number for `sizes` or `mtimes` holds for all."""
+        """Make items from columns; a single number for `sizes` or `mtimes` applies to all."""
         count = len(keys)
         whole = [np.ascontiguousarray(np.broadcast_to(np.asarray(v, np.int64), count)) for v in (sizes, mtimes)]
         return cls(text(keys), text(labels), whole[0], whole[1], np.arange(count), dict(columns or {}))
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> Items:
-        """The columns of any list of items."""
+        """Convert any list of items to columns."""
         if isinstance(items, Items):
             return items
         return cls.make(
@@ -115,51 +115,51 @@ class Items(Sequence[Item]):
         )  # fmt: skip
 
     def take(self, where: Any) -> Items:
-        """The items at these places: a slice, or integers."""
+        """The items at these indices: a slice, or integers."""
         columns = {name: values[where] for name, values in self.columns.items()}
         return Items(
             self.keys[where], self.labels[where], self.sizes[where], self.mtimes[where], self.places[where], columns
         )
 
     def alone(self) -> Items:
-        """The same as a list of its own: places count from 0. Columns stay behind, since no read needs them."""
+        """The same items as a separate list, with `places` from 0 and without columns, which no read needs."""
         return Items(self.keys, self.labels, self.sizes, self.mtimes, np.arange(len(self)))
 
 
 class Source(Protocol):
-    """What a run reads from. `BaseSource` has all but `name`, `items` and `read`."""
+    """A source of images for a run. `BaseSource` implements everything except `name`, `items` and `read`."""
 
     @property
     def name(self) -> str:
-        """A short name for records, never a path of this machine."""
+        """A short name for records, never an absolute path."""
 
     @property
     def items(self) -> Sequence[Item]:
-        """The images, in the order that the plan keeps."""
+        """The images, in the order of the plan."""
 
     @property
     def others(self) -> Mapping[str, int]:
-        """What was found and left out, counted by reason."""
+        """Files that were found but left out, counted by reason."""
 
     @property
     def reads_ahead(self) -> int:
-        """How many reads at once are worth it, since each mostly waits; 0 where the system reads ahead itself."""
+        """Number of concurrent reads for remote sources; 0 if the system reads ahead itself."""
 
     def subset(self, places: npt.NDArray[np.int64]) -> Source:
-        """A source of the items at these places alone, in this order, which travels to a worker with each unit."""
+        """A source of only the items at these indices, in this order; it is sent to a worker with each unit."""
 
     def read(self, item: Item) -> bytes:
         """An item's bytes; called from several threads.
 
         Raises:
-            ChangedError: this item is not what was listed: it costs one image.
-            OSError: it cannot be read now: it ends the run, which the same command resumes.
-            AttlasError: the source as a whole is no longer what was listed.
+            ChangedError: this item differs from what was listed; the run continues without it.
+            OSError: it cannot be read now; this ends the run, and the same command resumes it.
+            AttlasError: the whole source differs from what was listed.
         """
 
 
 class BaseSource(ABC):
-    """A source of your own: derive from it, and give it `name`, `items` and `read`; the rest may stay."""
+    """Base class for your own source: define `name`, `items` and `read`; the rest is optional."""
 
     name: str
     items: Sequence[Item]
@@ -167,16 +167,16 @@ class BaseSource(ABC):
     reads_ahead: int = 0
 
     def subset(self, places: npt.NDArray[np.int64]) -> Source:
-        """See `Source`. This source as it is travels; override it where that is too much."""
+        """See `Source`. The whole source is sent to workers; override this if it is too large."""
         return _Part(self, Items.of(self.items).take(places))
 
     @abstractmethod
     def read(self, item: Item) -> bytes:
-        """See `Source`; `item.index` is the item's place in `items`."""
+        """See `Source`; `item.index` is the item's index in `items`."""
 
 
 class _Part(BaseSource):
-    """Some items of a source that stays whole."""
+    """Some items of a source, which it keeps as a whole."""
 
     def __init__(self, whole: Source, chosen: Items) -> None:
         self.name, self.reads_ahead = whole.name, whole.reads_ahead
@@ -188,27 +188,27 @@ class _Part(BaseSource):
 
 
 def text(values: Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """An array of text, which takes a fifth of the memory of as many Python strings."""
+    """An array of text: a fifth of the memory of Python strings."""
     return np.asarray(values, dtype=np.dtypes.StringDType())
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name says that it is an image."""
+    """Whether a file's name has an image suffix."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - names by the million
 
 
 def is_hidden(key: str) -> bool:
-    """Whether a relative path, or a folder in it, begins with a dot or is one that a system keeps for itself."""
+    """Whether a file, or a folder in its relative path, begins with a dot or is a system folder."""
     return _HIDDEN.search(key) is not None
 
 
 def shown(key: str) -> str:
-    """A key on one line, for people: names of files may hold line breaks."""
+    """A key on one line, for messages: file names may contain line breaks."""
     return key if key.isprintable() else repr(key)
 
 
 def label_of(key: str) -> str:
-    """The label that a relative path says: its first folder, else the WordNet id that its name begins with, else ""."""
+    """The label from a relative path: its first folder, else the WordNet id at the start of its name, else ""."""
     folder, slash, _ = key.partition("/")
     if slash:
         return folder
@@ -217,15 +217,15 @@ def label_of(key: str) -> str:
 
 
 def repeated(keys: npt.NDArray[Any]) -> tuple[int, int] | None:
-    """(first place, second place) of a key that is there twice, or None. A set of a million strings would be 200 MB."""
+    """The two indices of a repeated key, or None. It compares hashes: a set of a million strings would take 200 MB."""
     if len(keys) < 2:
         return None
     hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
     ordered = np.sort(hashes)
     suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     seen: dict[str, int] = {}
-    for place in np.flatnonzero(np.isin(hashes, suspects)) if len(suspects) else ():
-        first = seen.setdefault(str(keys[place]), int(place))
-        if first != place:
-            return first, int(place)
+    for index in np.flatnonzero(np.isin(hashes, suspects)) if len(suspects) else ():
+        first = seen.setdefault(str(keys[index]), int(index))
+        if first != index:
+            return first, int(index)
     return None

@@ -1,4 +1,4 @@
-"""Files elsewhere, by URL: the one module that knows fsspec."""
+"""Remote files by URL: the only module that uses fsspec."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "delete", "exists", "failures", "filesystem", "listing", "matches", "names", "opened", "read", "stamp", "write",
 ]  # fmt: skip
 
-# One request brings this much: a header lies every 100 kB in a tar, and a request costs as much as a megabyte.
+# Bytes per request: a tar has a header about every 100 kB, and a request costs as much as a megabyte.
 BLOCK = 4 * 2**20
 
 
@@ -26,7 +26,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a URL, and the path within it.
 
     Raises:
-        AttlasError: fsspec, or what it needs for this kind of URL, is not installed; or it knows no such kind.
+        AttlasError: fsspec, or its package for this kind of URL, is not installed; or the kind is unknown.
     """
     scheme, _, rest = url.partition("://")
     system = _system(scheme, rest.split("/")[0], os.getpid())
@@ -37,8 +37,8 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _system(scheme: str, place: str, _process: int) -> AbstractFileSystem:
-    """One for all threads; a process that was forked needs connections of its own."""
+def _system(scheme: str, address: str, _process: int) -> AbstractFileSystem:
+    """A file system for all threads of one process; a forked process needs its own connections."""
     try:
         from fsspec.core import url_to_fs
     except ImportError:
@@ -46,16 +46,16 @@ def _system(scheme: str, place: str, _process: int) -> AbstractFileSystem:
             f"{scheme}://...: needs fsspec, which is not installed: `pip install 'attlas[remote]'` brings it"
         ) from None
     try:
-        # Listings are not kept: what has changed is to be seen.
-        return url_to_fs(f"{scheme}://{place}", use_listings_cache=False)[0]
+        # Listings are not cached, so that changes are noticed.
+        return url_to_fs(f"{scheme}://{address}", use_listings_cache=False)[0]
     except ImportError as error:
-        raise AttlasError(f"{scheme}://{place}: {_why(error)}; `pip install 'attlas[remote]'` brings s3fs") from None
+        raise AttlasError(f"{scheme}://{address}: {_why(error)}; `pip install 'attlas[remote]'` brings s3fs") from None
     except ValueError as error:
-        raise AttlasError(f"{scheme}://{place}: {_why(error)}") from None
+        raise AttlasError(f"{scheme}://{address}: {_why(error)}") from None
 
 
 def stamp(url: str) -> tuple[int, int] | None:
-    """(bytes, time of change in ns, or -1) of a file; None where there is none."""
+    """(bytes, time of change in ns or -1) of a file; None if there is no such file."""
     system, path = filesystem(url)
     with failures():
         try:
@@ -66,7 +66,7 @@ def stamp(url: str) -> tuple[int, int] | None:
 
 
 def exists(url: str) -> bool:
-    """Whether anything lies there, a folder included."""
+    """Whether a file or folder exists."""
     system, path = filesystem(url)
     with failures():
         return bool(system.exists(path))
@@ -79,13 +79,13 @@ def listing(url: str) -> Iterator[tuple[str, int, int]]:
         found = system.find(path, detail=True)
     root = f"{path.rstrip('/')}/"
     for name, info in found.items():
-        # A marker that stands for a folder ends in a slash, or has the folder's own name.
+        # A file that marks a folder ends in a slash, or has the folder's own name.
         if info["type"] == "file" and name.startswith(root) and not name.endswith("/"):
             yield name[len(root) :], int(info["size"] or 0), _changed(info)
 
 
 def matches(url: str) -> list[str]:
-    """The URLs that a pattern with `*` or `?` names, sorted."""
+    """The URLs that match a pattern with `*` or `?`, sorted."""
     system, path = filesystem(url)
     with failures():
         found = system.glob(path)
@@ -93,7 +93,7 @@ def matches(url: str) -> list[str]:
 
 
 def opened(url: str) -> BinaryIO:
-    """A file to read and to seek in, forwards above all."""
+    """Open a file for reading and seeking, mostly forwards."""
     system, path = filesystem(url)
     with failures():
         file: BinaryIO = system.open(path, "rb", block_size=BLOCK, cache_type="readahead")
@@ -105,16 +105,16 @@ def read(url: str, most: int | None = None) -> bytes:
     system, path = filesystem(url)
     with failures():
         try:
-            # With a start there is one request where s3fs otherwise asks for the size first.
+            # With a start it is one request; otherwise s3fs requests the size first.
             return bytes(system.cat_file(path, start=0, end=most))
         except OSError as error:
-            if "not satisfiable" in str(error):  # S3 has no range of an empty file
+            if "not satisfiable" in str(error):  # S3 has no ranges of an empty file
                 return b""
             raise
 
 
 def names(url: str) -> list[str]:
-    """The names of what lies directly in a folder, in no order; none where there is no folder."""
+    """The names directly in a folder, in no order; empty if there is no such folder."""
     system, path = filesystem(url)
     with failures():
         try:
@@ -125,11 +125,11 @@ def names(url: str) -> list[str]:
 
 
 def write(url: str, data: bytes, *, exclusive: bool = False) -> None:
-    """Put a whole file.
+    """Write a whole file.
 
     Raises:
-        FileExistsError: `exclusive`, and there is one already.
-        OSError: it cannot be put.
+        FileExistsError: it exists, and `exclusive` is true.
+        OSError: it cannot be written.
     """
     system, path = filesystem(url)
     with failures():
@@ -137,7 +137,7 @@ def write(url: str, data: bytes, *, exclusive: bool = False) -> None:
 
 
 def delete(urls: Sequence[str]) -> None:
-    """Delete files of one file system, those that are there."""
+    """Delete files of one file system, as far as they exist."""
     with failures():
         found = [filesystem(url) for url in urls]
         try:
@@ -150,7 +150,7 @@ def delete(urls: Sequence[str]) -> None:
 
 @contextmanager
 def failures() -> Iterator[None]:
-    """Network libraries have exceptions of their own; outside this module they are all OSError."""
+    """Convert the exceptions of network libraries to OSError."""
     try:
         yield
     except (OSError, AttlasError):
@@ -160,7 +160,7 @@ def failures() -> Iterator[None]:
 
 
 def _changed(info: dict[str, Any]) -> int:
-    """The time of change in ns; every file system has its own word for it."""
+    """The time of change in ns; every file system has its own name for it."""
     for name in ("LastModified", "mtime", "updated", "last_modified", "modified"):
         value = info.get(name)
         if isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""Images in tar archives, as plain trees or by WebDataset's convention, read in place."""
+"""Images in tar archives, as plain trees or by WebDataset's convention, read without unpacking."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from .tarfiles import BrokenError, Member, members
 
 __all__ = ["Shards"]
 
-# Of several images of one sample the first of these is the sample's own, as WebDataset users ask for "jpg;png;...".
+# If a sample has several images, the one with the first of these suffixes is its own, as in WebDataset's "jpg;png;...".
 ORDER = ("jpg", "jpeg", "png", "webp")
-# In compound suffixes, such as `0001.seg.png`, these words say that it is about the image and not the image.
+# In compound suffixes, such as `0001.seg.png`, these words mean that the file describes the image.
 ABOUT = frozenset(
     {"seg", "segmentation", "mask", "masks", "matte", "alpha", "depth", "disparity", "flow", "normal", "normals",
      "edge", "edges", "canny", "semantic", "instance", "panoptic", "annotation", "label", "labels", "gt", "heatmap",
      "saliency", "thumb", "thumbnail"}
 )  # fmt: skip
 NOT_OWN = "images beside a sample's own (such as NAME.seg.png)"
-# What stands beside an image under its own name: `0001.jpg`, `0001.cls`, `0001.json`, `0001.txt`.
+# Suffixes of a sample's metadata (`0001.cls`, `0001.json`, `0001.txt` for `0001.jpg`), with limits in bytes.
 BESIDE = {"cls": 4096, "json": 2**20, "txt": 2**18}
-SCANS = 16  # archives elsewhere that are looked through at once: each waits for its answers
-_SPLIT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)  # WebDataset's: the name up to its first dot
+SCANS = 16  # remote archives that are scanned at once: each mostly waits
+_SPLIT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)  # WebDataset's rule: the name up to its first dot
 
 
 @dataclass(frozen=True, eq=False)
 class Shards(BaseSource):
-    """The images of one or several tar archives, in the archives' order and within each in that of its members.
+    """The images of one or several tar archives, in the order of the archives and their members.
 
-    A key is the member's name; of several archives, the archive's name stands before it as a folder. Members under one
-    name up to the first dot are a sample: the label is what its `.cls` says, else its `.json` under `label`, else what
-    the image's own path says as in a folder (below a top folder that all share). Scalars of the `.json` and the text of
-    a `.txt` are columns. A sample has one image, whose suffix is an image's alone: `0001.seg.png` is none.
+    A key is the member's name; with several archives, it starts with the archive's name as a folder. Members with the
+    same name up to the first dot are a sample. Its label is the text of its `.cls`, else `label` in its `.json`, else
+    it is taken from the image's path as in a folder (without a top folder that all share). Scalars of the `.json` and
+    the text of a `.txt` are columns. A sample has one image, with only an image suffix: not `0001.seg.png`.
 
     Attributes:
-        name: of the archive, or of the folder or pattern that named several.
-        shards: where each archive lies; `stamps`: what each was when it was listed.
-        shard: (image) int32, which archive; `offset`: (image) int64, bytes from its beginning.
+        name: name of the archive, or of the folder or pattern of several archives.
+        shards: path or URL of each archive; `stamps`: the stamp of each archive when it was listed.
+        shard: (image) int32, index of the archive; `offset`: (image) int64, bytes from its start.
     """
 
     name: str
@@ -67,11 +67,11 @@ class Shards(BaseSource):
         """Read every header once.
 
         Raises:
-            AttlasError: an archive is not there, is none, is compressed or broken; a name is there twice; no image.
+            AttlasError: an archive is missing, not a tar archive, compressed or broken; a name is repeated; no image.
         """
         several = len(shards) > 1
         with ThreadPoolExecutor(SCANS if files.is_url(shards[0]) else 1) as pool:
-            scans = list(pool.map(lambda place: _scan(place, len(shards)), shards))
+            scans = list(pool.map(lambda path: _scan(path, len(shards)), shards))
         others: dict[str, int] = {}
         columns = Columns()
         for scan in scans:
@@ -86,7 +86,7 @@ class Shards(BaseSource):
             raise AttlasError(f"{shards[0]}{' and the others' if several else ''}: no images found ({seen})")
         labels = _labels(names, [label for scan in scans for label in scan.labels])
         if several:
-            folders = [files.name_of(place) for place in shards]
+            folders = [files.name_of(path) for path in shards]
             names = [f"{folder}/{m}" for folder, scan in zip(folders, scans, strict=True) for m in scan.names]
         keys = text(names)
         twice = repeated(keys)
@@ -107,13 +107,13 @@ class Shards(BaseSource):
         )
 
     def read(self, item: Item) -> bytes:
-        """A member's bytes, from an archive that each thread keeps open."""
+        """A member's bytes; each thread keeps its archive open."""
         shard = self.shard[item.index]
         return files.read_part(self.shards[shard], int(self.offset[item.index]), item.size, self.stamps[shard])
 
 
 class _Scan:
-    """One archive's images, and what stood beside them."""
+    """One archive's images and their metadata."""
 
     def __init__(self, stamp: Stamp) -> None:
         self.stamp = stamp
@@ -126,17 +126,17 @@ class _Scan:
     def leave(self, reason: str) -> None:
         self.others[reason] = self.others.get(reason, 0) + 1
 
-    def close(self, images: Sequence[Member], said: Mapping[str, Any]) -> None:
-        """One sample: its images, and what its other members say."""
-        own = _own(images, sample=bool(said))
+    def close(self, images: Sequence[Member], metadata: Mapping[str, Any]) -> None:
+        """Finish one sample: add its images, with the metadata from its other members by suffix."""
+        own = _own(images, sample=bool(metadata))
         for _ in range(len(images) - len(own)):
             self.leave(NOT_OWN)
         row: dict[str, Any] = {}
-        if isinstance(said.get("json"), dict):
-            row |= said["json"]
-        label = row.pop("label", None) if said.get("cls") is None else said["cls"]
-        if "txt" in said:
-            row["txt"] = said["txt"]
+        if isinstance(metadata.get("json"), dict):
+            row |= metadata["json"]
+        label = row.pop("label", None) if metadata.get("cls") is None else metadata["cls"]
+        if "txt" in metadata:
+            row["txt"] = metadata["txt"]
         for image in own:
             self.names.append(image.name)
             plain = isinstance(label, str | int | float) and not isinstance(label, bool)
@@ -145,15 +145,15 @@ class _Scan:
             self.mtimes.append(image.mtime_ns)
             self.offsets.append(image.offset)
             self.columns.add(row)
-        if not own and any(value is not None for value in said.values()):
+        if not own and any(value is not None for value in metadata.values()):
             self.leave("samples without an image")
 
 
 def _own(images: Sequence[Member], *, sample: bool) -> Sequence[Member]:
-    """Which of the images that share a name up to its first dot count.
+    """The images to use among those with the same name up to its first dot.
 
-    With other members beside them they are a WebDataset's `sample`, which has one. Without, they are files of a plain
-    tree, such as `scan.001.jpg`, that each stand for themselves, but for what is about another of them.
+    With other members they are a WebDataset `sample`, which has one image. Otherwise they are files of a plain tree,
+    such as `scan.001.jpg`, and all are used except those that describe another image.
     """
     suffixes = {m: m.name.rpartition("/")[2].partition(".")[2].lower().split(".") for m in images}
     about = [m for m in images if ABOUT & set(suffixes[m][:-1])]
@@ -165,25 +165,25 @@ def _own(images: Sequence[Member], *, sample: bool) -> Sequence[Member]:
     return sorted(simple, key=lambda m: ranks.get(suffixes[m][0], len(ORDER)))[:1] or plain
 
 
-def _scan(place: str, shards: int) -> _Scan:
+def _scan(path: str, shards: int) -> _Scan:
     """Read an archive's headers."""
     try:
-        stamp = files.stamp(place)
+        stamp = files.stamp(path)
         if stamp is None:
             among = f" (one of {shards:,} that were named)" if shards > 1 else ""
-            raise AttlasError(f"{place}: there is no such file{among}")
+            raise AttlasError(f"{path}: there is no such file{among}")
         found = _Scan(stamp)
-        with remote.failures(), files.opened(place) as file:
+        with remote.failures(), files.opened(path) as file:
             _fill(found, file)
     except BrokenError as error:
-        raise AttlasError(f"{place}: {error}") from None
+        raise AttlasError(f"{path}: {error}") from None
     except (OSError, ChangedError) as error:
-        raise AttlasError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise AttlasError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     return found
 
 
 def _fill(found: _Scan, file: BinaryIO) -> None:
-    sample, images, said = "", list[Member](), dict[str, Any]()
+    sample, images, metadata = "", list[Member](), dict[str, Any]()
     for member in members(file, found.stamp.size):
         if member.other:
             found.leave(member.other)
@@ -201,8 +201,8 @@ def _fill(found: _Scan, file: BinaryIO) -> None:
             continue
         base, suffix = parts[1], parts[2].lower()
         if base != sample:
-            found.close(images, said)
-            sample, images, said = base, [], {}
+            found.close(images, metadata)
+            sample, images, metadata = base, [], {}
         if is_image(name):
             try:
                 name.encode()
@@ -212,18 +212,18 @@ def _fill(found: _Scan, file: BinaryIO) -> None:
             images.append(member._replace(name=name))
         elif suffix in BESIDE:
             try:
-                said[suffix] = _said(suffix, member, file)
+                metadata[suffix] = _metadata(suffix, member, file)
             except (ValueError, RecursionError):
-                said[suffix] = None
+                metadata[suffix] = None
                 found.leave(f".{suffix} members that do not read")
         else:
-            said[suffix] = None
+            metadata[suffix] = None
             found.leave("members without an image suffix")
-    found.close(images, said)
+    found.close(images, metadata)
 
 
-def _said(suffix: str, member: Member, file: BinaryIO) -> Any:
-    """What a member beside an image says; a ValueError where that is too much, or no text."""
+def _metadata(suffix: str, member: Member, file: BinaryIO) -> Any:
+    """The value of a metadata member; ValueError if it is too large or not text."""
     if member.size > BESIDE[suffix]:
         raise ValueError(suffix)
     file.seek(member.offset)
@@ -231,11 +231,11 @@ def _said(suffix: str, member: Member, file: BinaryIO) -> Any:
     return json.loads(data) if suffix == "json" else data.decode("utf-8").strip()
 
 
-def _labels(names: Sequence[str], said: Sequence[str | None]) -> list[str]:
-    """What samples say of themselves, else what their paths say."""
-    if all(label is not None for label in said):
-        return [label or "" for label in said]
-    # `tar -cf images.tar images/` puts one folder above all, which tells no image from another.
+def _labels(names: Sequence[str], own: Sequence[str | None]) -> list[str]:
+    """The labels: the samples' `own`, else from their paths."""
+    if all(label is not None for label in own):
+        return [label or "" for label in own]
+    # `tar -cf images.tar images/` puts one folder above all, which is not a label.
     top = names[0].partition("/")[0] + "/"
     depth = len(top) if all(name.startswith(top) and name.count("/") > 1 for name in names) else 0
-    return [label_of(name[depth:]) if label is None else label for name, label in zip(names, said, strict=True)]
+    return [label_of(name[depth:]) if label is None else label for name, label in zip(names, own, strict=True)]

@@ -1,7 +1,7 @@
-"""The headers of a tar archive: what lies where in it. Nothing is ever unpacked to disk.
+"""Read the headers of a tar archive, to find its members. Nothing is ever unpacked to disk.
 
 Formats: POSIX ustar and pax (IEEE Std 1003.1-2017, `pax`), GNU's long names and base-256 numbers. Python's `tarfile`
-keeps every member and believes every size; here what is read beside the members is bounded.
+keeps every member in memory and trusts every size; here everything that is read has a limit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 __all__ = ["BrokenError", "Member", "members"]
 
 BLOCK = 512
-MAX_EXTENDED = 2**20  # of a long name or a pax record
-MAX_PADDING = 2**20  # behind the end mark
+MAX_EXTENDED = 2**20  # bytes of a long name or a pax record
+MAX_PADDING = 2**20  # bytes after the end mark
 MAX_SECONDS = 2**33
 ZEROS = bytes(BLOCK)
 REGULAR = frozenset({b"0", b"\0", b"7"})
@@ -26,11 +26,11 @@ PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb
 
 
 class BrokenError(Exception):
-    """What is wrong with an archive, and at which byte."""
+    """An archive is broken; the text says how, and at which byte."""
 
 
 class Member(NamedTuple):
-    """One member: `other` says what it is where it is no regular file, and is "" where it is one."""
+    """One member: `other` is its kind if it is not a regular file, else ""."""
 
     name: str
     offset: int
@@ -40,14 +40,14 @@ class Member(NamedTuple):
 
 
 def members(file: BinaryIO, length: int) -> Iterator[Member]:
-    """The members of an archive of `length` bytes in their order, folders left out.
+    """The members of an archive of `length` bytes in their order, without folders.
 
     Raises:
-        BrokenError: it is no tar archive, it is compressed, or it ends too early.
+        BrokenError: it is not a tar archive, is compressed, or ends too early.
     """
     at, count = 0, 0
-    known: dict[str, str] = {}  # of every member from here on
-    once: dict[str, str] = {}  # of the next member
+    known: dict[str, str] = {}  # fields of all following members
+    once: dict[str, str] = {}  # fields of the next member only
     while True:
         file.seek(at)
         header = file.read(BLOCK)
@@ -77,10 +77,10 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
                 (once if kind == b"x" else known).update(_records(extra, at))
             at = data + _padded(size)
             continue
-        said = known | once
+        fields = known | once
         once = {}
-        name = said.get("path") or _name(header)
-        size = _integer(said["size"], at) if "size" in said else size
+        name = fields.get("path") or _name(header)
+        size = _integer(fields["size"], at) if "size" in fields else size
         if size < 0:
             raise BrokenError(f"has a broken header at byte {at:,}; copy or make it again")
         holds = kind in REGULAR or kind not in (b"1", b"2", b"3", b"4", b"5", b"6")
@@ -93,15 +93,15 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
             )
         if kind != b"5" and not (kind in REGULAR and name.endswith("/")):
             other = "" if kind in REGULAR else KINDS.get(kind, "members of an unknown kind")
-            if any(word.startswith("GNU.sparse") for word in said):
+            if any(word.startswith("GNU.sparse") for word in fields):
                 other = "sparse files"
             count += 1
-            yield Member(name, data, size, _time(said.get("mtime"), header, at), other)
+            yield Member(name, data, size, _time(fields.get("mtime"), header, at), other)
         at = after
 
 
 def _check(header: bytes, at: int) -> None:
-    """Hold a header against its own sum."""
+    """Check a header against its checksum."""
     if at == 0:
         packed = next((name for magic, name in PACKED.items() if header.startswith(magic)), None)
         if packed is not None:
@@ -117,7 +117,7 @@ def _check(header: bytes, at: int) -> None:
 
 
 def _ended(file: BinaryIO, at: int, length: int) -> None:
-    """Behind the end mark there is padding to the size of a tape's record, and nothing else."""
+    """Check that after the end mark there is only padding, to the size of a tape record."""
     rest = length - at
     if rest > MAX_PADDING or file.read(rest).strip(b"\0"):
         raise BrokenError(
@@ -126,7 +126,7 @@ def _ended(file: BinaryIO, at: int, length: int) -> None:
 
 
 def _behind_map(file: BinaryIO, header: bytes, data: int) -> int:
-    """Where the data begins of GNU's own sparse files, whose map may need further blocks."""
+    """The start of the data of a GNU sparse file, whose map may have more blocks before it."""
     more = header[482:483]
     while more and more != b"\0":
         file.seek(data)
@@ -136,7 +136,7 @@ def _behind_map(file: BinaryIO, header: bytes, data: int) -> int:
 
 
 def _number(digits: bytes, at: int) -> int:
-    """An octal field, or GNU's base 256."""
+    """The value of an octal field, or of GNU's base 256."""
     if digits[:1] == b"\x80":
         return int.from_bytes(digits[1:], "big")
     if digits[:1] == b"\xff":
@@ -156,17 +156,17 @@ def _integer(digits: str, at: int) -> int:
     return int(digits)
 
 
-def _time(said: str | None, header: bytes, at: int) -> int:
-    """Nanoseconds since 1970; -1 where that is no time that anyone keeps."""
+def _time(field: str | None, header: bytes, at: int) -> int:
+    """Nanoseconds since 1970; -1 for a time that is out of range."""
     try:
-        seconds = Decimal(_number(header[136:148], at)) if said is None else Decimal(said)
+        seconds = Decimal(_number(header[136:148], at)) if field is None else Decimal(field)
     except InvalidOperation:
         raise BrokenError(f"has a broken pax header before byte {at:,}; make it again") from None
     return int(seconds * 10**9) if seconds.is_finite() and abs(seconds) <= MAX_SECONDS else -1
 
 
 def _records(extra: bytes, at: int) -> dict[str, str]:
-    """A pax header's `length key=value` lines, those that matter here."""
+    """The relevant `length key=value` lines of a pax header."""
     found = {}
     while extra and extra[:1] != b"\0":
         digits, space, _ = extra.partition(b" ")
@@ -184,7 +184,7 @@ def _records(extra: bytes, at: int) -> dict[str, str]:
 
 def _name(header: bytes) -> str:
     name = _text(header[:100].split(b"\0", 1)[0])
-    # GNU's own format has other things where ustar has the prefix.
+    # GNU's format has other data at the position of ustar's prefix.
     prefix = _text(header[345:500].split(b"\0", 1)[0]) if header[257:263] == b"ustar\0" else ""
     return f"{prefix}/{name}" if prefix else name
 

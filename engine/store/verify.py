@@ -82,8 +82,8 @@ def _check(store: Store, plan: Plan, k: int) -> str | None:
             elif dim == "image":
                 store.read(name, slice(images.start, images.stop))
             else:
-                for place, _ in plan.sampled(images):
-                    store.read(name, place)
+                for index, _ in plan.sampled(images):
+                    store.read(name, index)
     except DamagedError as error:
         return str(error).removeprefix(f"{store.path}: ").partition(";")[0]
     return None
@@ -91,10 +91,10 @@ def _check(store: Store, plan: Plan, k: int) -> str | None:
 
 def _rows(store: Store, name: str, batch: range, valid: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> str | None:
     """Read a batch of a large array, and check the rows of probabilities in it."""
-    for place, layer in enumerate(store.spec.layers):
-        if place not in store.kept_layers:
+    for index, layer in enumerate(store.spec.layers):
+        if index not in store.kept_layers:
             continue
-        values = store.read(name, (slice(batch.start, batch.stop), place))[valid[: len(batch)]]
+        values = store.read(name, (slice(batch.start, batch.stop), index))[valid[: len(batch)]]
         if name not in ("attention", "attention_mean") or store.spec.attention_kind != "probability":
             continue
         off = np.abs(values.sum(axis=-1, dtype=np.float32) - 1)
