@@ -27,8 +27,13 @@ __all__ = ["CONTEXT", "INPUTS", "Parameter", "Statistic", "context", "sizes"]
 
 # What a formula may take, by the names of its arguments: arrays of the store, with their names there, and what
 # the graph says.
-INPUTS = {"attention": "attention", "gradient": "gradient", "weighted": "gradient_mean",
-          "positive": "gradient_positive", "value_norm": "value_norm"}  # fmt: skip
+INPUTS = {
+    "attention": "attention",
+    "gradient": "gradient",
+    "weighted": "gradient_mean",
+    "positive": "gradient_positive",
+    "value_norm": "value_norm",
+}
 CONTEXT = (*INPUTS, "grid", "patch_size", "prefix", "kind", "readout", "spec")
 READOUTS = ("class", "mean", "distilled")
 SHORT = {"start_layer": "start"}  # how a parameter is called where it is not by its name in Python
@@ -76,8 +81,12 @@ class Parameter:
     @property
     def words(self) -> str:
         """What it may be, as a sentence."""
-        kinds = {bool: "it is true or false", int: "it is a whole number", float: "it is a number",
-                 tuple: "it is rows as 0+3, or readout"}  # fmt: skip
+        kinds = {
+            bool: "it is true or false",
+            int: "it is a whole number",
+            float: "it is a number",
+            tuple: "it is rows as 0+3, or readout",
+        }
         return f"there is {', '.join(self.choices)}" if self.choices else kinds[self.kind]
 
     @property
@@ -259,9 +268,14 @@ class Statistic:
         units = "1" if chosen.get("normalized") else chosen.get("unit", self.units)
         said = f"{self.long_name or self.name}; here {', '.join(words)}"
         return dataclasses.replace(
-            self, name=".".join([self.name, *spelled]), long_name=said, units=units, given={**self.given, **chosen},
-            kernels={}, default=False,
-        )  # fmt: skip
+            self,
+            name=".".join([self.name, *spelled]),
+            long_name=said,
+            units=units,
+            given={**self.given, **chosen},
+            kernels={},
+            default=False,
+        )
 
     def asked(self, text: str) -> Statistic:
         """The same with the parameters of `start=1,fusion=max`, or of `start-1.fusion-max` as names have them.
@@ -340,18 +354,31 @@ def sizes(spec: GraphSpec) -> dict[str, int]:
     """How long each dimension of a result is."""
     (rows, columns), n = spec.grid, spec.tokens
     return {
-        "layer": len(spec.layers), "head": spec.heads, "other_head": spec.heads, "prefix": len(spec.prefix),
-        "y": rows, "x": columns, "offset_y": 2 * rows - 1, "offset_x": 2 * columns - 1, "query": n, "key": n,
-        "token": n, "entropy_bin": BINS, "distance_bin": BINS,
-    }  # fmt: skip
+        "layer": len(spec.layers),
+        "head": spec.heads,
+        "other_head": spec.heads,
+        "prefix": len(spec.prefix),
+        "y": rows,
+        "x": columns,
+        "offset_y": 2 * rows - 1,
+        "offset_x": 2 * columns - 1,
+        "query": n,
+        "key": n,
+        "token": n,
+        "entropy_bin": BINS,
+        "distance_bin": BINS,
+    }
 
 
 def context(spec: GraphSpec) -> dict[str, Any]:
     """What a formula may take of the graph, by name; of a model that reads by a pool the readout is an image's own."""
     found = {
-        "grid": spec.grid, "patch_size": spec.patch_size, "prefix": len(spec.prefix), "kind": spec.attention_kind,
+        "grid": spec.grid,
+        "patch_size": spec.patch_size,
+        "prefix": len(spec.prefix),
+        "kind": spec.attention_kind,
         "spec": spec,
-    }  # fmt: skip
+    }
     if spec.readout != "pool":
         found["readout"] = readout_rows(spec.prefix, spec.grid, spec.readout)
     return found

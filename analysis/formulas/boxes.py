@@ -17,9 +17,16 @@ from .arrays import Array, constant, floating, namespace
 from .maps import mass_mask
 
 __all__ = [
-    "Box", "box_jaccard", "box_mass", "centre_box", "cover", "object_similarity", "object_vectors", "pointing_hit",
+    "Box",
+    "box_jaccard",
+    "box_mass",
+    "centre_box",
+    "cover",
+    "object_similarity",
+    "object_vectors",
+    "pointing_hit",
     "read_coco",
-]  # fmt: skip
+]
 
 Box = tuple[float, float, float, float]
 Cover = list[list[float]]
@@ -68,8 +75,10 @@ def cover(box: Box, crop: Box, grid: tuple[int, int]) -> Cover:
     if not (box[2] > box[0] and box[3] > box[1]):
         raise UsageError(f"box {box} has no area")
     parts = []
-    for low, high, start, stop, count in ((box[0], box[2], crop[0], crop[2], grid[0]),
-                                          (box[1], box[3], crop[1], crop[3], grid[1])):  # fmt: skip
+    for low, high, start, stop, count in (
+        (box[0], box[2], crop[0], crop[2], grid[0]),
+        (box[1], box[3], crop[1], crop[3], grid[1]),
+    ):
         size = (stop - start) / count
         edges = [start + i * size for i in range(count)]
         parts.append([max(0.0, min(high, edge + size) - max(low, edge)) / size for edge in edges])

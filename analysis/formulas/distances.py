@@ -33,9 +33,12 @@ def uniform_distance(grid: tuple[int, int], patch_size: tuple[float, float]) -> 
 
 
 def distance(
-    attention: Array, grid: tuple[int, int], patch_size: tuple[float, float], *,
+    attention: Array,
+    grid: tuple[int, int],
+    patch_size: tuple[float, float],
+    *,
     unit: Literal["pixels", "patches"] = "pixels",
-) -> Array:  # fmt: skip
+) -> Array:
     """Mean attention distance as published: mean_i sum_j A_ij D_ij over patches, rows not renormalised; pixels.
 
     A head that looks at the class token seems local in it. Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11;
@@ -55,9 +58,12 @@ def distance(
 
 
 def distance_renormalized(
-    attention: Array, grid: tuple[int, int], patch_size: tuple[float, float], *,
+    attention: Array,
+    grid: tuple[int, int],
+    patch_size: tuple[float, float],
+    *,
     unit: Literal["pixels", "patches"] = "pixels",
-) -> Array:  # fmt: skip
+) -> Array:
     """Mean attention distance, each row's patch mass scaled to 1 first; pixels. The one to compare models with.
 
     Rows without patch mass are left out of the mean (`rows_without_patch_mass` counts them); NaN where none is left.

@@ -19,9 +19,13 @@ def row_entropy(attention: Array) -> Array:
 
 
 def entropy(
-    attention: Array, *, kind: str = "probability", rows: Sequence[int] | None = None,
-    unit: Literal["nats", "bits"] = "nats", normalized: bool = False,
-) -> Array:  # fmt: skip
+    attention: Array,
+    *,
+    kind: str = "probability",
+    rows: Sequence[int] | None = None,
+    unit: Literal["nats", "bits"] = "nats",
+    normalized: bool = False,
+) -> Array:
     """Entropy of the rows over all keys, averaged over queries.
 
     Of single heads only: the entropy of head-averaged attention is something else, larger than the heads' mean.
@@ -44,9 +48,14 @@ def entropy(
 
 
 def entropy_patch(
-    attention: Array, prefix: int, *, kind: str = "probability", rows: Sequence[int] | None = None,
-    unit: Literal["nats", "bits"] = "nats", normalized: bool = False,
-) -> Array:  # fmt: skip
+    attention: Array,
+    prefix: int,
+    *,
+    kind: str = "probability",
+    rows: Sequence[int] | None = None,
+    unit: Literal["nats", "bits"] = "nats",
+    normalized: bool = False,
+) -> Array:
     """Entropy of the rows over patch keys, each row's patch mass scaled to 1 first, averaged over queries.
 
     Rows without patch mass are left out (`rows_without_patch_mass` counts them); NaN where none is left. With prefix

@@ -13,9 +13,16 @@ from .arrays import Array, constant, floating, namespace, patch_part, prefix_of
 from .rollouts import Readout
 
 __all__ = [
-    "class_token_weight", "mass_mask", "offset_map", "query_map", "readout_map", "received_attention", "score_matrix",
-    "sink_mask", "sink_share",
-]  # fmt: skip
+    "class_token_weight",
+    "mass_mask",
+    "offset_map",
+    "query_map",
+    "readout_map",
+    "received_attention",
+    "score_matrix",
+    "sink_mask",
+    "sink_share",
+]
 
 Reading = Literal["query", "key", "head"]
 
@@ -133,9 +140,12 @@ def sink_share(attention: Array, grid: tuple[int, int], *, times: float = 4.0) -
 
 
 def offset_map(
-    attention: Array, grid: tuple[int, int], *, form: Literal["per_query", "pooled"] = "per_query",
+    attention: Array,
+    grid: tuple[int, int],
+    *,
+    form: Literal["per_query", "pooled"] = "per_query",
     renormalized: bool = True,
-) -> Array:  # fmt: skip
+) -> Array:
     """Attention by where the key lies from the query, averaged over queries, patches only.
 
     `per_query` averages over the queries that have such a key inside the image, so that border and centre compare;

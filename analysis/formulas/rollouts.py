@@ -18,9 +18,19 @@ from ...errors import UsageError
 from .arrays import Array, constant, floating, namespace, prefix_of
 
 __all__ = [
-    "Fusion", "chefer", "discard_smallest", "fuse", "gradient_mean", "gradient_positive", "gradient_rollout",
-    "head_importance", "readout_rows", "rollout", "rollout_discard", "rollout_vit_explain",
-]  # fmt: skip
+    "Fusion",
+    "chefer",
+    "discard_smallest",
+    "fuse",
+    "gradient_mean",
+    "gradient_positive",
+    "gradient_rollout",
+    "head_importance",
+    "readout_rows",
+    "rollout",
+    "rollout_discard",
+    "rollout_vit_explain",
+]
 
 Fusion = Literal["mean", "max", "min"]
 Readout = int | Sequence[int] | Array
@@ -86,9 +96,15 @@ def discard_smallest(fused: Array, ratio: float, *, ties: bool = True) -> Array:
 
 
 def rollout(
-    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, residual: float = 0.5,
-    start_layer: int = 0, fusion: Fusion = "mean", discard: float = 0.0,
-) -> Array:  # fmt: skip
+    attention: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    residual: float = 0.5,
+    start_layer: int = 0,
+    fusion: Fusion = "mean",
+    discard: float = 0.0,
+) -> Array:
     """Attention rollout as published: R = M_L ... M_1, M = (a F + (1 - a) I) with rows divided by their sums.
 
     F is the mean over heads and a = `residual` the weight of the attention, 0.5 in the paper; 1.0 leaves the residual
@@ -115,9 +131,14 @@ def rollout(
 
 
 def rollout_discard(
-    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, fusion: Fusion, discard: float,
+    attention: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    fusion: Fusion,
+    discard: float,
     start_layer: int = 0,
-) -> Array:  # fmt: skip
+) -> Array:
     """Rollout with small entries discarded: M = (D + I) / 2 with rows divided by their sums.
 
     D is the fused attention without its entries strictly below the k-th smallest, k = int(N^2 x `discard`); equal
@@ -133,9 +154,13 @@ def rollout_discard(
 
 
 def rollout_vit_explain(
-    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, fusion: Fusion = "max",
+    attention: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    fusion: Fusion = "max",
     discard: float = 0.9,
-) -> Array:  # fmt: skip
+) -> Array:
     """The rollout of the repository jacobgil/vit-explain, scaled by its maximum.
 
     Its code divides (D + I) / 2 by the row sums without keeping the axis, so column j is divided by the sum of row j.
@@ -168,9 +193,13 @@ def gradient_positive(attention: Array, gradient: Array) -> Array:
 
 
 def gradient_rollout(
-    weighted: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, discard: float = 0.0,
+    weighted: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    discard: float = 0.0,
     start_layer: int = 0,
-) -> Array:  # fmt: skip
+) -> Array:
     """Gradient rollout: F = max(mean_h(A x G), 0), smallest entries discarded, (F + I) / 2, rows normalised, product.
 
     G is the gradient of the target class's raw logit by the attention. Hebbar et al., eqs. 3.4a to 3.4e.

@@ -83,10 +83,15 @@ class Pooled:
 
 @shows("images")
 def analyze(
-    store_path: str | os.PathLike[str], names: Sequence[str | Statistic] | None = None, *, by: str = "",
-    workers: int | None = None, executor: Executor | None = None, overwrite: bool = False,
+    store_path: str | os.PathLike[str],
+    names: Sequence[str | Statistic] | None = None,
+    *,
+    by: str = "",
+    workers: int | None = None,
+    executor: Executor | None = None,
+    overwrite: bool = False,
     progress: Show[Progress] = None,
-) -> AnalyzeResult:  # fmt: skip
+) -> AnalyzeResult:
     """Compute statistics of a store and write them into it.
 
     By default: the default statistics that the run did not make, from stored attention, whatever an earlier analysis
@@ -132,10 +137,15 @@ def analyze(
     except OSError as error:
         raise AttlasError(f"{store_path}: cannot be written ({error.strerror or error})") from None
     return AnalyzeResult(
-        path=store.path, images=int(work.source.mask.sum()), made=tuple(sorted(work.gathered.made)), summed=summed,
-        read=work.gathered.read, seconds=time.perf_counter() - started, finished=bool(work.source.done.all()),
+        path=store.path,
+        images=int(work.source.mask.sum()),
+        made=tuple(sorted(work.gathered.made)),
+        summed=summed,
+        read=work.gathered.read,
+        seconds=time.perf_counter() - started,
+        finished=bool(work.source.done.all()),
         notes=_notes(work.source, by),
-    )  # fmt: skip
+    )
 
 
 def pooled(

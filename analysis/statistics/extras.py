@@ -30,9 +30,13 @@ class Extras:
     """
 
     def __init__(
-        self, store: Store, statistics: Sequence[Statistic], rows: Mapping[str, Array], places: Sequence[int],
+        self,
+        store: Store,
+        statistics: Sequence[Statistic],
+        rows: Mapping[str, Array],
+        places: Sequence[int],
         images: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Prepare: `rows` are to be filled, `places` the kept layers' on the axis, `images` how many can be read."""
         self._store, self._statistics, self._rows = store, statistics, rows
         self._places, self._images = places, images

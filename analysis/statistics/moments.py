@@ -44,9 +44,7 @@ class Moments:
         count = self.count + other.count
         delta = other.mean - self.mean
         share = other.count / np.maximum(count, 1)
-        return Moments(
-            count, self.mean + delta * share, self.second + other.second + delta**2 * self.count * share
-        )  # fmt: skip
+        return Moments(count, self.mean + delta * share, self.second + other.second + delta**2 * self.count * share)
 
     @property
     def average(self) -> Floats:
