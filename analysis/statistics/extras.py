@@ -1,4 +1,4 @@
-"""Statistics beside the fused ones, layer by layer on a batch's way through: by their kernels, or by their formulas."""
+"""All statistics but the fused ones, computed layer by layer of a batch by their kernels or formulas."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Array = npt.NDArray[Any]
 
 
 class Extras:
-    """The statistics of one unit, whose batches are shown one after another; not for several threads at once.
+    """The statistics of one unit, batch after batch; not thread-safe.
 
     Attributes:
-        sums: of those whose rows are not kept: `Totals`, or counts of histograms.
+        sums: `Totals`, or histogram counts, of statistics that keep no rows.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Extras:
         places: Sequence[int],
         images: int,
     ) -> None:
-        """Prepare: `rows` are to be filled, `places` the kept layers' on the axis, `images` how many can be read."""
+        """`rows` are filled; `places` are the kept layers' indices on the axis; `images` is how many are readable."""
         self._store, self._statistics, self._rows = store, statistics, rows
         self._places, self._images = places, images
         self._needs = {name for s in statistics for name in s.needs if name != "attention"}
@@ -57,7 +57,7 @@ class Extras:
         return bool(self._statistics)
 
     def begin(self, batch: range, pool: Array | None) -> None:
-        """The next batch, with the pool's own map where the model reads by one."""
+        """Start a batch; `pool` is the pool's map, for a model with attention pooling."""
         self._held = []
         self._inputs = {name: self._store.read(name, slice(batch.start, batch.stop)) for name in self._needs}
         pooled = self._store.spec.readout == "pool"
@@ -67,7 +67,7 @@ class Extras:
             self._row = {s.name: starts.copy() for s, _ in self._follow}
 
     def add(self, codes: Array, place: int, at: slice, there: Array) -> None:
-        """The batch's next layer towards the input, as `kernel.seen` gives it; `there` are the readable images."""
+        """Add the batch's next layer towards the input, as `fused.seen` returns it; `there` marks readable images."""
         assert self._layer is not None
         shown = self._layer
         shown.take(codes)
@@ -92,7 +92,7 @@ class Extras:
             self._held.insert(0, codes.copy())
 
     def end(self, at: slice, there: Array) -> None:
-        """What follows all layers, once the last of them is in."""
+        """Finish the statistics that combine layers, after the last layer."""
         spec = self._store.spec
         for s, _ in self._follow:
             found = self._row[s.name][:, len(spec.prefix) :]
@@ -112,7 +112,7 @@ class Extras:
         return np.array(self._layer.attention)
 
     def _of(self, s: Statistic, image: int, inputs: Mapping[str, Any]) -> Array:
-        """The formula's result, of the shape that was promised."""
+        """The formula's result, with its shape checked."""
         own = {} if self._pooled is None else {"readout": self._pooled[image]}
         try:
             found = np.asarray(s({**self._known, **own, **inputs}))
@@ -135,7 +135,7 @@ class Extras:
             self._rows[s.name][image, place] = found
 
     def _sum(self, s: Statistic, found: Array, place: int | None) -> None:
-        """Add one image's, or one batch's, result to the sum of a statistic whose rows are not kept."""
+        """Add the result of an image or batch to the sum of a statistic that keeps no rows."""
         if s.name not in self.sums:
             shape = s.shape(self._store.spec)
             total = np.full(shape, math.nan)
