@@ -64,10 +64,12 @@ def _cut(found: xr.Dataset, chunks: Mapping[str, Any] | str | int) -> xr.Dataset
         if isinstance(given, dict) and (unknown := set(given) - set(map(str, found.dims))):
             raise ValueError(f"no dimension {', '.join(sorted(unknown))}; there are {', '.join(map(str, found.dims))}")
         numbers = {name: one.variable for name, one in found.data_vars.items() if one.dtype.kind in "biuf"}
-        return found.assign({
-            name: one.chunk({d: n for d, n in given.items() if d in one.dims} if isinstance(given, dict) else given)
-            for name, one in numbers.items()
-        })  # fmt: skip
+        return found.assign(
+            {
+                name: one.chunk({d: n for d, n in given.items() if d in one.dims} if isinstance(given, dict) else given)
+                for name, one in numbers.items()
+            }
+        )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(
             f"chunks={chunks!r}: {' '.join(str(error).split())}; give sizes by dimension, such as {{'image': 64}}, "
