@@ -246,6 +246,22 @@ class Statistic:
         value = float(np.mean(self({**known, "attention": np.full((2, n, n), 1 / n)})))
         return float(f"{value:.12g}") if abs(value) > 1e-12 else 0.0  # rounding error
 
+    def refused(self, spec: GraphSpec) -> str:
+        """What its formula has against its parameters, asked with uniform attention; empty where they fit the model."""
+        if not self.given:
+            return ""
+        n = spec.tokens
+        heads = np.broadcast_to(np.float32(1 / n), (spec.heads, n, n))
+        known: dict[str, Any] = {"attention": heads, "gradient": heads, "value_norm": heads[:, 0]}
+        known |= {"weighted": heads[0], "positive": heads[0]}
+        if self.follows:
+            known = {name: [value] * len(spec.layers) for name, value in known.items()}
+        try:
+            self({"readout": heads[0, 0]} | context(spec) | known)
+        except UsageError as error:
+            return str(error)
+        return ""
+
     # -- its parameters -----------------------------------------------------------------------------------------
 
     @property

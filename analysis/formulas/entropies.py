@@ -41,7 +41,7 @@ def entropy(
         (...), float32 or better.
 
     Raises:
-        UsageError: `kind` is mixed.
+        UsageError: `kind` is mixed, or a row is not there.
     """
     refuse_mixed(kind, "entropy")
     return _averaged(row_entropy(attention), rows, unit, math.log(attention.shape[-1]) if normalized else None)
@@ -84,6 +84,8 @@ def _averaged(
 ) -> Array:
     if unit not in ("nats", "bits"):
         raise UsageError(f"unit {unit!r} is none of nats, bits")
+    if rows is not None and not all(0 <= row < h.shape[-1] for row in rows):
+        raise UsageError(f"rows {'+'.join(map(str, rows))} do not all lie in 0..{h.shape[-1] - 1}")
     scale = (1.0 if unit == "nats" else 1 / math.log(2)) if divisor is None else 1 / divisor
     chosen = constant([1.0 if rows is None or i in rows else 0.0 for i in range(h.shape[-1])], h) > 0
     return mean_where(h, chosen if there is None else chosen & there) * scale

@@ -127,6 +127,8 @@ def received_attention(attention: Array, grid: tuple[int, int], *, queries: Lite
 
 def sink_mask(attention: Array, grid: tuple[int, int], *, times: float = 4.0) -> Array:
     """Patches that receive more than `times` the uniform attention 1/N: (..., query, key) -> bool (..., y, x)."""
+    if not times > 0:
+        raise UsageError(f"times {times} is not above 0")
     return received_attention(attention, grid) > times / attention.shape[-1]
 
 

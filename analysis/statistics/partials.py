@@ -218,6 +218,8 @@ def check(store: Store, statistic: Statistic) -> None:
             "`attlas run --store-dtype float16` keeps the values"
         )
     statistic.shape(spec)
+    if why := statistic.refused(spec):
+        raise UsageError(f"{name}: {why}")
 
 
 class _Unit:
