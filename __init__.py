@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from .analysis.dataset import open as open
     from .analysis.report.page import report as report
+    from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
-    from .analysis.statistics.statistic import Statistic as Statistic
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.inspect import inspect as inspect
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttlasError": "errors",
     "Session": "engine.runtime.session",
-    "Statistic": "analysis.statistics.statistic",
+    "Statistic": "analysis.statistic",
     "Store": "engine.store.store",
     "analyze": "analysis.statistics",
     "doctor": "engine.doctor",

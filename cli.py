@@ -424,7 +424,8 @@ def main(arguments: list[str] | None = None) -> None:
     except AttlasError as error:
         note(f"attlas: {error}")
         sys.exit(error.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
+        note("attlas: interrupted; the same command goes on, or begins again where nothing could be kept")
         sys.exit(INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -434,8 +435,6 @@ def main(arguments: list[str] | None = None) -> None:
         hint = f" (`{context.command_path} --help` lists what it takes)" if context is not None else ""
         note(f"attlas: {error.format_message().rstrip('.')}{hint}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(Interrupted.exit_code)
     except BrokenPipeError:
         # The reader of stdout has closed it; the work itself is fine.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,9 +16,9 @@ from . import formulas
 from .formulas import norms, row_entropy
 from .formulas.arrays import Array, constant, floating, namespace, patch_part, prefix_of
 from .formulas.histograms import distance_edges, entropy_edges, histogram
-from .statistics.statistic import INPUTS, Statistic
+from .statistic import INPUTS, Statistic
 
-__all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolved", "written"]
+__all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolved", "summed", "written"]
 
 # How the arrays end that sum up one number per layer and head, with the dimensions of their own; how those by group do,
 # and those that say which groups there are, behind the column's name.
@@ -207,7 +207,8 @@ CATALOG: dict[str, Statistic] = {
         Statistic("chefer", ("y", "x"), formulas.chefer, "1",
                   "relevance by attention times gradient above 0, mean over heads",
                   "Chefer et al. 2021 (arXiv 2103.15679)", "chefer2021", refuses=("pool",), **_IMAGES),
-        Statistic("head_importance", HEADS, formulas.head_importance, "1", "absolute sum of attention times gradient",
+        Statistic("head_importance", HEADS, formulas.head_importance, "logit",
+                  "absolute sum of attention times gradient",
                   "Michel et al. 2019 (arXiv 1905.10650)", "michel2019", **_IMAGES),
         # What a run writes of graphs that were exported with `--norms`: their means are taken.
         Statistic("value_norm", ("layer", "head", "key"), units="1", cite="kobayashi2020",
@@ -291,6 +292,22 @@ def held(store: Store, own: Iterable[Statistic] = ()) -> list[Statistic]:
             one = Statistic(name, dims[1:], **words)
         if one is not None:
             found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def summed(store: Store) -> list[Statistic]:
+    """The statistics whose mean or counts over images a store holds, each array once.
+
+    These are `held`, and those of somebody's own that have no rows, only a mean.
+    """
+    found = {one.sum_name: one for one in held(store) if one.sum_name in store}
+    known = set(written(found.values()))
+    for name in store.attrs.get("analyzed", ()):
+        dims, attrs = store.dims(name), dict[str, Any](store.array(name).attrs)
+        own = "units_summed" in attrs and dims[:1] != ("image",) and "_by_" not in name
+        if own and name not in known and name not in found:
+            words = {key: attrs[key] for key in ("units", "long_name", "source") if key in attrs}
+            found[name] = Statistic(name, dims, rows=False, **words)
     return list(found.values())
 
 

@@ -28,10 +28,10 @@ from attlas.analysis.catalog import CATALOG, resolved
 from attlas.analysis.kernels import views
 from attlas.analysis.kernels.fused import Reducer, seen
 from attlas.analysis.kernels.layer import Layer
+from attlas.analysis.statistic import Statistic, context
 from attlas.analysis.statistics import analyze
 from attlas.analysis.statistics.chunks import Chunks
 from attlas.analysis.statistics.partials import attention_of, check, kept_layers
-from attlas.analysis.statistics.statistic import Statistic, context
 from attlas.engine.store.store import ArraySpec, Store
 from attlas.errors import AttlasError
 from attlas.exporter.spec import GraphSpec, Recipe, Weights

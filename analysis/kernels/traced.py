@@ -19,7 +19,7 @@ from ...engine.store.store import Template
 from ...exporter.spec import GraphSpec
 from .. import formulas
 from ..catalog import CATALOG
-from ..statistics.statistic import context
+from ..statistic import context
 
 __all__ = ["trace"]
 

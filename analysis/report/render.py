@@ -62,7 +62,8 @@ def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context]) -> str:
         [
             *(name for chapter in chapters for part in chapter.placed for name in part.figure.methods),
             *(["accuracy"] if any(one.top1 for one in facts) else []),
-        ]
+        ],
+        [context.store for context in contexts],
     )
     return (
         _environment()

@@ -1,6 +1,6 @@
 """What becomes of a store: which statistics of which units, computed, added up, grouped and written.
 
-A `statistic.Statistic` says everything of one. `work` says what an analysis has to do, `partials` computes what some
+`work` says what an analysis has to do, `partials` computes what some
 units contribute, with `extras` and `gradients`, `analysis` hands units out and merges, and `summary` sums up.
 """
 

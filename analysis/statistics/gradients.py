@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ..formulas import rollouts
-from .statistic import INPUTS, Statistic, context
+from ..statistic import INPUTS, Statistic, context
 
 __all__ = ["check", "computed", "weighs"]
 

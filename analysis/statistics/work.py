@@ -12,9 +12,9 @@ from ...engine.store.store import ArraySpec, Store
 from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG, PREDICTED, held, written
 from ..kernels.fused import fused
+from ..statistic import Statistic
 from .groups import check_column
 from .partials import Partial, attention_of, beside, check, groupable, kept_layers, templates
-from .statistic import Statistic
 from .summary import Source, stored_groups, stored_sum, summed_units
 
 __all__ = ["Work", "means_by", "planned"]
@@ -101,7 +101,8 @@ def planned(store: Store, asked: list[Statistic] | None, by: str, overwrite: boo
 def _default(store: Store) -> list[Statistic]:
     """The default statistics, the mean score matrix where attention is there, and what an earlier analysis made."""
     analyzed = store.attrs.get("analyzed", ())
-    there = [one for one in held(store) if one.listed and one.name in store]
+    # Earlier versions laid out rows before a formula saw its parameters, and left them there empty.
+    there = [one for one in held(store) if one.listed and one.name in store and not one.refused(store.spec)]
     found = [
         one for one in there if (one.name in analyzed or one.default or one.formula is None) and _whole(store, one)
     ]

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ...exporter.spec import GraphSpec
 from ..plan import Plan
 from ..sources.items import Item, Items, text
-from .schema import ArraySpec, Template
+from .schema import DESCRIBING, ArraySpec, Template
 
 __all__ = ["COORDINATES", "arrays", "with_room"]
 
-COORDINATES = ("path", "label", "label_class", "valid", "error", "height", "width")
+COORDINATES = ("path", "label", "label_class", *(entry.name for entry in DESCRIBING))
 OWN = frozenset(
     {
         *COORDINATES,

@@ -77,17 +77,12 @@ def export(
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
-    """Export a timm model with its attention to ONNX, and check the file against PyTorch.
-
-    `docs/graph.md` describes the inputs and outputs: logits or features, tokens, a map for each block, and optional
-    outputs.
+    """Export a timm model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
 
     Args:
         model: timm's name, with or without a pretrained tag.
-        output: the graph, `NAME.onnx`; its spec is written next to it as `NAME.json`, and weights above 2 GB as
-            `NAME.onnx.data`.
-        checkpoint: a file with weights, safetensors or a torch state dict; or `FILE:KEY` for one part of it
-            (`model_ema`, `student`). Without a key, running averages are preferred.
+        output: the graph, `NAME.onnx`; its spec is written next to it as `NAME.json`.
+        checkpoint: a file with weights (safetensors or torch), or `FILE:KEY` for one part of it, such as `model_ema`.
         pretrained: use the tag's own weights if no other source is given.
         random_init: use random weights, drawn from `seed`.
         seed: seed of the random weights.
@@ -102,11 +97,8 @@ def export(
         progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
 
     Raises:
-        UsageError: the request is wrong: a wrong type, an unknown model, an existing file, a layer that does not exist,
-            a model without global attention over patches, gradients of a model without classes, or a recipe that
-            cannot be for pixels in 0..1.
-        AttlasError: weights that cannot be loaded or do not fit, too little memory, or a graph that differs from
-            PyTorch. No file is left.
+        UsageError: an unknown model, one without global attention over patches, an existing file, a recipe not for RGB.
+        AttlasError: weights do not fit, memory is too small, or the graph differs from PyTorch. No file is left.
     """
     started = time.perf_counter()
     _check_types(model, output, checkpoint, layers, seed, num_classes)

@@ -14,8 +14,8 @@ import attlas
 import numpy as np
 import pytest
 from attlas.analysis import formulas as f
-from attlas.analysis.statistics.statistic import Statistic
-from attlas.engine.store.store import Store
+from attlas.analysis.statistic import Statistic
+from attlas.engine.store.store import ArraySpec, Store
 from attlas.errors import AttlasError, UsageError
 from support_statistics import BROKEN, IMAGES, NORMED, SPEC, attention, fill_unit, good, make_store
 
@@ -169,12 +169,31 @@ def test_what_there_is_not_is_one_line_that_lists_what_there_is(made: Path, text
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["rollout:start=7", "mass_mask:threshold=2", "rollout:residual=0", "rollout:discard=1"]
-)
-def test_values_that_no_formula_takes_are_one_line(made: Path, text: str) -> None:
-    with pytest.raises(UsageError):
+WRONG = [
+    "rollout:start=7", "rollout:start=-1", "rollout:residual=0", "rollout:residual=nan", "rollout:discard=1",
+    "rollout:readout=distilled", "rollout_vit_explain:discard=1", "mass_mask:threshold=2", "sink_share:times=-1",
+    "entropy:rows=500", "entropy_patch:rows=-1", "effective_tokens:rows=0+500",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_values_that_no_formula_takes_are_one_line_and_leave_the_store_as_it_is(made: Path, text: str) -> None:
+    names = Store(made).names
+    with pytest.raises(UsageError, match=f"^{text.partition(':')[0]}") as raised:
         statistics.analyze(made, [text])
+    assert "\n" not in str(raised.value)
+    assert Store(made).names == names
+
+
+def test_rows_laid_out_for_a_wrong_value_by_an_earlier_version_stop_no_analysis(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    make_store(path)
+    store = Store(path, writable=True)
+    (wrong,) = catalog.resolved(["rollout:discard=7"])
+    store.add([ArraySpec.from_template(wrong.template(store.spec), store.plan)])
+    statistics.analyze(path)
+    assert "rollout_mean" in Store(path).names
+    assert f"{wrong.name}_mean" not in Store(path).names
 
 
 def test_codes_are_refused_where_a_parameter_makes_single_values_decide(tmp_path: Path) -> None:

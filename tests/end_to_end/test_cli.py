@@ -11,7 +11,7 @@ from typing import Any
 import attlas
 import click
 import pytest
-from attlas.cli import cli
+from attlas.cli import cli, main
 from attlas.errors import AttlasError
 from attlas.exporter.spec import Weights
 from click.testing import CliRunner
@@ -39,6 +39,20 @@ def small_store(tiny_graph: Path, pictures: Path, tmp_path_factory: pytest.TempP
     attlas.run(tiny_graph, pictures, path, limit=4)
     attlas.analyze(path)
     return path
+
+
+@pytest.mark.parametrize(("name", "rest"), [("analyze", []), ("verify", []), ("report", ["-o", "r.html"])])
+def test_an_interrupt_says_that_the_same_command_goes_on(
+    name: str, rest: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attlas, name, interrupted)
+    with pytest.raises(SystemExit) as raised:
+        main([name, "s.zarr", *rest])
+    assert raised.value.code == 130
+    assert "attlas: interrupted; the same command goes on" in capsys.readouterr().err
 
 
 def test_the_way_through(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,20 @@ def test_a_foreign_library_is_known_to_one_room() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_packages_import_in_no_circle() -> None:
+    """Of the packages that stand side by side each can be read without those that are built on it."""
+    folders = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    graph: dict[str, set[str]] = {}
+    for name in MODULES:
+        for other, _ in imports_of(name):
+            here, there = name.split("."), other.split(".")
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(here, there, strict=False)))
+            one, two = ".".join(here[: same + 1]), ".".join(there[: same + 1])
+            if one != two and {one, two} <= folders:
+                graph.setdefault(one, set()).add(two)
+    TopologicalSorter(graph).prepare()
+
+
 def test_no_module_is_long() -> None:
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines()) for path in sources()}
     long = {name: lines for name, lines in lengths.items() if lines > MODULE_LINES}
@@ -160,13 +175,20 @@ EXTRAS = {
 
 def offered() -> dict[str, list[str]]:
     """The names in `__all__` of every module that has one, read from the source."""
-    found = {}
+    found: dict[str, list[str]] = {}
+    gathered: list[tuple[str, str]] = []
     for module, path in MODULES.items():
         for node in ast.parse(path.read_text("utf-8")).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             value = getattr(node, "value", None)
-            if value is not None and any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
+            if not any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
+                continue
+            if isinstance(node, ast.AugAssign) and isinstance(value, ast.Attribute):  # __all__ += part.__all__
+                gathered.append((module, f"{module}.{ast.unparse(value.value)}"))
+            elif value is not None:
                 found[module] = ast.literal_eval(value)
+    for module, part in gathered:
+        found[module] = [*found[module], *found[part]]
     return found
 
 

@@ -15,8 +15,9 @@ from .examples import (
     query_of_one,
     scores_of_one,
 )
+from .further import further, further_maps
 from .groups import groups
-from .heads import further, offsets, received, similarity, sorted_heads
+from .heads import offsets, received, similarity, sorted_heads
 from .objects import objects
 from .positions import positions
 
@@ -36,6 +37,7 @@ SECTIONS = (
     Section("Where attention arrives", received),
     Section("Attention by offset", offsets),
     Section("How much heads differ", similarity),
+    Section("Further mean maps", further_maps),
     Section("Example pictures", examples),
     Section("Heads of the last layer", heads_of_one),
     Section("Score matrix of one picture", scores_of_one),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ....engine.plan import spread
 from ....engine.store.store import Store
-from ... import formulas
+from ...catalog import CATALOG
 from ...statistics.moments import Moments, interval
 from ..facts import Facts
 from ..images import MAPS, example, map_of
@@ -51,9 +51,8 @@ class _Measure:
 
     def uniform(self, store: Store) -> float:
         """What uniform attention gives."""
-        if self.name == "entropy":
-            return 1.0
-        return formulas.uniform_distance(store.spec.grid, store.spec.patch_size) * self.scale(store)
+        value = CATALOG[self.name].uniform(store.spec)
+        return math.nan if value is None else value * self.scale(store)
 
 
 MEASURES = (

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ....engine.store.store import Store
-from ... import formulas
+from ...catalog import CATALOG
+from ...statistic import Statistic
 from ..numbers import Floats, mean_of, why_empty
 from ..plots.depth import Depth, depth
 from ..plots.maps import maps
@@ -30,7 +31,17 @@ from .base import (
     where,
 )
 
-__all__ = ["depth_figure", "distance", "drawable", "entropy", "masses", "mean_rollout", "prefix_mass"]
+__all__ = [
+    "depth_figure",
+    "distance",
+    "drawable",
+    "drawn_as_shares",
+    "entropy",
+    "masses",
+    "mean_rollout",
+    "prefix_mass",
+    "uniform_of",
+]
 
 BARS = (
     "A dot is one head's mean over images, its bar the 95 % bootstrap interval over images (often smaller than the "
@@ -40,22 +51,16 @@ BARS = (
 
 def distance(context: Context) -> Iterator[Part]:
     """Attention distance in both forms."""
-    spec = context.store.spec
-    uniform = formulas.uniform_distance(spec.grid, spec.patch_size)
-    share = spec.patches / spec.tokens
-    left = f"{uniform:.1f} px"
+    store, spec = context.store, context.store.spec
+    names = ("distance", "distance_renormalized")
+    plain, left = (uniform_of(store, CATALOG[name])[1].removeprefix("uniform ") for name in names)
     if spec.prefix:
-        left += (
-            f"; without renormalising {uniform * share:.1f} px, since {len(spec.prefix)} of {spec.tokens} keys are no "
-            "patches"
-        )
+        left += f"; without renormalising {plain}, since {len(spec.prefix)} of {spec.tokens} keys are no patches"
     yield _by_depth(
         context,
         "distance",
         "Attention distance by depth",
-        [("distance", uniform * share), ("distance_renormalized", uniform)],
-        "pixels",
-        "px",
+        names,
         f"Mean distance between a patch and the patches it attends to, in pixels of the {spec.image_size[0]} × "
         f"{spec.image_size[1]} input. `distance` is as published ([@dosovitskiy2021], [@raghu2021]): prefix columns "
         "are dropped and rows not renormalised, so that a head which looks at a prefix token seems local. "
@@ -78,9 +83,7 @@ def entropy(context: Context) -> Iterator[Part]:
         context,
         "entropy",
         "Attention entropy by depth",
-        [("entropy", uniform), ("entropy_patch", patches)],
-        "nats",
-        "nats",
+        ("entropy", "entropy_patch"),
         f"Entropy of an attention row, averaged over queries: over all {spec.tokens} keys (`entropy`), and over the "
         f"{spec.patches} patch keys with their mass scaled to 1 (`entropy_patch`). Low is sharp, high is spread. "
         f"Dashed: uniform attention, ln {spec.tokens} = {uniform:.2f} and ln {spec.patches} = {patches:.2f} nats.",
@@ -139,18 +142,24 @@ def _numbered(kinds: Sequence[str]) -> list[str]:
 # -- figures of one number a head --------------------------------------------------------------------------------------
 
 
-def _by_depth(
-    context: Context, name: str, title: str, parts: Sequence[tuple[str, float]], axis: str, unit: str, text: str
-) -> Figure | Absent:
-    """A figure of statistics (layer, head), each with what uniform attention gives of it."""
-    panels = []
-    for part, reference in parts:
-        found = summary(context.store, part)
+def _by_depth(context: Context, name: str, title: str, parts: tuple[str, ...], text: str) -> Figure | Absent:
+    """A figure of default statistics (layer, head) of one unit, each with what uniform attention gives of it."""
+    store, panels = context.store, []
+    for part in parts:
+        found = summary(store, part)
         if found is None:
             return Absent(title, analyze_first(context.facts))
-        label = f"uniform {reference:.4g} {unit}"
-        panels.append(Depth(part, axis, context.store.spec.layers, found.mean, found.low, found.high, reference, label))
-    return depth_figure(context, name, title, panels, text, tuple(part for part, _ in parts), unit)
+        one = CATALOG[part]
+        panels.append(
+            Depth(part, one.units, store.spec.layers, found.mean, found.low, found.high, *uniform_of(store, one))
+        )
+    return depth_figure(context, name, title, panels, text, parts, CATALOG[parts[0]].units)
+
+
+def uniform_of(store: Store, one: Statistic) -> tuple[float | None, str]:
+    """What uniform attention gives of a statistic, and how a figure says so."""
+    value, unit = one.uniform(store.spec), "" if one.units == "1" else one.units
+    return value, "" if value is None else f"uniform {value:.4g} {unit}".rstrip()
 
 
 def drawable(panels: Sequence[Depth]) -> tuple[list[Depth], list[str]]:
@@ -270,6 +279,11 @@ def masses(context: Context) -> Iterator[Part]:
         rows=[(layer, part.label, float(part.values[i])) for part in parts for i, layer in enumerate(layers)],
         methods=names,
     )
+
+
+def drawn_as_shares(store: Store) -> bool:
+    """Whether `masses` draws the masses of patches."""
+    return bool(_mass_parts(store))
 
 
 def _mass_parts(store: Store) -> list[Share]:

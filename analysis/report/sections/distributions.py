@@ -10,33 +10,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ....engine.store.store import Store
-from ... import formulas
+from ...catalog import CATALOG
 from ...formulas.histograms import histogram
+from ...statistic import Statistic
 from ..numbers import Floats, mean_of
 from ..plots.depth import Depth, depth
 from ..plots.ridges import Ridges, ridges
 from .base import Absent, Cell, Context, Figure, Part
-from .depth import drawable
+from .depth import drawable, uniform_of
 
 __all__ = ["over_images", "over_queries", "quantiles", "shares"]
 
 BANDS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the stored quantiles, those that a distribution over images shows
 SPREAD = (0.1, 0.5, 0.9)  # of a layer's queries
-# Whose entropy or distance each counts, and its unit.
-HISTOGRAMS = {
-    "entropy_histogram": ("all queries", "nats"),
-    "distance_histogram": ("patch queries", "pixels"),
-    "distance_renormalized_histogram": ("patch queries", "pixels"),
-}
 
 
 def over_images(context: Context) -> Iterator[Part]:
     """How far the images spread around these means."""
     store, facts, title = context.store, context.facts, "Distributions over images"
-    spec = store.spec
-    uniform = formulas.uniform_distance(spec.grid, spec.patch_size)
-    parts = [("distance_renormalized", "pixels", uniform, "px"), ("entropy", "nats", math.log(spec.tokens), "nats")]
-    found = [panel for part in parts if (panel := _spread(store, *part)) is not None]
+    parts = (CATALOG["distance_renormalized"], CATALOG["entropy"])
+    found = [panel for part in parts if (panel := _spread(store, part)) is not None]
     if not found:
         return
     if facts.valid < 2:
@@ -74,8 +67,9 @@ def over_images(context: Context) -> Iterator[Part]:
     )
 
 
-def _spread(store: Store, name: str, axis: str, reference: float, unit: str) -> Depth | None:
+def _spread(store: Store, one: Statistic) -> Depth | None:
     """Quantiles over images of one statistic, where the store holds them."""
+    name = one.name
     if f"{name}_quantile" not in store or "quantile" not in store:
         return None
     places = store.read("quantile").tolist()
@@ -83,8 +77,8 @@ def _spread(store: Store, name: str, axis: str, reference: float, unit: str) -> 
         return None
     values = store.read(f"{name}_quantile").astype(np.float64)
     low, quarter, middle, three, high = (values[places.index(q)] for q in BANDS)
-    label = f"uniform {reference:.4g} {unit}"
-    return Depth(name, axis, store.spec.layers, middle, low, high, reference, label, np.stack([quarter, three]))
+    reference, label = uniform_of(store, one)
+    return Depth(name, one.units, store.spec.layers, middle, low, high, reference, label, np.stack([quarter, three]))
 
 
 # -- over queries -----------------------------------------------------------------------------------------------------
@@ -115,11 +109,12 @@ def over_queries(context: Context) -> Iterator[Part]:
     """How far single queries spread, in every layer, where the store holds their histograms."""
     store, facts = context.store, context.facts
     panels, counted, rows = [], [], list[tuple[Cell, ...]]()
-    for name, (which, unit) in HISTOGRAMS.items():
-        if name not in store:
+    for one in CATALOG.values():
+        name = one.name
+        if one.edges is None or name not in store:
             continue
-        counts = store.read(name)
-        edges = store.read("entropy_edge" if name.startswith("entropy") else "distance_edge").astype(np.float64)
+        counts, edge = store.read(name), f"{one.dims[-1].removesuffix('_bin')}_edge"
+        edges, unit = store.read(edge).astype(np.float64), dict[str, Any](store.array(edge).attrs).get("units", "")
         if not counts.any() or edges[-1] <= edges[0]:  # a grid of one patch has no distances
             continue
         panel, parts = _ridges(store, name, unit, counts, edges)
@@ -127,7 +122,7 @@ def over_queries(context: Context) -> Iterator[Part]:
         said: Any = store.array(name).attrs
         images, queries = int(said["images"]), int(counts.sum(axis=-1).max())
         counted.append(
-            f"`{panel.title}`: {which}, {queries:,} of each head, bins of {edges[1] - edges[0]:.3g} {unit}, "
+            f"`{panel.title}`: {one.long_name}, {queries:,} of each head, bins of {edges[1] - edges[0]:.3g} {unit}, "
             f"n = {images:,} image{'s' if images != 1 else ''}."
         )
         rows += _rows(panel, parts, counts)

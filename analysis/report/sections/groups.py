@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....engine.store.store import Store
+from ...catalog import CATALOG, held
 from ..images import class_name
 from ..numbers import why_empty
 from ..plots.maps import maps
@@ -79,10 +80,11 @@ def groups(context: Context) -> Iterator[Part]:
 
 def _tested(store: Store, column: str) -> list[tuple[str, str]]:
     """The statistics to show, with their units: the two that say most, else the first that there is."""
-    known = (("distance_renormalized", "pixels"), ("entropy", "nats"))
-    found = [(name, unit) for name, unit in known if f"{name}_q_by_{column}" in store]
     end = f"_q_by_{column}"
-    return found or [(next(name for name in store.names if name.endswith(end)).removesuffix(end), "")]
+    tested = [name.removesuffix(end) for name in store.names if name.endswith(end)]
+    best = [name for name in ("distance_renormalized", "entropy") if name in tested]
+    units = {one.name: one.units for one in (*CATALOG.values(), *held(store))}
+    return [(name, units.get(name, "")) for name in best or tested[:1]]
 
 
 def _differences(store: Store, found: _Groups) -> Figure | Absent:

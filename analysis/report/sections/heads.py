@@ -7,17 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ... import formulas
+from ...catalog import CATALOG
 from ..numbers import mean_of, why_empty
-from ..plots.depth import Depth
 from ..plots.maps import maps
 from ..plots.mosaic import mosaic
 from ..plots.ranks import ranks
 from ..plots.sheet import Panel
 from .base import Absent, Context, Figure, Part, summary, where
-from .depth import depth_figure
 
-__all__ = ["further", "offsets", "received", "similarity", "sorted_heads"]
+__all__ = ["offsets", "received", "similarity", "sorted_heads"]
 
 
 def sorted_heads(context: Context) -> Iterator[Part]:
@@ -27,7 +25,7 @@ def sorted_heads(context: Context) -> Iterator[Part]:
     if found is None or store.spec.heads < 4 or found.why_empty:
         return
     values = np.sort(found.mean, axis=1)
-    uniform = formulas.uniform_distance(store.spec.grid, store.spec.patch_size)
+    one = CATALOG["distance_renormalized"]
     yield Figure(
         name="distance_sorted",
         title="Heads sorted by distance",
@@ -37,40 +35,11 @@ def sorted_heads(context: Context) -> Iterator[Part]:
         alt=f"A line a layer over its sorted heads: layer {store.spec.layers[0]} from {values[0, 0]:.1f} to "
         f"{values[0, -1]:.1f} pixels, layer {store.spec.layers[-1]} from {values[-1, 0]:.1f} to {values[-1, -1]:.1f} "
         "pixels.",
-        draw=lambda narrow: ranks(store.spec.layers, values, "pixels", uniform),
+        draw=lambda narrow: ranks(store.spec.layers, values, one.units, one.uniform(store.spec) or 0.0),
         columns=("layer", "rank", "distance_renormalized_mean"),
         rows=[(store.spec.layers[i], rank, float(value)) for (i, rank), value in np.ndenumerate(values)],
         methods=("distance_renormalized",),
     )
-
-
-def further(context: Context) -> Iterator[Part]:
-    """What else an analysis was asked for, of one number a head or layer."""
-    store = context.store
-    spec = store.spec
-    edges = [1 / max(edge - 1, 1) for edge in spec.grid]
-    known: dict[str, tuple[float | None, str]] = {
-        "distance_unit_square": (formulas.uniform_distance(spec.grid, (edges[0], edges[1])), "unit square's edge"),
-        "effective_tokens": (float(spec.tokens), "keys"),
-        "sink_share": (0.0, "share of patches"),
-        "normalized_mutual_information": (0.0, "NMI"),
-        "position_deviation": (0.0, "standard deviation"),
-        "head_deviation": (0.0, "standard deviation"),
-        "head_importance": (None, "logit"),
-        "norm_weighted_entropy": (None, "nats"),
-        "norm_weighted_distance": (None, "pixels"),
-    }
-    panels = []
-    for name, (uniform, unit) in known.items():
-        found = summary(store, name)
-        if found is not None:
-            mean, low, high = (v.reshape(len(spec.layers), -1) for v in (found.mean, found.low, found.high))
-            label = "" if uniform is None else f"uniform {uniform:.4g}"
-            panels.append(Depth(name, unit, spec.layers, mean, low, high, uniform, label))
-    if panels:
-        names = tuple(panel.title for panel in panels)
-        text = "Further statistics, of every head or of the layer, defined below; dashed: uniform attention."
-        yield depth_figure(context, "further", "Further statistics by depth", panels, text, names, "")
 
 
 def received(context: Context) -> Iterator[Part]:
@@ -148,7 +117,7 @@ def offsets(context: Context) -> Iterator[Part]:
             (spec.layers[i], head, y - rows + 1, x - columns + 1, float(value))
             for (i, head, y, x), value in np.ndenumerate(values)
         ],
-        methods=("offset_map",),
+        methods=("offset_map_mean",),
     )
 
 

@@ -2,162 +2,163 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFINITIONS", "READING"]
+__all__ = ["CONCEPTS", "DEFINITIONS", "READING"]
 
-# Title and rich text of each definition; the key is the name of its statistic, where it has one.
-DEFINITIONS: dict[str, tuple[str, str]] = {
+# Of each statistic of the catalog, by its name: rich text.
+DEFINITIONS: dict[str, str] = {
     "distance": (
-        "distance",
         "Mean attention distance as published: *mean*~i~ Σ~j~ A~ij~ D~ij~ "
         "over patches i and j, D the Euclidean distance of their positions in pixels. Prefix rows and columns are "
-        "dropped, and the rest is not renormalised. [@dosovitskiy2021], figs. 7 and 11; [@raghu2021], fig. 3.",
+        "dropped, and the rest is not renormalised. [@dosovitskiy2021], figs. 7 and 11; [@raghu2021], fig. 3."
     ),
     "distance_renormalized": (
-        "distance_renormalized",
         "As `distance`, each row first divided by its mass on patches. Rows without patch mass are left out "
-        "(the store counts them as `rows_without_patch_mass`). [@park2023], section 2.",
+        "(the store counts them as `rows_without_patch_mass`). [@park2023], section 2."
+    ),
+    "rows_without_patch_mass": (
+        "Rows that have no attention on patches, and are left out where rows are divided by it."
     ),
     "distance_unit_square": (
-        "distance_unit_square",
-        "As `distance_renormalized`, positions divided by the number of rows (columns) less one. [@walmer2023].",
+        "As `distance_renormalized`, positions divided by the number of rows (columns) less one. [@walmer2023]."
     ),
     "entropy": (
-        "entropy",
         "−Σ~j~ A~ij~ ln A~ij~ of each row over all keys, 0 ln 0 = 0, in nats; averaged over "
-        "all queries, one head at a time. The entropy of head-averaged attention is something else and is not shown.",
+        "all queries, one head at a time. The entropy of head-averaged attention is something else and is not shown."
     ),
     "entropy_patch": (
-        "entropy_patch",
         "The same over patch keys, each row first divided by its mass on patches. With m the mass on prefix tokens, "
-        "each row obeys H = H₂(m) + m H~prefix~ + (1 − m) H~patch~.",
+        "each row obeys H = H₂(m) + m H~prefix~ + (1 − m) H~patch~."
     ),
     "effective_tokens": (
-        "effective_tokens",
-        "The mean over queries of exp(H), H the entropy of the row in nats: not exp of the mean entropy.",
+        "The mean over queries of exp(H), H the entropy of the row in nats: not exp of the mean entropy."
     ),
     "prefix_mass": (
-        "prefix_mass",
         "The attention that patch queries pay to each prefix token, averaged over these queries; a share of 1. That "
-        "tokens serve models as places to store what belongs to no patch is discussed by [@darcet2024].",
+        "tokens serve models as places to store what belongs to no patch is discussed by [@darcet2024]."
     ),
-    "self_mass": ("self_mass", "Attention of a patch on itself, averaged over patches."),
-    "neighbour_mass": (
-        "neighbour_mass",
-        "Attention of a patch on its up to 8 neighbours on the grid, averaged over patches.",
-    ),
+    "self_mass": "Attention of a patch on itself, averaged over patches.",
+    "neighbour_mass": "Attention of a patch on its up to 8 neighbours on the grid, averaged over patches.",
     "rest_mass": (
-        "rest_mass",
         "Attention of a patch on all patches but itself and its neighbours, averaged over patches; with the masses on "
-        "itself, on neighbours and on prefix tokens it adds up to 1.",
+        "itself, on neighbours and on prefix tokens it adds up to 1."
     ),
     "sink_share": (
-        "sink_share",
         "Share of the patches that receive more than 4 times the uniform attention, averaged over queries. "
-        "[@darcet2024] describe such tokens, by the norm of their features.",
+        "[@darcet2024] describe such tokens, by the norm of their features."
     ),
     "received_attention": (
-        "received_attention",
         "Attention that each patch receives, averaged over the patch queries; with the mass on prefix tokens it adds "
-        "up to 1 over the grid.",
+        "up to 1 over the grid."
     ),
     "readout_map": (
-        "readout_map",
         "The attention row that the model's head reads, on the patch grid, of every head: the class token's, as in "
         "[@caron2021]; the mean of the patch rows where the head averages patches; the mean of class and distillation "
-        "row in distilled models.",
+        "row in distilled models."
     ),
-    "entropy_histogram": (
-        "entropy_histogram",
-        "How many queries have which entropy over all keys, of all images together, edges fixed.",
+    "class_token_weight": "The largest over heads of `readout_map`, one map a layer. [@caron2021].",
+    "mass_mask": (
+        "1 for the fewest patches that together hold 60 % of the patch mass in `readout_map`, 0 for all others. "
+        "[@caron2021]."
     ),
+    "entropy_histogram": "How many queries have which entropy over all keys, of all images together, edges fixed.",
     "distance_histogram": (
-        "distance_histogram",
         "How many patch queries have which attention distance, rows not renormalised, of all images together, edges "
-        "fixed. The distance is that of [@raghu2021].",
+        "fixed. The distance is that of [@raghu2021]."
     ),
     "distance_renormalized_histogram": (
-        "distance_renormalized_histogram",
         "How many patch queries have which attention distance, rows renormalised over patches, of all images together, "
-        "edges fixed.",
+        "edges fixed."
     ),
     "norm_weighted_entropy": (
-        "norm_weighted_entropy",
         "As `entropy`, of attention times the norm of the key's value behind the output projection, rows "
-        "divided by their sums: what reaches the residual stream, and not only what is weighed. [@kobayashi2020].",
+        "divided by their sums: what reaches the residual stream, and not only what is weighed. [@kobayashi2020]."
     ),
     "norm_weighted_distance": (
-        "norm_weighted_distance",
         "As `distance_renormalized`, of attention times the norm of the key's value behind the output "
-        "projection. [@kobayashi2020].",
+        "projection. [@kobayashi2020]."
     ),
-    "norm_weighted_readout_map": (
-        "norm_weighted_readout_map_mean",
+    "norm_weighted_readout_map_mean": (
         "The readout row of attention times the norm of the key's value behind the output projection, averaged over "
-        "images. [@kobayashi2020].",
+        "images. [@kobayashi2020]."
     ),
-    "norm_weighted_received_attention": (
-        "norm_weighted_received_attention_mean",
+    "norm_weighted_received_attention_mean": (
         "Attention times the norm of the key's value behind the output projection that each patch receives from patch "
-        "queries, averaged over images. [@kobayashi2020].",
+        "queries, averaged over images. [@kobayashi2020]."
     ),
     "normalized_mutual_information": (
-        "normalized_mutual_information",
         "I(q; k) / √(H(q) H(k)) of query and key, queries even, patches only: 0 where all queries look at the same "
-        "keys, 1 where each looks at a key of its own. [@park2023], eq. 2.",
+        "keys, 1 where each looks at a key of its own. [@park2023], eq. 2."
     ),
     "position_deviation": (
-        "position_deviation",
         "Standard deviation (n − 1) of each key's attention over queries, averaged over keys; patches only. "
-        "[@walmer2023].",
+        "[@walmer2023]."
     ),
     "head_deviation": (
-        "head_deviation",
         "Standard deviation (n − 1) of each entry over heads, averaged over queries and keys; patches only. "
-        "[@walmer2023].",
+        "[@walmer2023]."
     ),
     "head_similarity": (
-        "head_similarity",
         "Jensen-Shannon divergence between two heads' rows, averaged over queries, in nats: 0 for equal heads, at most "
-        "ln 2. [@clark2019], section 6, who sum over queries.",
+        "ln 2. [@clark2019], section 6, who sum over queries."
     ),
-    "offset_map": (
-        "offset_map_mean",
+    "offset_map_mean": (
         "Attention by the key's position relative to the query, each row's patch mass scaled to 1, averaged over the "
-        "queries that have such a key inside the image, and over images.",
+        "queries that have such a key inside the image, and over images."
     ),
-    "offset_map_pooled": (
-        "offset_map_pooled_mean",
+    "offset_map_pooled_mean": (
         "Attention by the key's position relative to the query, each row's patch mass scaled to 1, all mass at that "
-        "offset divided by the number of patches. [@walmer2023].",
+        "offset divided by the number of patches. [@walmer2023]."
     ),
     "rollout": (
-        "rollout",
         "R = M~L~ … M~1~, each M~l~ = (F~l~ + I)/2 with rows divided by their "
         "sums, F~l~ the mean over heads of block l's attention; the result is the readout row's patch "
-        "columns. [@abnar2020], section 3 (variant `abnar`, nothing discarded).",
+        "columns. [@abnar2020], section 3 (variant `abnar`, nothing discarded)."
     ),
     "rollout_vit_explain": (
-        "rollout_vit_explain",
         "The rollout of [@gildenblat], bit for bit: maximum over heads, the smallest 90 % of the entries discarded, "
-        "(F + I)/2, column j divided by the sum of row j, the result divided by its maximum.",
+        "(F + I)/2, column j divided by the sum of row j, the result divided by its maximum."
     ),
     "gradient_rollout": (
-        "gradient_rollout",
         "With G the gradient of the target class's logit by the attention, F~l~ = max(mean over heads of "
         "A·G, 0), then as rollout: (F + I)/2, rows divided by their sums, product over blocks. [@hebbar], eqs. 3.4a to "
-        "3.4e, nothing discarded.",
+        "3.4e, nothing discarded."
     ),
     "chefer": (
-        "chefer",
         "With G the gradient of the target class's logit by the attention, F~l~ = mean over heads of "
         "max(A·G, 0), and R the product over blocks of (I + F~l~), not normalised: [@chefer2021], section 3. "
-        "Their earlier method, by relevance propagation, is another one.",
+        "Their earlier method, by relevance propagation, is another one."
     ),
     "head_importance": (
-        "head_importance",
         "|Σ A·G| over queries and keys, G the gradient of the target class's logit by the attention; in the logit's "
-        "unit. [@michel2019], section 4.1.",
+        "unit. [@michel2019], section 4.1."
     ),
+    "score_matrix": (
+        "Prefix tokens dropped, the maximum over queries for each key, then the mean over heads, on the patch grid; "
+        "not renormalised. A value near 1 means that in most heads some patch looks at hardly anything else. "
+        "[@hebbar], eq. 3.3, whose text leaves open over what the maximum runs."
+    ),
+    "score_matrix_mean": (
+        "`score_matrix` averaged over images: prefix tokens dropped, the maximum over queries for each key, then the "
+        "mean over heads. [@hebbar], eq. 3.3."
+    ),
+    "score_matrix_key_mean": (
+        "Prefix tokens dropped, the maximum over keys for each query, then the mean over heads. [@hebbar], eq. 3.3, in "
+        "another reading."
+    ),
+    "score_matrix_head_mean": (
+        "Prefix tokens dropped, the maximum over heads, then the mean over queries. [@hebbar], eq. 3.3, in another "
+        "reading."
+    ),
+    "attention_matrix_mean": "All entries of the attention matrix of each head, averaged over images.",
+    "value_norm": "Norm of each key's value behind the output projection, ‖f(x)‖. [@kobayashi2020].",
+    "branch_ratio": (
+        "Norm of what the attention branch adds to a token, divided by the norm of the residual stream it is added to."
+    ),
+    "token_norm": "Norm of each token in the residual stream that enters the block.",
+}
+
+# What is no statistic of the catalog: title and rich text.
+CONCEPTS: dict[str, tuple[str, str]] = {
     "readout": (
         "readout attention",
         "The attention row that the model's head reads: the class token's; the mean of the patch rows where the head "
@@ -165,27 +166,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
         "distilled models. “× uniform” is the value times the number of keys, so that 1 is uniform attention. For the "
         "class token these are the maps of [@caron2021].",
     ),
-    "score_matrix": (
-        "score_matrix",
-        "Prefix tokens dropped, the maximum over queries for each key, then the mean over heads, on the patch grid; "
-        "not renormalised. A value near 1 means that in most heads some patch looks at hardly anything else. "
-        "[@hebbar], eq. 3.3, whose text leaves open over what the maximum runs.",
-    ),
-    "score_matrix_key": (
-        "score_matrix_key_mean",
-        "Prefix tokens dropped, the maximum over keys for each query, then the mean over heads. [@hebbar], eq. 3.3, in "
-        "another reading.",
-    ),
-    "score_matrix_head": (
-        "score_matrix_head_mean",
-        "Prefix tokens dropped, the maximum over heads, then the mean over queries. [@hebbar], eq. 3.3, in another "
-        "reading.",
-    ),
     "query_map": ("query map", "The attention row of one patch, on the patch grid, times the number of keys."),
-    "attention_matrix": (
-        "attention_matrix_mean",
-        "All entries of the attention matrix of each head, averaged over images.",
-    ),
     "position_similarity": (
         "position embedding similarity",
         "Cosine between the learned position embeddings of two patches, those of prefix tokens left out. "

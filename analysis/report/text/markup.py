@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from .bibliography import REFERENCES
 
-__all__ = ["cited", "code", "plain", "rich"]
+__all__ = ["cited", "code", "literal", "plain", "rich"]
 
 _MARKS = re.compile(r"`(?P<code>[^`]+)`|\[@(?P<cite>\w+)\]|\*(?P<em>[^*\s][^*]*)\*|~(?P<sub>[^~\s]+)~")
 
@@ -48,6 +48,11 @@ def plain(text: str) -> str:
 def cited(text: str) -> set[str]:
     """The keys of all publications that a text cites."""
     return {mark["cite"] for mark in _MARKS.finditer(text) if mark["cite"]}
+
+
+def literal(text: str) -> str:
+    """Somebody else's words, of which nothing is markup."""
+    return text.translate({ord("`"): "'", ord("*"): "∗", ord("~"): "∼"}).replace("[@", "[ @")
 
 
 def code(text: str) -> str:

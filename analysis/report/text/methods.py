@@ -6,22 +6,23 @@ import os
 from collections.abc import Iterable, Sequence
 
 from ....engine.store.store import Store
-from ...catalog import held
+from ...catalog import CATALOG, held, summed
+from ...statistic import Statistic
 from ..facts import Facts, gather
 from .bibliography import REFERENCES, Reference, bibtex
-from .definitions import DEFINITIONS
-from .markup import cited, plain
+from .definitions import CONCEPTS, DEFINITIONS
+from .markup import cited, literal, plain
 
 __all__ = ["describe", "methods", "paragraph", "references", "used"]
 
-# Definitions that are of no statistic, and so never follow from what a store holds.
-_BARE = {"readout", "query_map", "position_similarity", "objects", "localisation", "comparison", "accuracy", "spread"}
 
-
-def methods(names: Iterable[str]) -> list[tuple[str, str]]:
-    """(title, rich text) of the definitions in `names`, in their own order, each once."""
+def methods(names: Iterable[str], stores: Iterable[Store] = ()) -> list[tuple[str, str]]:
+    """(title, rich text) of what is named, each once: the catalog's statistics, others that `stores` hold, the rest."""
     wanted = set(names)
-    return [definition for key, definition in DEFINITIONS.items() if key in wanted]
+    found = [(name, text) for name, text in DEFINITIONS.items() if name in wanted]
+    other = {one.name: one for store in stores for one in _told(store) if one.name in wanted - DEFINITIONS.keys()}
+    found += [(name, _words(one)) for name, one in other.items()]
+    return found + [concept for key, concept in CONCEPTS.items() if key in wanted]
 
 
 def references(texts: Iterable[str]) -> list[tuple[str, Reference]]:
@@ -31,15 +32,28 @@ def references(texts: Iterable[str]) -> list[tuple[str, Reference]]:
 
 
 def used(store: Store) -> list[str]:
-    """The definitions of the statistics that a store holds, for each image or for the dataset."""
-    arrays = set(store.names)
-    found = {key for key in DEFINITIONS if key not in _BARE and (key in arrays or f"{key}_mean" in arrays)}
+    """What defines the numbers that a store holds, for each image or for the dataset."""
+    arrays = store.names
+    found = [one.name for one in _told(store)]
+    found += [base for name in found if (base := name.partition(".")[0]) in DEFINITIONS]
     ends = {"bootstrap": "_interval", "quantiles": "_quantile"}
-    found |= {key for key, end in ends.items() if any(name.endswith(end) for name in arrays)}
-    if any("_q_by_" in name for name in arrays):
-        found.add("groups")
-    found |= {key for key in DEFINITIONS for name in arrays if name.startswith(f"{key}_mean_by_")}
-    return [key for key in DEFINITIONS if key in found]
+    found += [key for key, end in ends.items() if any(name.endswith(end) for name in arrays)]
+    return [*dict.fromkeys(found), *(["groups"] if any("_q_by_" in name for name in arrays) else [])]
+
+
+def _told(store: Store) -> list[Statistic]:
+    """The statistics that a store holds; of two that share an array the one that the array is named after."""
+    found = {one.name: one for one in (*held(store), *summed(store))}
+    return [one for one in found.values() if one.name in store or one.sum_name not in found]
+
+
+def _words(one: Statistic) -> str:
+    """What a statistic says of itself, where nobody wrote a definition of it."""
+    base = CATALOG.get(one.name.partition(".")[0])
+    words = [f"{literal(one.long_name or "a statistic of the user's own")} [{literal(one.units)}]."]
+    words += [f"The formula is that of `{base.name}`."] if base is not None else []
+    words += [f"{literal(one.source)}."] if one.source and base is None else []
+    return " ".join(words)
 
 
 def paragraph(stores: Sequence[Store], facts: Sequence[Facts]) -> str:
@@ -50,10 +64,9 @@ def paragraph(stores: Sequence[Store], facts: Sequence[Facts]) -> str:
     names = {key for store in stores for key in used(store)}
     names |= {"accuracy"} if any(f.top1 for f in facts) else set()
     names |= {"comparison"} if len(stores) > 1 else set()
-    found = methods(names)
+    found = methods(names, stores)
     parts = [_run(one) for one in facts]
     parts += [f"{title}: {plain(text)}" for title, text in found]
-    parts += [_undefined(store) for store in stores]
     entries = [bibtex(key) for key, _ in references(text for _, text in found)]
     return "\n".join([" ".join(part for part in parts if part), *(f"\n{entry}" for entry in entries)])
 
@@ -70,12 +83,6 @@ def _run(one: Facts) -> str:
         f"({one.attrs.get('selection', '')}; {one.spec.recipe}) with attlas "
         f"{one.attrs.get('versions', {}).get('attlas', '')}{stored}.{accuracy}"
     )
-
-
-def _undefined(store: Store) -> str:
-    """A sentence for each statistic of the catalog that has no definition here: what its own array says."""
-    own = [s for s in held(store) if s.name.removesuffix("_mean") not in DEFINITIONS]
-    return " ".join(f"{s.name}: {s.long_name} [{s.units}]{f', {s.source}' if s.source else ''}." for s in own)
 
 
 def describe(paths: Sequence[str | os.PathLike[str]]) -> str:

@@ -20,7 +20,7 @@ base = pytest.importorskip("attlas.analysis.report.sections.base")
 comparison = pytest.importorskip("attlas.analysis.report.sections.comparison")
 depth = pytest.importorskip("attlas.analysis.report.sections.depth")
 groups = pytest.importorskip("attlas.analysis.report.sections.groups")
-heads = pytest.importorskip("attlas.analysis.report.sections.heads")
+further = pytest.importorskip("attlas.analysis.report.sections.further")
 markup = pytest.importorskip("attlas.analysis.report.text.markup")
 bibliography = pytest.importorskip("attlas.analysis.report.text.bibliography")
 definitions = pytest.importorskip("attlas.analysis.report.text.definitions")
@@ -63,10 +63,10 @@ def test_what_would_be_an_empty_figure(values: Any, reason: str) -> None:
 
 def test_a_statistic_of_zeros_is_told_and_the_others_are_drawn(small: Store) -> None:
     store = summed(small, "sink_share", np.zeros((2, 2)))
-    (alone,) = heads.further(context_of(store))
+    (alone,) = further.further(context_of(store))
     assert alone == base.Absent("Further statistics by depth", "`sink_share` is not drawn: all values are 0.")
     store = summed(store, "position_deviation", np.full((2, 2), 0.25))
-    (figure,) = heads.further(context_of(store))
+    (figure,) = further.further(context_of(store))
     assert "`sink_share` is not drawn: all values are 0." in figure.caption
     (ax,) = figure.draw(False).axes
     assert ax.get_title("left") == "position_deviation"
@@ -302,7 +302,8 @@ def test_markup_is_escaped_but_for_its_marks() -> None:
 
 
 def test_every_citation_of_a_definition_is_a_publication() -> None:
-    texts = [text for _, text in definitions.DEFINITIONS.values()] + list(definitions.READING)
+    concepts = [text for _, text in definitions.CONCEPTS.values()]
+    texts = [*definitions.DEFINITIONS.values(), *concepts, *definitions.READING]
     found = {key for text in texts for key in markup.cited(text)}
     assert found <= bibliography.REFERENCES.keys()
     assert not [text for text in texts if re.search(r"[{}<>]|\[@(?!\w+\])", text)]

@@ -16,6 +16,10 @@ pytest.importorskip("matplotlib")
 
 definitions = pytest.importorskip("attlas.analysis.report.text.definitions")
 
+markup = pytest.importorskip("attlas.analysis.report.text.markup")
+
+bibliography = pytest.importorskip("attlas.analysis.report.text.bibliography")
+
 methods = pytest.importorskip("attlas.analysis.report.text.methods")
 
 
@@ -40,14 +44,24 @@ def test_every_statistic_of_the_catalog_has_words_of_its_own(tmp_path: Path) -> 
     """What this module does not define is told by the array's own description, so that no number goes unsaid."""
     store = make_store(tmp_path / "s.zarr")
     catalog = pytest.importorskip("attlas.analysis.catalog").CATALOG
-    for name, statistic in catalog.items():
+    for name in catalog:
         if name not in store:
             array = ArraySpec(name, ("layer",), (2,), (2,), "float32", math.nan, {})
             store = Store(store.path, writable=True)
             store.add([array])
         text = methods.describe([store.path])
-        told = definitions.DEFINITIONS.get(name.removesuffix("_mean"), ("", ""))[0] or statistic.long_name
-        assert told in text
+        assert f"{name}: {markup.plain(definitions.DEFINITIONS[name])}" in text
+
+
+def test_every_statistic_of_the_catalog_has_one_definition_and_none_is_left_over() -> None:
+    catalog = pytest.importorskip("attlas.analysis.catalog").CATALOG
+    assert definitions.DEFINITIONS.keys() == catalog.keys()
+    assert not definitions.CONCEPTS.keys() & catalog.keys()
+    cited = {s.cite for s in catalog.values() if s.cite}
+    assert cited <= bibliography.REFERENCES.keys()
+    for name, statistic in catalog.items():
+        if statistic.cite and statistic.source:
+            assert statistic.cite in markup.cited(definitions.DEFINITIONS[name]), name
 
 
 def test_the_methods_are_printed_without_a_page(made: tuple[Store, Path, Path], capsys: Any) -> None:

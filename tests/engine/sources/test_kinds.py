@@ -12,11 +12,12 @@ from typing import Any
 import attlas
 import numpy as np
 import pytest
-from attlas.engine import Store
+from attlas.engine import Store, sources
 from attlas.engine import runner as engine
 from attlas.engine.sources import BaseSource, Folder, open_source
 from attlas.engine.sources.items import HIDDEN, Item, Items, repeated, text
 from attlas.engine.unit import Unit
+from attlas.errors import AttlasError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -159,12 +160,11 @@ def test_a_repeated_key_is_found(keys: list[str]) -> None:
 
 def test_every_name_of_an_analysis_is_reserved(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
     """What `analyze` writes, whole and by group, and every dimension of it."""
-    from attlas.analysis.catalog import CATALOG, FUSED, reserved
+    from attlas.analysis.catalog import CATALOG, reserved
 
     path = attlas.run(tiny_graph, few, tmp_path / "s.zarr").path
-    before = {name for name in Store(path).names if name not in FUSED}
-    names = [name for name, one in CATALOG.items() if not one.needs]
-    attlas.analyze(path, [*names, *FUSED])
+    before = {name for name in Store(path).names if name not in CATALOG}
+    attlas.analyze(path, [n for n, one in CATALOG.items() if one.listed and set(one.needs) == {"attention"}])
     attlas.analyze(path, by="label")
     store = Store(path)
     made = set(store.names) - before
@@ -272,3 +272,21 @@ def test_equal_bytes_are_noticed(tiny_graph: Path, rows: list[Row], tmp_path: Pa
     monkeypatch.setattr(module, "BYTES", 0)
     assert module.duplicates(source, source.items) == ""
     assert len(asked) == 2
+
+
+def test_a_new_kind_of_archive_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by its suffix, by a pattern, and in a folder that holds no images."""
+    opened: list[list[str]] = []
+
+    def scan(name: str, found: Sequence[str]) -> Any:
+        opened.append([Path(one).name for one in found])
+        return name
+
+    monkeypatch.setitem(sources.ARCHIVES, ".pak", scan)
+    for name in ("a.pak", "b.pak"):
+        (tmp_path / name).touch()
+    assert [open_source(tmp_path / name) for name in ("a.pak", "*.pak", "")] == ["a.pak", "*.pak", tmp_path.name]
+    assert opened == [["a.pak"], ["a.pak", "b.pak"], ["a.pak", "b.pak"]]
+    (tmp_path / "c.tar").touch()
+    with pytest.raises(AttlasError, match=r"holds \.tar and \.pak files; say which with a pattern"):
+        open_source(tmp_path)
