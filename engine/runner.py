@@ -147,22 +147,9 @@ def run(
     """
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            Path(place(graph)),
-            locate(output),
-            keep,
-            layers,
-            store_dtype,
-            batch_size,
-            team.provider(provider),
-            target,
-            limit,
-            seed,
-            reducer,
-            statistics,
-            overwrite,
-            dry_run,
-            reserved,
-        )
+            Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider), target,
+            limit, seed, reducer, statistics, overwrite, dry_run, reserved,
+        )  # fmt: skip
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 
