@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .analysis.statistics import analyze as analyze
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
+    from .engine.executors.base import Executor
     from .engine.inspect import inspect as inspect
     from .engine.runner import Progress, RunResult
     from .engine.runtime.session import Session as Session
@@ -105,7 +106,7 @@ def run(
     provider: str = "auto",
     target: str = "predicted",
     workers: int | None = None,
-    scheduler: str | None = None,
+    scheduler: str | Executor | None = None,
     threads: int | None = None,
     shard: tuple[int, int] = (1, 1),
     limit: int | None = None,
@@ -130,7 +131,7 @@ def run(
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
-        scheduler: address of a Dask scheduler, `tcp://HOST:8786`; its workers do the work.
+        scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.
         threads: units processed at once in this process, or in each of `workers`; by default one per core.
         shard: (k, n): do every n-th unit starting with the k-th, counted from 1, so that n processes share a store.
         limit: take this many images, evenly spread over the sorted list.

@@ -11,19 +11,44 @@ import importlib
 from typing import Any
 
 __all__ = [
-    "CATALOG", "AnalyzeResult", "Moments", "Partial", "Pooled", "Reducer", "Statistic", "analyze", "merge", "open",
-    "partial_statistics", "pooled", "report",
-]  # fmt: skip
+    "CATALOG",
+    "AnalyzeResult",
+    "Moments",
+    "Partial",
+    "Pooled",
+    "Reducer",
+    "Statistic",
+    "analyze",
+    "merge",
+    "open",
+    "partial_statistics",
+    "pooled",
+    "report",
+]
 
 _HOMES = {
-    "AnalyzeResult": "statistics", "CATALOG": "catalog", "Moments": "statistics.moments",
-    "Partial": "statistics.partials", "Pooled": "statistics", "Reducer": "kernels.fused",
-    "Statistic": "statistic", "analyze": "statistics", "merge": "statistics.partials", "open": "dataset",
-    "partial_statistics": "statistics.partials", "pooled": "statistics",
-}  # fmt: skip
+    "AnalyzeResult": "statistics",
+    "CATALOG": "catalog",
+    "Moments": "statistics.moments",
+    "Partial": "statistics.partials",
+    "Pooled": "statistics",
+    "Reducer": "kernels.fused",
+    "Statistic": "statistic",
+    "analyze": "statistics",
+    "merge": "statistics.partials",
+    "open": "dataset",
+    "partial_statistics": "statistics.partials",
+    "pooled": "statistics",
+}
 # Plain functions of arrays.
-_FORMULAS = ("formulas", "formulas.norms", "formulas.baselines", "formulas.histograms", "statistics.differences",
-             "formulas.boxes")  # fmt: skip
+_FORMULAS = (
+    "formulas",
+    "formulas.norms",
+    "formulas.baselines",
+    "formulas.histograms",
+    "statistics.differences",
+    "formulas.boxes",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..engine.store.coordinates import COORDINATES
 from ..engine.store.store import Store
 from ..errors import AttlasError, UsageError
 from .formulas import decode_codes
@@ -48,8 +49,7 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
     found = found.assign({str(name): _decoded(variable) for name, variable in found.data_vars.items()})
     if "attention_code" in found:
         found = found.rename(attention_code="attention")
-    beside = ("path", "label", "label_class", "valid", "error", "height", "width", "class_name", "target")
-    found = found.set_coords([name for name in beside if name in found])
+    found = found.set_coords([name for name in (*COORDINATES, "class_name", "target") if name in found])
     # Small and asked for at every turn.
     found = found.assign_coords({n: v.compute() for n, v in found.coords.variables.items() if v.ndim == 1})
     found = found.assign_coords(done=("image", store.done_images, {"long_name": "the image's unit is done"}))
@@ -64,10 +64,12 @@ def _cut(found: xr.Dataset, chunks: Mapping[str, Any] | str | int) -> xr.Dataset
         if isinstance(given, dict) and (unknown := set(given) - set(map(str, found.dims))):
             raise ValueError(f"no dimension {', '.join(sorted(unknown))}; there are {', '.join(map(str, found.dims))}")
         numbers = {name: one.variable for name, one in found.data_vars.items() if one.dtype.kind in "biuf"}
-        return found.assign({
-            name: one.chunk({d: n for d, n in given.items() if d in one.dims} if isinstance(given, dict) else given)
-            for name, one in numbers.items()
-        })  # fmt: skip
+        return found.assign(
+            {
+                name: one.chunk({d: n for d, n in given.items() if d in one.dims} if isinstance(given, dict) else given)
+                for name, one in numbers.items()
+            }
+        )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(
             f"chunks={chunks!r}: {' '.join(str(error).split())}; give sizes by dimension, such as {{'image': 64}}, "

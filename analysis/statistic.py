@@ -1,7 +1,7 @@
-"""What a statistic is: one object, from which everything else that is done with it follows.
+"""A statistic is one object: its formula, its name and units, and everything else attlas needs to know about it.
 
-`catalog` lists ours. One of a user's own is made in the same way, from a plain function of one image's attention, and
-goes through the same pass: `attlas.analyze(store, [mine])`.
+`catalog` lists ours. A user's own is made the same way, from a plain function of one image's attention, and is computed
+in the same pass: `attlas.analyze(store, [mine])`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ __all__ = ["CONTEXT", "INPUTS", "Parameter", "Statistic", "context", "sizes"]
 
 # What a formula may take, by the names of its arguments: arrays of the store, with their names there, and what
 # the graph says.
-INPUTS = {"attention": "attention", "gradient": "gradient", "weighted": "gradient_mean",
-          "positive": "gradient_positive", "value_norm": "value_norm"}  # fmt: skip
+INPUTS = {
+    "attention": "attention",
+    "gradient": "gradient",
+    "weighted": "gradient_mean",
+    "positive": "gradient_positive",
+    "value_norm": "value_norm",
+}
 CONTEXT = (*INPUTS, "grid", "patch_size", "prefix", "kind", "readout", "spec")
 READOUTS = ("class", "mean", "distilled")
 SHORT = {"start_layer": "start"}  # how a parameter is called where it is not by its name in Python
@@ -39,12 +44,12 @@ type Grouping = Literal["no", "asked", "always"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """What may be said to a formula beside its arrays.
+    """A keyword argument of a formula that the user may set.
 
     Attributes:
-        name: as it is asked for; `keyword`: as the formula calls it.
-        default: what it is otherwise.
-        kind: of the values: bool, int, float, str (one of `choices`) or tuple (rows of queries).
+        name: in requests; `keyword`: in the formula.
+        default: the formula's default.
+        kind: type of the value: bool, int, float, str (one of `choices`) or tuple (rows of queries).
         choices: all values of a str.
     """
 
@@ -76,8 +81,12 @@ class Parameter:
     @property
     def words(self) -> str:
         """What it may be, as a sentence."""
-        kinds = {bool: "it is true or false", int: "it is a whole number", float: "it is a number",
-                 tuple: "it is rows as 0+3, or readout"}  # fmt: skip
+        kinds = {
+            bool: "it is true or false",
+            int: "it is a whole number",
+            float: "it is a number",
+            tuple: "it is rows as 0+3, or readout",
+        }
         return f"there is {', '.join(self.choices)}" if self.choices else kinds[self.kind]
 
     @property
@@ -92,25 +101,25 @@ class Statistic:
     """One statistic of attention.
 
     Attributes:
-        name: under which it is asked for and stored.
-        dims: of one image's result, "layer" included where there is one per layer. One without follows the layers.
-        formula: the plain function. Its arguments' names say what it gets (`CONTEXT`): `attention` is one image's
-            (head, query, key) of one layer, float32, or, without the dimension "layer", a sequence of these from input
-            to output; `value_norm` (head, key); `grid`, `patch_size`, `readout` and `kind` as in `formulas`, `prefix`
-            the number of prefix tokens, `spec` the graph's. Further arguments have defaults: they are its parameters.
-            None where the run writes the rows.
-        units: of the values; `long_name`: in words.
-        source: who published it; `cite`: its key in the report's bibliography.
-        refuses: what it cannot be made of: "mixed" attention, which is no probability; uint8 "codes", where single
-            values decide; a model that reads its tokens by a "pool", where it is of the row that the head reads.
-        rows: whether one result per image is kept; otherwise only what sums the dataset up, under the bare name.
-        grouped: whether it is summed up by groups of images, too: where it is "asked" for, or "always".
-        edges: of a histogram, whose counts are added up; its last dimension are the bins.
-        sizes: of dimensions that only this one has.
-        default: whether every run makes it.
-        listed: whether it can be asked for by name.
-        kernels: what makes it fast, by name: in the "fused" pass over a batch, from the "layer" of one image or of a
-            whole "batch", by "follow"ing the layers, or, of gradients, its formula on all "images" of a batch.
+        name: in requests and in the store.
+        dims: of one image's result. With "layer" the formula is called per layer, without it once for all layers.
+        formula: a plain function. It gets what its arguments name (`CONTEXT`): `attention` is one image's (head,
+            query, key) of one layer, float32, or, if `dims` lack "layer", a sequence of these from input to output;
+            `value_norm` is (head, key); `grid`, `patch_size`, `readout` and `kind` are as in `formulas`, `prefix` is
+            the number of prefix tokens, `spec` the graph's. Other arguments need defaults: they are its parameters.
+            None if the run writes the rows.
+        units: of the values; `long_name`: a short description.
+        source: the publication; `cite`: its key in the report's bibliography.
+        refuses: what it cannot be computed from: "mixed" attention, which is not a probability; uint8 "codes", if it
+            depends on single values; a model with attention "pool"ing, if it needs the row that the head reads.
+        rows: keep one result per image; if False, only the mean or counts over images, under the bare name.
+        grouped: also summed up by groups of images: if "asked" for, or "always".
+        edges: bin edges of a histogram, whose counts add up; the last dimension is the bins.
+        sizes: of dimensions that only this statistic has.
+        default: computed by every run.
+        listed: can be requested by name.
+        kernels: faster implementations, by name: in the "fused" pass over a batch; from one "layer" of an image, or of
+            a whole "batch"; by "follow"ing the layers; for gradients, the formula on all "images" of a batch.
         given: parameters that differ from their defaults, by keyword.
         dtype, fill: of its rows.
     """
@@ -228,14 +237,14 @@ class Statistic:
         return ""
 
     def uniform(self, spec: GraphSpec) -> float | None:
-        """Its value for uniform attention, A_ij = 1/N: the formula's own; None where it is no single number."""
+        """The formula's value for uniform attention, A_ij = 1/N; None if that is not a single number."""
         known = context(spec)
         scalar = set(self.dims) <= {"layer", "head", "prefix"} and self.needs == ("attention",) and not self.follows
         if not scalar or self.unfit(spec) or not known.keys() | {"attention"} >= set(self.arguments):
             return None
         n = spec.tokens
         value = float(np.mean(self({**known, "attention": np.full((2, n, n), 1 / n)})))
-        return float(f"{value:.12g}") if abs(value) > 1e-12 else 0.0  # rounding is no deviation
+        return float(f"{value:.12g}") if abs(value) > 1e-12 else 0.0  # rounding error
 
     def refused(self, spec: GraphSpec) -> str:
         """What its formula has against its parameters, asked with uniform attention; empty where they fit the model."""
@@ -275,9 +284,14 @@ class Statistic:
         units = "1" if chosen.get("normalized") else chosen.get("unit", self.units)
         said = f"{self.long_name or self.name}; here {', '.join(words)}"
         return dataclasses.replace(
-            self, name=".".join([self.name, *spelled]), long_name=said, units=units, given={**self.given, **chosen},
-            kernels={}, default=False,
-        )  # fmt: skip
+            self,
+            name=".".join([self.name, *spelled]),
+            long_name=said,
+            units=units,
+            given={**self.given, **chosen},
+            kernels={},
+            default=False,
+        )
 
     def asked(self, text: str) -> Statistic:
         """The same with the parameters of `start=1,fusion=max`, or of `start-1.fusion-max` as names have them.
@@ -356,18 +370,31 @@ def sizes(spec: GraphSpec) -> dict[str, int]:
     """How long each dimension of a result is."""
     (rows, columns), n = spec.grid, spec.tokens
     return {
-        "layer": len(spec.layers), "head": spec.heads, "other_head": spec.heads, "prefix": len(spec.prefix),
-        "y": rows, "x": columns, "offset_y": 2 * rows - 1, "offset_x": 2 * columns - 1, "query": n, "key": n,
-        "token": n, "entropy_bin": BINS, "distance_bin": BINS,
-    }  # fmt: skip
+        "layer": len(spec.layers),
+        "head": spec.heads,
+        "other_head": spec.heads,
+        "prefix": len(spec.prefix),
+        "y": rows,
+        "x": columns,
+        "offset_y": 2 * rows - 1,
+        "offset_x": 2 * columns - 1,
+        "query": n,
+        "key": n,
+        "token": n,
+        "entropy_bin": BINS,
+        "distance_bin": BINS,
+    }
 
 
 def context(spec: GraphSpec) -> dict[str, Any]:
     """What a formula may take of the graph, by name; of a model that reads by a pool the readout is an image's own."""
     found = {
-        "grid": spec.grid, "patch_size": spec.patch_size, "prefix": len(spec.prefix), "kind": spec.attention_kind,
+        "grid": spec.grid,
+        "patch_size": spec.patch_size,
+        "prefix": len(spec.prefix),
+        "kind": spec.attention_kind,
         "spec": spec,
-    }  # fmt: skip
+    }
     if spec.readout != "pool":
         found["readout"] = readout_rows(spec.prefix, spec.grid, spec.readout)
     return found

@@ -120,8 +120,8 @@ def against_the_limit(store: Store, rounds: int, threads: int) -> None:
 
         return run
 
-    calls = {"read and decode": every(read), "kernel": every(compute),
-             "analyze": lambda: analyze(store.path, workers=threads)}  # fmt: skip
+    calls = {"read and decode": every(read), "kernel": every(compute)}
+    calls["analyze"] = lambda: analyze(store.path, workers=threads)
     metadata = (store.path / "zarr.json").read_bytes()
     taken: dict[str, list[float]] = {what: [] for what in calls}
     spent: dict[str, list[float]] = {what: [] for what in calls}
@@ -195,11 +195,23 @@ def small_store(path: Path, images: int) -> None:
     from attlas.engine.plan import Plan
 
     spec = GraphSpec(
-        model="vit_small_test", tag="", weights=Weights("random", "0"), dtype="float32", image_size=(112, 112),
-        recipe=Recipe((112, 112), (112, 112), "center", "bicubic", (0.5,) * 3, (0.5,) * 3), patch_size=(16, 16),
-        grid=(7, 7), prefix=("class",), pooling="class", layers=(0, 1, 2), depth=3, heads=3,
-        attention_kind="probability", position="absolute", outputs=(),
-    )  # fmt: skip
+        model="vit_small_test",
+        tag="",
+        weights=Weights("random", "0"),
+        dtype="float32",
+        image_size=(112, 112),
+        recipe=Recipe((112, 112), (112, 112), "center", "bicubic", (0.5,) * 3, (0.5,) * 3),
+        patch_size=(16, 16),
+        grid=(7, 7),
+        prefix=("class",),
+        pooling="class",
+        layers=(0, 1, 2),
+        depth=3,
+        heads=3,
+        attention_kind="probability",
+        position="absolute",
+        outputs=(),
+    )
     plan = Plan(images=images, batch=16, unit=64, sample=(), identity={})
     shape, chunks = (images, 3, 3, 50, 50), (16, 1, 3, 50, 50)
     dims = ("image", "layer", "head", "query", "key")

@@ -185,9 +185,15 @@ def whole(graph: Path, source: Repeated, place: Path, provider: str, batch: int,
     shutil.rmtree(store, ignore_errors=True)
     marks: list[tuple[int, float]] = []
     result = attlas.run(
-        graph, source, store, keep=(keep,), provider=provider, batch_size=batch, statistics="graph",
+        graph,
+        source,
+        store,
+        keep=(keep,),
+        provider=provider,
+        batch_size=batch,
+        statistics="graph",
         progress=lambda progress: marks.append((progress.done, time.perf_counter())),
-    )  # fmt: skip
+    )
     shutil.rmtree(store)
     # From when the graph is loaded to the last unit: a real run is long against its start.
     speed = (marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1])
@@ -301,25 +307,49 @@ def bench(name: str, options: argparse.Namespace, encoded: list[bytes], place: P
         image_bytes = len(spec.layers) * spec.heads * spec.tokens**2 * 2
         free = min(STORE_BYTES, shutil.disk_usage(place).free / 2)
         most = max(2 * batch, int(alone * seconds))
-        full, full_limit = whole(graph, Repeated(encoded, min(most, max(batch, int(free / image_bytes)))), place,
-                                 options.provider, batch, "attention")  # fmt: skip
+        full, full_limit = whole(
+            graph,
+            Repeated(encoded, min(most, max(batch, int(free / image_bytes)))),
+            place,
+            options.provider,
+            batch,
+            "attention",
+        )
         none, none_limit = whole(graph, Repeated(encoded, most), place, options.provider, batch, "none")
         hooks = torch_rate(model, dtype, batch, device, False, seconds / 4)
         hooks_fetched = torch_rate(model, dtype, batch, device, True, seconds / 4)
-        rows.append([
-            name, dtype, f"{mean:.1e} / {worst:.1e}", f"{alone:.0f}", f"{small:.0f}", f"{fetched:.0f}",
-            f"{none:.0f} ({none_limit})", f"{full:.0f} ({full_limit})", f"{hooks:.0f}", f"{hooks_fetched:.0f}",
-            f"{none / hooks_fetched:.1f} / {full / hooks_fetched:.1f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                dtype,
+                f"{mean:.1e} / {worst:.1e}",
+                f"{alone:.0f}",
+                f"{small:.0f}",
+                f"{fetched:.0f}",
+                f"{none:.0f} ({none_limit})",
+                f"{full:.0f} ({full_limit})",
+                f"{hooks:.0f}",
+                f"{hooks_fetched:.0f}",
+                f"{none / hooks_fetched:.1f} / {full / hooks_fetched:.1f}",
+            ]
+        )
         graph.unlink()
     return rows
 
 
 HEAD = [
-    "model", "graph", "row total variation from the CPU, mean / largest", "inference alone", "and statistics",
-    "and attention to the host", "run, statistics and prefix rows (limit)", "run, full float16 store (limit)",
-    "PyTorch, hooks", "and attention to the host", "runs against that",
-]  # fmt: skip
+    "model",
+    "graph",
+    "row total variation from the CPU, mean / largest",
+    "inference alone",
+    "and statistics",
+    "and attention to the host",
+    "run, statistics and prefix rows (limit)",
+    "run, full float16 store (limit)",
+    "PyTorch, hooks",
+    "and attention to the host",
+    "runs against that",
+]
 
 
 def main() -> None:

@@ -22,11 +22,23 @@ from attlas.exporter.spec import GraphSpec, Recipe, Weights
 
 GRID, PIXELS = (14, 14), (16, 16)
 SPEC = GraphSpec(
-    model="deit_tiny_patch16_224", tag="", weights=Weights("checkpoint", ""), dtype="float32", image_size=(224, 224),
-    recipe=Recipe((248, 248), (224, 224), "center", "bicubic", (0.5,) * 3, (0.5,) * 3), patch_size=PIXELS, grid=GRID,
-    prefix=("class",), pooling="class", layers=tuple(range(12)), depth=12, heads=3, attention_kind="probability",
-    position="absolute", outputs=(),
-)  # fmt: skip
+    model="deit_tiny_patch16_224",
+    tag="",
+    weights=Weights("checkpoint", ""),
+    dtype="float32",
+    image_size=(224, 224),
+    recipe=Recipe((248, 248), (224, 224), "center", "bicubic", (0.5,) * 3, (0.5,) * 3),
+    patch_size=PIXELS,
+    grid=GRID,
+    prefix=("class",),
+    pooling="class",
+    layers=tuple(range(12)),
+    depth=12,
+    heads=3,
+    attention_kind="probability",
+    position="absolute",
+    outputs=(),
+)
 
 
 def real_attention(shared: Path, images: int) -> np.ndarray:

@@ -143,8 +143,9 @@ def differences(found: Arrays, reference: Arrays, spec: GraphSpec) -> str:
     head = spec.outputs[0].name
     rows = [
         np.abs(found[o.name].astype(np.float64) - reference[o.name]).sum(-1).ravel() / 2
-        for o in spec.outputs if o.name.partition(".")[0] in ("attention", "class_attention", "pool_attention")
-    ]  # fmt: skip
+        for o in spec.outputs
+        if o.name.partition(".")[0] in ("attention", "class_attention", "pool_attention")
+    ]
     variation = np.concatenate(rows)
     gradients = [_relative(found[o.name], reference[o.name]) for o in spec.outputs if o.name.startswith("gradient.")]
     first = np.mean(found[head].argmax(-1) == reference[head].argmax(-1))

@@ -64,8 +64,9 @@ def codecs(chunks: list[np.ndarray]) -> None:
 def ways(chunks: list[np.ndarray], folder: Path, spec: GraphSpec) -> None:
     """One chunk after the other, from one thread: by zarr's own pipeline, by zarrs', and as a run does."""
     raw, shape = sum(c.nbytes for c in chunks), chunks[0].shape
-    template = ArraySpec("a", ("image", "head", "query", "key"), (len(chunks) * shape[0], *shape[1:]), shape,
-                         "float16", np.nan)  # fmt: skip
+    template = ArraySpec(
+        "a", ("image", "head", "query", "key"), (len(chunks) * shape[0], *shape[1:]), shape, "float16", np.nan
+    )
     pipelines = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "zarr, fused": FUSED, "the run's own": ""}
     if importlib.util.find_spec("zarrs"):
         import zarrs  # noqa: F401 - registers itself

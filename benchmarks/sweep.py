@@ -87,12 +87,20 @@ def sweep(name: str, depth: int) -> dict[str, Any]:
             alone = check(result.path, result.spec, tapped.run, images=1)
         spec, parity = result.spec, result.parity
         line |= {
-            "prefix": list(spec.prefix), "pooling": spec.pooling, "grid": list(spec.grid), "heads": spec.heads,
-            "kind": spec.attention_kind, "position": spec.position, "image_size": list(spec.image_size),
+            "prefix": list(spec.prefix),
+            "pooling": spec.pooling,
+            "grid": list(spec.grid),
+            "heads": spec.heads,
+            "kind": spec.attention_kind,
+            "position": spec.position,
+            "image_size": list(spec.image_size),
             "outputs": list(dict.fromkeys(o.name.partition(".")[0] for o in spec.outputs)),
-            "row_mean": max(parity.row_mean, alone.row_mean), "row_max": max(parity.row_max, alone.row_max),
-            "head": parity.head / parity.head_scale, "top1": parity.top1, "norm_max": parity.norm_max,
-        }  # fmt: skip
+            "row_mean": max(parity.row_mean, alone.row_mean),
+            "row_max": max(parity.row_max, alone.row_max),
+            "head": parity.head / parity.head_scale,
+            "top1": parity.top1,
+            "norm_max": parity.norm_max,
+        }
     except AttlasError as error:
         line["error"] = str(error)
     except Exception as error:  # a sweep goes on; the line says what happened

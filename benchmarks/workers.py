@@ -100,10 +100,13 @@ def bench(place: Path, options: argparse.Namespace) -> dict[str, list[dict]]:
                 record = attlas.inspect(store)["runs"][-1]
                 worked = sum(seconds for name, seconds in record["stages"].items() if name != "commit")
                 entry = {
-                    "who": who, "count": options.count, "keep": options.keep, "whole": options.count / taken,
+                    "who": who,
+                    "count": options.count,
+                    "keep": options.keep,
+                    "whole": options.count / taken,
                     "rate": options.count / record["seconds"],
                     "busy": worked / (record["seconds"] * record["units_at_once"]),
-                }  # fmt: skip
+                }
                 rows.setdefault(who, []).append(entry)
                 shutil.rmtree(store)
                 if options.results:

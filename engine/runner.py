@@ -103,7 +103,7 @@ def run(
     provider: str = "auto",
     target: str = "predicted",
     workers: int | None = None,
-    scheduler: str | None = None,
+    scheduler: str | Executor | None = None,
     threads: int | None = None,
     shard: tuple[int, int] = (1, 1),
     limit: int | None = None,
@@ -129,7 +129,7 @@ def run(
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
-        scheduler: address of a Dask scheduler, `tcp://HOST:8786`; its workers do the work.
+        scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.
         threads: units processed at once in this process, or in each of `workers`; by default one per core.
         shard: (k, n): do every n-th unit starting with the k-th, counted from 1, so that n processes share a store.
         limit: take this many images, evenly spread over the sorted list.
@@ -147,22 +147,9 @@ def run(
     """
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            Path(place(graph)),
-            locate(output),
-            keep,
-            layers,
-            store_dtype,
-            batch_size,
-            team.provider(provider),
-            target,
-            limit,
-            seed,
-            reducer,
-            statistics,
-            overwrite,
-            dry_run,
-            reserved,
-        )
+            Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider), target,
+            limit, seed, reducer, statistics, overwrite, dry_run, reserved,
+        )  # fmt: skip
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 
@@ -242,12 +229,14 @@ def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
     return show
 
 
-def _executor(workers: int | None, scheduler: str | None, threads: int | None) -> Executor:
+def _executor(workers: int | None, scheduler: str | Executor | None, threads: int | None) -> Executor:
     """The executor for these arguments; its module is imported only here."""
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one process")
     if scheduler is not None and (workers is not None or threads is not None):
         raise UsageError("--scheduler: its own workers do the work; leave out --workers and threads")
+    if scheduler is not None and not isinstance(scheduler, str):
+        return scheduler
     if scheduler is not None:
         from .executors.dask import Dask
 

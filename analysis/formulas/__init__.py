@@ -1,8 +1,8 @@
 """Every statistic of attention, each once, on plain arrays of any library.
 
-Attention is (..., query, key): rows are queries, leading axes (image, layer, head) stay as they are. A statistic that
-joins heads takes (..., head, query, key), one that follows the layers takes a sequence of these, from input to output;
-so a store's (image, layer, head, query, key) is passed as it is, or layer by layer. Sums run in float32 or better.
+Attention is (..., query, key): rows are queries, leading axes (image, layer, head) stay. A statistic that combines
+heads takes (..., head, query, key); one that combines layers takes a sequence of these, from input to output. Sums are
+in float32 or better.
 One module a family; all of them are names of this package. `norms`, `histograms`, `baselines` and `boxes` stand beside.
 """
 

@@ -1,8 +1,8 @@
 """Plain arrays of any library: numpy, torch, cupy, or whatever follows the Python array API standard.
 
-The formulas are written against the standard's namespace. torch's arrays do not name one: a thin stand-in spells the
-few functions that differ the standard's way. array-api-compat would, but costs a tenth of a second to import and a
-tenth of a millisecond a call, which is more than many a formula takes. No array library is imported here.
+The formulas use the standard's namespace. torch's arrays have none, so `_Torch` renames the few functions that differ.
+array-api-compat does that too, but takes 0.1 s to import and 0.1 ms a call, longer than many formulas. No array library
+is imported here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = Any  # any array of the standard; the formulas never ask which
 
 
 class _Torch:
-    """torch's module under the standard's spellings, for the functions that the formulas use."""
+    """torch with the standard's names, for the functions that the formulas use."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -50,10 +50,10 @@ class _Torch:
 
 
 def namespace(x: Array) -> Any:
-    """The functions that go with `x`, as the array API standard spells them.
+    """The array API namespace of `x`.
 
     Raises:
-        UsageError: `x` belongs to no array library.
+        UsageError: `x` is not an array.
     """
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
@@ -66,8 +66,8 @@ def floating(x: Array, *, exact: bool = False) -> Array:
     """`x` in float32 or better: float16 is widened, since sums of it lose a third of their value.
 
     Raises:
-        UsageError: `x` holds integers; uint8 codes are decoded first (`decode_codes`). With `exact`, uint8 is told
-            that this statistic takes no codes at all.
+        UsageError: `x` holds integers; decode uint8 codes first (`decode_codes`). With `exact`, the message says that
+            this statistic takes no codes.
     """
     xp = namespace(x)
     if x.dtype in (xp.float32, xp.float64):
@@ -92,7 +92,7 @@ def constant(values: Any, like: Array) -> Array:
 
 
 def prefix_of(attention: Array, grid: tuple[int, int]) -> int:
-    """How many prefix tokens precede the patches: the keys that the grid does not account for.
+    """Number of prefix tokens: keys less patches.
 
     Raises:
         UsageError: the grid has more patches than there are keys.
@@ -122,7 +122,7 @@ def nan_where_zero(x: Array) -> Array:
 
 
 def mean_where(values: Array, there: Array) -> Array:
-    """Mean over the last axis of the values that are there; NaN where none is."""
+    """Mean over the last axis of the values where `there`; NaN if there are none."""
     xp = namespace(values)
     zero = xp.zeros_like(values)
     count = xp.sum(xp.where(there, zero + 1, zero), axis=-1)
@@ -136,7 +136,7 @@ def x_ln_x(a: Array) -> Array:
 
 
 def refuse_mixed(kind: str, name: str) -> None:
-    """Refuse what is of distributions where rows are none.
+    """Refuse attention whose rows are not distributions.
 
     Raises:
         UsageError: `kind` is mixed.

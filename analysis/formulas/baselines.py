@@ -1,4 +1,4 @@
-"""What attention that knows nothing gives: every key alike. Random weights sit close to it; so does a wrong graph."""
+"""Values for uniform attention, A_ij = 1/N. Random weights give nearly these; so does a wrong graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["uniform_distance", "uniform_entropy", "uniform_rollout"]
 
 
 def uniform_entropy(keys: int) -> float:
-    """`entropy` of uniform attention: ln `keys`, nats. With the number of patches it is that of `entropy_patch`."""
+    """`entropy` of uniform attention: ln `keys`, nats. For `entropy_patch` give the number of patches."""
     if keys < 1:
         raise UsageError(f"{keys} keys have no entropy")
     return math.log(keys)
@@ -23,12 +23,12 @@ def uniform_rollout(
 ) -> tuple[tuple[float, ...], ...]:
     """`rollout` of uniform attention through `layers` layers: (y, x).
 
-    The product of a U + (1 - a) I is (1 - a)^L I + (1 - (1 - a)^L) U: flat, but for the readout's own tokens.
+    The product of L factors a U + (1 - a) I is (1 - a)^L I + (1 - (1 - a)^L) U: constant but for the readout's tokens.
 
     Args:
         grid: (rows, columns) of patches.
-        prefix: how many prefix tokens there are.
-        layers: how many are followed.
+        prefix: the number of prefix tokens.
+        layers: L, the number of layers.
         readout: the row or rows of the readout, as for `rollout`.
         residual: a, the weight of the attention.
     """

@@ -1,7 +1,8 @@
-"""Boxes: objects in the original picture, seen through the crop on the patch grid, and how maps and tokens meet them.
+"""Boxes of objects on the patch grid, and how maps and tokens agree with them.
 
-A box is (top, left, bottom, right) in pixels of the original picture, as is the crop (`engine.runtime.decode.crop_box`
-gives it). What a box covers of each patch is its cover, (y, x) in 0..1, and everything else is formulas of covers.
+A box is (top, left, bottom, right) in pixels of the original picture, and so is the crop
+(`engine.runtime.decode.crop_box`). A box's cover is the share of each patch inside it, (y, x) in 0..1; all formulas
+take covers.
 """
 
 from __future__ import annotations
@@ -17,9 +18,16 @@ from .arrays import Array, constant, floating, namespace
 from .maps import mass_mask
 
 __all__ = [
-    "Box", "box_jaccard", "box_mass", "centre_box", "cover", "object_similarity", "object_vectors", "pointing_hit",
+    "Box",
+    "box_jaccard",
+    "box_mass",
+    "centre_box",
+    "cover",
+    "object_similarity",
+    "object_vectors",
+    "pointing_hit",
     "read_coco",
-]  # fmt: skip
+]
 
 Box = tuple[float, float, float, float]
 Cover = list[list[float]]
@@ -29,9 +37,9 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[tuple[str, B
     """Boxes of a COCO JSON file.
 
     Returns:
-        (category, box) by file name, in the file's order; and a line for each box that cannot be used: of no area, or
-        of an image that the file does not name. Without a category a box is an "object"; one whose category has no
-        name is called by its number, as is a box without an id, by its place in the file from 1.
+        (category, box) by file name, in the file's order; and a line for each box that cannot be used, because it has
+        no area or its image is not in the file. A box without a category is an "object"; a category without a name, and
+        a box without an id, are named by number (a box by its position in the file, from 1).
 
     Raises:
         AttlasError: the file does not read, or has no `images` and `annotations`.
@@ -60,7 +68,7 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[tuple[str, B
 
 
 def cover(box: Box, crop: Box, grid: tuple[int, int]) -> Cover:
-    """How much of each patch a box covers: (y, x), in 0..1.
+    """Share of each patch that a box covers: (y, x), in 0..1.
 
     Raises:
         UsageError: the box has no area, or lies outside the crop.
@@ -68,8 +76,10 @@ def cover(box: Box, crop: Box, grid: tuple[int, int]) -> Cover:
     if not (box[2] > box[0] and box[3] > box[1]):
         raise UsageError(f"box {box} has no area")
     parts = []
-    for low, high, start, stop, count in ((box[0], box[2], crop[0], crop[2], grid[0]),
-                                          (box[1], box[3], crop[1], crop[3], grid[1])):  # fmt: skip
+    for low, high, start, stop, count in (
+        (box[0], box[2], crop[0], crop[2], grid[0]),
+        (box[1], box[3], crop[1], crop[3], grid[1]),
+    ):
         size = (stop - start) / count
         edges = [start + i * size for i in range(count)]
         parts.append([max(0.0, min(high, edge + size) - max(low, edge)) / size for edge in edges])
@@ -79,14 +89,14 @@ def cover(box: Box, crop: Box, grid: tuple[int, int]) -> Cover:
 
 
 def centre_box(box: Box, crop: Box) -> Box:
-    """A box of the same size in the middle of the crop: the baseline that photographers' habits set."""
+    """A box of the same size in the middle of the crop: the baseline for pictures with centred objects."""
     height, width = box[2] - box[0], box[3] - box[1]
     top, left = (crop[0] + crop[2] - height) / 2, (crop[1] + crop[3] - width) / 2
     return top, left, top + height, left + width
 
 
 def box_mass(maps: Array, covered: Cover) -> Array:
-    """Share of a map's mass inside a box: (..., y, x) -> (...). The mean of the cover is what a uniform map has."""
+    """Share of a map's mass inside a box: (..., y, x) -> (...). For a uniform map it is the mean of the cover."""
     xp, m = namespace(maps), floating(maps)
     return xp.sum(m * constant(covered, m), axis=(-2, -1)) / xp.sum(m, axis=(-2, -1))
 
@@ -114,9 +124,9 @@ def object_vectors(tokens: Array, covers: list[Cover], weights: Array | None = N
     """Mean patch token of each object: (token, channel) -> (object, channel).
 
     Args:
-        tokens: after the final norm; those before the last y x of the grid belong to prefix tokens and are dropped.
+        tokens: after the final norm; prefix tokens, all before the last y x, are dropped.
         covers: one per object.
-        weights: a map (y, x), the rollout, by which patches weigh beside their cover.
+        weights: a map (y, x), such as the rollout, that multiplies the cover.
     """
     xp, t = namespace(tokens), floating(tokens)
     share = constant(covers, t)

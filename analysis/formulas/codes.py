@@ -1,4 +1,4 @@
-"""Attention from the codes that a store may hold."""
+"""Attention from stored uint8 codes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["decode_codes"]
 
 
 def decode_codes(codes: Array, dtype: object = None) -> Array:
-    """Stored uint8 codes round(255 sqrt(a)) -> attention: (..., key) uint8 -> (..., key) float32.
+    """Decode uint8 codes round(255 sqrt(a)): (..., key) uint8 -> (..., key) float32.
 
-    a = code^2 / 255^2 with each row divided by its sum, since rounding loses 1 to 3 % of a row. A row of zeros holds
-    no data and becomes NaN. Good for averages; where single values decide, the statistic refuses codes.
+    a = code^2 / 255^2, then each row is divided by its sum, since rounding loses 1 to 3 % of a row. A row of zeros is
+    missing data and becomes NaN. Good for averages; statistics that depend on single values refuse codes.
     """
     xp = namespace(codes)
     a = xp.asarray(codes, dtype=xp.float32 if dtype is None else dtype)

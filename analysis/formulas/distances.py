@@ -1,4 +1,4 @@
-"""How far heads look: mean attention distance, as published and with rows renormalised over patches."""
+"""Mean attention distance, as published and with rows renormalised over patches."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ def patch_distances(grid: tuple[int, int], patch_size: tuple[float, float]) -> t
 
 
 def uniform_distance(grid: tuple[int, int], patch_size: tuple[float, float]) -> float:
-    """`distance_renormalized` of uniform attention, the usual reference: 116.5 px for 14 x 14 patches of 16 px."""
+    """`distance_renormalized` of uniform attention: 116.5 px for 14 x 14 patches of 16 px."""
     distances = patch_distances(grid, patch_size)
     return math.fsum(map(math.fsum, distances)) / len(distances) ** 2
 
 
 def distance(
-    attention: Array, grid: tuple[int, int], patch_size: tuple[float, float], *,
+    attention: Array,
+    grid: tuple[int, int],
+    patch_size: tuple[float, float],
+    *,
     unit: Literal["pixels", "patches"] = "pixels",
-) -> Array:  # fmt: skip
-    """Mean attention distance as published: mean_i sum_j A_ij D_ij over patches, rows not renormalised; pixels.
+) -> Array:
+    """Mean attention distance, mean_i sum_j A_ij D_ij over patches i and j, rows not renormalised; pixels.
 
-    A head that looks at the class token seems local in it. Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11;
-    Raghu et al. 2021 (arXiv 2108.08810), fig. 3.
+    A head that attends to the class token gets a small distance. Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7
+    and 11; Raghu et al. 2021 (arXiv 2108.08810), fig. 3.
 
     Args:
         attention: (..., query, key).
@@ -55,12 +58,16 @@ def distance(
 
 
 def distance_renormalized(
-    attention: Array, grid: tuple[int, int], patch_size: tuple[float, float], *,
+    attention: Array,
+    grid: tuple[int, int],
+    patch_size: tuple[float, float],
+    *,
     unit: Literal["pixels", "patches"] = "pixels",
-) -> Array:  # fmt: skip
-    """Mean attention distance, each row's patch mass scaled to 1 first; pixels. The one to compare models with.
+) -> Array:
+    """Mean attention distance with each row divided by its patch mass; pixels. Use it to compare models.
 
-    Rows without patch mass are left out of the mean (`rows_without_patch_mass` counts them); NaN where none is left.
+    mean_i (sum_j A_ij D_ij / sum_j A_ij) over patches i and j. Rows without patch mass are left out of the mean
+    (`rows_without_patch_mass` counts them); NaN if none is left.
     Park et al. 2023 (arXiv 2305.00729), section 2. Arguments and result as in `distance`.
     """
     xp, a = namespace(attention), patch_part(floating(attention), prefix_of(attention, grid))
@@ -72,7 +79,7 @@ def distance_renormalized(
 def distance_unit_square(attention: Array, grid: tuple[int, int]) -> Array:
     """`distance_renormalized` with the grid stretched over a unit square: positions are index / (edge - 1).
 
-    Walmer et al. 2023 (arXiv 2212.03862), section 4. Their code counts a row without patch mass as 0; here it is left
+    Walmer et al. 2023 (arXiv 2212.03862), section 4. Their code counts a row without patch mass as 0; this leaves it
     out. (..., query, key) -> (...), no unit.
     """
     if min(grid) < 2:
@@ -81,7 +88,7 @@ def distance_unit_square(attention: Array, grid: tuple[int, int]) -> Array:
 
 
 def rows_without_patch_mass(attention: Array, prefix: int) -> Array:
-    """How many of all query rows put nothing on patches: (..., query, key) -> (...), in the attention's float dtype."""
+    """Number of query rows without patch mass: (..., query, key) -> (...), in the attention's float dtype."""
     xp, a = namespace(attention), floating(attention)
     mass = xp.sum(a[..., prefix:], axis=-1)
     return xp.sum(xp.where(mass == 0, xp.ones_like(mass), xp.zeros_like(mass)), axis=-1)

@@ -1,4 +1,4 @@
-"""How sharp rows are: entropy over all keys and over patches, and the number of keys a row spreads over."""
+"""Entropy of the rows over all keys and over patches, and the effective number of keys."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ def row_entropy(attention: Array) -> Array:
 
 
 def entropy(
-    attention: Array, *, kind: str = "probability", rows: Sequence[int] | None = None,
-    unit: Literal["nats", "bits"] = "nats", normalized: bool = False,
-) -> Array:  # fmt: skip
-    """Entropy of the rows over all keys, averaged over queries.
+    attention: Array,
+    *,
+    kind: str = "probability",
+    rows: Sequence[int] | None = None,
+    unit: Literal["nats", "bits"] = "nats",
+    normalized: bool = False,
+) -> Array:
+    """Entropy of the rows over all keys: mean_i H_i, H_i = -sum_j A_ij ln A_ij.
 
-    Of single heads only: the entropy of head-averaged attention is something else, larger than the heads' mean.
+    Take it of single heads: the entropy of head-averaged attention is another number, larger than the heads' mean.
 
     Args:
         attention: (..., query, key).
-        kind: the graph's attention kind. Rows of `mixed` attention are no distributions.
+        kind: the graph's attention kind. Rows of `mixed` attention are not distributions.
         rows: the queries to average over, all by default (`readout_rows` gives the readout's).
         unit: nats or bits.
         normalized: divide by the logarithm of the number of keys, so that uniform attention gives 1.
@@ -44,13 +48,18 @@ def entropy(
 
 
 def entropy_patch(
-    attention: Array, prefix: int, *, kind: str = "probability", rows: Sequence[int] | None = None,
-    unit: Literal["nats", "bits"] = "nats", normalized: bool = False,
-) -> Array:  # fmt: skip
-    """Entropy of the rows over patch keys, each row's patch mass scaled to 1 first, averaged over queries.
+    attention: Array,
+    prefix: int,
+    *,
+    kind: str = "probability",
+    rows: Sequence[int] | None = None,
+    unit: Literal["nats", "bits"] = "nats",
+    normalized: bool = False,
+) -> Array:
+    """Entropy of the rows over patch keys, each row divided by its patch mass, averaged over queries.
 
-    Rows without patch mass are left out (`rows_without_patch_mass` counts them); NaN where none is left. With prefix
-    mass m, each row obeys H = H2(m) + m H_prefix + (1 - m) H_patch. Arguments as in `entropy`.
+    Rows without patch mass are left out (`rows_without_patch_mass` counts them); NaN if none is left. With prefix mass
+    m, each row satisfies H = H2(m) + m H_prefix + (1 - m) H_patch. Arguments as in `entropy`.
     """
     refuse_mixed(kind, "entropy_patch")
     xp, a = namespace(attention), floating(attention)[..., prefix:]
@@ -62,7 +71,7 @@ def entropy_patch(
 
 
 def effective_tokens(attention: Array, *, kind: str = "probability", rows: Sequence[int] | None = None) -> Array:
-    """The number of keys a row spreads over, averaged: mean_i exp(H_i), not exp of the mean entropy.
+    """Effective number of keys, mean_i exp(H_i): not exp of the mean entropy.
 
     (..., query, key) -> (...), keys. Arguments as in `entropy`.
     """

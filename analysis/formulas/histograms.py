@@ -1,4 +1,4 @@
-"""Histograms with fixed edges, so that counts of any parts of a dataset add up to what the whole gives."""
+"""Histograms with fixed edges: the counts of parts of a dataset add up to those of the whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BINS = 64
 
 
 def entropy_edges(keys: int, bins: int = BINS) -> tuple[float, ...]:
-    """Equal bins from 0 to ln `keys`, which uniform attention has: bins + 1 edges, nats."""
+    """Equal bins from 0 to ln `keys`, the entropy of uniform attention: bins + 1 edges, nats."""
     return tuple(math.log(keys) * i / bins for i in range(bins + 1))
 
 
@@ -26,13 +26,13 @@ def distance_edges(grid: tuple[int, int], patch_size: tuple[float, float], bins:
 
 
 def histogram(values: Array, edges: Sequence[float]) -> Array:
-    """How many values lie in each bin: (..., value) -> (..., bin), whole numbers in the values' float dtype.
+    """Number of values in each bin: (..., value) -> (..., bin), whole numbers in the values' float dtype.
 
-    A bin holds its left edge; the first and the last take what lies outside, as rounding may put it there. NaN is left
+    A bin includes its left edge. Values outside, for instance by rounding, count in the first or last bin. NaN is left
     out.
 
     Raises:
-        UsageError: there are not two edges, or they do not increase.
+        UsageError: there are fewer than two edges, or they do not increase.
     """
     if len(edges) < 2 or any(b <= a for a, b in itertools.pairwise(edges)):
         raise UsageError("a histogram needs two edges at least, increasing")

@@ -1,7 +1,7 @@
-"""Maps over the patch grid: what one image's attention looks like, and where it goes by position or offset.
+"""Maps over the patch grid: one image's attention by position or by offset.
 
-Every function takes attention (..., query, key), or (..., head, query, key) where it joins heads; leading axes stay.
-The prefix tokens are the keys that the grid does not account for.
+Attention is (..., query, key), or (..., head, query, key) for functions that combine heads; leading axes stay. The
+first N - rows x columns keys are prefix tokens.
 """
 
 from __future__ import annotations
@@ -13,24 +13,31 @@ from .arrays import Array, constant, floating, namespace, patch_part, prefix_of
 from .rollouts import Readout
 
 __all__ = [
-    "class_token_weight", "mass_mask", "offset_map", "query_map", "readout_map", "received_attention", "score_matrix",
-    "sink_mask", "sink_share",
-]  # fmt: skip
+    "class_token_weight",
+    "mass_mask",
+    "offset_map",
+    "query_map",
+    "readout_map",
+    "received_attention",
+    "score_matrix",
+    "sink_mask",
+    "sink_share",
+]
 
 Reading = Literal["query", "key", "head"]
 
 
 def score_matrix(attention: Array, grid: tuple[int, int], *, reading: Reading = "query") -> Array:
-    """How strongly each patch is attended to at most, prefix tokens dropped. Hebbar et al., eq. 3.3.
+    """Score matrix S_j = mean_h max_i A_hij, prefix tokens dropped. Hebbar et al., eq. 3.3.
 
-    "The maximum value across each head" can be read three ways, and the text does not decide: `query` takes the
-    maximum over queries for each key, `key` the maximum over keys for each query, both then the mean over heads;
-    `head` takes the maximum over heads, then the mean over queries.
+    Their "maximum value across each head" can be read in three ways: `query` is max over queries for each key, `key` is
+    max over keys for each query, each followed by the mean over heads; `head` is max over heads, then the mean over
+    queries.
 
     Args:
         attention: (..., head, query, key).
         grid: (rows, columns) of patches.
-        reading: over what the maximum runs.
+        reading: the axis of the maximum.
 
     Returns:
         (..., y, x), float32 or better, a probability.
@@ -49,14 +56,14 @@ def score_matrix(attention: Array, grid: tuple[int, int], *, reading: Reading = 
 
 
 def readout_map(attention: Array, grid: tuple[int, int], readout: Readout = 0) -> Array:
-    """Attention of the readout row to each patch (DINO's class-token maps): a probability.
+    """Attention of the readout row to each patch, as in DINO's class-token maps; a probability.
 
     Caron et al. 2021 (arXiv 2104.14294), fig. 1 and appendix.
 
     Args:
         attention: (..., head, query, key).
         grid: (rows, columns) of patches.
-        readout: the index of a row, or several whose mean is taken.
+        readout: the index of a row, or several indices (their mean).
 
     Returns:
         (..., head, y, x), float32 or better.
@@ -75,13 +82,13 @@ def class_token_weight(attention: Array, grid: tuple[int, int], readout: Readout
 
 
 def mass_mask(maps: Array, threshold: float = 0.6) -> Array:
-    """The smallest set of patches that holds `threshold` of the map's own mass: (..., y, x) -> bool (..., y, x).
+    """The smallest set of patches with at least `threshold` of the map's mass: (..., y, x) -> bool (..., y, x).
 
-    The patch mass is first renormalised to 1. Caron et al. 2021 (arXiv 2104.14294), fig. 3, as in their
+    The map is first divided by its sum. Caron et al. 2021 (arXiv 2104.14294), fig. 3, as in their
     `visualize_attention.py`.
 
     Raises:
-        UsageError: the map was made from uint8 codes, whose worst mask overlaps by 0.75 only.
+        UsageError: the map comes from uint8 codes, which are too coarse (worst overlap of the masks 0.75).
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"threshold {threshold} does not lie in (0, 1]")
@@ -108,9 +115,8 @@ def query_map(attention: Array, grid: tuple[int, int], row: int, column: int) ->
 def received_attention(attention: Array, grid: tuple[int, int], *, queries: Literal["patch", "all"] = "patch") -> Array:
     """Mean attention that each patch receives: (..., query, key) -> (..., y, x), a probability.
 
-    Over the patch queries, so that it adds up to 1 with `prefix_mass`; or over all queries, which is Walmer et al.
-    2023 (arXiv 2212.03862), "attention on token". Patches far above uniform are sinks: Darcet et al. 2024
-    (arXiv 2309.16588).
+    The mean is over patch queries (with `prefix_mass` it sums to 1) or over all queries (Walmer et al. 2023, arXiv
+    2212.03862, "attention on token"). Patches far above uniform are sinks: Darcet et al. 2024 (arXiv 2309.16588).
     """
     if queries not in ("patch", "all"):
         raise UsageError(f"queries {queries!r} is none of patch, all")
@@ -135,20 +141,23 @@ def sink_share(attention: Array, grid: tuple[int, int], *, times: float = 4.0) -
 
 
 def offset_map(
-    attention: Array, grid: tuple[int, int], *, form: Literal["per_query", "pooled"] = "per_query",
+    attention: Array,
+    grid: tuple[int, int],
+    *,
+    form: Literal["per_query", "pooled"] = "per_query",
     renormalized: bool = True,
-) -> Array:  # fmt: skip
-    """Attention by where the key lies from the query, averaged over queries, patches only.
+) -> Array:
+    """Attention by offset of the key from the query, averaged over queries, patches only.
 
-    `per_query` averages over the queries that have such a key inside the image, so that border and centre compare;
-    `pooled` divides all mass at that offset by the number of patches, so that it sums to 1 (to the patch mass where
-    rows are not renormalised): what Walmer et al. 2023 (arXiv 2212.03862) plot as aligned attention in their code.
+    `per_query` averages over the queries that have a key at that offset inside the image, so border and centre are
+    comparable. `pooled` divides the mass at that offset by the number of patches and sums to 1 (to the patch mass if
+    rows are not renormalised), as the code of Walmer et al. 2023 (arXiv 2212.03862) does for aligned attention.
 
     Args:
         attention: (..., query, key).
         grid: (rows, columns) of patches.
-        form: which average.
-        renormalized: whether each row's patch mass is scaled to 1 first. Rows without patch mass then count as 0.
+        form: the average, as above.
+        renormalized: divide each row by its patch mass first. Rows without patch mass count as 0.
 
     Returns:
         (..., 2 rows - 1, 2 columns - 1), float32 or better; the centre is the patch itself.

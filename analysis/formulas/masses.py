@@ -1,4 +1,4 @@
-"""How much goes where: to prefix tokens, to the patch itself, to its neighbours, and to all others."""
+"""Attention mass on prefix tokens, on the patch itself, on its neighbours, and on all other patches."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def neighbour_mass(attention: Array, grid: tuple[int, int]) -> Array:
 
 
 def rest_mass(attention: Array, grid: tuple[int, int]) -> Array:
-    """Attention of a patch on all patches but itself and its neighbours: with the other masses it sums to 1."""
+    """Attention of a patch on all other patches, averaged over patches; with the other masses it sums to 1."""
     return _mass_between(attention, grid, 2, max(grid))
 
 
 def _mass_between(attention: Array, grid: tuple[int, int], nearest: int, farthest: int) -> Array:
-    """Attention between patches whose larger coordinate difference lies in nearest..farthest; mean over queries."""
+    """Attention between patches at a Chebyshev distance of nearest..farthest, averaged over queries."""
     xp, a = namespace(attention), patch_part(floating(attention), prefix_of(attention, grid))
     chosen = constant(_between(grid, nearest, farthest), a)
     return xp.mean(xp.sum(a * chosen, axis=-1), axis=-1)

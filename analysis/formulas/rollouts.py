@@ -1,11 +1,11 @@
-"""Rollouts: attention followed through the layers, as its authors define it, with and without gradients.
+"""Rollouts: attention followed through the layers, with and without gradients, as their authors define them.
 
-All of them take one array per layer, from input to output, and only ever need the readout row of the product of the
-layers' matrices. So the row is carried through the layers from last to first: O(layers x tokens^2) instead of the
-O(layers x tokens^3) of whole matrix products, and the same numbers.
+Each takes one array per layer, from input to output. Only the readout row of the matrix product is needed, so one row
+is multiplied through the layers from last to first: O(layers x tokens^2) in place of O(layers x tokens^3), with the
+same result.
 
-The readout is given as the index of a row, as several indices (the mean of those rows), or as an array (..., query) of
-weights: the pool's own map. `readout_rows` gives the indices for a model.
+The readout is the index of a row, several indices (their mean), or an array (..., query) of weights, such as the map of
+an attention pool. `readout_rows` gives the indices for a model.
 """
 
 from __future__ import annotations
@@ -18,9 +18,19 @@ from ...errors import UsageError
 from .arrays import Array, constant, floating, namespace, prefix_of
 
 __all__ = [
-    "Fusion", "chefer", "discard_smallest", "fuse", "gradient_mean", "gradient_positive", "gradient_rollout",
-    "head_importance", "readout_rows", "rollout", "rollout_discard", "rollout_vit_explain",
-]  # fmt: skip
+    "Fusion",
+    "chefer",
+    "discard_smallest",
+    "fuse",
+    "gradient_mean",
+    "gradient_positive",
+    "gradient_rollout",
+    "head_importance",
+    "readout_rows",
+    "rollout",
+    "rollout_discard",
+    "rollout_vit_explain",
+]
 
 Fusion = Literal["mean", "max", "min"]
 Readout = int | Sequence[int] | Array
@@ -33,7 +43,7 @@ def readout_rows(prefix: Sequence[str], grid: tuple[int, int], readout: str) -> 
         prefix: the kinds of the prefix tokens, in order: class, distillation, register.
         grid: (rows, columns) of patches.
         readout: class, mean (of the patch rows) or distilled (class and distillation row). A model with attention
-            pooling has no such row: there the pool's own map is the readout.
+            pooling has no such row; its readout is the pool's map.
 
     Raises:
         UsageError: the model has no such token, or `readout` is none of these.
@@ -51,7 +61,7 @@ def readout_rows(prefix: Sequence[str], grid: tuple[int, int], readout: str) -> 
 
 
 def fuse(attention: Array, fusion: Fusion) -> Array:
-    """One matrix from the heads': (..., head, query, key) -> (..., query, key), float32 or better."""
+    """Mean, maximum or minimum over heads: (..., head, query, key) -> (..., query, key), float32 or better."""
     xp, a = namespace(attention), floating(attention)
     if fusion not in ("mean", "max", "min"):
         raise UsageError(f"fusion {fusion!r} is none of mean, max, min")
@@ -61,9 +71,9 @@ def fuse(attention: Array, fusion: Fusion) -> Array:
 def discard_smallest(fused: Array, ratio: float, *, ties: bool = True) -> Array:
     """Set the smallest int(N^2 x ratio) entries of each matrix (..., query, key) to 0.
 
-    With `ties` (the text of Hebbar et al.) only entries strictly below the k-th smallest go, so that equal entries stay
-    together. Without (vit_explain's code) exactly the k smallest go, in flat order where they are equal, and the
-    entry at flat index 0 always stays.
+    With `ties` (Hebbar et al.) only entries strictly below the k-th smallest are set to 0, so equal entries stay
+    together. Without (the code of vit-explain) exactly the k smallest are, equal ones in flat order, and the entry at
+    flat index 0 is always kept.
     """
     if not 0 <= ratio < 1:
         raise UsageError(f"discard ratio {ratio} does not lie in [0, 1)")
@@ -86,14 +96,20 @@ def discard_smallest(fused: Array, ratio: float, *, ties: bool = True) -> Array:
 
 
 def rollout(
-    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, residual: float = 0.5,
-    start_layer: int = 0, fusion: Fusion = "mean", discard: float = 0.0,
-) -> Array:  # fmt: skip
-    """Attention rollout as published: R = M_L ... M_1, M = (a F + (1 - a) I) with rows divided by their sums.
+    attention: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    residual: float = 0.5,
+    start_layer: int = 0,
+    fusion: Fusion = "mean",
+    discard: float = 0.0,
+) -> Array:
+    """Attention rollout: R = M_L ... M_1, where M = a F + (1 - a) I with rows divided by their sums.
 
-    F is the mean over heads and a = `residual` the weight of the attention, 0.5 in the paper; 1.0 leaves the residual
-    connection out. Unscaled; no unit. Abnar & Zuidema 2020 (arXiv 2005.00928), section 3, "attention rollout". With
-    another fusion, or entries discarded, it is no longer theirs: `rollout_discard` says whose.
+    F is the mean over heads and a = `residual` the weight of the attention: 0.5 in the paper, 1.0 ignores the residual
+    connection. Not scaled; no unit. Abnar & Zuidema 2020 (arXiv 2005.00928), section 3, "attention rollout". With
+    another fusion, or with entries discarded, see `rollout_discard` for the source.
 
     Args:
         attention: per layer, from input to output, (..., head, query, key).
@@ -115,15 +131,20 @@ def rollout(
 
 
 def rollout_discard(
-    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, fusion: Fusion, discard: float,
+    attention: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    fusion: Fusion,
+    discard: float,
     start_layer: int = 0,
-) -> Array:  # fmt: skip
+) -> Array:
     """Rollout with small entries discarded: M = (D + I) / 2 with rows divided by their sums.
 
-    D is the fused attention without its entries strictly below the k-th smallest, k = int(N^2 x `discard`); equal
-    entries stay. The text (Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eq. 3.4) fixes neither fusion
-    nor ratio, so both are to be given. The choice is discontinuous: results compare only on equal stored values.
-    Arguments and result as in `rollout`.
+    D is the fused attention with all entries strictly below the k-th smallest set to 0, k = int(N^2 x `discard`).
+    Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eq. 3.4, who fix neither fusion nor ratio: both must be
+    given. Discarding is discontinuous, so compare results only if the stored values are equal. Arguments and result as
+    in `rollout`.
 
     Raises:
         UsageError: the attention is uint8 codes.
@@ -133,14 +154,17 @@ def rollout_discard(
 
 
 def rollout_vit_explain(
-    attention: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, fusion: Fusion = "max",
+    attention: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    fusion: Fusion = "max",
     discard: float = 0.9,
-) -> Array:  # fmt: skip
-    """The rollout of the repository jacobgil/vit-explain, scaled by its maximum.
+) -> Array:
+    """Rollout as in the repository jacobgil/vit-explain, divided by its maximum.
 
-    Its code divides (D + I) / 2 by the row sums without keeping the axis, so column j is divided by the sum of row j.
-    That is kept here, because its published pictures come from it. A map without any mass stays 0. Arguments as in
-    `rollout`.
+    That code divides column j of (D + I) / 2 by the sum of row j. This does the same, since its published pictures were
+    made so. A map without mass stays 0. Arguments as in `rollout`.
 
     Raises:
         UsageError: the attention is uint8 codes.
@@ -168,9 +192,13 @@ def gradient_positive(attention: Array, gradient: Array) -> Array:
 
 
 def gradient_rollout(
-    weighted: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, discard: float = 0.0,
+    weighted: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    discard: float = 0.0,
     start_layer: int = 0,
-) -> Array:  # fmt: skip
+) -> Array:
     """Gradient rollout: F = max(mean_h(A x G), 0), smallest entries discarded, (F + I) / 2, rows normalised, product.
 
     G is the gradient of the target class's raw logit by the attention. Hebbar et al., eqs. 3.4a to 3.4e.
@@ -192,8 +220,8 @@ def gradient_rollout(
 def chefer(positive: Sequence[Array], grid: tuple[int, int], readout: Readout = 0, *, start_layer: int = 0) -> Array:
     """Relevance by generic attention: R = product of (I + F_l), F = mean_h(max(A x G, 0)), not normalised.
 
-    Chefer, Gur & Wolf 2021b (arXiv 2103.15679), section 3, eqs. 5 and 6 for self-attention. Their earlier method by
-    layer-wise relevance propagation is another one and is not offered.
+    Chefer, Gur & Wolf 2021b (arXiv 2103.15679), section 3, eqs. 5 and 6 for self-attention. Their earlier method, by
+    layer-wise relevance propagation, is not implemented.
 
     Args:
         positive: per layer `gradient_positive`, (..., query, key).
@@ -214,8 +242,8 @@ def chefer(positive: Sequence[Array], grid: tuple[int, int], readout: Readout = 
 def head_importance(attention: Array, gradient: Array) -> Array:
     """|sum over queries and keys of A x G| per head: (..., head, query, key) twice -> (..., head).
 
-    In units of the logit. Michel, Levy & Neubig 2019 (arXiv 1905.10650), section 4.1, of which the dataset's mean is
-    the published score.
+    In units of the logit. Michel, Levy & Neubig 2019 (arXiv 1905.10650), section 4.1; their score is the mean over the
+    dataset.
     """
     xp = namespace(attention)
     return xp.abs(xp.sum(floating(attention) * floating(gradient), axis=(-2, -1)))
@@ -236,7 +264,7 @@ def _rolled(fused: Iterable[Array], readout: Readout, residual: float) -> Array:
     row: Array | None = None
     for f in reversed(list(fused)):
         row = _start(readout, f) if row is None else row
-        # Dividing a row of M by its sum is dividing that entry of the vector which multiplies it.
+        # Dividing row i of M by its sum equals dividing entry i of the row vector before the product.
         row = row / (residual * namespace(f).sum(f, axis=-1) + (1 - residual))
         row = residual * _times(row, f) + (1 - residual) * row
     return row
@@ -266,6 +294,6 @@ def _times(row: Array, matrix: Array) -> Array:
 
 def _map(row: Array, grid: tuple[int, int]) -> Array:
     """(..., key) -> (..., y, x): the patch columns on their grid."""
-    # A traced array does not know how many images it will hold; that one size is then left to the rest.
+    # In a traced array the number of images is unknown (None); reshape infers it from -1.
     leading = [-1 if size is None else size for size in row.shape[:-1]]
     return namespace(row).reshape(row[..., prefix_of(row, grid) :], (*leading, *grid))

@@ -1,4 +1,4 @@
-"""How much attention changes: with the query, with the head, and with the position embedding."""
+"""Variation of attention over queries and over heads, and similarity of position embeddings."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = [
 def normalized_mutual_information(attention: Array, grid: tuple[int, int]) -> Array:
     """NMI of query and key: I(q; k) / sqrt(H(q) H(k)), with p(q) = 1/P and p(k | q) the row over patches.
 
-    0 where every query looks at the same keys, 1 where each looks at a key of its own. Rows without patch mass are
-    left out. Park et al. 2023 (arXiv 2305.00729), section 2, eq. 2. Their notebook (naver-ai/cl-vs-mim,
-    self_attention_analysis.ipynb) has the same prefix tokens dropped, rows renormalised, uniform queries and square
-    root; it adds 1e-8 to every entry where this takes 0 ln 0 = 0, which moves sharp heads by about 1e-6.
+    0 if all queries attend to the same keys, 1 if each attends to a key of its own. Rows without patch mass are left
+    out. Park et al. 2023 (arXiv 2305.00729), section 2, eq. 2. Their notebook (naver-ai/cl-vs-mim,
+    self_attention_analysis.ipynb) does the same, but adds 1e-8 to every entry, where this uses 0 ln 0 = 0; sharp heads
+    differ by about 1e-6.
     (..., query, key) -> (...), in 0..1.
     """
     xp, a = namespace(attention), patch_part(floating(attention), prefix_of(attention, grid))
@@ -35,7 +35,7 @@ def normalized_mutual_information(attention: Array, grid: tuple[int, int]) -> Ar
     h_query, h_key = (-xp.sum(x_ln_x(p), axis=-1) for p in (p_query[..., 0], xp.sum(joint, axis=-2)))
     information = h_query + h_key + xp.sum(x_ln_x(joint), axis=(-2, -1))
     product = h_query * h_key
-    # Where all look at one and the same key, nothing is to be known: 0 rather than rounding errors over each other.
+    # If all queries attend to one key, both entropies are 0: the result is 0, not a quotient of rounding errors.
     nothing = product < 1e-6
     one = xp.ones_like(product)
     return xp.where(nothing, xp.zeros_like(one), information / xp.sqrt(xp.where(nothing, one, product)))
@@ -62,7 +62,7 @@ def head_deviation(attention: Array, grid: tuple[int, int]) -> Array:
 def head_similarity(attention: Array, *, kind: str = "probability") -> Array:
     """Jensen-Shannon divergence between heads, averaged over queries: 0 for equal heads, at most ln 2; nats.
 
-    Clark et al. 2019 (arXiv 1906.04341), section 6, which sums over queries where this averages.
+    Clark et al. 2019 (arXiv 1906.04341), section 6, who sum over queries instead.
     (..., head, query, key) -> (..., head, head), symmetric.
     """
     refuse_mixed(kind, "head_similarity")
@@ -79,11 +79,11 @@ def head_similarity(attention: Array, *, kind: str = "probability") -> Array:
 def position_similarity(embedding: Array, grid: tuple[int, int], *, position: str = "absolute") -> Array:
     """Cosine similarity of the patches' position embeddings: (token, channel) -> (y, x, y', x'), in -1..1.
 
-    Rows before the last rows x columns belong to prefix tokens and are dropped. Dosovitskiy et al. 2021
+    Only the last rows x columns tokens are patches; the prefix tokens before them are dropped. Dosovitskiy et al. 2021
     (arXiv 2010.11929), fig. 7.
 
     Raises:
-        UsageError: the model knows positions by rotation or relative bias, and has no such embedding.
+        UsageError: the model uses rotary or relative positions, so it has no such embedding.
     """
     if position != "absolute":
         raise UsageError(f"position {position}: only models with an absolute position embedding have this similarity")

@@ -1,9 +1,9 @@
 """The fused kernel: every default statistic of a batch in one pass over its attention.
 
-For each query row the heads are decoded, summed, weighed by distance and by -a ln a in the same loop, so that every
-stored byte is read once; what remains per row is finished in loops over rows. The rollout carries one row vector
-through the layers from last to first, which needs each row of the head mean exactly once, in the same pass. `formulas`
-holds the same statistics in their plain form, `compiled` the loops.
+One loop over each query row decodes the heads and sums mass, distance and -a ln a, so every stored byte is read once;
+loops over rows finish the statistics. The rollout multiplies one row vector through the layers from last to first, and
+so needs each row of the head mean once, in the same pass. `formulas` has the same statistics in plain form, `compiled`
+the loops.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as
 class Reducer:
     """Every default statistic of a batch, from its attention, layer by layer.
 
-    Safe to call from several threads at once, and never starts any: the work runs outside the interpreter's lock. An
-    image's numbers depend neither on its neighbours in the batch nor on threads.
+    Thread-safe; the loops release the GIL and start no threads. An image's numbers do not depend on the batch or on
+    threads.
 
     Attributes:
         spec: the graph's.
@@ -41,7 +41,7 @@ class Reducer:
     """
 
     def __init__(self, spec: GraphSpec, *, layers: Sequence[int] | None = None) -> None:
-        """Prepare the constants of one graph; `layers` are those to come, all of the graph's by default."""
+        """`layers` are those that will be added, by default all of the graph."""
         self.spec = spec
         self.layers = tuple(spec.layers if layers is None else layers)
         self._rollout = self.layers == tuple(range(spec.depth))
@@ -71,7 +71,7 @@ class Reducer:
         return batch.results()
 
     def begin(self, images: int, pool: npt.NDArray[Any] | None = None) -> Batch:
-        """A batch whose layers are handed over one by one, from last to first, so that no two need to be held."""
+        """A batch whose layers are added one by one, from last to first, so that only one is in memory."""
         return Batch(self, images, self.start(images, pool))
 
     def checked(self, a: npt.NDArray[Any], place: int) -> npt.NDArray[Any]:
@@ -110,7 +110,7 @@ class Reducer:
 
 
 class Batch:
-    """One batch on its way through a `Reducer`, a layer at a time."""
+    """One batch of a `Reducer`, a layer at a time."""
 
     def __init__(self, reducer: Reducer, images: int, row: npt.NDArray[np.float64]) -> None:
         spec, layers = reducer.spec, len(reducer.layers)

@@ -1,4 +1,4 @@
-"""One image's attention of one layer as the catalog's statistics see it: decoded once, what they share made once."""
+"""One layer's attention of one image for the catalog's kernels: decoded once, shared results computed once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 def _once(make: Callable[[Layer], Array]) -> property:
-    """A property that is made when it is first asked for, anew for every attention that is shown."""
+    """A property that is computed on first use, again for every image."""
 
     @functools.wraps(make)
     def made(layer: Layer) -> Array:
@@ -37,14 +37,14 @@ def _distances(grid: tuple[int, int], patch_size: tuple[float, float]) -> Array:
 
 
 class Layer:
-    """The place where one layer's attention of one image after another is shown; for one thread at a time.
+    """One layer's attention of one image after another; not thread-safe.
 
     Attributes:
         spec: of the graph.
         batch: (image, head, query, key), the stored values of some images as the compiled loops take them
-            (`kernel.seen`).
-        codes: those of the image that is shown.
-        norms: (head, key) float32, the lengths of the value vectors, where the store holds them.
+            (`fused.seen`).
+        codes: those of the current image.
+        norms: (head, key) float32, norms of the value vectors, if the store holds them.
     """
 
     def __init__(self, spec: GraphSpec) -> None:
@@ -63,7 +63,7 @@ class Layer:
         self.batch, self._peaks = batch, np.empty((0, 0), np.float32)
 
     def show(self, image: int, norms: Array | None = None) -> None:
-        """One image of the batch; what was made of the one before is no longer valid."""
+        """Make an image of the batch the current one; results of the one before are no longer valid."""
         self.codes, self.norms, self._image = self.batch[image], norms, image
         self._known.clear()
 

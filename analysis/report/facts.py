@@ -201,11 +201,6 @@ def _kept(facts: Facts) -> str:
     return f"{names}; {_dtype(facts)}{part}"
 
 
-def _tag(facts: Facts) -> str:
-    tag = facts.spec.tag
-    return tag if not tag or facts.spec.weights.source == "pretrained" else f"{tag}, for its recipe and classes alone"
-
-
 def _provider(facts: Facts) -> str:
     used = [str(run.get("provider", "")).removesuffix("ExecutionProvider") for run in facts.record.get("runs", ())]
     return ", ".join(dict.fromkeys(name for name in used if name))
@@ -219,7 +214,7 @@ def _versions(facts: Facts) -> str:
 _ROWS = (
     ("Store", lambda f: f"{f.name} (baseline)" if f.baseline else f.name),
     ("Model", lambda f: f.spec.model),
-    ("Pretrained tag", _tag),
+    ("Recipe and classes", lambda f: f.spec.tag),
     ("Weights", _weights),
     ("Weights SHA-256", lambda f: f.spec.weights.sha256),
     ("Graph SHA-256", lambda f: f.graph),

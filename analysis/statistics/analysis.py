@@ -83,29 +83,30 @@ class Pooled:
 
 @shows("images")
 def analyze(
-    store_path: str | os.PathLike[str], names: Sequence[str | Statistic] | None = None, *, by: str = "",
-    workers: int | None = None, executor: Executor | None = None, overwrite: bool = False,
+    store_path: str | os.PathLike[str],
+    names: Sequence[str | Statistic] | None = None,
+    *,
+    by: str = "",
+    workers: int | None = None,
+    executor: Executor | None = None,
+    overwrite: bool = False,
     progress: Show[Progress] = None,
-) -> AnalyzeResult:  # fmt: skip
+) -> AnalyzeResult:
     """Compute statistics of a store and write them into it.
 
-    By default: the default statistics that the run did not make, from stored attention, whatever an earlier analysis
-    made brought up to date, and of all that the store then holds the dataset's `<name>_mean`, `<name>_std`,
-    `<name>_quantile` and `<name>_interval` over valid images.
+    By default these are the default statistics that the run did not make, and those of earlier analyses, brought up to
+    date; then `<name>_mean`, `<name>_std`, `<name>_quantile` and `<name>_interval` over valid images.
 
     Args:
         store_path: a store, finished or not.
-        names: statistics of `catalog.CATALOG`, with parameters where they have any (`rollout:start=1,fusion=max`), or
-            `Statistic`s of your own; only these are summed up. One default statistic brings the rows of all, which
-            cost nothing more.
+        names: statistics of `catalog.CATALOG`, with parameters (`rollout:start=1,fusion=max`) or without, or your own
+            `Statistic`s; only these are summed up.
         by: a column of the store (`label`, any array over images alone), or `predicted`, the class of the largest
-            logit: everything that is one number
-            per image, layer and head, and mean maps of rollout and of what each head looks at, are summed up by it too.
-        workers: threads; all processors by default. With an executor, how many units it is handed at once.
+            logit. Scalars, and mean maps of rollout, readout and received attention, are then also summed up by group.
+        workers: threads; all processors by default. With an executor: units in flight.
         executor: of other processes or machines, which must reach the store by the same path.
-        overwrite: compute anew what an earlier analysis wrote. What the run wrote is never replaced.
-        progress: True shows a bar; a function is called in this thread with a `Progress`, at the start and after every
-            unit.
+        overwrite: compute again what an earlier analysis wrote; what the run wrote is never replaced.
+        progress: True shows a bar; a function is called with a `Progress` at the start and after every unit.
 
     Raises:
         UsageError: a name is unknown, or the store's attention cannot give it.
@@ -132,10 +133,15 @@ def analyze(
     except OSError as error:
         raise AttlasError(f"{store_path}: cannot be written ({error.strerror or error})") from None
     return AnalyzeResult(
-        path=store.path, images=int(work.source.mask.sum()), made=tuple(sorted(work.gathered.made)), summed=summed,
-        read=work.gathered.read, seconds=time.perf_counter() - started, finished=bool(work.source.done.all()),
+        path=store.path,
+        images=int(work.source.mask.sum()),
+        made=tuple(sorted(work.gathered.made)),
+        summed=summed,
+        read=work.gathered.read,
+        seconds=time.perf_counter() - started,
+        finished=bool(work.source.done.all()),
         notes=_notes(work.source, by),
-    )  # fmt: skip
+    )
 
 
 def pooled(

@@ -1,6 +1,6 @@
-"""Whether groups of images differ: Welch's test from merged moments, and false discoveries kept in check.
+"""Differences between groups of images: Welch's test from moments, and control of the false discovery rate.
 
-Images are the samples, never patches or queries: those of one image are no independent observations.
+Images are the samples. Patches or queries of one image are not independent observations.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Difference:
 
 
 def welch(one: Moments, other: Moments) -> Difference:
-    """Welch's t-test of two groups of images with variances of their own. Welch 1947, Biometrika 34.
+    """Welch's t-test of two groups of images, with unequal variances. Welch 1947, Biometrika 34.
 
-    Where neither group varies at all there is no test: NaN.
+    NaN if neither group varies.
     """
     from scipy.special import stdtr  # Student's distribution function
 
@@ -53,10 +53,10 @@ def welch(one: Moments, other: Moments) -> Difference:
 
 
 def benjamini_hochberg(p: npt.NDArray[Any]) -> Floats:
-    """P-values adjusted so that keeping q <= 0.05 leaves 5 % false discoveries at most: q of the shape of `p`.
+    """Adjusted p-values q, of the shape of `p`: among tests with q <= 0.05 at most 5 % false discoveries are expected.
 
-    q_(i) = min over j >= i of p_(j) m / j over all m tests that are no NaN, whatever their axes. Holds for independent
-    tests and for positively dependent ones. Benjamini & Hochberg 1995, J. R. Stat. Soc. B 57.
+    q_(i) = min over j >= i of p_(j) m / j, over all m tests that are not NaN, of all axes together. Valid for
+    independent and for positively dependent tests. Benjamini & Hochberg 1995, J. R. Stat. Soc. B 57.
     """
     flat = np.asarray(p, np.float64).reshape(-1)
     found = np.full(flat.shape, np.nan)
@@ -70,10 +70,10 @@ def benjamini_hochberg(p: npt.NDArray[Any]) -> Floats:
 def group_differences(groups: Sequence[Moments]) -> tuple[Floats, Floats]:
     """Each group against all other images: difference of means and q, both (group, ...).
 
-    q is adjusted over all groups and entries together. One group alone has nothing to differ from: NaN.
+    q is adjusted over all groups and entries together. NaN if there is only one group.
     """
     nothing = Moments(*(np.zeros_like(groups[0].count) for _ in range(3)))
-    # Merged from both ends, so that no group's share is ever taken out again, which would lose digits.
+    # All others = those before + those after: subtracting a group from the whole would lose digits.
     before, after = [nothing], [nothing]
     for group in groups[:-1]:
         before.append(before[-1] + group)

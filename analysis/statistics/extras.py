@@ -1,4 +1,4 @@
-"""Statistics beside the fused ones, layer by layer on a batch's way through: by their kernels, or by their formulas."""
+"""All statistics but the fused ones, computed layer by layer of a batch by their kernels or formulas."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ Array = npt.NDArray[Any]
 
 
 class Extras:
-    """The statistics of one unit, whose batches are shown one after another; not for several threads at once.
+    """The statistics of one unit, batch after batch; not thread-safe.
 
     Attributes:
-        sums: of those whose rows are not kept: `Totals`, or counts of histograms.
+        sums: `Totals`, or histogram counts, of statistics that keep no rows.
     """
 
     def __init__(
-        self, store: Store, statistics: Sequence[Statistic], rows: Mapping[str, Array], places: Sequence[int],
+        self,
+        store: Store,
+        statistics: Sequence[Statistic],
+        rows: Mapping[str, Array],
+        places: Sequence[int],
         images: int,
-    ) -> None:  # fmt: skip
-        """Prepare: `rows` are to be filled, `places` the kept layers' on the axis, `images` how many can be read."""
+    ) -> None:
+        """`rows` are filled; `places` are the kept layers' indices on the axis; `images` is how many are readable."""
         self._store, self._statistics, self._rows = store, statistics, rows
         self._places, self._images = places, images
         self._needs = {name for s in statistics for name in s.needs if name != "attention"}
@@ -45,21 +49,25 @@ class Extras:
         self._plain = [s for s in statistics if not s.kernels and not s.follows]
         self._whole = [s for s in statistics if not s.kernels and s.follows]
         self._held: list[Array] = []
+        self._pooled: Array | None = None
+        self._row: dict[str, Array] = {}
         self.sums: dict[str, Any] = {}
 
     def __bool__(self) -> bool:
         return bool(self._statistics)
 
     def begin(self, batch: range, pool: Array | None) -> None:
-        """The next batch, with the pool's own map where the model reads by one."""
+        """Start a batch; `pool` is the pool's map, for a model with attention pooling."""
         self._held = []
         self._inputs = {name: self._store.read(name, slice(batch.start, batch.stop)) for name in self._needs}
-        starts = Reducer(self._store.spec).start(len(batch), pool)
-        self._pooled = starts if self._store.spec.readout == "pool" else None
-        self._row = {s.name: starts.copy() for s, _ in self._follow}
+        pooled = self._store.spec.readout == "pool"
+        if pooled or self._follow:
+            starts = Reducer(self._store.spec).start(len(batch), pool)
+            self._pooled = starts if pooled else None
+            self._row = {s.name: starts.copy() for s, _ in self._follow}
 
     def add(self, codes: Array, place: int, at: slice, there: Array) -> None:
-        """The batch's next layer towards the input, as `kernel.seen` gives it; `there` are the readable images."""
+        """Add the batch's next layer towards the input, as `fused.seen` returns it; `there` marks readable images."""
         assert self._layer is not None
         shown = self._layer
         shown.take(codes)
@@ -84,7 +92,7 @@ class Extras:
             self._held.insert(0, codes.copy())
 
     def end(self, at: slice, there: Array) -> None:
-        """What follows all layers, once the last of them is in."""
+        """Finish the statistics that combine layers, after the last layer."""
         spec = self._store.spec
         for s, _ in self._follow:
             found = self._row[s.name][:, len(spec.prefix) :]
@@ -104,7 +112,7 @@ class Extras:
         return np.array(self._layer.attention)
 
     def _of(self, s: Statistic, image: int, inputs: Mapping[str, Any]) -> Array:
-        """The formula's result, of the shape that was promised."""
+        """The formula's result, with its shape checked."""
         own = {} if self._pooled is None else {"readout": self._pooled[image]}
         try:
             found = np.asarray(s({**self._known, **own, **inputs}))
@@ -127,7 +135,7 @@ class Extras:
             self._rows[s.name][image, place] = found
 
     def _sum(self, s: Statistic, found: Array, place: int | None) -> None:
-        """Add one image's, or one batch's, result to the sum of a statistic whose rows are not kept."""
+        """Add the result of an image or batch to the sum of a statistic that keeps no rows."""
         if s.name not in self.sums:
             shape = s.shape(self._store.spec)
             total = np.full(shape, math.nan)

@@ -59,8 +59,10 @@ def gathered[T](values: Array, keys: Array, there: Array, gather: Callable[[Arra
     order = np.argsort(group, kind="stable")
     ends = np.searchsorted(group[order], np.arange(1, len(found)))
     parts = np.split(places[order], ends) if len(found) else []
-    return {key.item() if isinstance(key, np.generic) else str(key): gather(values[part])
-            for key, part in zip(found, parts, strict=True)}  # fmt: skip
+    return {
+        key.item() if isinstance(key, np.generic) else str(key): gather(values[part])
+        for key, part in zip(found, parts, strict=True)
+    }
 
 
 def key_order(keys: Any) -> list[Key]:

@@ -1,4 +1,4 @@
-"""Moments: counts, means and spreads of many images, gathered in parts that merge, and what else sums a dataset up."""
+"""Counts, means and second moments over images, which merge; quantiles and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Count, mean and centred second moment of values over images, entry by entry; NaN is left out.
+    """Count, mean and centred second moment over images, elementwise; NaN is left out.
 
-    Two of them merge into what all images together give, by Chan, Golub & LeVeque 1983, so that parts may be computed
-    anywhere. Attributes are float64 of the values' own shape.
+    Moments of two sets of images add up to those of both (Chan, Golub & LeVeque 1983). Attributes are float64 with the
+    shape of one image's values.
     """
 
     count: Floats
@@ -44,9 +44,7 @@ class Moments:
         count = self.count + other.count
         delta = other.mean - self.mean
         share = other.count / np.maximum(count, 1)
-        return Moments(
-            count, self.mean + delta * share, self.second + other.second + delta**2 * self.count * share
-        )  # fmt: skip
+        return Moments(count, self.mean + delta * share, self.second + other.second + delta**2 * self.count * share)
 
     @property
     def average(self) -> Floats:
@@ -61,9 +59,9 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The sum of maps over images, and of how many: what large arrays need for their mean. They merge by adding up.
+    """The sum of maps over images and the number of images, for the mean of large arrays; merge by adding.
 
-    An entry that is NaN in one image stays NaN.
+    An entry that is NaN in one image is NaN in the sum.
     """
 
     count: float
@@ -76,7 +74,7 @@ class Totals:
 
     @classmethod
     def of_mean(cls, mean: npt.NDArray[Any], count: float) -> Totals:
-        """What `average` was made from."""
+        """The totals whose average is `mean`."""
         return cls(float(count), np.asarray(mean, np.float64) * count)
 
     def __add__(self, other: Totals) -> Totals:
@@ -103,8 +101,8 @@ def quantiles(values: npt.NDArray[Any]) -> Floats:
 def interval(values: npt.NDArray[Any], *, level: float = 0.95, seed: int = 0) -> Floats:
     """Percentile bootstrap interval of the mean over images: (image, ...) -> (bound, ...), lower then upper.
 
-    Images are drawn with replacement, `RESAMPLES` times, all entries of an image together. Equal seeds draw equal
-    images, so that statistics of one dataset are resampled alike. NaN is left out. Efron & Tibshirani 1993, chapter 13.
+    Images are resampled with replacement, `RESAMPLES` times, all entries of an image together. The same seed draws the
+    same images for every statistic of a dataset. NaN is left out. Efron & Tibshirani 1993, chapter 13.
     """
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
     there = ~np.isnan(flat)
@@ -115,7 +113,7 @@ def interval(values: npt.NDArray[Any], *, level: float = 0.95, seed: int = 0) ->
 
 
 def _drawn(flat: Floats, there: npt.NDArray[np.bool_], level: float, seed: int) -> Floats:
-    """The interval of (image, column) values, each column with a value at least."""
+    """The interval of (image, column) values; each column has at least one value."""
     centre = Moments.of(flat).average
     # Deviations from the mean lose nothing in float32, where the products run twice as fast.
     off = np.where(there, flat - centre, 0).astype(np.float32)

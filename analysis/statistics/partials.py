@@ -30,9 +30,17 @@ from .groups import Key, check_column, gathered, merged, read_column
 from .moments import Moments, Totals
 
 __all__ = [
-    "Partial", "attention_of", "beside", "check", "groupable", "kept_layers", "merge", "partial_statistics",
-    "templates", "unit_statistics",
-]  # fmt: skip
+    "Partial",
+    "attention_of",
+    "beside",
+    "check",
+    "groupable",
+    "kept_layers",
+    "merge",
+    "partial_statistics",
+    "templates",
+    "unit_statistics",
+]
 
 MATRIX = ("attention", "attention_code")
 
@@ -71,9 +79,13 @@ class Partial:
         for name, of in other.groups.items():
             groups[name] = merged(groups.get(name, {}), of)
         return Partial(
-            (*self.units, *other.units), self.images + other.images, sums, groups, self.made | other.made,
+            (*self.units, *other.units),
+            self.images + other.images,
+            sums,
+            groups,
+            self.made | other.made,
             self.read + other.read,
-        )  # fmt: skip
+        )
 
 
 def merge(parts: Iterable[Partial]) -> Partial:
@@ -82,9 +94,15 @@ def merge(parts: Iterable[Partial]) -> Partial:
 
 
 def partial_statistics(
-    store: Store | str | os.PathLike[str], units: Iterable[int], names: Sequence[str | Statistic], *, by: str = "",
-    grouped: Sequence[str | Statistic] | None = None, keep_rows: bool = True, anew: bool = False,
-) -> Partial:  # fmt: skip
+    store: Store | str | os.PathLike[str],
+    units: Iterable[int],
+    names: Sequence[str | Statistic],
+    *,
+    by: str = "",
+    grouped: Sequence[str | Statistic] | None = None,
+    keep_rows: bool = True,
+    anew: bool = False,
+) -> Partial:
     """Statistics of some units of a store, to be merged with those of others.
 
     Rows per image that the store has are read, and others computed; those that it has a place for (`analyze` makes
@@ -114,9 +132,16 @@ def partial_statistics(
 
 
 def unit_statistics(
-    store: Store, k: int, statistics: Sequence[Statistic], by: str, grouped: Sequence[Statistic], *,
-    keep_rows: bool = True, anew: bool = False, valid: npt.NDArray[np.bool_] | None = None,
-) -> Partial:  # fmt: skip
+    store: Store,
+    k: int,
+    statistics: Sequence[Statistic],
+    by: str,
+    grouped: Sequence[Statistic],
+    *,
+    keep_rows: bool = True,
+    anew: bool = False,
+    valid: npt.NDArray[np.bool_] | None = None,
+) -> Partial:
     """`partial_statistics` of one unit, of statistics that were checked; `valid` are its images that could be read."""
     if valid is None:
         images = store.plan.unit_range(k)
@@ -142,10 +167,17 @@ def kept_layers(store: Store) -> tuple[int, ...]:
 
 def templates(store: Store, statistics: Iterable[Statistic]) -> dict[str, Template]:
     """The arrays that rows are kept in; one default statistic brings all, which cost nothing more."""
-    found: dict[str, Template] = {}
+    found = _with_rows(store, statistics)
+    return {name: s.template(store.spec) for name, s in found.items()}
+
+
+def _with_rows(store: Store, statistics: Iterable[Statistic]) -> dict[str, Statistic]:
+    """These statistics and those that come with them, as far as they keep rows, by name."""
+    found: dict[str, Statistic] = {}
     for statistic in statistics:
-        together = fused(store.spec, kept_layers(store)) if "fused" in statistic.kernels else [statistic]
-        found |= {s.name: s.template(store.spec) for s in together if s.rows and s.formula is not None}
+        if statistic.name not in found:
+            together = fused(store.spec, kept_layers(store)) if "fused" in statistic.kernels else [statistic]
+            found |= {s.name: s for s in together if s.rows and s.formula is not None}
     return found
 
 
@@ -154,7 +186,7 @@ def beside(store: Store, statistic: Statistic) -> list[str]:
     analyzed = store.attrs.get("analyzed", ())
     if statistic.name not in analyzed:
         return []
-    return [array for array in templates(store, [statistic]) if array in analyzed]
+    return [array for array in _with_rows(store, [statistic]) if array in analyzed]
 
 
 def check(store: Store, statistic: Statistic) -> None:
@@ -194,9 +226,17 @@ class _Unit:
     """One unit on its way from stored attention to rows and sums."""
 
     def __init__(
-        self, store: Store, k: int, statistics: Sequence[Statistic], by: str, grouped: Sequence[Statistic],
-        valid: npt.NDArray[np.bool_], *, keep_rows: bool, anew: bool,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        k: int,
+        statistics: Sequence[Statistic],
+        by: str,
+        grouped: Sequence[Statistic],
+        valid: npt.NDArray[np.bool_],
+        *,
+        keep_rows: bool,
+        anew: bool,
+    ) -> None:
         self._store, self._k, self._by, self._statistics, self._grouped = store, k, by, statistics, grouped
         self._images, self._valid = store.plan.unit_range(k), valid
         self._layers = kept_layers(store)
@@ -205,16 +245,17 @@ class _Unit:
         self._has = dict.fromkeys(analyzed, False) if anew else {}
         asked = {s.name: s for s in (*statistics, *grouped)}
         self._there = {
-            name: store.read(name, self._at) for name, s in asked.items()
+            name: store.read(name, self._at)
+            for name, s in asked.items()
             if s.rows and name in store and all(map(self._has_rows, beside(store, s) or [name]))
-        }  # fmt: skip
+        }
         missing = [s for name, s in asked.items() if name not in self._there and s.formula is not None]
         # Where the run wrote one of the default statistics, or another analysis did, its rows stand.
         self._rows = {
             name: np.full((len(self._images), *t.shape), t.fill, t.dtype)
             for name, t in templates(store, missing).items()
             if any(s.name == name for s in missing) or (name in store and not self._has_rows(name))
-        }  # fmt: skip
+        }
         self._written = [name for name in self._rows if keep_rows and name in store and name in analyzed]
         self._fused = any("fused" in s.kernels for s in missing)
         self._weighted = [s for s in missing if weighs(s)]

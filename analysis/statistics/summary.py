@@ -98,9 +98,13 @@ def stored_groups(store: Store, statistic: Statistic, by: str) -> dict[Key, Tota
 
 
 def sums_up(
-    sources: Sequence[Source], statistics: Sequence[Statistic], sums: Mapping[str, Any], by: str = "",
-    grouped: Iterable[Statistic] = (), groups: Mapping[str, Mapping[Key, Any]] = {},
-) -> dict[str, Summed]:  # fmt: skip
+    sources: Sequence[Source],
+    statistics: Sequence[Statistic],
+    sums: Mapping[str, Any],
+    by: str = "",
+    grouped: Iterable[Statistic] = (),
+    groups: Mapping[str, Mapping[Key, Any]] = {},
+) -> dict[str, Summed]:
     """The dataset's arrays by name.
 
     Args:
@@ -210,9 +214,9 @@ def _joined(parts: Sequence[Floats], axis: int = 0) -> Floats:
 def _column(sources: Sequence[Source], name: str, layers: slice = slice(None)) -> Array:
     """Rows of valid images, of all sources one after another."""
     parts = [(source, source.store.array(name).ndim) for source in sources]
-    return np.concatenate([
-        source.store.read(name, (slice(None), layers) if ndim > 1 else ())[source.mask] for source, ndim in parts
-    ])  # fmt: skip
+    return np.concatenate(
+        [source.store.read(name, (slice(None), layers) if ndim > 1 else ())[source.mask] for source, ndim in parts]
+    )
 
 
 # -- by group ---------------------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ def crop_of(image: Any, spec: GraphSpec) -> npt.NDArray[np.uint8]:
     except OSError as error:
         raise AttlasError(f"{image!s}: cannot be read ({error.strerror})") from None
     except DecodeError as error:
-        name = image if isinstance(image, str | os.PathLike) else f"a picture ({type(image).__name__})"
+        bare = "a picture of bytes" if isinstance(image, bytes | bytearray) else "a picture"
+        name = image if isinstance(image, str | os.PathLike) else bare
         raise AttlasError(f"{name!s}: cannot be decoded ({error})") from None
 
 

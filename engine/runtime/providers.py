@@ -16,9 +16,18 @@ import onnxruntime as ort
 from ...errors import AttlasError, UsageError
 
 __all__ = [
-    "CPU", "CUDA", "TENSORRT", "Provider", "accelerates", "cores", "create_session", "find", "on_cards", "providers",
+    "CPU",
+    "CUDA",
+    "TENSORRT",
+    "Provider",
+    "accelerates",
+    "cores",
+    "create_session",
+    "find",
+    "on_cards",
+    "providers",
     "resolve_provider",
-]  # fmt: skip
+]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 
 from ...errors import AttlasError, UsageError
 from . import files, parquet, remote
@@ -25,6 +26,8 @@ __all__ = [
     "open_source",
 ]
 
+# Files that hold images: one, several that a pattern names, or those of a folder. A new kind is one more.
+ARCHIVES: dict[str, Callable[[str, Sequence[str]], Source]] = {".tar": Shards.scan, ".parquet": parquet.Parquet.scan}
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip")
 
 
@@ -56,18 +59,16 @@ def _open(path: str) -> Source:
         return _folder(path)
     kinds = {os.path.splitext(one)[1].lower() for one in found}  # noqa: PTH122
     name = files.name_of(path)
-    if kinds == {".tar"}:
-        return Shards.scan(name, found)
+    if len(kinds) == 1 and kinds <= ARCHIVES.keys() and (several or kinds != {".parquet"} or _is_image_table(path)):
+        return ARCHIVES[kinds.pop()](name, found)
     if path.lower().endswith(PACKED):
         if not (several or _exists(path)):
             raise AttlasError(f"{path}: there is no such file")
         raise AttlasError(
             f"{path}: is compressed, so that no image can be read by its offset; unpack it (`gunzip`, `unzip`)"
         )
-    if kinds == {".parquet"} and (several or _is_image_table(path)):
-        return parquet.Parquet.scan(name, found)
     if several:
-        raise AttlasError(f"{path}: a pattern names .tar or .parquet files; it names {', '.join(sorted(kinds))}")
+        raise AttlasError(f"{path}: a pattern names {' or '.join(ARCHIVES)} files; it names {', '.join(sorted(kinds))}")
     if kinds <= TABLES.keys():
         return Manifest.scan(path)
     return Folder.scan(path)
@@ -80,12 +81,15 @@ def _folder(path: str) -> Source:
         return found
     names = sorted(key for key, _, _ in remote.listing(path)) if files.is_url(path) else sorted(os.listdir(path))  # noqa: PTH208
     names = [name for name in names if not is_hidden(name)]
-    tars, tables = ([files.join(path, n) for n in names if n.lower().endswith(end)] for end in (".tar", ".parquet"))
-    if tars and tables:
-        raise AttlasError(f"{path}: holds .tar and .parquet files; say which with a pattern, '{path}/*.tar'")
-    if tars:
-        return Shards.scan(found.name, tars)
-    return parquet.Parquet.scan(found.name, tables) if tables else Folder.scan(path)
+    held = {end: [files.join(path, n) for n in names if n.lower().endswith(end)] for end in ARCHIVES}
+    held = {end: those for end, those in held.items() if those}
+    if len(held) > 1:
+        raise AttlasError(
+            f"{path}: holds {' and '.join(held)} files; say which with a pattern, '{path}/*{next(iter(held))}'"
+        )
+    for end, those in held.items():
+        return ARCHIVES[end](found.name, those)
+    return Folder.scan(path)
 
 
 def _refuse_other(path: str) -> None:
@@ -112,4 +116,4 @@ def _is_folder(path: str) -> bool:
         return os.path.isdir(path)  # noqa: PTH112
     # A bucket has no folders, only common prefixes: anything that does not look like a file is listed.
     suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
-    return suffix != ".tar" and suffix not in TABLES
+    return suffix not in ARCHIVES and suffix not in TABLES

@@ -17,16 +17,16 @@ BYTES = 64 * 2**20
 
 
 def duplicates(source: Source, items: Items) -> str:
-    """A note on images with equal bytes, or "". Only those of equal size are read, up to `READS` and `BYTES`.
+    """A note on images with equal bytes, or "". Only images of equal size are read, up to `READS` and `BYTES`.
 
     Args:
-        source: whose files are on this machine.
-        items: the images of a run; those of unknown size are not looked at.
+        source: a source with local files.
+        items: the images of a run; those of unknown size are ignored.
     """
     known = np.flatnonzero(items.sizes > 0)
     _, group, counts = np.unique(items.sizes[known], return_inverse=True, return_counts=True)
     alike = known[counts[group] > 1]
-    # Equal sizes one after the other, small ones first: what fits into the limits holds the most pairs.
+    # In order of size, small images first: so most pairs fit into the limits.
     alike = alike[np.argsort(items.sizes[alike], kind="stable")]
     looked = min(READS, int(np.searchsorted(np.cumsum(items.sizes[alike]), BYTES, side="right")))
     first: dict[bytes, int] = {}

@@ -18,9 +18,22 @@ from . import remote
 from .items import UNKNOWN, ChangedError, is_hidden
 
 __all__ = [
-    "MAX_BYTES", "READERS", "Stamp", "expand", "is_url", "join", "name_of", "opened", "parent", "persist", "place",
-    "read", "read_part", "reads_ahead", "stamp",
-]  # fmt: skip
+    "MAX_BYTES",
+    "READERS",
+    "Stamp",
+    "expand",
+    "is_url",
+    "join",
+    "name_of",
+    "opened",
+    "parent",
+    "persist",
+    "place",
+    "read",
+    "read_part",
+    "reads_ahead",
+    "stamp",
+]
 
 ATTEMPTS = 3
 READERS = 16  # concurrent reads of small remote files: each mostly waits

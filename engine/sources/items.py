@@ -14,21 +14,40 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "HIDDEN", "SUFFIXES", "UNKNOWN", "BaseSource", "ChangedError", "Item", "Items", "Source", "is_hidden", "is_image",
-    "label_of", "repeated", "shown", "text",
-]  # fmt: skip
+    "HIDDEN",
+    "SUFFIXES",
+    "UNKNOWN",
+    "BaseSource",
+    "ChangedError",
+    "Item",
+    "Items",
+    "Source",
+    "is_hidden",
+    "is_image",
+    "label_of",
+    "repeated",
+    "shown",
+    "text",
+]
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2",
-     ".avif"}
-)  # fmt: skip
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"}
+)
 UNKNOWN = -1
 HIDDEN = "images that are hidden or in system folders"
 # Folders that file managers, notebooks, archivers and network disks create, mostly with thumbnails.
 _SYSTEM = (
-    "__MACOSX", "__pycache__", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found",
-    "System Volume Information", "Thumbs",
-)  # fmt: skip
+    "__MACOSX",
+    "__pycache__",
+    "@eaDir",
+    "@Recycle",
+    "#recycle",
+    "#snapshot",
+    "$RECYCLE.BIN",
+    "lost+found",
+    "System Volume Information",
+    "Thumbs",
+)
 _HIDDEN = re.compile(rf"(?:\A|/)(?:\.|(?:{'|'.join(map(re.escape, _SYSTEM))})/)")
 _WORDNET_ID = re.compile(r"(n\d{8})_")
 
@@ -110,9 +129,12 @@ class Items(Sequence[Item]):
         if isinstance(where, slice):
             return self.take(where)
         return Item(
-            str(self.keys[where]), str(self.labels[where]), int(self.sizes[where]), int(self.mtimes[where]),
+            str(self.keys[where]),
+            str(self.labels[where]),
+            int(self.sizes[where]),
+            int(self.mtimes[where]),
             int(self.places[where]),
-        )  # fmt: skip
+        )
 
     def take(self, where: Any) -> Items:
         """The items at these indices: a slice, or integers."""

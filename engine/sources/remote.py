@@ -15,8 +15,18 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 __all__ = [
-    "delete", "exists", "failures", "filesystem", "listing", "matches", "names", "opened", "read", "stamp", "write",
-]  # fmt: skip
+    "delete",
+    "exists",
+    "failures",
+    "filesystem",
+    "listing",
+    "matches",
+    "names",
+    "opened",
+    "read",
+    "stamp",
+    "write",
+]
 
 # Bytes per request: a tar has a header about every 100 kB, and a request costs as much as a megabyte.
 BLOCK = 4 * 2**20

@@ -28,10 +28,34 @@ __all__ = ["Shards"]
 ORDER = ("jpg", "jpeg", "png", "webp")
 # In compound suffixes, such as `0001.seg.png`, these words mean that the file describes the image.
 ABOUT = frozenset(
-    {"seg", "segmentation", "mask", "masks", "matte", "alpha", "depth", "disparity", "flow", "normal", "normals",
-     "edge", "edges", "canny", "semantic", "instance", "panoptic", "annotation", "label", "labels", "gt", "heatmap",
-     "saliency", "thumb", "thumbnail"}
-)  # fmt: skip
+    {
+        "seg",
+        "segmentation",
+        "mask",
+        "masks",
+        "matte",
+        "alpha",
+        "depth",
+        "disparity",
+        "flow",
+        "normal",
+        "normals",
+        "edge",
+        "edges",
+        "canny",
+        "semantic",
+        "instance",
+        "panoptic",
+        "annotation",
+        "label",
+        "labels",
+        "gt",
+        "heatmap",
+        "saliency",
+        "thumb",
+        "thumbnail",
+    }
+)
 NOT_OWN = "images beside a sample's own (such as NAME.seg.png)"
 # Suffixes of a sample's metadata (`0001.cls`, `0001.json`, `0001.txt` for `0001.jpg`), with limits in bytes.
 BESIDE = {"cls": 4096, "json": 2**20, "txt": 2**18}

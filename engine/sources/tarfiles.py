@@ -19,9 +19,13 @@ MAX_SECONDS = 2**33
 ZEROS = bytes(BLOCK)
 REGULAR = frozenset({b"0", b"\0", b"7"})
 KINDS = {
-    b"1": "links", b"2": "links", b"3": "special files", b"4": "special files", b"6": "special files",
+    b"1": "links",
+    b"2": "links",
+    b"3": "special files",
+    b"4": "special files",
+    b"6": "special files",
     b"S": "sparse files",
-}  # fmt: skip
+}
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 
 

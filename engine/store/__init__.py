@@ -1,7 +1,7 @@
-"""The attention store: which arrays it has, how they lie in a folder or a bucket, and whether all are there.
+"""The attention store: its arrays, its files in a folder or bucket, and their verification.
 
-`schema` lists the arrays, `arrays` is the one module that knows zarr, `storage` reads and writes files, `locks` says
-who may write, `store` is what readers open, and `verify` checks it.
+`schema` lists the arrays, `arrays` is the only module that uses zarr, `storage` reads and writes files, `locks` lets
+only one process write, `store` is the class that users open, and `verify` checks a store.
 """
 
 __all__: list[str] = []

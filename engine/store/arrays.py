@@ -1,7 +1,7 @@
-"""Arrays and their chunks, in a folder or a bucket: the one module that knows zarr.
+"""Arrays and their chunks, in a folder or a bucket: the only module that uses zarr.
 
-A whole chunk is encoded and decoded by numcodecs in the caller's thread, which halves what zarr's way costs
-(docs/engine.md has the figures); the bytes are those that zarr writes.
+Whole chunks are encoded and decoded by numcodecs in the caller's thread, which takes half the time of zarr
+(docs/engine.md has the figures). The bytes are equal to those that zarr writes.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ SHUFFLES = {
     "shuffle": numcodecs.Blosc.SHUFFLE,
     "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
 }
-KEYS = ("default", "v2")  # the two kinds of chunk keys that Zarr has: `c.0.1`, and `0.1` for what replaces it
-RESIDUE = 0x48674BC7  # what CRC32C gives of any data with its own checksum behind it: no copy without it is needed
+KEYS = ("default", "v2")  # Zarr's two kinds of chunk keys: `c.0.1`, and `0.1`, which a replacement uses
+RESIDUE = 0x48674BC7  # CRC32C of any data followed by its own checksum: so the data need not be copied
 
 
 def opened(storage: Storage, *, writable: bool) -> zarr.Group:
-    """The group in a storage."""
+    """Open the group in a storage."""
     return zarr.open_group(zarr_store(storage), mode="r+" if writable else "r", zarr_format=3)
 
 
 def member(group: zarr.Group, name: str) -> Array:
-    """The array of that name, to read and to write.
+    """The array with that name, for reading and writing.
 
     Raises:
-        KeyError: there is none.
+        KeyError: there is no such array.
     """
     array = group[name]
     assert isinstance(array, zarr.Array)
-    # zarr would not write a chunk that holds nothing but fill, and then its absence would prove nothing.
+    # By default zarr does not write a chunk of only fill values; then a missing chunk would not show a fault.
     return array.with_config({"write_empty_chunks": True})
 
 
 def zarr_store(storage: Storage) -> Any:
-    """What zarr, and xarray, open: a folder's own path, or a bucket's adapter."""
+    """The object that zarr and xarray open: the path of a folder, or an adapter for a bucket."""
     return storage.path if isinstance(storage.path, Path) else _Adapter(storage)
 
 
@@ -81,21 +81,21 @@ def laid_out(attrs: Mapping[str, Any], arrays: Iterable[ArraySpec], values: Mapp
     root.create_group("run")
     chunks = _filled(root, arrays, values)
     with warnings.catch_warnings():
-        # zarr warns that the v3 specification has no consolidated metadata yet; readers without it lose nothing.
+        # zarr warns that the v3 specification has no consolidated metadata yet; readers without it work as well.
         warnings.simplefilter("ignore")
         zarr.consolidate_metadata(memory)
     return {key: data.to_bytes() for key, data in files.items()} | chunks
 
 
 def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
-    """Put arrays into a group, in place of those of the same names, all of them at once, and set attributes of it.
+    """Add or replace arrays of a group, all at once, and set attributes of the group.
 
-    The root lists the metadata of every array, and with it under which of two kinds of keys the array's chunks lie. The
-    chunks of one that is replaced are written beside those that are there, under keys of the other kind, and hold from
-    the moment in which the root is replaced: whoever reads has the old values of all arrays, or the new ones. The old
-    chunks stay for those who opened the group before, until they are replaced in their turn.
+    The root file lists the metadata of every array, which says which of the two kinds of keys the array's chunks have.
+    A replacement writes new chunks next to the old ones, under keys of the other kind; they become valid when the root
+    is replaced. So readers see the old values of all arrays or the new values of all arrays. The old chunks stay for
+    readers that opened the group before, until the next replacement.
 
-    An array that is there with equal values, or that none are given of, stays as it is.
+    An existing array is not changed if its values are equal or no values are given for it.
     """
     root = json.loads(storage.read(ROOT))
     listed = (root.get("consolidated_metadata") or {}).get("metadata")
@@ -105,7 +105,7 @@ def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any
         name = array.name
         old = _listed(storage, name) if listed is None else listed.get(name)
         if old is None:
-            storage.clear(name)  # of one that never was listed
+            storage.clear(name)  # of an array that was never listed
         else:
             kind = _kind(old)
             if name not in values or (old == _of_kind(new, kind) and _there(storage, name, kind, chunks)):
@@ -127,9 +127,9 @@ def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any
 
 
 def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-    """Each array's metadata, and its chunks by their key in the array's folder."""
+    """Each array's metadata, and its chunks by key in the array's folder."""
     files: dict[str, Buffer] = {}
-    # In memory: zarr would ask the storage for what may be there already, a few milliseconds for each array.
+    # In memory: in the storage, zarr would look for existing files, a few milliseconds per array.
     written = _filled(zarr.create_group(MemoryStore(files)), arrays, values)
     whole: dict[str, dict[str, bytes]] = {array.name: {} for array in arrays}
     for key, data in ({key: data.to_bytes() for key, data in files.items() if key != ROOT} | written).items():
@@ -140,7 +140,7 @@ def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[t
 
 
 def _listed(storage: Storage, name: str) -> Any:
-    """An array's metadata, where the root does not list it."""
+    """An array's metadata, read from its own file, if the root does not list it."""
     try:
         return json.loads(storage.read(f"{name}/{ROOT}"))
     except FileNotFoundError:
@@ -163,18 +163,18 @@ def _of_kind(metadata: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _key(name: str, tail: str, kind: str) -> str:
-    """A chunk's key, of which `tail` is the default kind's."""
+    """A chunk's key of the given kind; `tail` is the last part of its default key."""
     return f"{name}/{tail if kind == KEYS[0] else tail[2:] or '0'}"
 
 
 def chunk_key(name: str, index: Iterable[int], array: Array | None = None) -> str:
-    """The key of a chunk: a file in the array's folder. Without its `array`, of one that never is replaced."""
+    """The key of a chunk, a file in the array's folder. Without `array`, for an array that is never replaced."""
     kind = KEYS[0] if array is None else array.metadata.chunk_key_encoding.name  # type: ignore[union-attr]
     return _key(name, ".".join(("c", *map(str, index))), kind)
 
 
 def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, Any]) -> dict[str, bytes]:
-    """Lay arrays out in a group in memory, with `values`; those chunks by key that are not written into it."""
+    """Create arrays with `values` in a group in memory; returns, by key, the chunks that are not written into it."""
     chunks: dict[str, bytes] = {}
     for array in arrays:
         made = _create(root, array)
@@ -182,7 +182,7 @@ def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, 
         if given is None or 0 in made.shape:
             continue
         if made.ndim and made.chunks == np.shape(given) and encoded(made):
-            # The same bytes, without zarr's way over an event loop: dozens of small arrays end every analysis.
+            # The same bytes as zarr's, but without its event loop: every analysis writes dozens of small arrays.
             chunks[chunk_key(array.name, [0] * made.ndim)] = b"".join(encode(made, np.asarray(given)))
         else:
             made[...] = given
@@ -190,7 +190,7 @@ def _filled(root: zarr.Group, arrays: Iterable[ArraySpec], values: Mapping[str, 
 
 
 def _create(root: zarr.Group, array: ArraySpec) -> Array:
-    """Lay an array out."""
+    """Create an array."""
     text = array.dtype == "str"
     chunks = tuple(
         max(1, c) if dim == "image" else max(1, min(c, n))
@@ -203,8 +203,8 @@ def _create(root: zarr.Group, array: ArraySpec) -> Array:
         dtype=str if text else array.dtype,
         fill_value=array.fill,
         compressors=_compressors(array.dtype),
-        # Zarr's default is a folder per axis: four folders around every chunk, and a fifth of the time that an
-        # analysis takes to write its rows.
+        # Zarr's default is a folder per axis: four folders for every chunk, and a fifth of the time that an analysis
+        # needs to write its rows.
         chunk_key_encoding={"name": KEYS[0], "separator": "."},
         dimension_names=array.dims,
         attributes=dict(array.attrs),
@@ -213,7 +213,7 @@ def _create(root: zarr.Group, array: ArraySpec) -> Array:
 
 
 def _compressors(dtype: str) -> list[Any]:
-    """The schema's codecs for numbers of this dtype; text has a codec of zarr's, and no compressor."""
+    """The schema's codecs for numbers of this dtype; none for text, which zarr encodes without compression."""
     if dtype == "str":
         return [codec for codec in CODECS if codec["name"] != "blosc"]
     size = np.dtype(dtype).itemsize
@@ -225,9 +225,9 @@ def _compressors(dtype: str) -> list[Any]:
 
 
 def encode(array: Array, block: npt.NDArray[Any]) -> tuple[bytes, bytes]:
-    """One chunk of numbers, padded with fill at the array's end, as its file's bytes: the data and its checksum.
+    """The bytes of one chunk's file: data, padded with fill at the array's end, and its checksum.
 
-    Only of arrays that are `encoded`.
+    Only for arrays for which `encoded` is true.
     """
     dtype = array.dtype.newbyteorder("<")
     if len(block) < array.chunks[0]:
@@ -240,10 +240,10 @@ def encode(array: Array, block: npt.NDArray[Any]) -> tuple[bytes, bytes]:
 
 
 def encoded(array: Array) -> bool:
-    """Whether the array's chunks are numbers, blosc and a checksum, which `encode` and `decode` know.
+    """Whether the array's chunks are numbers with blosc and a checksum, which `encode` and `decode` support.
 
-    Of others zarr writes and reads every chunk. The names are those that a store's metadata holds, which no version of
-    zarr can change.
+    For other arrays zarr reads and writes every chunk. The codecs' names are those in the store's metadata, which no
+    version of zarr can change.
     """
     codecs = _codecs(array)
     big = codecs[0].get("configuration", {}).get("endian") == "big"
@@ -251,10 +251,10 @@ def encoded(array: Array) -> bool:
 
 
 def decode(data: bytes, out: npt.NDArray[Any]) -> None:
-    """The numbers of a chunk's file, into an array of the chunk's shape.
+    """Decode the bytes of a chunk's file into an array of the chunk's shape.
 
     Raises:
-        ValueError, RuntimeError: it is damaged.
+        ValueError, RuntimeError: the data are damaged.
     """
     if len(data) <= 4 or google_crc32c.value(data) != RESIDUE:
         raise ValueError("its checksum does not fit")
@@ -262,19 +262,19 @@ def decode(data: bytes, out: npt.NDArray[Any]) -> None:
 
 
 def _codecs(array: Array) -> list[dict[str, Any]]:
-    """What the array's metadata says of its codecs."""
+    """The codecs in the array's metadata."""
     metadata: Any = array.metadata
     return [codec.to_dict() for codec in metadata.codecs]
 
 
 @functools.lru_cache(maxsize=32)
 def _compressor(*, cname: str, clevel: int, shuffle: str, blocksize: int, **_: Any) -> Any:
-    """Numcodecs' compressor of these settings."""
+    """Numcodecs' compressor with these settings."""
     return numcodecs.Blosc(cname, clevel, SHUFFLES[shuffle], blocksize)
 
 
 class _Adapter(ZarrStore):
-    """A storage as a store of zarr's, so that its requests are retried, and fail, as all others."""
+    """A zarr store on a `Storage`, so that its requests are repeated, and fail, like all others."""
 
     supports_writes = True
     supports_deletes = True

@@ -1,4 +1,4 @@
-"""What is known before the first image: the columns of the source, and the coordinates of every axis."""
+"""Arrays that are known before the first image: the source's columns, and the coordinates of every axis."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ...exporter.spec import GraphSpec
 from ..plan import Plan
 from ..sources.items import Item, Items, text
-from .schema import ArraySpec, Template
+from .schema import DESCRIBING, ArraySpec, Template
 
 __all__ = ["COORDINATES", "arrays", "with_room"]
 
-COORDINATES = ("path", "label", "label_class", "valid", "error", "height", "width")
+COORDINATES = ("path", "label", "label_class", *(entry.name for entry in DESCRIBING))
 OWN = frozenset(
     {
         *COORDINATES,
@@ -41,7 +41,7 @@ OWN = frozenset(
 )
 _NAME = re.compile(r"[^\W_][\w.+-]{0,127}")
 
-# Of what is not of an image.
+# Descriptions of coordinates that do not have an image axis.
 DIMS: Mapping[str, tuple[str, ...]] = {
     "layer": ("layer",),
     "prefix": ("prefix",),
@@ -60,16 +60,16 @@ FILL: Mapping[str, Any] = {"U": "", "T": "", "O": "", "f": math.nan}
 def with_room(
     items: Items, spec: GraphSpec, kept: Sequence[Template], reserved: Callable[[str], bool] = lambda _name: False
 ) -> tuple[Items, dict[str, str]]:
-    """The items with every column under a name that is free in a store, and the new names of those that had none.
+    """Rename columns whose names a store cannot use; returns the items, and the new names by old name.
 
-    A name that an array cannot have loses what is wrong with it: `Patient ID` becomes `Patient_ID`. One that the store
-    uses itself, or that `reserved` says is needed later, is put aside: `height` becomes `column_height`.
+    A name with characters that an array's name cannot have is changed: `Patient ID` becomes `Patient_ID`. A name that
+    the store itself uses, or that is `reserved`, gets a prefix: `height` becomes `column_height`.
 
     Args:
-        items: of a source.
-        spec: of the graph.
+        items: the items of a source.
+        spec: the graph's spec.
         kept: the per-image arrays of the run.
-        reserved: whether a name is to be left free for what may be added to the store.
+        reserved: whether a name is reserved for arrays that may be added later.
     """
     taken = {*OWN} | {t.name for t in kept} | {d for t in kept for d in t.dims}
     taken |= {o.name for o in spec.outputs} | {d for o in spec.outputs for d in o.dims}
@@ -88,7 +88,7 @@ def with_room(
 
 
 def _aside(name: str) -> Iterator[str]:
-    """Names that a column may have instead, the nearest first."""
+    """Alternative names for a column, the most similar first."""
     plain = re.sub(r"^[\W_]+|_+$", "", re.sub(r"[^\w.+-]+", "_", name))[:100] or "unnamed"
     yield from (plain, f"column_{plain}", f"{plain}_column")
     yield from (f"column_{plain}_{n}" for n in itertools.count(2))
@@ -102,9 +102,9 @@ def arrays(
     label_class: npt.NDArray[np.int32],
     constants: Mapping[str, npt.NDArray[np.float32]] = {},
 ) -> tuple[list[ArraySpec], dict[str, Any]]:
-    """The whole layout of a store: every array, and the values of those that are known before the run.
+    """The layout of a store: every array, and the values that are known before the run.
 
-    `constants` are outputs of the graph that no image changes.
+    `constants` are outputs of the graph that do not depend on the image.
     """
     items = Items.of(items)
     assert plan.images == len(items)
@@ -136,7 +136,7 @@ def arrays(
 
 
 def _coordinate(name: str, value: npt.NDArray[Any]) -> ArraySpec:
-    """The array of values that are known before the run."""
+    """The array for values that are known before the run."""
     kind = value.dtype.kind
     dtype = "str" if kind in "UTO" else str(value.dtype)
     attrs = {"long_name": LONG_NAMES[name]} if name in LONG_NAMES else {}

@@ -1,8 +1,8 @@
-"""Who writes a store: locks that end with the process that holds them.
+"""Locks for writing a store; the system releases them when their process ends.
 
-An object store has no such locks, since nobody can tell a dead process's lock from a living one's; a store in a bucket
-has none. Two runs that do the same unit there write the same bytes, each file whole, and mark it when all are there:
-they lose time and nothing else. Only the record of one of two runs that end at once may be lost.
+Object stores have no such locks: a dead process's lock could not be told from a living one's. So a store in a bucket is
+not locked. Two runs that do the same unit there write the same bytes, each file as a whole, and mark the unit when all
+files exist. They only lose time. If two runs end at the same moment, one of their records may be lost.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["locked", "recording", "unwritten"]
 
 @contextlib.contextmanager
 def locked(path: Path | Url, shard: tuple[int, int]) -> Iterator[None]:
-    """Hold the slice (k, n) of the store at `path`; (1, 1) holds all of it, other slices only refuse (1, 1).
+    """Lock shard (k, n) of the store at `path`; (1, 1) locks the whole store. Other shards exclude only (1, 1).
 
     Raises:
-        AttlasError: another process holds it, or the store cannot be written.
+        AttlasError: another process has locked it, or the store cannot be written.
     """
     if isinstance(path, Url):
         yield
@@ -48,12 +48,12 @@ def locked(path: Path | Url, shard: tuple[int, int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unwritten(path: Path | Url) -> Iterator[None]:
-    """Hold all of a store that is about to go away; in a bucket nobody can tell whether a run is writing it.
+    """Lock a whole store before it is deleted; in a bucket it is unknown whether a run is writing it.
 
     Raises:
         AttlasError: a run is writing it.
     """
-    if isinstance(path, Url) or not (path / "run" / ".lock").exists():  # nothing ever wrote to it
+    if isinstance(path, Url) or not (path / "run" / ".lock").exists():  # no run has written to it
         yield
         return
     with (path / "run" / ".lock").open("a") as whole:
@@ -64,7 +64,7 @@ def unwritten(path: Path | Url) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recording(path: Path | Url) -> Iterator[None]:
-    """Hold the record of a store's runs while one adds its own; waits, since shards may end at once.
+    """Lock the record of a store's runs while a run adds its own; waits, because shards may end at the same time.
 
     Raises:
         OSError: the store cannot be written.
@@ -78,13 +78,13 @@ def recording(path: Path | Url) -> Iterator[None]:
 
 
 def _take(handle: Any, *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock an open file: at once or not at all, or as soon as it is free where `wait` is true."""
+    """Lock an open file; if it is locked, wait for it or return False, according to `wait`."""
     try:
         import fcntl
 
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except ImportError:
-        return True  # no such locks on Windows
+        return True  # Windows has no such locks
     except OSError:
         return False
     return True

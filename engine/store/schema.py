@@ -1,7 +1,7 @@
 """The schema of a store: every array that a run may write, and how its chunks are compressed.
 
-A new array is one entry of `FROM_GRAPH`, filled from the graph's output that it names, or one of `DESCRIBING`, which
-`unit` fills. Each holds a row per image; what the source knows before the run is in `coordinates`.
+To add an array, add an entry to `FROM_GRAPH`, which is filled from a graph output, or to `DESCRIBING`, which `unit`
+fills. Each array has a row per image. Arrays that are known before the run are in `coordinates`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ __all__ = [
     "per_layer",
 ]
 
-# As Zarr's metadata names them. Attention hardly compresses, so the compressor is the fastest (docs/engine.md has the
-# table). Behind it stands a checksum: a flipped bit is an error on reading, never a number.
+# In the form of Zarr's metadata. Attention hardly compresses, so the fastest compressor is used (docs/engine.md has the
+# table). A checksum follows: a flipped bit is an error on reading, never a wrong number.
 CODECS: tuple[Mapping[str, Any], ...] = (
     {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0}},
     {"name": "crc32c"},
 )
 
-# numpy and xarray add float16 in float16, which makes a mean over 20,000 rows a third too small. With a CF scale
-# factor xarray decodes to float64 on reading, so that plain `xarray.open_zarr` does not mislead.
+# numpy and xarray sum float16 in float16, which makes a mean over 20,000 rows a third too small. With a CF scale factor
+# xarray decodes to float64 on reading, so that `xarray.open_zarr` gives correct means.
 FLOAT16_ATTRS: Mapping[str, Any] = {"scale_factor": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One result per image: `dims` begins with "image", `shape` leaves the image axis out."""
+    """One result per image: `dims` begins with "image", `shape` is without the image axis."""
 
     name: str
     dims: tuple[str, ...]
@@ -69,7 +69,7 @@ class ArraySpec:
 
     @classmethod
     def from_template(cls, template: Template, plan: Plan) -> ArraySpec:
-        """A per-image result whose chunks are the plan's units (batches and single layers for the large arrays)."""
+        """A per-image array in chunks of the plan's units (for large arrays: of batches and single layers)."""
         shape = (plan.images, *template.shape)
         if template.name in LAYERED:
             chunks = (plan.batch, 1, *template.shape[1:])
@@ -81,7 +81,7 @@ class ArraySpec:
         return cls(template.name, template.dims, shape, chunks, template.dtype, template.fill, attrs)
 
 
-KEPT = "kept"  # the dtype in which a run keeps attention
+KEPT = "kept"  # stands for the dtype of the stored attention
 STORE_DTYPES = ("float16", "float32", "uint8")
 MATRIX = ("layer", "head", "query", "key")
 MEAN = ("layer", "query", "key")
@@ -92,14 +92,14 @@ class Entry:
     """One array that a run may store.
 
     Attributes:
-        name: of the array.
-        dims: of one image's row; empty where they are those of the graph's output.
-        long_name: what it is; `attrs`: what else there is to say.
-        output: what of the graph fills it; in chunks of a layer its name lacks the layer's number.
-        keep: the names of `--keep` that choose it; without any it is stored wherever the graph gives it.
-        store_dtypes: those of attention that it goes with.
-        dtype: numpy's name, "str", or `KEPT`; `fill`: what an image that cannot be read has.
-        chunk: what one chunk holds: one layer of a batch, a batch, or a unit.
+        name: name of the array.
+        dims: dimensions of one image's row; empty for those of the graph's output.
+        long_name: its description; `attrs`: other attributes.
+        output: the graph output that fills it; without the layer's number if chunks are per layer.
+        keep: the names of `--keep` that select it; if empty, it is stored whenever the graph has the output.
+        store_dtypes: the dtypes of stored attention for which it is stored.
+        dtype: numpy's name, "str", or `KEPT`; `fill`: the value for images that cannot be read.
+        chunk: the contents of a chunk: one layer of a batch, a batch, or a unit.
         when: whether a graph has it.
     """
 
@@ -116,9 +116,9 @@ class Entry:
     when: Callable[[GraphSpec], bool] = lambda _spec: True
 
     def wanted(self, kept: Form, layers: Sequence[int]) -> tuple[Wanted, ...]:
-        """What of the graph fills it: an output of each of the layers where it has chunks of layers, else one or none.
+        """The graph outputs that fill it: one per layer if chunks are per layer, else one or none.
 
-        `kept` is the dtype in which attention is kept.
+        `kept` is the dtype of the stored attention.
         """
         if self.output is None:
             return ()
@@ -131,7 +131,7 @@ class Entry:
         )
 
     def template(self, spec: GraphSpec, kept: Form) -> Template:
-        """The array that a run of this graph stores."""
+        """The template of the array for a run of this graph."""
         output = spec.output(self.output.source) if self.output is not None and self.chunk != "layer" else None
         dims = self.dims or (output.dims[1:] if output is not None else ())
         sizes = {"layer": len(spec.layers), "head": spec.heads, "prefix": len(spec.prefix)}
@@ -160,7 +160,7 @@ FROM_GRAPH: tuple[Entry, ...] = (
         "attention_mean", MEAN, "attention, mean over heads", Wanted("attention", head_mean=True),
         keep=("attention_mean",), dtype=KEPT, chunk="layer", attrs={"units": "1"},
     ),
-    # Gradients are float32 whatever attention is: float16 would lose most of them.
+    # Gradients are always float32: most of them are too small for float16.
     Entry(
         "gradient", MATRIX, "derivative of the target's logit by attention", Wanted("gradient"), keep=("gradient",),
         chunk="layer", attrs={"units": "1"},
@@ -189,7 +189,7 @@ FROM_GRAPH: tuple[Entry, ...] = (
         "prefix_attention", ("layer", "head", "prefix", "key"), "attention of the prefix tokens", dtype=KEPT,
         attrs={"units": "1"}, when=lambda spec: bool(spec.prefix),
     ),
-    # The pool has heads of its own, and xarray wants one size for one name.
+    # The pool has its own heads, and xarray requires one size per dimension name.
     Entry(
         "pool_attention", ("pool_head", "pool_query", "key"), "attention of the pool's own queries",
         Wanted("pool_attention"), attrs={"units": "1"},
@@ -203,7 +203,7 @@ DESCRIBING: tuple[Entry, ...] = (
     Entry("width", (), "width of the original image", dtype="int32", fill=0, attrs={"units": "pixel"}),
 )
 
-# What else a graph gives of each layer is small and always kept; of these it is known what they are.
+# Other outputs per layer are small and always kept. These are the descriptions of the known ones.
 LONG_NAMES = {
     "value_norm": "norm of each key's value times its head's slice of the output projection",
     "branch_ratio": "norm of what the attention branch adds over that of the stream it is added to",
@@ -217,7 +217,7 @@ LARGE = (*LAYERED, *(entry.name for entry in FROM_GRAPH if entry.chunk == "batch
 
 
 def per_layer(spec: GraphSpec) -> dict[str, list[Output]]:
-    """What the graph gives of each layer beside attention and gradients, by the name of its array."""
+    """The graph's outputs per layer, except attention and gradients, by the name of their array."""
     found: dict[str, list[Output]] = {}
     for output in spec.outputs:
         kind, dot, _ = output.name.partition(".")
@@ -227,7 +227,7 @@ def per_layer(spec: GraphSpec) -> dict[str, list[Output]]:
 
 
 def stacked(name: str, outputs: list[Output]) -> Template:
-    """The array of one of `per_layer`, its outputs stacked on an axis of layers."""
+    """The template for one array of `per_layer`, with its outputs stacked on a layer axis."""
     axis = "class_layer" if name == "class_attention" else "layer"
     shape = (len(outputs), *(size for size in outputs[0].shape if size is not None))
     attrs = {"long_name": LONG_NAMES.get(name, name), "units": "1"}

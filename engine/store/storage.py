@@ -1,8 +1,8 @@
-"""The storage of a store: a folder or a bucket, and what each guarantees for a file that is written.
+"""The storage of a store, a folder or a bucket, and its guarantees for written files.
 
-A folder has renames, locks and a page cache that a power failure empties. An object store has none of them: once a put
-is answered the file is there, whole and for good, and a put can be told to fail if there is one already. The key of a
-file is its path within the store, with `/`.
+A folder has renames, locks, and a page cache that is lost on a power failure. An object store has none of these: after
+a successful put the file is complete and permanent, and a put can be made to fail if the file exists. The key of a file
+is its path within the store, with `/`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..sources import files, remote
 
 __all__ = ["ROOT", "Bucket", "Disk", "Storage", "Url", "locate", "storage_at"]
 
-ROOT = "zarr.json"  # a store is there when this file is, and it is laid out last
+ROOT = "zarr.json"  # written last: a store exists if this file exists
 CLAIM = "run/.layout"
 DELETED = b"deleted"
-REQUESTS = 16  # at once
-SYNCS = 4  # at once: a file system brings several files to the disk in one go
+REQUESTS = 16  # concurrent requests
+SYNCS = 4  # concurrent syncs: a file system writes several files to the disk together
 
 
 class Url(str):
-    """The address of something that fsspec reaches, such as `s3://bucket/name.zarr`."""
+    """A URL that fsspec supports, such as `s3://bucket/name.zarr`."""
 
     __slots__ = ()
 
@@ -39,7 +39,7 @@ class Url(str):
         return self.rpartition("/")[2]
 
     def exists(self) -> bool:
-        """Whether a store is there.
+        """Whether there is a store at the URL.
 
         Raises:
             AttlasError: it cannot be reached.
@@ -51,51 +51,51 @@ class Url(str):
 
 
 def locate(where: str | os.PathLike[str]) -> Path | Url:
-    """A URL as it is, and anything else, `file://` included, as a path of this machine."""
+    """A URL unchanged; anything else, including `file://`, as a local path."""
     text = files.place(where)
     return Url(text.rstrip("/")) if files.is_url(text) else Path(text)
 
 
 class Storage(Protocol):
-    """A folder or a bucket. Whatever fails raises OSError."""
+    """A folder or a bucket. All failures raise OSError."""
 
     @property
     def path(self) -> Path | Url:
-        """Where it is."""
+        """Its path or URL."""
 
     def occupied(self) -> bool:
-        """Whether there is a store, or something that no store may be written over."""
+        """Whether there is a store, or something else that must not be overwritten."""
 
     def claimed(self) -> bool:
-        """Whether a store is being laid out or deleted there."""
+        """Whether a store is being created or deleted there."""
 
     def exists(self, key: str) -> bool:
-        """Whether there is a file of that key."""
+        """Whether there is a file with that key."""
 
     def read(self, key: str) -> bytes:
         """A file's bytes.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
 
     def names(self, folder: str) -> list[str]:
-        """The names of what is directly in a folder, in no order; none if there is no such folder."""
+        """The names directly in a folder, in no order; empty if there is no such folder."""
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """(key, bytes) of every file below a folder, in no order."""
 
     def write(self, key: str, *parts: bytes) -> None:
-        """Write a file: atomic, so that no reader and no crash sees half of it."""
+        """Write a file atomically: no reader sees half of it, also after a crash."""
 
     def send(self, key: str, *parts: bytes) -> None:
-        """Write a file in the background: it is there, or has failed, when `keep` returns for it."""
+        """Write a file in the background; `keep` waits for it, or raises its error."""
 
     def keep(self, keys: Iterable[str]) -> None:
-        """Make files that were written or sent survive a power failure from here on; nobody reads them soon."""
+        """Make written or sent files survive a power failure. They are not expected to be read soon."""
 
     def mark(self, key: str, data: bytes) -> None:
-        """Write a small file that survives a power failure from here on."""
+        """Write a small file that survives a power failure."""
 
     def delete(self, key: str) -> None:
         """Delete a file, if it is there."""
@@ -104,31 +104,31 @@ class Storage(Protocol):
         """Delete everything below a folder."""
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """Write a new store's files where there is nothing, `ROOT` last; returns whether this call did it.
+        """Write a new store's files if nothing is there, `ROOT` last; returns whether this call did it.
 
         Args:
             objects: bytes by key.
-            identity: equal for all who lay out the same store.
+            identity: equal for all processes that create the same store.
 
         Raises:
-            AttlasError: something else is there, or is being laid out.
+            AttlasError: something else is there, or another store is being created.
         """
 
     def remove(self) -> None:
-        """Delete the store; at no moment does a part of it look like a whole one."""
+        """Delete the store; while this runs, its remains never look like a complete store."""
 
     def sweep(self) -> int:
-        """Delete what killed writers left half written; returns the number of files."""
+        """Delete half-written files of killed writers; returns their number."""
 
 
 def storage_at(where: str | os.PathLike[str]) -> Storage:
-    """The folder or bucket of a store."""
+    """The `Disk` or `Bucket` for a path or URL."""
     path = locate(where)
     return Disk(path) if isinstance(path, Path) else Bucket(path)
 
 
 class Disk:
-    """A folder of this machine, or of a file system that behaves like one."""
+    """A folder on a local file system, or on one that behaves like it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -140,7 +140,7 @@ class Disk:
         return self.path.exists()
 
     def claimed(self) -> bool:
-        """See `Storage`. All of it happens beside its path."""
+        """See `Storage`. Both happen in a temporary folder next to its path."""
         return False
 
     def exists(self, key: str) -> bool:
@@ -179,7 +179,7 @@ class Disk:
         beside.replace(target)
 
     def send(self, key: str, *parts: bytes) -> None:
-        """See `Storage`. It is in the page cache at once, and on its way to the disk."""
+        """See `Storage`. It is in the page cache at once, and the system starts to write it to the disk."""
         self.write(key, *parts)
         self._sent[key] = self._syncs.submit(_sync, self.path / key, forget=True)
 
@@ -208,8 +208,8 @@ class Disk:
             shutil.rmtree(self.path / folder)
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """See `Storage`. It is laid out beside its path and renamed."""
-        # A process number alone could be that of a process of another machine.
+        """See `Storage`. It is created next to its path and renamed."""
+        # A process number alone is not unique: another machine may have a process with the same number.
         beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,12 +242,12 @@ class Disk:
 
 
 class Bucket:
-    """An object store by URL. Requests that fail are repeated, by the library that speaks to it and then here."""
+    """An object store by URL. Failed requests are repeated, first by its library and then here."""
 
     def __init__(self, path: Url) -> None:
         self.path = path
         self._requests = ThreadPoolExecutor(REQUESTS)
-        self._room = threading.Semaphore(2 * REQUESTS)  # what is held in memory
+        self._room = threading.Semaphore(2 * REQUESTS)  # limits the data in memory
         self._sent: dict[str, Future[None]] = {}
 
     def __reduce__(self) -> tuple[type[Bucket], tuple[Url]]:
@@ -284,14 +284,14 @@ class Bucket:
         files.persist(lambda: remote.write(self._url(key), data))
 
     def send(self, key: str, *parts: bytes) -> None:
-        """See `Storage`. A put takes some 50 ms however small it is, so that many are under way at once."""
+        """See `Storage`. Even a small put takes about 50 ms, so many run at the same time."""
         self._room.acquire()
         sent = self._requests.submit(self.write, key, *parts)
         sent.add_done_callback(lambda _: self._room.release())
         self._sent[key] = sent
 
     def keep(self, keys: Iterable[str]) -> None:
-        """See `Storage`. A put that was answered is kept."""
+        """See `Storage`. A successful put is permanent."""
         for key in keys:
             if (sent := self._sent.pop(key, None)) is not None:
                 sent.result()
@@ -311,13 +311,13 @@ class Bucket:
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
         """See `Storage`.
 
-        The claim comes first, so that only runs of the same layout write at once; the root comes last. Both are
-        created only if they do not exist. The same call completes a layout that was stopped in between.
+        The claim is written first, so that only runs with the same layout write at the same time; the root is written
+        last. Both are created only if they do not exist. The same call completes an interrupted layout.
         """
         claim = self._claim()
         if claim == DELETED:
             self._empty()
-        # Another run may lay out between these looks. Its claim comes before all that is listed of it: look once more.
+        # Another run may start its layout between these checks. Its claim precedes all its other files: check again.
         elif claim is None and not self.exists(ROOT) and any(self.listing()) and self._claim() is None:
             raise AttlasError(f"{self.path}: holds something that is no attention store; choose another output")
         if not self._create(CLAIM, identity) and self._claim() != identity:
@@ -331,12 +331,12 @@ class Bucket:
         return self._create(ROOT, objects[ROOT])
 
     def remove(self) -> None:
-        """See `Storage`. The claim becomes the mark of a deletion, which the next layout would complete."""
+        """See `Storage`. The claim becomes a mark of deletion, so that the next layout completes the deletion."""
         self.write(CLAIM, DELETED)
         self._empty()
 
     def sweep(self) -> int:
-        """See `Storage`. A put that was cut off leaves nothing."""
+        """See `Storage`. An interrupted put leaves nothing."""
         return 0
 
     def _url(self, key: str) -> str:
@@ -349,7 +349,7 @@ class Bucket:
             return None
 
     def _create(self, key: str, data: bytes) -> bool:
-        """Put a file where none is; whether there was none."""
+        """Write a file if it does not exist; returns whether it was written."""
         try:
             files.persist(lambda: remote.write(self._url(key), data, exclusive=True))
         except FileExistsError:
@@ -357,7 +357,7 @@ class Bucket:
         return True
 
     def _empty(self) -> None:
-        """Delete everything: the root first and the mark of the deletion last."""
+        """Delete everything: the root first, the mark of deletion last."""
         self.delete(ROOT)
         self._delete([key for key, _ in self.listing() if key != CLAIM])
         self.delete(CLAIM)
@@ -368,10 +368,10 @@ class Bucket:
 
 
 def _sync(path: Path, *, forget: bool = False) -> None:
-    """Make a file durable, and have the page cache forget it where asked.
+    """Write a file to the disk, and with `forget` drop it from the page cache.
 
-    A run writes more than memory holds, and new pages cost it up to ten times what those do that another file has just
-    left (docs/engine.md).
+    A run writes more than fits into memory, and new pages cost up to ten times as much as pages that another file has
+    just freed (docs/engine.md).
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -383,6 +383,6 @@ def _sync(path: Path, *, forget: bool = False) -> None:
 
 
 def _sync_entries(folder: Path) -> None:
-    """Make the entries of a folder durable, where the system can."""
+    """Write the entries of a folder to the disk, if the system supports it."""
     if os.name == "posix":
         _sync(folder)

@@ -1,8 +1,8 @@
-"""The attention store: what it promises.
+"""The attention store: reading, writing and its guarantees.
 
-A store is a Zarr v3 group in a folder or a bucket. Every array names its dimensions and begins with the spec of the
-graph and the plan in the group's attributes. The group `run` holds the done-marks: a unit counts only when its mark is
-there, and the mark is written last, after the unit's chunks are where a power failure leaves them.
+A store is a Zarr v3 group in a folder or a bucket. Every array has named dimensions; the group's attributes hold the
+graph's spec and the plan. The group `run` holds the done-marks. A unit is done only if its mark exists; the mark is
+written last, after the unit's chunks are safe against a power failure.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ MARKS = "run/done"
 
 
 class DamagedError(AttlasError):
-    """What is stored is not what was written."""
+    """Stored data are damaged."""
 
 
 class Store:
     """A store opened for reading, or by a run for writing.
 
     Attributes:
-        path: where it lies: a path of this machine, or a URL.
-        storage: the same, for reading and writing files by key.
-        spec: of the graph that made it.
-        plan: of the run that made it.
+        path: its local path, or a URL.
+        storage: reads and writes its files by key.
+        spec: spec of the graph that made it.
+        plan: plan of the run that made it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
         """Open an existing store.
 
         Raises:
-            AttlasError: there is no store of ours at `path`, or it has a newer format.
+            AttlasError: there is no attlas store at `path`, or it has a newer format.
         """
         self.storage: Storage = storage_at(path)
         self.path: Path | Url = self.storage.path
@@ -72,7 +72,7 @@ class Store:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """The group's attributes: `attlas_format`, `spec`, `plan`, `dataset`, `versions` and what analysis added."""
+        """The group's attributes: `attlas_format`, `spec`, `plan`, `dataset`, `versions` and those of the analysis."""
         return dict(self._group.attrs)
 
     @property
@@ -82,17 +82,17 @@ class Store:
 
     @property
     def zarr(self) -> Any:
-        """What `zarr.open_group` and xarray open."""
+        """The object to pass to `zarr.open_group` or xarray."""
         return layouts.zarr_store(self.storage)
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
     def array(self, name: str) -> Array:
-        """The zarr array of that name, for slicing; `run/done` reaches into the group `run`.
+        """The zarr array with that name, for slicing; `run/done` is an array in the group `run`.
 
         Raises:
-            AttlasError: there is none.
+            AttlasError: there is no such array.
         """
         if name not in self._arrays:
             try:
@@ -108,24 +108,24 @@ class Store:
         return tuple(metadata.dimension_names or ())
 
     def read(self, name: str, selection: Any = ()) -> npt.NDArray[Any]:
-        """Part of an array, in the dtype it is stored in; the whole of it by default.
+        """Part of an array in its stored dtype; by default the whole array.
 
         Raises:
-            DamagedError: what is stored there does not decode.
+            DamagedError: the stored data cannot be decoded.
             AttlasError: it cannot be read now, or there is no such array.
         """
         array = self.array(name)
         rows, *inner = (selection or (slice(None),)) if isinstance(selection, tuple) else (selection,)
         plain = isinstance(rows, slice) and rows.step is None and array.ndim and array.chunks[1:] == array.shape[1:]
         # zarr spends half a millisecond on a chunk, and these arrays have a small one for every unit. From a bucket
-        # it fetches many at once, which counts for more there.
+        # zarr is used anyway, because it reads many chunks at the same time.
         if plain and isinstance(self.path, Path) and layouts.encoded(array):
             return self._read_rows(name, array, range(*rows.indices(array.shape[0])), tuple(inner))
         with _reading(self.path, name):
             return np.asarray(array[selection])
 
     def _read_rows(self, name: str, array: Array, rows: range, inner: tuple[Any, ...]) -> npt.NDArray[Any]:
-        """`read` of whole rows, or of what `inner` selects of each, chunk by chunk in the caller's thread."""
+        """`read` for whole rows, or the part `inner` of each row, chunk by chunk in the caller's thread."""
         chunk, long = np.empty(array.chunks, array.dtype), array.chunks[0]
         found = np.empty((len(rows), *chunk[0][inner].shape), array.dtype)
         for k in range(rows.start // long, -(-rows.stop // long)) if rows else ():
@@ -136,7 +136,7 @@ class Store:
         return found
 
     def chunk(self, name: str, index: Iterable[int]) -> bytes | None:
-        """A chunk as it is stored, compressed and with its checksum; None where none is, which means fill."""
+        """The stored bytes of a chunk, compressed and with checksum; None if there is no chunk, which means fill."""
         with _reading(self.path, name):
             try:
                 return self.storage.read(self.chunk_key(name, index))
@@ -146,10 +146,10 @@ class Store:
     def read_chunk(self, name: str, index: Iterable[int], out: npt.NDArray[Any]) -> bool:
         """Decode a chunk in the caller's thread into `out`, of the chunk's shape.
 
-        False where there is none, or one that was laid out in another way.
+        False if there is no such chunk, or if it has another encoding.
 
         Raises:
-            DamagedError: it does not decode.
+            DamagedError: it cannot be decoded.
         """
         if not layouts.encoded(self.array(name)) or (data := self.chunk(name, index)) is None:
             return False
@@ -159,10 +159,10 @@ class Store:
 
     @property
     def done(self) -> npt.NDArray[np.bool_]:
-        """Which units are done: (unit), bool. Read anew at each call."""
+        """Which units are done: (unit) bool. Read again at each call."""
         done = np.zeros(self.plan.units, np.bool_)
-        # A mark's file is written whole and last, so that its being there is the mark; one listing costs what one
-        # read would.
+        # A mark's file is written atomically and last, so its existence is the mark. One listing costs as much as one
+        # read.
         with _reading(self.path, "what is done"):
             marks = self.storage.names(MARKS)
         found = [int(mark[2:]) for mark in marks if mark.startswith("c.") and mark[2:].isdigit()]
@@ -175,11 +175,11 @@ class Store:
 
     @property
     def done_images(self) -> npt.NDArray[np.bool_]:
-        """Which images lie in done units: (image), bool."""
+        """Which images are in done units: (image) bool."""
         return np.repeat(self.done, self.plan.unit)[: self.plan.images]
 
     def batches(self) -> Iterator[range]:
-        """The batches of the units that are done, in order: what can be read now."""
+        """The batches of done units, in order: those that can be read now."""
         for k in np.flatnonzero(self.done):
             yield from self.plan.batches(int(k))
 
@@ -196,10 +196,10 @@ class Store:
         values: Mapping[str, Any],
         attrs: Mapping[str, Any],
     ) -> Store:
-        """Lay a store out: every array with its metadata, `values` written, no unit done.
+        """Create a store: every array with its metadata and `values`, and no unit done.
 
-        Whatever happens, a store is there whole or not at all. Where another process lays one out at the same moment,
-        that one's is opened, if it is of the same plan.
+        A store is always complete or does not exist. If another process creates a store with the same plan at the same
+        time, that store is opened.
 
         Raises:
             AttlasError: something else is at `path`, or it cannot be written.
@@ -222,10 +222,10 @@ class Store:
 
     @staticmethod
     def remove(path: str | os.PathLike[str]) -> None:
-        """Delete the store at `path`, if there is one, or what is left of one that was being laid out or deleted.
+        """Delete the store at `path`, if there is one, or the rest of an interrupted creation or deletion.
 
         Raises:
-            AttlasError: what is there is no store of ours, is being written, or cannot be deleted.
+            AttlasError: it is not an attlas store, is being written, or cannot be deleted.
         """
         storage = storage_at(path)
         try:
@@ -241,13 +241,13 @@ class Store:
     def write(
         self, name: str, start: int, block: npt.NDArray[Any], layer: slice | None = None, *, later: bool = False
     ) -> None:
-        """Write `block`, whose first axis is image, from image `start` on; one layer alone where `layer` is given.
+        """Write `block`, whose first axis is image, from image `start` on; only one layer if `layer` is given.
 
-        With `later`, it is there, or has failed, once its unit is marked done.
+        With `later`, it is written in the background; `mark_done` waits for it, or raises its error.
 
-        What is exactly one chunk, and a run writes nothing else, is encoded and written in the caller's thread. The
-        bytes are those that zarr writes; its own way leads over an event loop and two further threads for each chunk,
-        where a run spent 44 % of its workers' time waiting.
+        A block of exactly one chunk, as in every run, is encoded and written in the caller's thread. The bytes are
+        those that zarr writes. zarr itself uses an event loop and two more threads for each chunk, in which a run's
+        workers spent 44 % of their time waiting.
         """
         array = self.array(name)
         first = array.chunks[0]
@@ -262,7 +262,7 @@ class Store:
             array[where if layer is None else (where, layer)] = block
 
     def mark_done(self, k: int) -> None:
-        """Mark unit k done, durably: its chunks reach the disk before the mark does."""
+        """Mark unit k done, safely against power failures: its chunks reach the disk before the mark."""
         self.storage.keep(self.unit_keys(k))
         array = self.array(MARKS)
         if layouts.encoded(array):
@@ -273,7 +273,7 @@ class Store:
         self.storage.mark(mark_key(k), data)
 
     def reopen(self, k: int) -> None:
-        """Take unit k's mark away, so that the next run does it again.
+        """Remove unit k's mark, so that the next run does it again.
 
         Raises:
             AttlasError: it cannot be written.
@@ -284,15 +284,15 @@ class Store:
             raise AttlasError(f"{self.path}: cannot be written ({_one_line(error)})") from None
 
     def chunk_key(self, name: str, index: Iterable[int]) -> str:
-        """The chunk of that index by its key in the storage."""
+        """The key, in the storage, of the chunk with that index."""
         return layouts.chunk_key(name, index, self.array(name))
 
     def chunk_path(self, name: str, index: Iterable[int]) -> Path:
-        """The chunk of that index as a file; of stores on this machine."""
+        """The file of the chunk with that index; only for local stores."""
         return Path(self.path) / self.chunk_key(name, index)
 
     def unit_keys(self, k: int) -> Iterator[str]:
-        """The chunks that unit k writes, in every array whose first dimension is image, and its pictures."""
+        """The keys of the chunks that unit k writes: of every array whose first dimension is image, and of pictures."""
         images = self.plan.unit_range(k)
         for name, dim in self.unit_arrays():
             array = self.array(name)
@@ -304,14 +304,14 @@ class Store:
                 range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)
             ]
             if name in LAYERED and "layer" in self.dims(name):
-                # Layers that are not kept have no chunks: they read as fill.
+                # Layers that are not kept have no chunks and read as fill.
                 rest[0] = self.kept_layers
             for index in itertools.product(first, *rest):
                 yield self.chunk_key(name, index)
 
     @functools.cached_property
     def kept_layers(self) -> list[int]:
-        """The indices on the layer axis whose attention was kept."""
+        """The indices on the layer axis for which attention is stored."""
         kept = self.attrs["kept"]["layers"]
         return [index for index, layer in enumerate(self.spec.layers) if layer in kept]
 
@@ -324,13 +324,13 @@ class Store:
         return [(name, dim) for name, dim in found if dim in ("image", "sample") and name not in analyzed]
 
     def add(self, arrays: Sequence[ArraySpec], values: Mapping[str, Any] = {}) -> None:
-        """Add arrays to a finished layout (analysis does), in place of those of the same name, all of them at once.
+        """Add or replace arrays of an existing store, all at once (used by the analysis).
 
-        Whatever stops it leaves the old arrays as they were; those that are there and get no values stay. Names land in
-        the attribute `analyzed`: they belong to the analysis and not to the run's units.
+        If it is interrupted, the old arrays are unchanged. An existing array without new values is not changed. The
+        names are listed in the attribute `analyzed`: these arrays belong to the analysis and not to the run's units.
 
         Raises:
-            AttlasError: one bears the name of an array of the run.
+            AttlasError: one has the name of an array of the run.
             OSError: it cannot be written.
         """
         with recording(self.path):
@@ -344,7 +344,7 @@ class Store:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the runs recorded of themselves: versions, provider, seconds per stage. Read anew at each call."""
+        """The record of all runs: versions, provider, seconds per stage. Read again at each call."""
         try:
             data = json.loads(self.storage.read(f"run/{ROOT}"))
         except (OSError, ValueError):
@@ -352,7 +352,7 @@ class Store:
         return dict(data.get("attributes", {}))
 
     def record_run(self, entry: Mapping[str, Any]) -> None:
-        """Add what a run says of itself to the record, behind what others said.
+        """Append a run's entry to the record.
 
         Raises:
             OSError: it cannot be written.
@@ -363,24 +363,24 @@ class Store:
             self.storage.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
 
     def sweep(self) -> int:
-        """Remove what a killed writer left half written; returns how many files."""
+        """Remove half-written files of killed writers; returns their number."""
         return self.storage.sweep()
 
 
 def mark_key(k: int) -> str:
-    """The file whose being there says that unit k is done."""
+    """The key of the file whose existence means that unit k is done."""
     return layouts.chunk_key(MARKS, [k])
 
 
-# Written whole when the store is laid out, so that no unit owns their chunks.
+# Arrays that are written when the store is created, so their chunks belong to no unit.
 FIXED = frozenset({"path", "label", "label_class", "sample"})
 
 
 def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
-    """The attributes of the store at a path, or in a storage.
+    """The attributes of the store at a path or URL, or in a storage.
 
     Raises:
-        AttlasError: there is nothing, no store of ours, or one of a newer format; or it cannot be read.
+        AttlasError: there is nothing, it is not an attlas store, has a newer format, or cannot be read.
     """
     storage = storage_at(where) if isinstance(where, str | os.PathLike) else where
     path = storage.path
@@ -410,7 +410,7 @@ def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _reading(path: Path | Url, what: str) -> Iterator[None]:
-    """Say what is damaged, and what only cannot be reached."""
+    """Convert exceptions to ours: damaged data, or a store that cannot be reached."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Whether a store holds what it promises: every chunk of every done unit is there, decodes, and makes sense."""
+"""Verify a store: every chunk of every done unit exists, can be decoded, and has plausible values."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .store import LAYERED, DamagedError, Store
 
 __all__ = ["Verification", "verify"]
 
-# How far a row of probabilities may be from 1: the rounding of N entries, measured and doubled.
+# How much the sum of a row of probabilities may differ from 1: twice the measured rounding error of N entries.
 ROW_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found.
+    """The result of `verify`.
 
     Attributes:
-        units: done units that were checked.
-        faults: unit -> what is wrong with it, the first fault found.
+        units: number of done units that were checked.
+        faults: unit -> the first fault found in it.
         repaired: whether the faulty units were reopened.
     """
 
@@ -38,7 +38,7 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False, progress: Show
     """Read every chunk of every done unit: its file exists, its checksum holds, rows of probabilities sum to 1.
 
     Args:
-        path: of the store.
+        path: path or URL of the store.
         repair: reopen the faulty units, so that the next run does them again.
         progress: True shows a bar; a function is called with (units checked, units to check).
 
@@ -49,8 +49,8 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False, progress: Show
     done = np.flatnonzero(store.done)
     faults = {}
     show = progress if callable(progress) else (lambda _checked, _total: None)
-    # In a thread, which an interruption of this one lets end the unit that it is at: zarr's event loop, cut off in the
-    # middle of a read, would complain at the end of the process.
+    # In another thread, which finishes its unit when this one is interrupted: zarr's event loop prints errors at exit
+    # if it is interrupted during a read.
     with ThreadPoolExecutor(1, thread_name_prefix="verify") as reader:
         for count, k in enumerate(map(int, done)):
             show(count, len(done))

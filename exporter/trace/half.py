@@ -10,13 +10,34 @@ import onnx_ir as ir
 __all__ = ["to_float16"]
 
 # Norms sum squares and softmax sums exponentials: both overflow or underflow in half precision. Angles of rotary
-# positions lose their fraction, and the operators in the last row need float32 or cost nothing.
-_FLOAT32_OPS = frozenset({
-    "Softmax", "LogSoftmax", "Exp", "LayerNormalization", "GroupNormalization", "InstanceNormalization",
-    "BatchNormalization", "RMSNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "Pow", "Sqrt",
-    "Reciprocal", "Sin", "Cos",
-    "Resize", "Range", "CumSum", "Cast", "OneHot", "Identity",
-})  # fmt: skip
+# positions lose their fraction, and the last six operators need float32 or cost nothing.
+_FLOAT32_OPS = frozenset(
+    {
+        "Softmax",
+        "LogSoftmax",
+        "Exp",
+        "LayerNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "BatchNormalization",
+        "RMSNormalization",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ReduceL2",
+        "Pow",
+        "Sqrt",
+        "Reciprocal",
+        "Sin",
+        "Cos",
+        "Resize",
+        "Range",
+        "CumSum",
+        "Cast",
+        "OneHot",
+        "Identity",
+    }
+)
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
 
 

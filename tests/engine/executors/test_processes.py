@@ -16,6 +16,7 @@ import pytest
 from attlas.engine import Store
 from attlas.engine.executors.base import Task
 from attlas.engine.executors.dispatch import dispatch
+from attlas.engine.executors.threads import Threads
 from attlas.engine.job import make_job, open_store
 from attlas.engine.runner import run
 from attlas.errors import AttlasError, Interrupted, UsageError
@@ -37,6 +38,27 @@ def test_two_processes_write_what_one_does(
     assert set(record["stages"]) == {"decode", "inference", "reduce", "write", "commit"}
     assert not multiprocessing.active_children()
     assert_analyzed_alike(tmp_path / "s.zarr", "--workers", "2")
+
+
+def test_an_executor_of_one_s_own_is_given_as_the_scheduler(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """It is entered and left by the run, whose record says who it was; the number of workers is its own."""
+
+    class Own(Threads):
+        kind = "own"
+        left = False
+
+        def __exit__(self, *_: object) -> None:
+            self.left = True
+
+    own = Own(2)
+    with pytest.raises(UsageError, match="its own workers do the work"):
+        attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", scheduler=own, workers=2)
+    attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", scheduler=own)
+    assert own.left
+    assert chunk_files(tmp_path / "s.zarr") == whole
+    assert attlas.inspect(tmp_path / "s.zarr")["runs"][0]["executor"] == "own"
 
 
 def test_a_shard_may_have_worker_processes(

@@ -56,6 +56,18 @@ def test_the_store_holds_what_the_session_gives(tiny_graph: Path, pictures: Path
     ]
 
 
+def test_all_that_describes_an_image_is_a_coordinate(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """When the store is opened, in its `coordinates` for readers of Zarr, and as names that no column gets."""
+    xarray = pytest.importorskip("xarray")
+    from attlas.engine.store import coordinates, schema
+
+    path = run(tiny_graph, pictures, tmp_path / "s.zarr", limit=2).path
+    describing = {entry.name for entry in schema.DESCRIBING}
+    assert describing <= coordinates.OWN
+    assert describing <= set(attlas.open(path).coords)
+    assert describing <= set(xarray.open_zarr(path).coords)
+
+
 def test_an_array_that_a_run_stores_is_one_entry_of_the_schema(
     tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

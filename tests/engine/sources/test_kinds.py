@@ -12,11 +12,12 @@ from typing import Any
 import attlas
 import numpy as np
 import pytest
-from attlas.engine import Store
+from attlas.engine import Store, sources
 from attlas.engine import runner as engine
 from attlas.engine.sources import BaseSource, Folder, open_source
 from attlas.engine.sources.items import HIDDEN, Item, Items, repeated, text
 from attlas.engine.unit import Unit
+from attlas.errors import AttlasError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -271,3 +272,21 @@ def test_equal_bytes_are_noticed(tiny_graph: Path, rows: list[Row], tmp_path: Pa
     monkeypatch.setattr(module, "BYTES", 0)
     assert module.duplicates(source, source.items) == ""
     assert len(asked) == 2
+
+
+def test_a_new_kind_of_archive_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by its suffix, by a pattern, and in a folder that holds no images."""
+    opened: list[list[str]] = []
+
+    def scan(name: str, found: Sequence[str]) -> Any:
+        opened.append([Path(one).name for one in found])
+        return name
+
+    monkeypatch.setitem(sources.ARCHIVES, ".pak", scan)
+    for name in ("a.pak", "b.pak"):
+        (tmp_path / name).touch()
+    assert [open_source(tmp_path / name) for name in ("a.pak", "*.pak", "")] == ["a.pak", "*.pak", tmp_path.name]
+    assert opened == [["a.pak"], ["a.pak", "b.pak"], ["a.pak", "b.pak"]]
+    (tmp_path / "c.tar").touch()
+    with pytest.raises(AttlasError, match=r"holds \.tar and \.pak files; say which with a pattern"):
+        open_source(tmp_path)

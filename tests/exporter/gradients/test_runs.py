@@ -16,6 +16,7 @@ from attlas.analysis.dataset import open as attlas_open
 from attlas.analysis.formulas import rollouts
 from attlas.analysis.statistics import analyze
 from attlas.engine.runner import run as run_images
+from attlas.engine.runtime.pictures import crop_of
 from attlas.engine.runtime.session import Session
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
@@ -213,7 +214,7 @@ def test_real_gradients_equal_autograd_and_give_the_published_maps(tmp_path: Pat
     with np.load(shared / "golden" / "deit_tiny.npz") as file:
         golden = dict(file)
     plain = Session(result.path, provider="cpu")
-    images = np.stack([plain._pixels(shared / "images" / str(name)) for name in golden["files"]])
+    images = np.stack([crop_of(shared / "images" / str(name), plain.spec) for name in golden["files"]])
     target = np.full(len(images), -1)
     outputs = run(result.path, images, target)
     each = relative_difference(outputs, derive(built).run(images, target), "gradient")
