@@ -131,10 +131,10 @@ def _fact(key: str, value: Any, indent: int = 0) -> list[str]:
     pad = "  " * indent
     match value:
         case dict() if key == "arrays":
-            lines = [f"{pad}arrays"]
+            lines, longest = [f"{pad}arrays"], max(map(len, value), default=0)
             for name, array in value.items():
                 dims = ", ".join(f"{d} {n}" for d, n in array["dims"].items())
-                lines.append(f"{pad}  {name:<26} {array['dtype']:<9} ({dims})  {amount(array['bytes'])}")
+                lines.append(f"{pad}  {name:<{longest}}  {array['dtype']:<9} ({dims})  {amount(array['bytes'])}")
             return lines
         case dict() if key == "outputs":
             dims_of = {name: ", ".join(f"{d} {n}" if n else d for d, n in dims.items()) for name, dims in value.items()}

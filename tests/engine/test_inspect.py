@@ -9,6 +9,7 @@ from pathlib import Path
 import attlas
 import pytest
 from attlas.engine.inspect import screen
+from attlas.engine.messages import facts_lines
 from attlas.engine.runner import run
 
 INTERRUPTED = """
@@ -48,6 +49,13 @@ def store(tiny_graph: Path, pictures: Path, tmp_path_factory: pytest.TempPathFac
 def test_an_interrupted_verify_leaves_no_complaint_of_an_event_loop(store: Path) -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(store)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_every_array_is_listed_in_columns_whatever_its_name() -> None:
+    array = {"dtype": "float64", "dims": {"layer": 2}, "bytes": 5}
+    name = "distance_renormalized_difference_by_label"
+    lines = facts_lines({"arrays": {"entropy": array, name: array}})
+    assert [line.index("float64") for line in lines[1:]] == [len(name) + 4] * 2
 
 
 def test_a_store_without_statistics_shows_its_arrays(store: Path) -> None:

@@ -86,7 +86,7 @@ def entropy(context: Context) -> Iterator[Part]:
         ("entropy", "entropy_patch"),
         f"Entropy of an attention row, averaged over queries: over all {spec.tokens} keys (`entropy`), and over the "
         f"{spec.patches} patch keys with their mass scaled to 1 (`entropy_patch`). Low is sharp, high is spread. "
-        f"Dashed: uniform attention, ln {spec.tokens} = {uniform:.2f} and ln {spec.patches} = {patches:.2f} nats.",
+        f"Dashed: uniform attention, ln {spec.tokens} = {uniform:.3f} and ln {spec.patches} = {patches:.3f} nats.",
     )
 
 

@@ -322,8 +322,8 @@ def matrices_of_one(context: Context) -> Iterator[Part]:
     yield Figure(
         name="matrices",
         title="Attention matrices",
-        caption=f"All {n} × {n} entries, mean over heads, × uniform, on one scale whose last colour the largest 0.5 % "
-        f"share; rows are queries, columns keys.{told} Stripes beside the diagonal are neighbouring rows of patches; "
+        caption=f"All {n} × {n} entries, mean over heads, × uniform, on one scale, the largest 0.5 % in its last "
+        f"colour; rows are queries, columns keys.{told} Stripes beside the diagonal are neighbouring rows of patches; "
         "columns are tokens that all queries look at. "
         f"n = 1 image: {code(one.path)}, {FIRST}.",
         alt=f"{len(panels)} matrices of {n} by {n}, layers {', '.join(map(str, found))}. On the diagonal: "

@@ -159,15 +159,21 @@ def _maps(store: Store, found: _Groups) -> Iterator[Part]:
         Panel(f"{found.words[g][:18]}, n = {int(found.images[g])}", v / v.mean(), extent(store))
         for g, v in values.items()
     ]
+    low, high = min(p.values.min() for p in panels), max(p.values.max() for p in panels)
     yield Figure(
         name=name,
         title=f"Mean rollout by {found.column}",
         caption=f"Rollout averaged over the images of a group, divided by its mean over patches; the {len(panels)} "
-        "groups with the most images, on one scale. What all maps share is the model's habit, often the centre "
-        f"([@abnar2020]). n = {int(found.images[list(values)].sum()):,} images in these groups.",
+        "groups with the most images, on one scale from the smallest to the largest value. What all maps share is the "
+        "model's habit, often the centre ([@abnar2020]). "
+        f"n = {int(found.images[list(values)].sum()):,} images in these groups.",
         alt=f"{len(panels)} maps: " + "; ".join(panel.title for panel in panels) + ".",
         draw=lambda narrow: maps(
-            panels, "rollout, × mean over patches", columns=3 if narrow else 6 if len(panels) > 4 else 4, narrow=narrow
+            panels,
+            "rollout, × mean over patches",
+            columns=3 if narrow else 6 if len(panels) > 4 else 4,
+            narrow=narrow,
+            limits=(low, high) if high > low else None,
         ),
         columns=("group", "y", "x", "rollout_mean"),
         rows=[(found.words[g], *at, float(value)) for g, v in values.items() for at, value in np.ndenumerate(v)],

@@ -97,8 +97,8 @@ def offsets(context: Context) -> Iterator[Part]:
         title=title,
         caption="Where patches look, relative to themselves: the centre of each map is the patch itself, its edges are "
         f"{rows - 1} rows and {columns - 1} columns away. A map for every head (down) and layer (across), averaged "
-        "over the queries that have such a key inside the image, and over images; a probability, on one scale whose "
-        "last colour the largest 0.2 % share. A bright spot beside the centre is a head that looks one way; a bright "
+        "over the queries that have such a key inside the image, and over images; a probability, on one scale, the "
+        "largest 0.2 % in its last colour. A bright spot beside the centre is a head that looks one way; a bright "
         "cross looks along rows and columns. "
         f"Compare [@walmer2023]. {facts.n}.",
         alt=f"{values.shape[0] * values.shape[1]} maps of {2 * rows - 1} by {2 * columns - 1} offsets. At the centre, "

@@ -223,6 +223,22 @@ def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
     assert "Welch" in methods.describe([store.path])
 
 
+def test_mean_rollouts_of_groups_use_every_colour(tmp_path: Path) -> None:
+    """One scale from the smallest to the largest value, as of the whole dataset: groups can be told apart."""
+    store = make_store(tmp_path / "s.zarr", images=8)
+    where = ("label_group", "layer", "head")
+    store = add(store, "entropy_q_by_label", where, np.full((2, 2, 2), 0.5))
+    store = add(store, "entropy_difference_by_label", where, np.zeros((2, 2, 2)))
+    store = add(store, "label_group", ("label_group",), np.array(["a", "b"]))
+    store = add(store, "label_group_images", ("label_group",), np.array([6, 6]))
+    values = np.linspace(0.9, 1.1, 30).reshape(2, 3, 5)
+    store = add(store, "rollout_mean_by_label", ("label_group", "y", "x"), values)
+    maps = next(part for part in groups.groups(context_of(store)) if part.title == "Mean rollout by label")
+    shares = values / values.mean(axis=(1, 2), keepdims=True)
+    drawn = [axes.images[0].get_clim() for axes in maps.draw(narrow=False).axes if axes.images]
+    np.testing.assert_allclose(drawn[0], (shares.min(), shares.max()))
+
+
 def test_position_embeddings_are_compared_where_a_model_has_them(tmp_path: Path) -> None:
     """Prefix rows left out, the cosine of a patch with itself 1; rotary models are told why not."""
     store = make_store(tmp_path / "s.zarr", images=4)
