@@ -44,6 +44,7 @@ class Provider:
         environment: environment variables for its libraries, unless the user has set them.
         device: onnxruntime's name of the device that keeps outputs; "" if onnxruntime returns them to the host.
         then: the provider for nodes that this one does not support, before the CPU.
+        host: whether it computes on this machine's processor, where statistics are faster outside the graph.
         cards: whether it runs on the cards of CUDA_VISIBLE_DEVICES.
         left_out: optimisers of onnxruntime that are disabled for float16 graphs.
     """
@@ -53,6 +54,7 @@ class Provider:
     environment: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
     then: str = ""
+    host: bool = False
     cards: bool = False
     left_out: tuple[str, ...] = ()
 
@@ -60,7 +62,7 @@ class Provider:
 PROVIDERS = (
     # It computes half precision between casts, and drops casts that undo each other. Merging equal casts hides such
     # pairs, so the rounding of a value would depend on its other uses.
-    Provider(CPU, left_out=("CommonSubexpressionElimination",)),
+    Provider(CPU, host=True, left_out=("CommonSubexpressionElimination",)),
     Provider(
         CUDA,
         # TF32 rounds the scores to 10 bits; the search for convolution algorithms costs seconds per shape.
@@ -118,8 +120,8 @@ def resolve_provider(provider: str) -> list[str]:
 
 
 def accelerates(provider: str) -> bool:
-    """Whether the requested provider is not a CPU."""
-    return resolve_provider(provider)[0] != CPU
+    """Whether the requested provider computes on something other than this machine's processor."""
+    return not find(resolve_provider(provider)[0]).host
 
 
 def on_cards(provider: str) -> bool:

@@ -21,6 +21,18 @@ from attlas.errors import AttlasError
 from support_devices import assert_same_store
 
 
+def test_a_provider_s_entry_says_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One on the processor has its statistics on the host, as the CPU does; of an unknown one a card is assumed."""
+    vino = "OpenVINOExecutionProvider"
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [vino, CPU])
+    assert not providers_module.accelerates("cpu")
+    assert providers_module.accelerates("openvino")
+    monkeypatch.setattr(
+        providers_module, "PROVIDERS", (*providers_module.PROVIDERS, providers_module.Provider(vino, host=True))
+    )
+    assert not providers_module.accelerates("openvino")
+
+
 def test_tensorrt_leaves_the_rest_to_cuda(tiny_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried first, without float16 and without a cache, then CUDA without TF32, then the CPU."""
     seen: list[Any] = []
