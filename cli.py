@@ -394,7 +394,7 @@ def demo(output: Path, model: str, checkpoint: Path | None) -> None:
     click.echo(attlas.demo(output, model=model, checkpoint=checkpoint, progress=True))
 
 
-# --- helpers ----------------------------------------------------------------------------------------------------------
+# --- shared by commands -----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
