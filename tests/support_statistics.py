@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,17 @@ def label_of(image: int) -> str:
 
 def good(values: np.ndarray) -> np.ndarray:
     return np.delete(values, BROKEN, axis=0)
+
+
+# Formulas of a user's own, in a module that another process can import.
+
+
+def strongest(attention: np.ndarray, prefix: int, *, times: float = 1.0) -> np.ndarray:
+    """The largest attention between patches of each head."""
+    return attention[:, prefix:, prefix:].max(axis=(-2, -1)) * times
+
+
+def drift(attention: Sequence[np.ndarray], grid: tuple[int, int]) -> np.ndarray:
+    """How far the last layer's mean attention on each patch is from the first's."""
+    first, last = (attention[i].mean(axis=(0, 1))[-grid[0] * grid[1] :] for i in (0, -1))
+    return np.abs(last - first).reshape(grid)

@@ -7,6 +7,7 @@ is its path within the store, with `/`.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import threading
@@ -229,9 +230,11 @@ class Disk:
 
     def remove(self) -> None:
         """See `Storage`."""
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.deleted")
+        aside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.deleted")
         self.path.rename(aside)
-        shutil.rmtree(aside)
+        # With it goes what a killed deletion left behind.
+        for leftover in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.deleted"):
+            shutil.rmtree(leftover, ignore_errors=leftover != aside)
 
     def sweep(self) -> int:
         """See `Storage`."""

@@ -70,7 +70,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 # Of numbers and not of arrays, and what takes codes or moments.
 OTHERS = {
-    "Box", "Difference", "BINS", "benjamini_hochberg", "box_jaccard", "centre_box", "cover", "decode_codes",
+    "Box", "Difference", "Fusion", "BINS", "benjamini_hochberg", "box_jaccard", "centre_box", "cover", "decode_codes",
     "distance_edges", "entropy_edges", "group_differences", "patch_distances", "read_coco", "readout_rows",
     "uniform_distance", "uniform_entropy", "uniform_rollout", "welch",
 }  # fmt: skip

@@ -17,7 +17,7 @@ from attlas.analysis import formulas as f
 from attlas.analysis.statistic import Statistic
 from attlas.engine.store.store import ArraySpec, Store
 from attlas.errors import AttlasError, UsageError
-from support_statistics import BROKEN, IMAGES, NORMED, SPEC, attention, fill_unit, good, make_store
+from support_statistics import BROKEN, IMAGES, NORMED, SPEC, attention, drift, fill_unit, good, make_store, strongest
 
 catalog = pytest.importorskip("attlas.analysis.catalog")
 statistics = pytest.importorskip("attlas.analysis.statistics")
@@ -204,17 +204,6 @@ def test_codes_are_refused_where_a_parameter_makes_single_values_decide(tmp_path
 
 
 # -- of a user's own --------------------------------------------------------------------------------------------------
-
-
-def strongest(attention: np.ndarray, prefix: int, *, times: float = 1.0) -> np.ndarray:
-    """The largest attention between patches of each head."""
-    return attention[:, prefix:, prefix:].max(axis=(-2, -1)) * times
-
-
-def drift(attention: Sequence[np.ndarray], grid: tuple[int, int]) -> np.ndarray:
-    """How far the last layer's mean attention on each patch is from the first's."""
-    first, last = (attention[i].mean(axis=(0, 1))[-grid[0] * grid[1] :] for i in (0, -1))
-    return np.abs(last - first).reshape(grid)
 
 
 def total(attention: Sequence[np.ndarray]) -> float:

@@ -182,3 +182,16 @@ def test_units_are_done_by_their_marks_alone(tmp_path: Path) -> None:
     assert store.read("run/done").all()
     store.reopen(0)
     assert list(np.flatnonzero(~store.done)) == [0]
+
+
+def test_a_killed_deletion_neither_stops_the_next_nor_stays(tmp_path: Path) -> None:
+    """Process numbers repeat in containers: what an earlier process left has no name that another may need."""
+    for number in (1, 2):
+        left = tmp_path / f".s.zarr.{number}.deleted" / "attention"
+        left.mkdir(parents=True)
+        (left / "c.0").write_bytes(b"half")
+    other = tmp_path / ".other.zarr.1.deleted"
+    other.mkdir()
+    make_store(tmp_path / "s.zarr", "float16", (2, 2, 7, 7), 4, 4)
+    Store.remove(tmp_path / "s.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]
