@@ -307,7 +307,7 @@ class Lifecycle(RuleBasedStateMachine):
         return self.seen.files.get(key) != self.world.end.files[key]
 
 
-@pytest.mark.skipif(not LONG, reason="fails: analyze reads a deleted chunk of a done unit as fill; ATTLAS_HYPOTHESIS=long")
+@pytest.mark.skipif(not LONG, reason="analyze reads a deleted chunk of a done unit as fill; ATTLAS_HYPOTHESIS=long")
 def test_whatever_happens_nothing_finished_is_lost(world: World) -> None:
     """Runs, kills at any write, repairs, analyses and damage in any order."""
     run_state_machine_as_test(lambda: Lifecycle(world), settings=SETTINGS)
