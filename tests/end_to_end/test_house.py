@@ -14,7 +14,7 @@ HEAVY = {"torch", "torchvision", "timm", "numba", "matplotlib", "xarray", "scipy
 def test_the_packages_listed_are_the_folders_present() -> None:
     """A room that is not listed would be missing from the wheel."""
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    rooms = ("exporter", "engine", "analysis")
+    rooms = ("commands", "exporter", "engine", "analysis")
     folders = [p.parent.relative_to(ROOT) for room in rooms for p in (ROOT / room).rglob("__init__.py")]
     assert listed == {".".join(("attlas", *folder.parts)) for folder in folders} | {"attlas"}
     assert {p.parent.name for p in ROOT.glob("*/__init__.py")} == set(rooms)

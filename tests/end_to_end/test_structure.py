@@ -243,4 +243,5 @@ def test_every_name_of_a_module_is_there(module: str, name: str) -> None:
 
 def test_every_module_says_what_it_offers() -> None:
     """One without `__all__` would be left out above; a package may offer nothing, the command line has commands."""
-    assert sorted(MODULES.keys() - OFFERED.keys() - {"cli"}) == []
+    silent = MODULES.keys() - OFFERED.keys()
+    assert sorted(name for name in silent if name.split(".")[0] not in ("cli", "commands")) == []

@@ -1,0 +1,71 @@
+"""`attlas export`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import attlas
+import click
+
+from ..engine import messages
+from ..errors import Interrupted, UsageError
+from .shared import note, path_argument
+
+
+@click.command(short_help="A timm model becomes an ONNX graph with attention outputs.")
+@click.argument("model")
+@click.option("-o", "--output", required=True, type=path_argument, help="The graph, NAME.onnx.")
+@click.option(
+    "--checkpoint",
+    metavar="FILE[:KEY]",
+    help="Weights from this file (safetensors or torch), or from its part KEY, such as model_ema.",
+)
+@click.option("--pretrained", "pretrained", is_flag=True, help="The tag's own weights from the model hub (default).")
+@click.option("--random-init", is_flag=True, help="Random weights.")
+@click.option("--seed", default=0, help="Seed of --random-init.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    help="Precision of the computation; outputs are always float32.",
+)
+@click.option("--img-size", metavar="N or H,W", help="Input size, instead of the model's own.")
+@click.option(
+    "--preprocess",
+    metavar="KEY=VALUE,...",
+    help="Replace parts of the recipe: mean=0.5,std=0.5,resize=squash:256,crop=224.",
+)
+@click.option("--layers", metavar="0,3-5", help="Only these blocks' attention, counted from 0.")
+@click.option("--num-classes", type=int, help="Number of classes of the checkpoint's head.")
+@click.option("--gradients", is_flag=True, help="Also output gradients of a class's logit by the attention.")
+@click.option("--norms", is_flag=True, help="Also output norms of values, attention branches and tokens.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
+def export(
+    model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: str | None, **options: Any
+) -> None:
+    """Export timm's MODEL (with or without its pretrained tag) and check the file against PyTorch."""
+    if sum([pretrained, random_init, checkpoint is not None]) > 1:
+        raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
+    options["img_size"] = messages.edges(options["img_size"])
+    options["layers"] = messages.layers(options["layers"])
+    _end_on_sigterm()
+    try:
+        result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=True, **options)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing was written") from None
+    for line in result.notes:
+        note(f"note: {line}")
+    for line in messages.export_lines(result):
+        note(line)
+    click.echo(result.path)
+
+
+def _end_on_sigterm() -> None:
+    """Handle SIGTERM like Ctrl-C, so that half-written files are removed."""
+
+    def handle(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handle)
