@@ -244,10 +244,12 @@ class _Unit:
         analyzed = store.attrs.get("analyzed", ())
         self._has = dict.fromkeys(analyzed, False) if anew else {}
         asked = {s.name: s for s in (*statistics, *grouped)}
+        # Rows of the run are there, or lost: then they do not read.
         self._there = {
             name: store.read(name, self._at)
             for name, s in asked.items()
-            if s.rows and name in store and all(map(self._has_rows, beside(store, s) or [name]))
+            if s.rows and name in store
+            if name not in analyzed or all(map(self._has_rows, beside(store, s) or [name]))
         }
         missing = [s for name, s in asked.items() if name not in self._there and s.formula is not None]
         # Where the run wrote one of the default statistics, or another analysis did, its rows stand.
