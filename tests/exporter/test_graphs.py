@@ -183,7 +183,8 @@ def test_value_of_another_type_is_a_usage_error(changes: dict[str, Any], message
 @needs_shared
 def test_mission_model_at_full_depth_equals_pytorch(name: str, tmp_path: Path) -> None:
     """Random weights with sharp attention in every layer: rows within 1e-5 on average and 1e-3 at most."""
-    built = build(name, random_init=True)
+    # The large one on small pictures: its depth and width count here, and its time is that of the others together.
+    built = build(name, random_init=True, img_size=64 if "large" in name else None)
     sharpen(built, rounds=5)
     parity: Parity = export_model(built, tmp_path / "model.onnx").parity
     assert parity.row_mean <= 1e-5
