@@ -7,9 +7,8 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine.store.store import Store
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import formulas
@@ -17,6 +16,9 @@ from .formulas import norms, row_entropy
 from .formulas.arrays import Array, constant, floating, namespace, patch_part, prefix_of
 from .formulas.histograms import distance_edges, entropy_edges, histogram
 from .statistic import INPUTS, Statistic
+
+if TYPE_CHECKING:
+    from ..engine.store.store import Store
 
 __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolved", "summed", "written"]
 
