@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -357,8 +357,13 @@ def _own_names() -> frozenset[str]:
     return frozenset({*CATALOG, *written(CATALOG.values()), *dims, PREDICTED})
 
 
-def reserved(name: str) -> bool:
-    """Whether an array of that name is, or may become, one of an analysis, so that no column should have it."""
+def reserved(name: str, columns: Collection[str] | None = None) -> bool:
+    """Whether an array of that name is, or may become, one of an analysis, so that no column should have it.
+
+    `columns` are those that images may be grouped by; with None, any.
+    """
     statistic, _, column = name.partition("_by_")
     by_group = bool(column) and any(statistic == f"{own}{end}" for own in _own_names() for end in BY_GROUP)
-    return name in _own_names() or name.partition(".")[0] in CATALOG or name.endswith(GROUP) or by_group
+    grouped = {name.removesuffix(end) for end in GROUP if name.endswith(end)}
+    by_group |= bool(grouped) if columns is None else not grouped.isdisjoint((PREDICTED, *columns))
+    return name in _own_names() or name.partition(".")[0] in CATALOG or by_group

@@ -22,10 +22,10 @@ from ...engine.store.storage import Url
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Display, Show, shows
-from ..catalog import PREDICTED, held, named, resolved
+from ..catalog import PREDICTED, held, resolved
 from ..statistic import Statistic
 from .groups import merged
-from .partials import Partial, groupable, partial_statistics, unit_statistics
+from .partials import Partial, groupable, packed, packed_statistics, unit_statistics
 from .summary import Source, Summed, spec_of, stored_groups, stored_sum, summed_units, sums_up
 from .work import Work, means_by, planned
 
@@ -218,8 +218,7 @@ def _pass(work: Work, pool: Executor, ahead: int, show: Callable[[Progress], Non
         statistics, grouped = work.job(k)
         if not threads:
             where = str(store.path.resolve() if isinstance(store.path, Path) else store.path)
-            asked, shares = ([named(one) for one in some] for some in (statistics, grouped))
-            return pool.submit(partial_statistics, where, [k], asked, by=work.by, grouped=shares, anew=work.anew)
+            return pool.submit(packed_statistics, where, k, packed(statistics, grouped), work.by, work.anew)
         images = plan.unit_range(k)
         valid = work.source.mask[images.start : images.stop]
         return pool.submit(unit_statistics, store, k, statistics, work.by, grouped, anew=work.anew, valid=valid)
