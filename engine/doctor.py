@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
+from .runtime.fast import ways
 from .runtime.providers import providers
 
 __all__ = ["doctor"]
@@ -17,6 +18,7 @@ WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime
 EXTRAS = {
     "exporter": ("torch", "torchvision", "timm", "onnxscript", "safetensors"),
     "analysis": ("numba", "xarray", "dask", "matplotlib", "scipy"),
+    "fast": ("simplejpeg", "numba"),
     "parquet": ("pyarrow",),
     "remote": ("fsspec", "s3fs"),
     "distributed": ("distributed",),
@@ -46,8 +48,8 @@ def doctor() -> dict[str, Any]:
     """Test every provider in a subprocess, and list what is installed; every value is plain JSON.
 
     Returns:
-        `providers` (name -> "works" or the reason), `versions`, `extras` (extra -> missing packages), `problems` (one
-        line each; empty if all is well), `python`, `system`.
+        `providers` (name -> "works" or the reason), `decoding` (what decodes, `fast.ways`), `versions`, `extras` (extra
+        -> missing packages), `problems` (one line each; empty if all is well), `python`, `system`.
     """
     found = {name: _try(name) for name in providers()}
     installed = {name: version for name in (*CORE, *WHEELS) if (version := _version(name))}
@@ -68,6 +70,7 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "providers": found,
+        "decoding": ways(),
         "versions": installed,
         "extras": extras,
         "problems": problems,

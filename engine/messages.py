@@ -155,10 +155,12 @@ def doctor_lines(data: Mapping[str, Any]) -> list[str]:
         f"Python {data['python']} on {data['system']}",
         "providers",
         *(f"  {name:<28} {state}" for name, state in data["providers"].items()),
+        "decoding",
+        *(f"  {what:<28} {way}" for what, way in data["decoding"].items()),
         "packages",
         *(f"  {name:<28} {version}" for name, version in data["versions"].items()),
         *(
-            f"without {', '.join(missing)}: `pip install 'attlas[{extra}]'` brings the {extra} room"
+            f"without {', '.join(missing)}: `pip install 'attlas[{extra}]'` brings what is missing"
             for extra, missing in data["extras"].items()
             if missing
         ),
