@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .engine.executors.base import Executor
     from .engine.inspect import inspect as inspect
     from .engine.runner import Progress, RunResult
+    from .engine.runtime.providers import Precision
     from .engine.runtime.session import Session as Session
     from .engine.sources import Source
     from .engine.store.store import Store as Store
@@ -104,6 +105,7 @@ def run(
     store_dtype: str = "float16",
     batch_size: int | None = None,
     provider: str = "auto",
+    precision: Precision = "float32",
     target: str = "predicted",
     workers: int | None = None,
     scheduler: str | Executor | None = None,
@@ -128,7 +130,8 @@ def run(
         layers: the blocks whose attention is kept, by index from 0; all by default.
         store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
-        provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+        provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
+        precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
         scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.
