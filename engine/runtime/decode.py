@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ...exporter.spec import Recipe
 
-__all__ = ["MAX_PIXELS", "RANGE", "DecodeError", "Picture", "crop_box", "decode", "prepare", "rgb"]
+__all__ = ["MAX_PIXELS", "RANGE", "DecodeError", "Picture", "crop_box", "decode", "prepare", "rgb", "size_of"]
 
 # Pillow's own threshold for a decompression bomb, here an error: at most 268 MB of RGB per worker.
 MAX_PIXELS = 89_478_485
@@ -117,6 +117,12 @@ def decode(data: bytes, recipe: Recipe) -> Picture:
     except Exception as error:  # Pillow's decoders raise many types; one image must not end the run.
         text = " ".join(str(error).split()).split("<_io.BytesIO")[0].strip()
         raise DecodeError(text or type(error).__name__) from None
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of an encoded picture that `decode` reads."""
+    with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        return picture.height, picture.width
 
 
 def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
