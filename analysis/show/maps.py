@@ -18,11 +18,17 @@ from ..report.numbers import Floats
 from ..statistic import INPUTS, Statistic, context
 from .subject import Subject
 
-__all__ = ["Choice", "View", "each_head", "maps_of", "matrices", "named", "needed", "query_views", "readout_views"]
+__all__ = ["READS", "Choice", "View", "maps_of", "matrices", "named", "needed", "query_views", "readout_views"]
 
 type Layers = int | Literal["all"] | None
 
 UNIFORM, MEAN, SHARE = "× uniform", "× mean", ""
+READS = {
+    "class": "class token",
+    "distilled": "class and distillation token",
+    "mean": "mean of the patches",
+    "pool": "attention pool",
+}
 GRID = ("y", "x")
 
 
@@ -31,10 +37,11 @@ class View:
     """One map of a picture.
 
     Attributes:
-        label: above it.
+        label: which layer or head it is of, or "".
         values: (rows, columns).
         unit: after its printed maximum; `root`: whether colours follow square roots.
         patch: (row, column) of the patch that it is of.
+        name: of the map, in words.
     """
 
     label: str
@@ -42,6 +49,12 @@ class View:
     unit: str = UNIFORM
     root: bool = True
     patch: tuple[int, int] | None = None
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """The whole of what it is."""
+        return ", ".join(filter(None, (self.name, self.label)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +79,19 @@ class Choice:
             raise UsageError(f"--layer {self.layers}: {subject.where} has the layers {_ranges(spec.layers)}")
         return [spec.layers.index(self.layers)]
 
-    def heads(self, values: Floats, layer: int, name: str = "") -> list[tuple[str, Floats]]:
-        """(head, ...) -> each head that is asked for, with its label.
+    def heads(self, values: Floats, layer: int) -> list[tuple[str, Floats]]:
+        """(head, ...) -> each head that is asked for, with its label; of all layers, their mean.
 
         Raises:
             UsageError: there is no such head, or only their mean was kept.
         """
-        before = f"{name}, " if name else ""
-        if self.head is None:
-            if self.layers == "all":
-                return [(f"{before}layer {layer}", values.mean(axis=0))]
-            return [(f"{before}layer {layer}, head {h}" if name else f"head {h}", v) for h, v in enumerate(values)]
-        if not 0 <= self.head < len(values):
+        if self.head is not None and not 0 <= self.head < len(values):
             raise UsageError(f"--head {self.head}: there are heads 0 to {len(values) - 1}")
-        return [(f"{before}layer {layer}, head {self.head}", values[self.head])]
+        if self.head is not None:
+            return [(f"layer {layer}, head {self.head}", values[self.head])]
+        if self.layers == "all":
+            return [(f"layer {layer}", values.mean(axis=0))]
+        return [(f"layer {layer}, head {h}", v) for h, v in enumerate(values)]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -118,19 +130,21 @@ def maps_of(subject: Subject, one: Statistic, choice: Choice) -> list[View]:
     """
     if why := one.unfit(subject.spec):
         raise UsageError(f"--map {one.name}: {subject.spec.name} {why}")
-    title = one.name.removesuffix("_mean").replace("_", " ")
+    said = [f"{key.replace('_', ' ')} {value}" for key, value in one.given.items()]
+    name = ", ".join([one.name.partition(".")[0].removesuffix("_mean").replace("_", " "), *said])
     if one.follows:
         values = _whole(subject, one)
-        return [View(title, values / (values.mean() or 1), MEAN, bool({"weighted", "positive"} & set(one.needs)))]
+        root = bool({"weighted", "positive"} & set(one.needs))
+        return [View("", values / (values.mean() or 1), MEAN, root, name=name)]
     unit, factor = (MEAN, 0.0) if "value_norm" in one.needs else (UNIFORM, float(subject.spec.tokens))
+    if one.name.partition(".")[0] == "mass_mask":
+        unit, factor = SHARE, 1.0
     views = []
     for place in choice.places(subject):
         values, layer = _of_layer(subject, one, place), subject.spec.layers[place]
-        if one.name.partition(".")[0] == "mass_mask":
-            unit, factor = SHARE, 1.0
-        values = values * (factor or 1 / values.mean())
-        each = choice.heads(values, layer, title) if "head" in one.dims else [(f"{title}, layer {layer}", values)]
-        views += [View(label, v, unit) for label, v in each]
+        values = values * (factor or 1 / (values.mean() or 1))
+        each = choice.heads(values, layer) if "head" in one.dims else [(f"layer {layer}", values)]
+        views += [View(label, v, unit, name=name) for label, v in each]
     return views
 
 
@@ -220,18 +234,14 @@ def readout_views(subject: Subject, choice: Choice) -> list[View]:
         if row is None:
             row = attention(subject, place, "the readout")[:, list(readout_rows(subject.spec))].mean(axis=1)
         values = stored.times_uniform(row, subject.spec.grid)
-        views += [View(label, v) for label, v in choice.heads(values, subject.spec.layers[place])]
+        each = choice.heads(values, subject.spec.layers[place])
+        views += [View(label, v, name=READS[subject.spec.readout]) for label, v in each]
     return views
 
 
 def readout_rows(spec: GraphSpec) -> tuple[int, ...]:
     """The rows of queries that the head reads."""
     return formulas.readout_rows(spec.prefix, spec.grid, spec.readout)
-
-
-def each_head(subject: Subject) -> list[View]:
-    """The readout of every head of the last layer."""
-    return readout_views(subject, Choice())
 
 
 def query_views(subject: Subject, patch: tuple[int, int], choice: Choice) -> list[View]:

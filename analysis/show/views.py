@@ -11,12 +11,13 @@ from ..formulas import mass_mask
 from ..report.images import rollout_map
 from ..report.plots.overlay import Look
 from ..statistic import Statistic
-from .maps import MEAN, Choice, View, maps_of, matrices, query_views, readout_views
+from .maps import MEAN, READS, Choice, View, maps_of, matrices, query_views, readout_views
 from .page import Block, Cell, bars, matrix, over, photograph, sheet
 from .subject import Subject
 
 __all__ = ["Request", "cell_of", "drawn", "facts", "views_of"]
 
+INLINE = 4  # maps that stand beside the crop
 KINDS = {"class": "class token", "distillation": "distillation token", "register": "register"}
 
 
@@ -69,7 +70,7 @@ def _overview(one: Subject, request: Request) -> Any:
     heads = readout_views(one, request.choice)
     mean = sum(view.values for view in heads) / len(heads)
     cells = [photograph("what the model sees", one.pixels)] if one.pixels is not None else []
-    cells.append(cell_of(one, View(f"{_reads(one)}, layer {spec.layers[-1]}", mean), request))
+    cells.append(cell_of(one, View(f"{READS[one.spec.readout]}, layer {spec.layers[-1]}", mean), request))
     rolled = rollout_map(one.store, one.image)
     if rolled is not None:
         cells.append(cell_of(one, View("rollout, all layers", rolled / rolled.mean(), MEAN, False), request))
@@ -85,16 +86,22 @@ def _overview(one: Subject, request: Request) -> Any:
 
 
 def _chosen(one: Subject, request: Request) -> Any:
-    """The crop and the maps that are asked for."""
-    views = views_of(one, request)
-    grid = one.spec.grid
-    cells = [photograph("what the model sees", one.pixels, grid, request.patch)] if one.pixels is not None else []
-    cells += [cell_of(one, view, request) for view in views]
-    title = one.title
+    """The crop and the maps that are asked for: in one row, or under a heading for each kind of map."""
+    views, grid, title = views_of(one, request), one.spec.grid, one.title
+    first = [photograph("what the model sees", one.pixels, grid, request.patch)] if one.pixels is not None else []
     if request.patch is not None:
         title += " · what the patch in row {}, column {} looks at".format(*request.patch)
-    block = Block(cells, _columns(len(cells)), largest=2.6)
-    return sheet(title, facts(one), [block], _foot(one, request), root=all(view.root for view in views))
+    if len(views) <= INLINE:
+        cells = [*first, *(cell_of(one, view, request, label=view.title) for view in views)]
+        blocks = [Block(cells, len(cells), largest=2.6)]
+    else:
+        if shares := one.top():
+            first.append(bars("predicted", shares, _size(one)[0] / _size(one)[1]))
+        blocks = [Block(first, 4)] if first else []
+        for name in dict.fromkeys(view.name for view in views):
+            cells = [cell_of(one, view, request) for view in views if view.name == name]
+            blocks.append(Block(cells, _columns(len(cells)), name[:1].upper() + name[1:]))
+    return sheet(title, facts(one), blocks, _foot(one, request), root=all(view.root for view in views))
 
 
 def _matrices(one: Subject, request: Request) -> Any:
@@ -114,12 +121,12 @@ def _rows(subjects: Sequence[Subject], request: Request) -> Any:
     for one in subjects:
         views = views_of(one, request)
         if request.plain:
-            views = [View(f"{_reads(one)}, layer {one.spec.layers[-1]}", _mean(views))]
+            views = [View(f"layer {one.spec.layers[-1]}", _mean(views), name=READS[one.spec.readout])]
             rolled = rollout_map(one.store, one.image)
             views += [] if rolled is None else [View("rollout", rolled / rolled.mean(), MEAN, False)]
         roots += [view.root for view in views]
         cells = [photograph("", one.pixels, one.spec.grid, request.patch)] if one.pixels is not None else []
-        cells += [cell_of(one, view, request) for view in views]
+        cells += [cell_of(one, view, request, label=view.title) for view in views]
         if shares := one.top():
             cells.append(bars("predicted", shares, _size(one)[0] / _size(one)[1]))
         blocks.append(Block(cells, min(len(cells), 6), one.title, largest=2.0))
@@ -132,12 +139,13 @@ def _mean(views: Sequence[View]) -> Any:
     return sum(view.values for view in views) / len(views)
 
 
-def cell_of(one: Subject, view: View, request: Request, limit: float | None = None) -> Cell:
-    """A map over its picture; many small ones print their maximum without its unit."""
+def cell_of(one: Subject, view: View, request: Request, limit: float | None = None, label: str | None = None) -> Cell:
+    """A map over its picture, with its maximum."""
     mask = None if request.threshold is None else mass_mask(view.values, request.threshold)
     printed = f"max {{:.3g}} {view.unit}".rstrip()
     options: dict[str, Any] = {"root": view.root, "mask": mask, "patch": view.patch, "limit": limit}
-    return over(view.label, one.pixels, view.values, _size(one), look=request.look, printed=printed, size=6, **options)
+    title = view.label if label is None else label
+    return over(title, one.pixels, view.values, _size(one), look=request.look, printed=printed, size=6, **options)
 
 
 def _columns(count: int) -> int:
@@ -150,12 +158,6 @@ def _columns(count: int) -> int:
 def _size(one: Subject) -> tuple[int, int]:
     """(height, width) of the crop in pixels, as far as patches cover it."""
     return one.spec.image_size
-
-
-def _reads(one: Subject) -> str:
-    """The row that the head reads, in words."""
-    words = {"class": "class token", "distilled": "class and distillation token", "mean": "mean of the patches"}
-    return words.get(one.spec.readout, "the pool's map")
 
 
 def facts(one: Subject) -> str:
