@@ -146,7 +146,10 @@ def _weights(one: Subject, place: int, head: int, patch: tuple[int, int]) -> Blo
     if "query" in one.store:
         query, key = (one.store.read(name, (one.image, place, head)).astype(np.float64) for name in ("query", "key"))
         scores = query @ key.T
-        cells.append(matrix("scores Q · Kᵀ / √d", scores, prefix, _signed(scores), SIGNED, linear=True))
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        alone = np.allclose(powers / powers.sum(axis=1, keepdims=True), whole, atol=1e-3)
+        label = "scores Q · Kᵀ / √d" if alone else "Q · Kᵀ, to which positions are added"
+        cells.append(matrix(label, scores, prefix, _signed(scores), SIGNED, linear=True))
     cells.append(matrix("attention: each row's softmax", whole * spec.tokens, prefix))
     row = np.asarray(formulas.query_map(whole, spec.grid, *patch), np.float64) * spec.tokens
     cells.append(cell_of(one, View("the patch's row, on the picture", row, patch=patch), Request()))
