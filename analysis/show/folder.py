@@ -18,7 +18,7 @@ from ...progress import Show, shows
 from ..formulas import mass_mask
 from ..report.plots.overlay import Look, blended, colours_of
 from ..statistic import INPUTS, Statistic
-from .maps import Choice, Layers, named
+from .maps import Choice, Layers, mean_of, named
 from .subject import Subject, of_batch
 from .views import Request, views_of
 
@@ -111,7 +111,7 @@ def _whole(store: Store, one: Statistic) -> bool:
 def _write(one: Subject, request: Request, folder: Path) -> None:
     """One overlay; it appears when it is whole."""
     views = views_of(one, request)
-    values = np.mean([view.values for view in views], axis=0)
+    values = mean_of(views)
     mask = None if request.threshold is None else mass_mask(values, request.threshold)
     scale = colours_of(values, root=views[0].root)
     assert one.pixels is not None

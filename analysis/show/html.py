@@ -12,7 +12,7 @@ from matplotlib.image import imsave
 from ...engine.runtime.results import Result
 from ...errors import AttlasError
 from ..report.plots.overlay import blended, colours_of
-from .maps import Choice, readout_views
+from .maps import Choice, mean_of, readout_views
 from .subject import of_result
 
 __all__ = ["of_result_html"]
@@ -42,7 +42,7 @@ def _row(result: Result, index: int) -> str:
     cells = [_image(result.pixels[index], one.name)]
     try:
         views = readout_views(one, Choice())
-        values = sum(view.values for view in views) / len(views)
+        values = mean_of(views)
         made = blended(result.pixels[index], values, colours_of(values, root=True))
         cells.append(_image(made, f"attention of the last layer, at most {values.max():.1f} × uniform"))
     except (AttlasError, KeyError):  # a session may have been asked for other outputs alone

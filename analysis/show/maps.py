@@ -18,7 +18,18 @@ from ..report.numbers import Floats
 from ..statistic import INPUTS, Statistic, context
 from .subject import Subject
 
-__all__ = ["READS", "Choice", "View", "maps_of", "matrices", "named", "needed", "query_views", "readout_views"]
+__all__ = [
+    "READS",
+    "Choice",
+    "View",
+    "maps_of",
+    "matrices",
+    "mean_of",
+    "named",
+    "needed",
+    "query_views",
+    "readout_views",
+]
 
 type Layers = int | Literal["all"] | None
 
@@ -237,6 +248,12 @@ def readout_views(subject: Subject, choice: Choice) -> list[View]:
         each = choice.heads(values, subject.spec.layers[place])
         views += [View(label, v, name=READS[subject.spec.readout]) for label, v in each]
     return views
+
+
+def mean_of(views: Sequence[View]) -> Floats:
+    """The mean of several maps: (rows, columns)."""
+    mean: Floats = np.mean([view.values for view in views], axis=0)
+    return mean
 
 
 def readout_rows(spec: GraphSpec) -> tuple[int, ...]:

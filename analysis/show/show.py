@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ..report.plots.overlay import Look
 from ..report.plots.style import style as styled
+from .choose import Selection
 from .maps import Choice, Layers, named, needed
-from .subject import Subject, need_image, of_graph, of_store
-from .views import Request, drawn
+from .subject import Subject, of_graph, of_store
+from .views import Request, drawn, titled
 from .walk import NEEDED as WALKED
 from .walk import walk as walked
 
-if TYPE_CHECKING:
-    from ...engine.store.store import Store
-
-__all__ = ["FORMATS", "SORTS", "Shown", "check_output", "patch_at", "show"]
+__all__ = ["FORMATS", "Shown", "check_output", "patch_at", "show"]
 
 FORMATS = (".png", ".pdf", ".svg")
-SORTS = ("entropy", "error", "label")
 DPI = 200
 METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
@@ -149,45 +145,20 @@ def show(
     """
     if output is not None:
         check_output(Path(output), overwrite)
-    if style not in ("overlay", "side"):
-        raise UsageError(f"style {style!r} is none of overlay, side")
-    if threshold is not None and not 0 < threshold <= 1:
-        raise UsageError(f"threshold {threshold:g} does not lie above 0 and up to 1")
     chosen = tuple(named(name) for name in ([maps] if isinstance(maps, str) else maps))
-    subjects = _subjects(source, picture, chosen, target, walk, images, _Selection(image, random, sort, count, seed))
+    selection = Selection(image, random, sort, count, seed)
+    subjects = _subjects(source, picture, chosen, target, walk, images, selection)
     if at is not None:
         patch = patch_at(subjects, at)
     request = Request(Choice(layer, head), chosen, _on_grid(patch, subjects[0].spec), matrix, threshold, style)
-    if walk and len(subjects) > 1:
-        raise UsageError("--walk: follows one picture; choose it with --image")
-    figure = walked(subjects[0], request) if walk else drawn(subjects, request)
-    title = subjects[0].title if len(subjects) == 1 else f"{len(subjects)} pictures of {subjects[0].where}"
-    shown = Shown(figure, title)
-    return shown if output is None else Shown(figure, title, shown.save(output, overwrite=overwrite))
-
-
-@dataclass(frozen=True, slots=True)
-class _Selection:
-    """Which images of a store; see `show`."""
-
-    image: str | int | Sequence[str | int]
-    random: int | None
-    sort: str | None
-    count: int | None
-    seed: int
-
-    @property
-    def asked(self) -> list[str | int]:
-        return [self.image] if isinstance(self.image, str | int) else list(self.image)
-
-    @property
-    def given(self) -> bool:
-        return bool(self.asked) or self.random is not None or self.sort is not None or self.count is not None
+    figure = walked(subjects, request) if walk else drawn(subjects, request)
+    shown = Shown(figure, titled(subjects))
+    return shown if output is None else dataclasses.replace(shown, path=shown.save(output, overwrite=overwrite))
 
 
 def _subjects(
     source: str | os.PathLike[str], picture: Any, maps: Sequence[Any], target: int, walk: bool, images: Any,
-    selection: _Selection,
+    selection: Selection,
 ) -> list[Subject]:  # fmt: skip
     """The pictures, from a graph or a store."""
     if _is_graph(source):
@@ -211,75 +182,13 @@ def _subjects(
     if images is not None and not Path(images).is_dir():
         raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
     folder = None if images is None else Path(images)
-    return [of_store(store, one, folder) for one in _chosen(store, selection)]
+    return [of_store(store, one, folder) for one in selection.of(store)]
 
 
 def _is_graph(source: str | os.PathLike[str]) -> bool:
     """Whether a path is that of a graph: a file, or something that is called so."""
     text = os.fspath(source)
     return text.endswith(".onnx") or Path(text).is_file()
-
-
-# -- images of a store -------------------------------------------------------------------------------------------------
-
-
-def _chosen(store: Store, selection: _Selection) -> list[int]:
-    """The images that are asked for, by index."""
-    if asked := selection.asked:
-        found = [_index(store, one) for one in asked]
-        for one in found:
-            need_image(store, one)
-        return found
-    for name, value in (("--random", selection.random), ("--count", selection.count)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} {value}: show at least one")
-    usable = np.flatnonzero(store.done_images & store.read("valid").astype(bool))
-    if not usable.size:
-        raise AttlasError(f"{store.path}: holds no image that is done and readable yet; `attlas run` goes on with it")
-    if selection.random is not None:
-        order = np.random.default_rng(selection.seed).permutation(usable)
-        usable = order[: selection.random]
-    if selection.sort is not None:
-        usable = _sorted(store, usable, selection.sort)
-    elif selection.random is None:  # pictures that the store can show come first
-        sample = set(store.plan.sample)
-        usable = np.array(sorted(usable, key=lambda one: one not in sample))
-    count = selection.count or selection.random or 4
-    return [int(one) for one in usable[:count]]
-
-
-def _index(store: Store, one: str | int) -> int:
-    """An image by its index, its path, or the end of its path."""
-    if isinstance(one, int) or str(one).lstrip("-").isdigit():
-        return int(one)
-    paths = [str(path) for path in store.read("path")]
-    if one in paths:
-        return paths.index(one)
-    ends = [index for index, path in enumerate(paths) if path.endswith(f"/{one}")]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise UsageError(f"--image {one}: {store.path} has {len(ends)} of that name, such as {paths[ends[0]]}")
-    raise UsageError(f"--image {one}: {store.path} has no such path; the first is {paths[0]}")
-
-
-def _sorted(store: Store, usable: Any, key: str) -> Any:
-    """Images in order of a key."""
-    if key not in SORTS:
-        raise UsageError(f"--sort {key}: there is {', '.join(SORTS)}")
-    if key == "label":
-        return usable[np.argsort(store.read("label")[usable].astype(str), kind="stable")]
-    if key == "entropy":
-        if "entropy" not in store:
-            raise AttlasError(f"{store.path}: holds no entropy to sort by; `attlas analyze` computes it")
-        last = store.read("entropy", (slice(None), len(store.spec.layers) - 1)).astype(np.float64).mean(axis=1)
-        return usable[np.argsort(last[usable], kind="stable")]
-    if "logits" not in store or not (store.read("label_class")[usable] >= 0).any():
-        raise UsageError(f"--sort error: {store.path} has no labels that name classes of the model")
-    logits, truth = store.read("logits").astype(np.float64)[usable], store.read("label_class")[usable]
-    sure = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
-    wrong = (logits.argmax(axis=1) != truth) & (truth >= 0)
-    return usable[np.lexsort((-sure, ~wrong))]  # the surest mistakes first
 
 
 # -- a patch -----------------------------------------------------------------------------------------------------------

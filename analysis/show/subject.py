@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...engine.runtime.results import Result, likeliest
-from ...errors import AttlasError, UsageError
+from ...errors import AttlasError
 from ...exporter.spec import GraphSpec
 from ..report import images as stored
 
 if TYPE_CHECKING:
     from ...engine.store.store import Store
 
-__all__ = ["Fresh", "Subject", "need_image", "of_batch", "of_graph", "of_result", "of_store"]
+__all__ = ["Fresh", "Subject", "of_batch", "of_graph", "of_result", "of_store"]
 
 # What a graph is asked for whatever is shown; all else only where a map needs it.
 ALWAYS = ("attention", "logits", "pool_attention")
@@ -153,18 +153,3 @@ def of_batch(store: Store, batch: range, names: Iterable[str], images: Path | No
         one = stored.example(store, batch.start + int(place), images)
         found.append(Subject(held, int(place), one.path, one.pixels))
     return found
-
-
-def need_image(store: Store, image: int) -> None:
-    """Refuse an image that the store does not have, or could not read.
-
-    Raises:
-        UsageError: with the numbers there are.
-        AttlasError: it was not readable, or is not done yet.
-    """
-    if not 0 <= image < store.plan.images:
-        raise UsageError(f"{store.path}: has images 0 to {store.plan.images - 1}, and no {image}")
-    if not store.done_images[image]:
-        raise AttlasError(f"{store.path}: image {image} is not done yet; `attlas run` goes on with it")
-    if not store.read("valid", image):
-        raise AttlasError(f"{store.path}: image {image} could not be read ({store.read('error', image)})")

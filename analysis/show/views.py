@@ -11,11 +11,11 @@ from ..formulas import mass_mask
 from ..report.images import rollout_map
 from ..report.plots.overlay import Look
 from ..statistic import Statistic
-from .maps import MEAN, READS, Choice, View, maps_of, matrices, query_views, readout_views
+from .maps import MEAN, READS, Choice, View, maps_of, matrices, mean_of, query_views, readout_views
 from .page import Block, Cell, bars, matrix, over, photograph, sheet
 from .subject import Subject
 
-__all__ = ["Request", "cell_of", "drawn", "facts", "views_of"]
+__all__ = ["Request", "cell_of", "drawn", "facts", "titled", "views_of"]
 
 INLINE = 4  # maps that stand beside the crop
 KINDS = {"class": "class token", "distillation": "distillation token", "register": "register"}
@@ -40,6 +40,12 @@ class Request:
     threshold: float | None = None
     look: Look = "overlay"
 
+    def __post_init__(self) -> None:
+        if self.look not in ("overlay", "side"):
+            raise UsageError(f"style {self.look!r} is none of overlay, side")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise UsageError(f"threshold {self.threshold:g} does not lie above 0 and up to 1")
+
     @property
     def plain(self) -> bool:
         """Whether nothing in particular is asked for."""
@@ -56,6 +62,11 @@ def drawn(subjects: Sequence[Subject], request: Request) -> Any:
     return _overview(one, request) if request.plain else _chosen(one, request)
 
 
+def titled(subjects: Sequence[Subject]) -> str:
+    """What a figure is of."""
+    return subjects[0].title if len(subjects) == 1 else f"{len(subjects)} pictures of {subjects[0].where}"
+
+
 def views_of(subject: Subject, request: Request) -> list[View]:
     """The maps that a request names."""
     views = [view for one in request.maps for view in maps_of(subject, one, request.choice)]
@@ -68,7 +79,7 @@ def _overview(one: Subject, request: Request) -> Any:
     """The crop, the readout, rollout, the likeliest classes, and every head of the last layer."""
     spec, size = one.spec, _size(one)
     heads = readout_views(one, request.choice)
-    mean = sum(view.values for view in heads) / len(heads)
+    mean = mean_of(heads)
     cells = [photograph("what the model sees", one.pixels)] if one.pixels is not None else []
     cells.append(cell_of(one, View(f"{READS[one.spec.readout]}, layer {spec.layers[-1]}", mean), request))
     rolled = rollout_map(one.store, one.image)
@@ -121,7 +132,7 @@ def _rows(subjects: Sequence[Subject], request: Request) -> Any:
     for one in subjects:
         views = views_of(one, request)
         if request.plain:
-            views = [View(f"layer {one.spec.layers[-1]}", _mean(views), name=READS[one.spec.readout])]
+            views = [View(f"layer {one.spec.layers[-1]}", mean_of(views), name=READS[one.spec.readout])]
             rolled = rollout_map(one.store, one.image)
             views += [] if rolled is None else [View("rollout", rolled / rolled.mean(), MEAN, False)]
         roots += [view.root for view in views]
@@ -131,12 +142,7 @@ def _rows(subjects: Sequence[Subject], request: Request) -> Any:
             cells.append(bars("predicted", shares, _size(one)[0] / _size(one)[1]))
         blocks.append(Block(cells, min(len(cells), 6), one.title, largest=2.0))
     first = subjects[0]
-    title = f"{len(subjects)} pictures of {first.where}"
-    return sheet(title, facts(first), blocks, _foot(first, request), root=any(roots))
-
-
-def _mean(views: Sequence[View]) -> Any:
-    return sum(view.values for view in views) / len(views)
+    return sheet(titled(subjects), facts(first), blocks, _foot(first, request), root=any(roots))
 
 
 def cell_of(one: Subject, view: View, request: Request, limit: float | None = None, label: str | None = None) -> Cell:

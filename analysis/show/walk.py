@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import UsageError
 from .. import formulas
 from ..report.images import rollout_map
 from ..report.numbers import Floats
@@ -28,8 +30,15 @@ WITHOUT = {
 LAYERS = 12  # at most so many small maps a row of the walk shows
 
 
-def walk(one: Subject, request: Request) -> Any:
-    """The figure; the layer, head and patch of the request are followed where there are many."""
+def walk(subjects: Sequence[Subject], request: Request) -> Any:
+    """The figure of one picture; the layer, head and patch of the request are followed where there are many.
+
+    Raises:
+        UsageError: there are several pictures, or no such layer or head.
+    """
+    if len(subjects) > 1:
+        raise UsageError("--walk: follows one picture; choose it with --image")
+    (one,) = subjects
     spec = one.spec
     place = Choice(None if request.choice.layers == "all" else request.choice.layers).places(one)[0]
     head, patch = request.choice.head or 0, request.patch or (spec.grid[0] // 2, spec.grid[1] // 2)

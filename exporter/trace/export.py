@@ -109,17 +109,9 @@ def export(
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
     built = _loaded(model, progress, **choice, **recipe)
+    more: dict[str, bool] = {"gradients": gradients, "norms": norms, "qkv": qkv}
     return export_model(
-        built,
-        path,
-        dtype=dtype,
-        layers=layers,
-        gradients=gradients,
-        norms=norms,
-        qkv=qkv,
-        overwrite=overwrite,
-        progress=progress,
-        started=started,
+        built, path, dtype=dtype, layers=layers, overwrite=overwrite, progress=progress, started=started, **more
     )
 
 

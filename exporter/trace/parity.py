@@ -149,9 +149,10 @@ def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
         )
     if spec.gradients:
         figures = _with_gradients(figures, outputs, expected, spec)
-    for field, kinds in (("norm_max", NORMS), ("qkv_max", QKV)):
-        if any(name.startswith(f"{kinds[0]}.") for name in expected):
-            figures = dataclasses.replace(figures, **{field: _largest(outputs, expected, spec, kinds)})
+    if spec.norms:
+        figures = dataclasses.replace(figures, norm_max=_largest(outputs, expected, spec, NORMS))
+    if any(name.startswith(f"{QKV[0]}.") for name in expected):
+        figures = dataclasses.replace(figures, qkv_max=_largest(outputs, expected, spec, QKV))
     return figures
 
 
