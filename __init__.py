@@ -26,6 +26,7 @@ __all__ = [
     "open",
     "report",
     "run",
+    "show",
     "verify",
 ]
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from .analysis.dataset import open as open
     from .analysis.report.page import report as report
+    from .analysis.show.show import show as show
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
     from .engine.contents import Reducer, Statistics
@@ -65,6 +67,7 @@ _HOMES = {
     "inspect": "engine.inspect",
     "open": "analysis.dataset",
     "report": "analysis.report.page",
+    "show": "analysis.show.show",
     "verify": "engine.store.verify",
 }
 # The extra that installs each room's packages, so that the error for a missing package can name it.
@@ -74,11 +77,19 @@ _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'attlas' has no attribute {name!r}")
+    if name == "Session":
+        _load("engine.runtime.results").Result.draws = _drawn
     return getattr(_load(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _drawn(result: Any) -> str | None:
+    """A result as HTML, for notebooks; None where the analysis room's packages are not installed."""
+    draw = _found("analysis.show.html", "of_result_html")
+    return None if draw is None else draw(result)
 
 
 def _load(module: str) -> Any:

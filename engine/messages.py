@@ -118,6 +118,8 @@ def export_lines(result: ExportResult) -> list[str]:
         lines.append(f"largest gradient difference {parity.gradient_max:.1e} of the layer's maximum")
     if parity.norm_max is not None:
         lines.append(f"largest difference of a norm {parity.norm_max:.1e} of the layer's maximum")
+    if parity.qkv_max is not None:
+        lines.append(f"largest difference of a query, key or value {parity.qkv_max:.1e} of the layer's maximum")
     return lines
 
 

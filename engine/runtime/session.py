@@ -24,8 +24,9 @@ from .graph import prepare as prepare_graph
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
 from .outputs import Wanted
-from .pictures import crop_of, each_picture
+from .pictures import crop_of, each_picture, name_of
 from .providers import OPENVINO, Precision, check_precision, cores, find, resolve_provider
+from .results import Result
 
 __all__ = ["Session", "constants", "probe_batch"]
 
@@ -223,7 +224,7 @@ class Session:
                 f"{self.path}: {self._graph.runtime} fails ({' '.join(str(error).split())[:300]})"
             ) from None
 
-    def __call__(self, images: Any, target: int | Sequence[int] = PREDICTED) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, images: Any, target: int | Sequence[int] = PREDICTED) -> Result:
         """Logits and attention of a few pictures.
 
         Args:
@@ -235,7 +236,8 @@ class Session:
 
         Returns:
             The graph's outputs by name, with `attention.0`, `attention.1` ... stacked as `attention`
-            (image, layer, head, query, key), and `gradient` likewise. float32.
+            (image, layer, head, query, key), and `gradient` likewise. float32. A dict that also knows the crops, and
+            that a notebook shows as pictures.
 
         Raises:
             AttlasError: a picture cannot be read.
@@ -243,7 +245,8 @@ class Session:
                 no gradients.
         """
         pixels = np.zeros((0, *self.spec.image_size, 3), np.uint8)
-        if given := [crop_of(image, self.spec) for image in each_picture(images)]:
+        pictures = each_picture(images)
+        if given := [crop_of(image, self.spec) for image in pictures]:
             # Rows are passed by their address, and stacked views keep their memory order.
             pixels = np.ascontiguousarray(np.stack(given))
         # Ordinary memory, because the caller keeps it.
@@ -254,7 +257,18 @@ class Session:
         found = dict(buffers)
         if constants and len(pixels):
             found |= {name: self.constant(name) for name in constants}
-        return stack_layers(found)
+        return Result(stack_layers(found), self.spec, pixels, [name_of(p, i) for i, p in enumerate(pictures)])
+
+    def __repr__(self) -> str:
+        spec, heads = self.spec, f"{len(self.spec.layers)} layers of {self.spec.heads} heads"
+        more = ", ".join(sorted({o.name.partition(".")[0] for o in spec.outputs} - {"attention"}))
+        return (
+            f"Session of {spec.name} ({spec.weights.source} weights), {self.provider}\n"
+            f"  pictures  {spec.image_size[0]} x {spec.image_size[1]} pixels, {spec.grid[0]} x {spec.grid[1]} patches"
+            f"{' after ' + ', '.join(spec.prefix) if spec.prefix else ''}\n"
+            f"  attention {heads}, {spec.tokens} x {spec.tokens}; also {more}\n"
+            '  call it with pictures: session(["cat.jpg"])'
+        )
 
     def _targets(self, target: int | Sequence[int], count: int) -> npt.NDArray[np.int64] | None:
         """The class to differentiate for each image, checked."""
