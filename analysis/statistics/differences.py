@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .inference import ROUNDING, Clusters, cluster_sums
 from .moments import Moments
 
-__all__ = ["TEST", "Compared", "Difference", "benjamini_hochberg", "group_differences", "welch"]
+__all__ = ["Compared", "Difference", "benjamini_hochberg", "group_differences", "welch"]
 
 TEST = "permutation of labels, a group against all other images, Benjamini & Hochberg 1995"
 FINEST = 0.025  # the smallest q that one difference alone can have

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ...errors import UsageError
 
-__all__ = ["FEW", "METHOD", "Paired", "effective_number", "interval", "paired"]
+__all__ = ["Paired", "effective_number", "interval", "paired"]
 
 METHOD = "Student's t interval over images, its long tail wider by the skewness (Johnson 1978)"
 LEVEL = 0.95

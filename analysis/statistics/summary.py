@@ -143,7 +143,9 @@ def sums_up(
 def _attrs(sources: Sequence[Source], one: Statistic, images: int) -> dict[str, Any]:
     store = sources[0].store
     own: Any = dict(store.array(one.name).attrs) if one.rows and one.name in store else one.attrs
-    attrs: dict[str, Any] = {key: own[key] for key in ("units", "long_name", "source", "parameters") if key in own}
+    attrs: dict[str, Any] = {
+        key: own[key] for key in ("units", "long_name", "source", "parameters", "computed_from") if key in own
+    }
     attrs["images"] = images
     if len(sources) == 1:
         attrs["units_summed"] = sources[0].units
