@@ -19,6 +19,7 @@ __all__ = [
     "Statistic",
     "Store",
     "analyze",
+    "compare",
     "demo",
     "doctor",
     "export",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .analysis.report.page import report as report
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
+    from .analysis.statistics.compare import compare as compare
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.executors.base import Executor
@@ -59,6 +61,7 @@ _HOMES = {
     "Statistic": "analysis.statistic",
     "Store": "engine.store.store",
     "analyze": "analysis.statistics",
+    "compare": "analysis.statistics.compare",
     "doctor": "engine.doctor",
     "export": "exporter.trace.export",
     "inspect": "engine.inspect",
