@@ -19,6 +19,7 @@ __all__ = [
     "Statistic",
     "Store",
     "analyze",
+    "compare",
     "demo",
     "doctor",
     "export",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .analysis.show.show import show as show
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
+    from .analysis.statistics.compare import compare as compare
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.executors.base import Executor
@@ -62,6 +64,7 @@ _HOMES = {
     "Statistic": "analysis.statistic",
     "Store": "engine.store.store",
     "analyze": "analysis.statistics",
+    "compare": "analysis.statistics.compare",
     "doctor": "engine.doctor",
     "export": "exporter.trace.export",
     "inspect": "engine.inspect",

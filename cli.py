@@ -13,6 +13,7 @@ import attlas
 import click
 
 from .commands.analyze import analyze
+from .commands.compare import compare
 from .commands.export import export
 from .commands.inspect import inspect, verify
 from .commands.machine import demo, doctor, models
@@ -49,7 +50,7 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, run, analyze, report, show, inspect, verify, models, doctor, demo):
+for command in (export, run, analyze, compare, report, show, inspect, verify, models, doctor, demo):
     cli.add_command(command)
 
 

@@ -137,9 +137,11 @@ CATALOG: dict[str, Statistic] = {
                   "mean attention of a patch on its 8 neighbours", **_layer("neighbour_mass")),
         Statistic("rest_mass", HEADS, formulas.rest_mass, "1", "mean attention of a patch on all farther patches",
                   **_layer("rest_mass")),
+        Statistic("border_mass", HEADS, formulas.border_mass, "1",
+                  "mean share of a row's patch mass on the outer ring of patches"),
         Statistic("sink_share", HEADS, formulas.sink_share, "1",
                   "share of patches that receive more than 4 times the uniform attention", *DARCET,
-                  **_layer("sink_share")),
+                  refuses=("codes",), **_layer("sink_share")),
         Statistic("normalized_mutual_information", HEADS, formulas.normalized_mutual_information, "1",
                   "mutual information of query and key, normalised", "Park et al. 2023 (arXiv 2305.00729), eq. 2",
                   "park2023", **_layer("information")),
@@ -209,9 +211,12 @@ CATALOG: dict[str, Statistic] = {
         Statistic("chefer", ("y", "x"), formulas.chefer, "1",
                   "relevance by attention times gradient above 0, mean over heads",
                   "Chefer et al. 2021 (arXiv 2103.15679)", "chefer2021", refuses=("pool",), **_IMAGES),
+        Statistic("gradient_rollout_vit_explain", ("y", "x"), formulas.gradient_rollout_vit_explain, "1",
+                  "gradient rollout of vit-explain: gradients by the scores, of the blocks in reverse, 0.9 discarded",
+                  "github.com/jacobgil/vit-explain", "gildenblat", refuses=("codes", "pool"), **_IMAGES),
         Statistic("head_importance", HEADS, formulas.head_importance, "logit",
                   "absolute sum of attention times gradient",
-                  "Michel et al. 2019 (arXiv 1905.10650)", "michel2019", **_IMAGES),
+                  "compare Michel et al. 2019 (arXiv 1905.10650), whose score is of the loss", "michel2019", **_IMAGES),
         # What a run writes of graphs that were exported with `--norms`: their means are taken.
         Statistic("value_norm", ("layer", "head", "key"), units="1", cite="kobayashi2020",
                   long_name="norm of each key's value times its head's slice of the output projection"),
@@ -219,6 +224,10 @@ CATALOG: dict[str, Statistic] = {
                   long_name="norm of what the attention branch adds over that of the stream it is added to"),
         Statistic("token_norm", ("layer", "token"), units="1",
                   long_name="norm of the residual stream that enters the block"),
+        Statistic("norm_outlier_share", ("layer",), norms.norm_outlier_share, "1",
+                  "share of patches whose token has more than 3 times the median norm", *DARCET, **_IMAGES),
+        Statistic("norm_outlier_map", MAPS, norms.norm_outlier_map, "1",
+                  "1 for patches whose token has more than 3 times the median norm, 0 for others", *DARCET, **_IMAGES),
     )
 }  # fmt: skip
 
