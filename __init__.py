@@ -23,6 +23,7 @@ __all__ = [
     "doctor",
     "export",
     "inspect",
+    "judge",
     "open",
     "report",
     "run",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .analysis.dataset import open as open
+    from .analysis.judge import judge as judge
     from .analysis.report.page import report as report
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
@@ -62,6 +64,7 @@ _HOMES = {
     "doctor": "engine.doctor",
     "export": "exporter.trace.export",
     "inspect": "engine.inspect",
+    "judge": "analysis.judge",
     "open": "analysis.dataset",
     "report": "analysis.report.page",
     "verify": "engine.store.verify",

@@ -15,6 +15,7 @@ import click
 from .commands.analyze import analyze
 from .commands.export import export
 from .commands.inspect import inspect, verify
+from .commands.judge import judge
 from .commands.machine import demo, doctor, models
 from .commands.report import report
 from .commands.run import run
@@ -48,7 +49,7 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, run, analyze, report, inspect, verify, models, doctor, demo):
+for command in (export, run, analyze, judge, report, inspect, verify, models, doctor, demo):
     cli.add_command(command)
 
 

@@ -24,6 +24,8 @@ __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolve
 # and those that say which groups there are, behind the column's name.
 ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
 BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
+# What begins the names of a judgement's arrays, which are no statistics of attention.
+JUDGED = ("deletion", "insertion", "judged")
 PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
 DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
@@ -280,7 +282,7 @@ def held(store: Store, own: Iterable[Statistic] = ()) -> list[Statistic]:
     for name in store.attrs.get("analyzed", ()):
         dims = store.dims(name)
         base = name.partition(".")[0]
-        if name in known or (dims[:1] != ("image",) and base not in CATALOG):
+        if name in known or base in JUDGED or (dims[:1] != ("image",) and base not in CATALOG):
             continue
         if base in CATALOG and base != name:
             ends = (name, *(name.removesuffix(end) for end in ENDS), name.partition("_mean_by_")[0])
@@ -359,4 +361,12 @@ def reserved(name: str) -> bool:
     """Whether an array of that name is, or may become, one of an analysis, so that no column should have it."""
     statistic, _, column = name.partition("_by_")
     by_group = bool(column) and any(statistic == f"{own}{end}" for own in _own_names() for end in BY_GROUP)
-    return name in _own_names() or name.partition(".")[0] in CATALOG or name.endswith(GROUP) or by_group
+    base = name.partition(".")[0]
+    return (
+        name in _own_names()
+        or base in CATALOG
+        or base in JUDGED
+        or name.startswith("judged_")
+        or name.endswith(GROUP)
+        or by_group
+    )
