@@ -35,8 +35,8 @@ def impute(values: Array, missing: Array) -> None:
     """
     levels = _levels(missing)
     free, weight = levels[0]
-    # In float64: a picture with few patches left is ill-conditioned. A border of zeros, which are never missing, so that
-    # no loop asks whether a neighbour is there.
+    # In float64: a picture with few patches left is ill-conditioned. A border of zeros, which are never missing, so
+    # that no loop asks whether a neighbour is there.
     v = np.pad(np.moveaxis(values, -1, 0).astype(np.float64), ((0, 0), (1, 1), (1, 1)))
     r, q = np.zeros_like(v), np.zeros_like(v)
     _apply(v, free, weight, r)
