@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from .style import ACCENT, FAINT, NARROW, QUIET, WIDE, style
@@ -37,7 +38,8 @@ def measures(panels: Sequence[Measure], *, narrow: bool = False) -> Any:
                 ax.plot([mean], [place], "o", color=colour, ms=4)
             ax.set_yticks(range(count), [label for label, *_ in panel.values])
             ax.set_ylim(count - 0.4, -0.6)
-            ax.set_xlim(0, max(0.05, 1.1 * max(high for *_, high in panel.values)))
+            highest = max(float(np.fmax(mean, high)) for _, mean, _, high in panel.values)  # one image has no bar
+            ax.set_xlim(0, max(0.05, 1.1 * highest))
             ax.set_title(panel.title, loc="left", fontweight="bold")
             ax.tick_params(axis="y", length=0)
             ax.grid(axis="x", color=FAINT, lw=0.5)
