@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -177,7 +178,7 @@ def _planned(
     every += baselines()
     task = Judgement(
         _absolute(store.path), _absolute(graph), "" if second is None else _absolute(second.path),
-        tuple(portable(every)), fill, steps, target, provider, None,
+        tuple(portable(every)), fill, steps, target, provider, None, uuid.uuid4().hex,
     )  # fmt: skip
     specs = [ArraySpec.from_template(rows, store.plan) for one in task.maps for rows in rows_of(task, one)]
     _refuse_other(store, second, task)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
-from ..statistics.moments import Moments, interval
+from ..statistics.inference import METHOD, interval, paired
+from ..statistics.moments import Moments
 from ..statistics.summary import Source, Summed, spec_of
 from .curves import FIGURES, SCORES
 from .maps import BASELINES
@@ -112,7 +113,7 @@ def _summed(
     """The arrays of the dataset by name."""
     tag, axis, step = task.tag, f"judged_map.{task.tag}", f"step_{task.steps}"
     said: dict[str, Any] = {"fill": task.fill, "steps": task.steps, "target": task.target, "units_judged": source.units}
-    drawn = {**said, "level": 0.95}
+    drawn = {**said, "level": 0.95, "method": METHOD}
     values = np.stack([store.read(f"judged.{tag}.{name}") for name in names], axis=1).astype(np.float64)
     mean, bounds = _by_group(values, groups)
     difference, difference_bounds = _paired(values, groups)
@@ -141,12 +142,9 @@ def _summed(
 
 def _by_group(values: Floats, groups: Sequence[Mask]) -> tuple[Floats, Floats]:
     """Mean (group, ...) and interval (bound, group, ...) of (image, ...) values; NaN is left out."""
-    means, bounds = [], []
-    for mask in groups:
-        rows = values[mask]
-        means.append(Moments.of(rows).average if len(rows) else np.full(values.shape[1:], np.nan))
-        bounds.append(interval(rows) if len(rows) else np.full((2, *values.shape[1:]), np.nan))
-    return np.stack(means), np.stack(bounds, axis=1)
+    parts = [values[mask] for mask in groups]
+    means = [Moments.of(rows).average for rows in parts]
+    return np.stack(means), np.stack([np.stack(interval(rows)) for rows in parts], axis=1)
 
 
 def _paired(values: Floats, groups: Sequence[Mask]) -> tuple[Floats, Floats]:
@@ -242,7 +240,8 @@ def _between(name: str, one: npt.NDArray[Any], two: npt.NDArray[Any]) -> Iterato
     for place, figure in enumerate(FIGURES):
         if figure.endswith("logit"):
             continue
-        off = one[:, place].astype(np.float64) - two[:, place]
-        off = off[~np.isnan(off)]
-        if len(off):
-            yield Between(name, figure, len(off), float(off.mean()), interval(off))
+        there = ~np.isnan(one[:, place]) & ~np.isnan(two[:, place])
+        if there.any():
+            found = paired(one[there, place], two[there, place])
+            bounds = np.array([found.low, found.high])
+            yield Between(name, figure, int(there.sum()), float(found.difference), bounds)

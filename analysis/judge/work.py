@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class Judgement:
         maps: what is judged, without formulas.
         fill, steps, target: as for `judge`.
         provider: as for a run; `threads`: onnxruntime's, all of a worker's cores where it is None.
+        call: another one for each call, so that a process opens a store once for each and never sees an old one.
     """
 
     store: str
@@ -51,6 +52,7 @@ class Judgement:
     target: str
     provider: str
     threads: int | None
+    call: str
 
     @property
     def tag(self) -> str:
@@ -119,10 +121,15 @@ class Classifier:
 _LOCK = threading.Lock()
 
 
-def _shared(graph: str, provider: str, threads: int | None) -> Classifier:
-    """One classifier for all units of a process."""
+def _once[**P, T](make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What all units of a process share, made by one thread."""
     with _LOCK:
-        return _classifier(graph, provider, threads)
+        return make(*args, **kwargs)
+
+
+@functools.lru_cache(maxsize=2)
+def _store(path: str, call: str) -> Store:
+    return Store(path, writable=True)
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,9 +149,9 @@ def judge_unit(task: Judgement, unit: Unit, valid: npt.NDArray[np.bool_], wanted
     Raises:
         AttlasError: a picture is not that of the run, or cannot be read, or the store cannot be written.
     """
-    store = Store(task.store, writable=True)
-    other = Store(task.other) if task.other else store
-    classify = _shared(task.graph, task.provider, task.threads)
+    store = _once(_store, task.store, task.call)
+    other = _once(_store, task.other, task.call) if task.other else store
+    classify = _once(_classifier, task.graph, task.provider, task.threads)
     images = store.plan.unit_range(unit.k)
     pictures = read_pictures(store.spec, unit.source, unit.items, valid)
     there = np.flatnonzero(valid)
