@@ -14,7 +14,8 @@ from ...engine.store.store import ArraySpec, Store
 from ..statistic import Statistic
 from .differences import group_differences
 from .groups import Key, gathered, key_order, read_column
-from .moments import QUANTILES, RESAMPLES, Moments, Totals, interval, quantiles
+from .inference import METHOD, interval
+from .moments import QUANTILES, Moments, Totals, quantiles
 
 __all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "summed_units", "sums_up"]
 
@@ -152,14 +153,9 @@ def _scalars(sources: Sequence[Source], statistics: Sequence[Statistic], images:
     parts: dict[str, list[tuple[Floats, Floats, Floats, Floats]]] = {one.name: [] for one in statistics}
     for block in _blocks(sources, list(parts)):
         columns = [_column(sources, name, layers) for name, layers in block]
-        # Drawn once for all of them: equal draws, and most of the work.
-        flat = np.concatenate([values.reshape(len(values), -1) for values in columns], axis=1)
-        ends = np.cumsum([values[0].size for values in columns])[:-1]
-        bounds = np.split(interval(flat), ends, axis=1)
-        for (name, _), values, bound in zip(block, columns, bounds, strict=True):
+        for (name, _), values in zip(block, columns, strict=True):
             moments = Moments.of(values)
-            within = bound.reshape(2, *values.shape[1:])
-            parts[name].append((moments.average, moments.std, quantiles(values), within))
+            parts[name].append((moments.average, moments.std, quantiles(values), np.stack(interval(values))))
     found: dict[str, Summed] = {}
     for one in statistics:
         found |= _scalar(sources, one.name, _attrs(sources, one, images), parts[one.name])
@@ -197,7 +193,7 @@ def _scalar(
     if name in ("distance_renormalized", "entropy_patch") and "rows_without_patch_mass" in first:
         left_out = [source.store.read("rows_without_patch_mass")[source.mask] for source in sources]
         said["rows_left_out"] = int(sum(np.maximum(rows, 0).sum() for rows in left_out))
-    drawn = {"method": "percentile bootstrap over images", "level": 0.95, "resamples": RESAMPLES, "seed": 0}
+    drawn = {"method": METHOD, "level": 0.95}
     return {
         f"{name}_mean": Summed(dims, _joined(mean), said),
         f"{name}_std": Summed(dims, _joined(std), {**said, "ddof": 1}),

@@ -94,8 +94,9 @@ def _draw(ax: Any, panel: Depth) -> None:
         )
     ax.set_ylabel(panel.unit)
     ax.set_xlabel("layer", loc="left")
-    known = panel.high[np.isfinite(panel.high)]
-    lowest = min(0.0, float(np.nanmin(panel.low, initial=0.0)))
-    ax.set_ylim(1.08 * lowest, 1.08 * max(panel.reference or 0.0, float(known.max(initial=0.0))))
+    # A mean without an interval is drawn too.
+    known = np.concatenate([values[np.isfinite(values)] for values in (panel.low, panel.mean, panel.high)])
+    lowest, highest = float(known.min(initial=0.0)), float(known.max(initial=0.0))
+    ax.set_ylim(1.08 * lowest, 1.08 * max(panel.reference or 0.0, highest))
     ax.set_xlim(min(panel.layers) - 0.6, max(panel.layers) + 0.6)
     ax.set_xticks(layer_ticks(panel.layers))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from .style import ACCENT, FAINT, QUIET
 
 __all__ = ["Measure"]
@@ -33,7 +35,8 @@ class Measure:
             ax.plot([mean], [place], "o", color=colour, ms=4)
         ax.set_yticks(range(count), [label for label, *_ in self.values])
         ax.set_ylim(count - 0.4, -0.6)
-        ax.set_xlim(0, max(0.05, 1.1 * max(high for *_, high in self.values)))
+        highest = max(float(np.fmax(mean, high)) for _, mean, _, high in self.values)  # one image has no bar
+        ax.set_xlim(0, max(0.05, 1.1 * highest))
         ax.set_title(self.title, loc="left", fontweight="bold")
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="x", color=FAINT, lw=0.5)

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from ....engine.plan import spread
 from ....engine.store.store import Store
 from ...catalog import CATALOG
-from ...statistics.moments import Moments, interval
+from ...statistics.inference import interval
+from ...statistics.moments import Moments
 from ..facts import Facts
 from ..images import MAPS, example, map_of
-from ..numbers import Floats, mean_of, why_empty
+from ..numbers import Floats, between, mean_of, why_empty
 from ..plots.curves import Line, curves
 from ..plots.pictures import Column, Row, pictures
 from ..plots.sheet import Panel
@@ -183,12 +184,12 @@ def _side_by_side(read: Sequence[_Read], facts: Sequence[Facts], measure: _Measu
         title=measure.title,
         wide=False,
         alt=f"{measure.title}, {measure.axis}: {told}.",
-        caption=f"{measure.text} {n} Line: mean over heads and images; band: its 95 % bootstrap interval over images; "
+        caption=f"{measure.text} {n} Line: mean over heads and images; band: its 95 % interval over images; "
         f"dots: heads.{dashed}",
         draw=lambda narrow: curves(lines, measure.name, measure.axis, reference, narrow=narrow),
         columns=("store", "layer", "relative_depth", "mean", "low", "high"),
         rows=numbers,
-        methods=("comparison", measure.name, "bootstrap"),
+        methods=("comparison", measure.name, "intervals"),
     )
 
 
@@ -213,7 +214,7 @@ def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Fi
         wide=False,
         alt=f"Paired differences of {measure.name}, {measure.axis}: {told}.",
         caption=f"Difference from {letter} ({first.facts.spec.name}) {measure.unit}, image by image, of the mean over "
-        "heads; line: mean over images, band: its 95 % bootstrap interval over images. Where blocks differ in number, "
+        "heads; line: mean over images, band: its 95 % interval over images. Where blocks differ in number, "
         f"the deeper model is read between its layers. {n}",
         draw=lambda narrow: curves(lines, f"{measure.name}, difference", measure.axis, 0.0, narrow=narrow),
         columns=("difference", "relative_depth", "mean", "low", "high"),
@@ -222,7 +223,7 @@ def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Fi
             for line in lines
             for i in range(len(line.x))
         ],
-        methods=("comparison", measure.name, "bootstrap"),
+        methods=("comparison", measure.name, "intervals"),
     )
 
 
@@ -248,7 +249,7 @@ def _table_rows(read: Sequence[_Read], measure: _Measure) -> list[tuple[str, ...
                 f"{one.facts.letter} − {read[0].facts.letter}",
                 f"{measure.name}, {measure.axis}",
                 f"{float(mean_of(difference, axis=0)):+.3g}",
-                f"{low:+.3g} to {high:+.3g}",
+                between(low, high),
             )
         )
     return found

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 BARS = (
-    "A dot is one head's mean over images, its bar the 95 % bootstrap interval over images (often smaller than the "
+    "A dot is one head's mean over images, its bar the 95 % interval over images (often smaller than the "
     "dot), the pale line the mean over heads."
 )
 
@@ -199,7 +199,7 @@ def depth_figure(
         plots=shown,
         columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"),
         rows=rows,
-        methods=(*methods, "bootstrap"),
+        methods=(*methods, "intervals"),
         wide=len(shown) > 1,
     )
 

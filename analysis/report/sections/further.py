@@ -11,7 +11,7 @@ import numpy as np
 from ....engine.store.store import Store
 from ...catalog import summed
 from ...statistic import Statistic
-from ..numbers import Floats, why_empty
+from ..numbers import Floats, between, why_empty
 from ..plots.depth import Depth
 from ..plots.canvas import Plot
 from ..plots.maps import Maps, across
@@ -72,8 +72,8 @@ def _rows(store: Store, one: Statistic) -> Iterator[tuple[str, ...]]:
         return
     for at, mean in np.ndenumerate(found.mean):
         place = ", ".join(f"{dim} {i}" for dim, i in zip(one.dims, at, strict=True))
-        between = f"{found.low[at]:.4g} to {found.high[at]:.4g}"
-        yield f"{one.name} {place}".strip(), one.long_name, one.units, f"{mean:.4g}", between
+        within = between(float(found.low[at]), float(found.high[at]), ".4g")
+        yield f"{one.name} {place}".strip(), one.long_name, one.units, f"{mean:.4g}", within
 
 
 def _words(one: Statistic) -> str:

@@ -15,9 +15,9 @@ from ....engine.store.store import Store
 from ....errors import UsageError
 from ...formulas import boxes as formulas
 from ...formulas.boxes import Box, Cover
-from ...statistics.moments import interval
+from ...statistics.inference import interval
 from ..images import MAPS, example, map_of
-from ..numbers import Floats
+from ..numbers import Floats, between
 from ..plots.matrices import Matrices
 from ..plots.measures import Measure
 from ..plots.sheet import Panel
@@ -148,8 +148,8 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
         title=title,
         caption="How well single maps find the objects' boxes: the share of the map's mass inside the box; how often "
         f"the map is largest in it (the pointing game, [@zhang2016]); the overlap of the box with the patches "
-        "that hold 60 % of the mass. Dot: mean over images, each the mean of its objects; bar: 95 % bootstrap interval "
-        "over images. Grey, what knows nothing of the picture: a uniform map (for the overlap, the whole crop), and a "
+        "that hold 60 % of the mass. Dot: mean over images, each the mean of its objects; bar: 95 % interval over "
+        "images. Grey, what knows nothing of the picture: a uniform map (for the overlap, the whole crop), and a "
         "box in the middle of the crop, which is told the object's size. A map that does no better than the centre "
         f"box has found where photographers put things. {n}.",
         alt=f"{n}. "
@@ -161,7 +161,7 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
         across=3,
         columns=("path", "object", "category", "map", "mass", "pointing", "iou"),
         rows=rows,
-        methods=("localisation", *(MAPS[kind].method for kind in kinds if kind in MAPS), "bootstrap"),
+        methods=("localisation", *(MAPS[kind].method for kind in kinds if kind in MAPS), "intervals"),
     )
 
 
@@ -235,15 +235,15 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Figure |
         caption="Cosine between the objects of one picture, each the mean of the last block's patch tokens in its box: "
         f"plain, and weighed by rollout. Shown: {code(str(store.read('path', shown.image)))}, "
         f"the first with two objects or more ({kinds}). Over all: {np.mean(plain):.3f} plain, "
-        f"{np.mean(weighted):.3f} weighed; change {change.mean():+.4f} (95 % bootstrap interval over images {low:+.4f} "
-        f"to {high:+.4f}). Tokens after the last block hold much of the whole picture, so that cosines are high even "
-        f"between unlike objects. {n}.",
+        f"{np.mean(weighted):.3f} weighed; change {change.mean():+.4f} (95 % interval over images: "
+        f"{between(low, high, '+.4f')}). Tokens after the last block hold much of the whole picture, so that cosines "
+        f"are high even between unlike objects. {n}.",
         alt=f"A picture with {len(shown.boxes)} numbered boxes and two matrices of cosines. Mean over images "
         f"{np.mean(plain):.3f} plain, {np.mean(weighted):.3f} weighed by rollout.",
         plots=[Matrices(panel, pairs)],
         columns=("path", "object", "category", "other", "other_category", "plain", "weighed"),
         rows=rows,
-        methods=("objects", "rollout", "bootstrap"),
+        methods=("objects", "rollout", "intervals"),
     )
 
 

@@ -209,11 +209,14 @@ CONCEPTS: dict[str, tuple[str, str]] = {
         "interpolated linearly within a bin, and so right to within its width. Queries of one image are not "
         "independent of each other: these are descriptions, without intervals.",
     ),
-    "bootstrap": (
+    "intervals": (
         "Intervals",
-        "95 % intervals of means are percentile bootstrap intervals ([@efron1979]) over images: images are the "
-        "samples, not patches, layers or heads. They describe how far the mean would move with other images drawn "
-        "alike, for this one model; they say nothing of another training of it.",
+        "95 % intervals of means are Student's t intervals over images, wider towards the long tail by the skewness of "
+        "the values ([@johnson1978]): images are the samples, not patches, layers or heads. One image has no interval, "
+        "nor have values that are all equal. Of fewer than 20 images read them with care. Where images depend on each "
+        "other, clusters of them are the samples ([@liang1986]), and the effective n is the number of equal clusters "
+        "that say as much. Intervals describe how far the mean would move with other images drawn alike, for this one "
+        "model; they say nothing of another training of it.",
     ),
     "accuracy": (
         "Top-1 and top-5",
