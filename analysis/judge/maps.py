@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ...exporter.spec import GraphSpec
 from ..catalog import CATALOG, held, resolved
 from ..statistic import Statistic
 
-__all__ = ["BASELINES", "Chosen", "baselines", "chosen", "split"]
+__all__ = ["BASELINES", "Chosen", "baselines", "chosen", "split", "stored"]
 
 type Floats = npt.NDArray[np.float64]
 
@@ -41,6 +41,14 @@ class Chosen:
     layer: int | None = None
     head: int | None = None
     other: bool = False
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What a store says of it, so that `stored` finds its rows again."""
+        if self.statistic is None or self.other:
+            return {}
+        found: dict[str, Any] = {"statistic": self.statistic.name, "layer": self.layer, "head": self.head}
+        return {key: value for key, value in found.items() if value is not None}
 
     def read(self, store: Store, images: range) -> Floats:
         """The maps of some images, (image, y, x)."""
@@ -76,6 +84,14 @@ def _random(spec: GraphSpec, image: int) -> Floats:
 
 
 BASELINES: dict[str, Callable[[GraphSpec, int], Floats]] = {"uniform": _uniform, "centre": _centre, "random": _random}
+
+
+def stored(store: Store, name: str, attrs: Mapping[str, Any]) -> Chosen | None:
+    """The map of a judgement whose array has these attributes, where its rows are in this store."""
+    base = str(attrs.get("statistic", ""))
+    if base not in store:
+        return None
+    return Chosen(name, Statistic(base, store.dims(base)[1:]), attrs.get("layer"), attrs.get("head"))
 
 
 def baselines() -> list[Chosen]:

@@ -78,6 +78,7 @@ class UnitDone:
 def rows_of(task: Judgement, chosen: Chosen) -> list[Template]:
     """The arrays of one map's rows; that which is written last comes last."""
     said: dict[str, Any] = {"map": chosen.name, "fill": task.fill, "steps": task.steps, "target": task.target}
+    said |= chosen.attrs
     step = f"step_{task.steps}"
     words = {
         "deletion": "score after the patches with the largest values are removed",
