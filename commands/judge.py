@@ -38,6 +38,10 @@ SHOWN = ("deletion", "insertion", "difference")
     metavar="STORE",
     help="A second store of the same images, such as of random weights: its maps are judged too.",
 )
+@click.option("--heads", is_flag=True, help="Judge no maps, but what the model loses without each of its heads.")
+@click.option(
+    "--silence", default="zero", metavar="zero|mean", help="With --heads: what stands in place of a head's output."
+)
 @click.option("--provider", default="auto", help="auto, cpu, cuda or any that `doctor` lists.")
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this process."
@@ -45,17 +49,21 @@ SHOWN = ("deletion", "insertion", "difference")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
 @click.option("--overwrite", is_flag=True, help="Judge again what was judged.")
 def judge(
-    store: Path, graph: Path, images: str, maps: tuple[str, ...], workers: int | None, scheduler: str | None,
-    **options: Any,
+    store: Path, graph: Path, images: str, maps: tuple[str, ...], heads: bool, silence: str,
+    workers: int | None, scheduler: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Remove and insert patches in the order of maps of STORE, and see what GRAPH says of IMAGES without them.
 
     GRAPH and IMAGES are those of the run that made STORE. Every map is judged beside three that know nothing of the
-    picture. The same command resumes what was stopped. docs/judge.md says what each number means.
+    picture. With --heads, GRAPH is one of `attlas export --ablate`. The same command resumes what was stopped.
+    docs/judge.md says what each number means.
     """
     from ..analysis.judge.maps import split
 
     names = [name for text in maps for name in split(text)]
+    if heads:
+        _heads(store, graph, images, names, silence, workers, scheduler, options)
+        return
     if not names:
         raise UsageError("which maps? --maps rollout,readout_map:layer=11")
     with pool(workers, scheduler) as who:
@@ -66,6 +74,37 @@ def judge(
     note(f"{result.images:,} images, {result.forwards:,} pictures{rate}, {duration(result.seconds)}")
     for line in _table(result.verdict):
         click.echo(line)
+
+
+def _heads(
+    store: Path, graph: Path, images: str, maps: list[str], silence: str,
+    workers: int | None, scheduler: str | None, options: dict[str, Any],
+) -> None:  # fmt: skip
+    """`--heads`: a line for each head, and how well first-order importance has their order."""
+    from ..analysis.judge import judge_heads
+    from ..analysis.judge.heads import LOSSES
+
+    if maps or options["other"] is not None:
+        raise UsageError("--heads: judges no maps; leave --maps and --other out")
+    given = {name: options[name] for name in ("provider", "overwrite")}
+    with pool(workers, scheduler) as who:
+        result = judge_heads(store, graph, images, silence=silence, progress=True, **who, **given)
+    note(f"{result.images:,} images, {result.forwards:,} pictures, {duration(result.seconds)}")
+    if result.rank is None:
+        note("note: the store has no gradients, from which first-order importance is computed")
+    click.echo(f"{'head':<12}  {'  '.join(f'{name:<28}' for name in LOSSES)}".rstrip())
+    for layer in range(result.loss.shape[0]):
+        for head in range(result.loss.shape[1]):
+            cells = [_cell(result.loss[layer, head, f], result.bounds[:, layer, head, f]) for f in range(len(LOSSES))]
+            click.echo(f"{f'{layer}, {head}':<12}  {'  '.join(f'{cell:<28}' for cell in cells)}".rstrip())
+    if result.rank is not None and result.rank_bounds is not None:
+        cells = [_cell(result.rank[f], result.rank_bounds[:, f]) for f in range(len(LOSSES))]
+        click.echo("rank correlation over heads with first-order importance")
+        click.echo(f"{'':<12}  {'  '.join(f'{cell:<28}' for cell in cells)}".rstrip())
+
+
+def _cell(mean: Any, bounds: Any) -> str:
+    return "–" if mean != mean else f"{mean:+.4f} ({bounds[0]:+.4f} to {bounds[1]:+.4f})"
 
 
 def _table(verdict: Any) -> Iterator[str]:

@@ -33,7 +33,7 @@ from .maps import OTHER, Chosen, baselines, chosen
 from .summary import Verdict, sum_up
 from .work import Judgement, UnitDone, judge_unit, portable, rows_of
 
-__all__ = ["JudgeResult", "judge"]
+__all__ = ["JudgeResult", "Where", "absolute", "judge", "lacking_units"]
 
 type Where = str | os.PathLike[str]
 type Mask = npt.NDArray[np.bool_]
@@ -177,7 +177,7 @@ def _planned(
         every += theirs
     every += baselines()
     task = Judgement(
-        _absolute(store.path), _absolute(graph), "" if second is None else _absolute(second.path),
+        absolute(store.path), absolute(graph), "" if second is None else absolute(second.path),
         tuple(portable(every)), fill, steps, target, provider, None, uuid.uuid4().hex,
     )  # fmt: skip
     specs = [ArraySpec.from_template(rows, store.plan) for one in task.maps for rows in rows_of(task, one)]
@@ -186,7 +186,7 @@ def _planned(
     if fresh:
         store.add([_of_second(one, second) for one in fresh])
     found = Summed.of(Store(store.path, writable=True))
-    lacking = {one.name: _lacking(found, task.array("judged", one.name), overwrite) for one in task.maps}
+    lacking = {one.name: lacking_units(found, task.array("judged", one.name), overwrite) for one in task.maps}
     return _Plan(found, task, source, items, targets, lacking, _differing(store, asked, targets))
 
 
@@ -231,7 +231,7 @@ def _identity(store: Store) -> str:
     return str(store.plan.identity.get("graph", ""))
 
 
-def _lacking(found: Summed, array: str, overwrite: bool) -> Mask:
+def lacking_units(found: Summed, array: str, overwrite: bool) -> Mask:
     """The done units without rows: a unit is a chunk, and a chunk's file is written whole."""
     if overwrite:
         return found.done.copy()
@@ -299,7 +299,7 @@ def _notes(plan: _Plan, done: Sequence[UnitDone]) -> list[str]:
     return found
 
 
-def _absolute(path: Where | Url) -> str:
+def absolute(path: Where | Url) -> str:
     """A path as other processes find it; a URL as it is."""
     text = os.fspath(path)
     return text if is_url(text) else os.path.abspath(text)  # noqa: PTH100 - links stay as they are named

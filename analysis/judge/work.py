@@ -23,7 +23,7 @@ from .curves import FIGURES, SCORES, counts, figures, mass_correlation, ranks, r
 from .fills import replaced
 from .maps import Chosen
 
-__all__ = ["Classifier", "Judgement", "UnitDone", "judge_unit", "portable", "rows_of"]
+__all__ = ["Classifier", "Judgement", "UnitDone", "judge_unit", "once", "opened", "portable", "rows_of"]
 
 type Array = npt.NDArray[Any]
 
@@ -122,14 +122,15 @@ class Classifier:
 _LOCK = threading.Lock()
 
 
-def _once[**P, T](make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def once[**P, T](make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What all units of a process share, made by one thread."""
     with _LOCK:
         return make(*args, **kwargs)
 
 
 @functools.lru_cache(maxsize=2)
-def _store(path: str, call: str) -> Store:
+def opened(path: str, call: str) -> Store:
+    """A store, opened once for each `call`, so that no process goes on with an old one."""
     return Store(path, writable=True)
 
 
@@ -150,9 +151,9 @@ def judge_unit(task: Judgement, unit: Unit, valid: npt.NDArray[np.bool_], wanted
     Raises:
         AttlasError: a picture is not that of the run, or cannot be read, or the store cannot be written.
     """
-    store = _once(_store, task.store, task.call)
-    other = _once(_store, task.other, task.call) if task.other else store
-    classify = _once(_classifier, task.graph, task.provider, task.threads)
+    store = once(opened, task.store, task.call)
+    other = once(opened, task.other, task.call) if task.other else store
+    classify = once(_classifier, task.graph, task.provider, task.threads)
     images = store.plan.unit_range(unit.k)
     pictures = read_pictures(store.spec, unit.source, unit.items, valid)
     there = np.flatnonzero(valid)

@@ -20,7 +20,7 @@ from ...errors import AttlasError, UsageError
 from ..sources.files import place
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, TARGET, appended_outputs, read_spec
+from .graph import APPENDED, HEADS, TARGET, appended_outputs, read_spec
 from .graph import prepare as prepare_graph
 from .outputs import Wanted
 from .pictures import crop_of, each_picture
@@ -58,6 +58,7 @@ class Session:
         appended: bytes | None = None,
         threads: int | None = None,
         device: str | None = None,
+        ablate: bool = False,
     ) -> None:
         """Load a graph.
 
@@ -69,6 +70,7 @@ class Session:
             threads: onnxruntime's threads within one operator; all cores by default.
             device: onnxruntime's name of the device that keeps outputs until they are copied; by default the
                 provider's. `cpu` makes a CPU use the code for accelerators.
+            ablate: take the heads to silence with `run_without`, from a graph of `attlas export --ablate`.
 
         Raises:
             AttlasError: the file is not a graph of attlas, or the provider does not work here.
@@ -81,7 +83,7 @@ class Session:
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         candidates = resolve_provider(provider)
         self.appended = appended_outputs(appended) if appended is not None else {}
-        model = prepare_graph(self.path, self.wanted, appended)
+        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or cores()
@@ -98,6 +100,7 @@ class Session:
         self._inputs: dict[str, tuple[tuple[int, ...], str]] = {
             entry.name: ((), "int64") if entry.name == TARGET else ((*self.spec.image_size, 3), "uint8")
             for entry in self._session.get_inputs()
+            if entry.name not in HEADS
         }
         self.derives = TARGET in self._inputs
         # A card runs one batch at a time; a second batch would only use more of its memory.
@@ -162,6 +165,27 @@ class Session:
                         out = buffer[start:stop]
                         binding.bind_output(name, "cpu", 0, buffer.dtype.type, out.shape, out.ctypes.data)
                     self._session.run_with_iobinding(binding)
+
+    def run_without(
+        self, pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.float32], fill: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The first wanted output with some heads silenced; of a session with `ablate`.
+
+        Args:
+            pixels: (image, row, column, channel) uint8.
+            mask: (layer, head), 1 keeps a head.
+            fill: (layer, head, channel), what stands in place of a head that is not kept.
+
+        Raises:
+            AttlasError: onnxruntime fails, or the device does not have enough memory (`OutOfMemoryError`).
+        """
+        step = CPU_STEP if self.on_cpu else max(len(pixels), 1)
+        parts = []
+        with self._failures(len(pixels)), self._lock:
+            for start in range(0, len(pixels), step):
+                given = {"image": pixels[start : start + step], "head_mask": mask, "head_fill": fill}
+                parts.append(self._session.run([self.wanted[0].name], given)[0])
+        return np.concatenate(parts)
 
     def _run_on_device(
         self, given: Mapping[str, npt.NDArray[Any]], buffers: Mapping[str, npt.NDArray[Any]], count: int

@@ -84,7 +84,7 @@ def _curves(verdict: Verdict) -> Figure:
     return Figure(
         name=f"judgement-{verdict.tag}",
         title="Which map is better?",
-        caption=f"{_named(verdict)}, mean over images and its 95 % interval (band), as CSV for all. Of a map that finds what the model "
+        caption=f"{_named(verdict)}, mean over images and its 95 % interval (band). Of a map that finds what the model "
         "uses the left curve falls early and the right one rises early. Dotted: maps that know nothing of the picture; "
         "a map has to beat the centre, where photographers put things. Pictures without patches are unlike any that "
         f"the model was trained on, and another fill gives other curves. {_n(verdict)}.",
