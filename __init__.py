@@ -24,6 +24,7 @@ __all__ = [
     "doctor",
     "export",
     "inspect",
+    "judge",
     "open",
     "report",
     "run",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .analysis.dataset import open as open
+    from .analysis.judge import judge as judge
     from .analysis.report.page import report as report
     from .analysis.show.show import show as show
     from .analysis.statistic import Statistic as Statistic
@@ -68,6 +70,7 @@ _HOMES = {
     "doctor": "engine.doctor",
     "export": "exporter.trace.export",
     "inspect": "engine.inspect",
+    "judge": "analysis.judge",
     "open": "analysis.dataset",
     "report": "analysis.report.page",
     "show": "analysis.show.show",

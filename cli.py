@@ -16,6 +16,7 @@ from .commands.analyze import analyze
 from .commands.compare import compare
 from .commands.export import export
 from .commands.inspect import inspect, verify
+from .commands.judge import judge
 from .commands.machine import demo, doctor, models
 from .commands.report import report
 from .commands.run import run
@@ -50,7 +51,7 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, run, analyze, compare, report, show, inspect, verify, models, doctor, demo):
+for command in (export, run, analyze, compare, judge, report, show, inspect, verify, models, doctor, demo):
     cli.add_command(command)
 
 

@@ -26,6 +26,8 @@ __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolve
 # and those that say which groups there are, behind the column's name.
 ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
 BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
+# What begins the names of a judgement's arrays, which are no statistics of attention.
+JUDGED = ("deletion", "insertion", "judged", "judged_heads", "judged_heads_mean")
 PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
 DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
@@ -291,7 +293,7 @@ def held(store: Store, own: Iterable[Statistic] = ()) -> list[Statistic]:
     for name in store.attrs.get("analyzed", ()):
         dims = store.dims(name)
         base = name.partition(".")[0]
-        if name in known or (dims[:1] != ("image",) and base not in CATALOG):
+        if name in known or base in JUDGED or (dims[:1] != ("image",) and base not in CATALOG):
             continue
         if base in CATALOG and base != name:
             ends = (name, *(name.removesuffix(end) for end in ENDS), name.partition("_mean_by_")[0])
@@ -375,4 +377,5 @@ def reserved(name: str, columns: Collection[str] | None = None) -> bool:
     by_group = bool(column) and any(statistic == f"{own}{end}" for own in _own_names() for end in BY_GROUP)
     grouped = {name.removesuffix(end) for end in GROUP if name.endswith(end)}
     by_group |= bool(grouped) if columns is None else not grouped.isdisjoint((PREDICTED, *columns))
-    return name in _own_names() or name.partition(".")[0] in CATALOG or by_group
+    base = name.partition(".")[0]
+    return name in _own_names() or base in CATALOG or base in JUDGED or name.startswith("judged_") or by_group

@@ -31,7 +31,7 @@ from .partials import Partial, groupable, packed, packed_statistics, unit_statis
 from .summary import Source, Summed, spec_of, stored_groups, stored_sum, summed_units, sums_up
 from .work import Work, grouped_before, means_by, planned
 
-__all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "pooled"]
+__all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "in_order", "pooled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,15 +235,15 @@ def _pass(work: Work, pool: Executor, ahead: int, show: Callable[[Progress], Non
         return pool.submit(unit_statistics, store, k, statistics, work.by, grouped, anew=work.anew, valid=valid)
 
     # Parts merge in the units' order, so that workers do not change a bit of the result.
-    for part in _in_order(submit, units, ahead):
+    for part in in_order(submit, units, ahead):
         work.gathered = work.gathered + part
         done += sum(len(plan.unit_range(k)) for k in part.units)
         show(Progress(done, total, time.perf_counter() - started))
 
 
-def _in_order(submit: Callable[[int], Future[Partial]], units: Iterable[int], ahead: int) -> Iterator[Partial]:
+def in_order[T](submit: Callable[[int], Future[T]], units: Iterable[int], ahead: int) -> Iterator[T]:
     """Results in order, with no more than a few units ahead of the reader."""
-    running: deque[Future[Partial]] = deque()
+    running: deque[Future[T]] = deque()
     try:
         for k in units:
             running.append(submit(k))

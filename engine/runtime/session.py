@@ -19,7 +19,7 @@ from ...errors import AttlasError, UsageError
 from ..sources.files import place
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, TARGET, appended_outputs, read_spec, weight_files
+from .graph import APPENDED, HEADS, TARGET, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
@@ -80,6 +80,7 @@ class Session:
         threads: int | None = None,
         device: str | None = None,
         precision: Precision = "float32",
+        ablate: bool = False,
     ) -> None:
         """Load a graph.
 
@@ -92,6 +93,7 @@ class Session:
             device: onnxruntime's name of the device that keeps outputs until they are copied; by default the
                 provider's. `cpu` makes a CPU use the code for accelerators.
             precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
+            ablate: take the heads to silence with `run_without`, from a graph of `attlas export --ablate`.
 
         Raises:
             AttlasError: the file is not a graph of attlas, or the provider does not work here.
@@ -107,7 +109,9 @@ class Session:
         self.appended = appended_outputs(appended) if appended is not None else {}
         shapes = {"image": (*self.spec.image_size, 3), TARGET: ()}
         threads = threads or cores()
-        model = prepare_graph(self.path, self.wanted, appended)
+        if ablate and candidates == [OPENVINO]:
+            raise UsageError("heads are silenced by onnxruntime only; choose another --provider than openvino")
+        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
         self._graph: Compiled
         if candidates == [OPENVINO]:
             beside = bool(weight_files(self.path))
@@ -118,7 +122,11 @@ class Session:
         self.provider = self._graph.provider
         self._device = device or find(self.provider).device
         self.on_cpu = find(self.provider).host and not self._device
-        self._inputs = {name: (shapes[name], "int64" if name == TARGET else "uint8") for name in self._graph.inputs}
+        self._inputs = {
+            name: (shapes[name], "int64" if name == TARGET else "uint8")
+            for name in self._graph.inputs
+            if name not in HEADS
+        }
         self.derives = TARGET in self._inputs
         # A card runs one batch at a time; a second batch would only use more of its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
@@ -179,6 +187,27 @@ class Session:
                         {name: values[part] for name, values in given.items()},
                         {name: buffer[part] for name, buffer in buffers.items()},
                     )
+
+    def run_without(
+        self, pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.float32], fill: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The first wanted output with some heads silenced; of a session with `ablate`.
+
+        Args:
+            pixels: (image, row, column, channel) uint8.
+            mask: (layer, head), 1 keeps a head.
+            fill: (layer, head, channel), what stands in place of a head that is not kept.
+
+        Raises:
+            AttlasError: onnxruntime fails, or the device does not have enough memory (`OutOfMemoryError`).
+        """
+        step = CPU_STEP if self.on_cpu else max(len(pixels), 1)
+        parts = []
+        with self._failures(len(pixels)), self._lock:
+            for start in range(0, len(pixels), step):
+                given = {"image": pixels[start : start + step], "head_mask": mask, "head_fill": fill}
+                parts.append(self._graph.session.run([self.wanted[0].name], given)[0])
+        return np.concatenate(parts)
 
     def _run_on_device(
         self, given: Mapping[str, npt.NDArray[Any]], buffers: Mapping[str, npt.NDArray[Any]], count: int
