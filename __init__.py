@@ -27,6 +27,7 @@ __all__ = [
     "report",
     "run",
     "verify",
+    "view",
 ]
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .analysis.report.page import report as report
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
+    from .analysis.view.notebook import view as view
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.executors.base import Executor
@@ -65,6 +67,7 @@ _HOMES = {
     "open": "analysis.dataset",
     "report": "analysis.report.page",
     "verify": "engine.store.verify",
+    "view": "analysis.view.notebook",
 }
 # The extra that installs each room's packages, so that the error for a missing package can name it.
 _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}

@@ -19,6 +19,7 @@ from .commands.machine import demo, doctor, models
 from .commands.report import report
 from .commands.run import run
 from .commands.shared import INTERRUPTED, note
+from .commands.view import view
 from .errors import AttlasError
 
 
@@ -48,7 +49,7 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, run, analyze, report, inspect, verify, models, doctor, demo):
+for command in (export, run, analyze, report, view, inspect, verify, models, doctor, demo):
     cli.add_command(command)
 
 
