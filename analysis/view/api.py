@@ -137,6 +137,8 @@ class Atlas:
 
     def column(self, reader: Reader, name: str) -> Answer:
         """A column: float32, or uint32 codes into the header's texts."""
+        if name not in {one["name"] for one in columns.listed(reader.store, _dims(reader.store))}:
+            raise MissingError(f"there is no column {name}")
         done = int(reader.store.done_images.sum())
         with self._computing:  # two requests for one column compute it once
             data = self._columns.get((reader, name, done))

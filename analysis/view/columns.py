@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ...engine.store.store import Store
-from .reading import MissingError
 
 __all__ = ["Column", "listed", "read", "words"]
 
@@ -40,18 +40,9 @@ def listed(store: Store, dims: dict[str, tuple[str, ...]]) -> list[dict[str, str
 
 
 def read(store: Store, name: str, at: npt.NDArray[np.int64] | None = None) -> Column:
-    """A column of all images, or of those `at`; what is not done has NaN, or the empty text.
-
-    Raises:
-        MissingError: there is no such column.
-    """
+    """A column of `listed`, of all images or of those `at`; what is not done has NaN, or the empty text."""
     done = store.done_images
-    if name in (LABEL, RIGHT, OF_LABEL, PREDICTED, PROBABILITY, STATE):
-        values = _MADE[name](store, done)
-    elif name in store and store.dims(name)[:1] == ("image",):
-        values = _stored(store, name, done)
-    else:
-        raise MissingError(f"there is no column {name}")
+    values = _MADE[name](store, done) if name in _MADE else _stored(store, name, done)
     values = values if at is None else values[at]
     if values.dtype.kind == "f":
         return values.astype(np.float32)
@@ -115,7 +106,13 @@ def _label(store: Store, done: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
 
 
 def _answers(store: Store, done: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], ...]:
-    """The predicted class, its probability, and the label's probability."""
+    """The predicted class, its probability, and the label's probability. Four columns come from one reading."""
+    return _read_answers(store, done.tobytes())
+
+
+@functools.lru_cache(maxsize=8)
+def _read_answers(store: Store, which: bytes) -> tuple[npt.NDArray[Any], ...]:
+    done = np.frombuffer(which, np.bool_)
     target = store.read("label_class")
     best = np.full(target.size, -1, np.int64)
     share, of_label = np.full(target.size, np.nan), np.full(target.size, np.nan)

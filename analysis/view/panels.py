@@ -22,14 +22,29 @@ def panels(store: Store, dims: dict[str, tuple[str, ...]]) -> list[dict[str, Any
     names = [name.removesuffix("_mean") for name, own in dims.items() if own == ("layer", "head")]
     names = [name for name in names if f"{name}_mean" in dims]
     rows = [name for name, own in dims.items() if own == ("image", "layer", "head") and name not in names]
-    found = []
+    found: list[dict[str, Any]] = []
     for name in sorted(
         {*names, *rows}, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else 0)
     ):
         panel = _panel(store, name, name in names, dims)
         if panel is not None:
             found.append(panel)
-    return found
+    return found + _prefix(store, dims)
+
+
+def _prefix(store: Store, dims: dict[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    """What patches give to each kind of prefix token."""
+    if dims.get("prefix_mass_mean") != ("layer", "head", "prefix"):
+        return []
+    mean, prefix = store.read("prefix_mass_mean").astype(np.float64), np.array(store.spec.prefix)
+    return [
+        {
+            "name": f"mass on {kind}", "title": f"mean attention of the patches on the {kind} token", "units": "1",
+            "mean": plain(mean[..., prefix == kind].sum(axis=-1)), "analysed": True,
+            "uniform": float((prefix == kind).sum() / store.spec.tokens),
+        }
+        for kind in dict.fromkeys(store.spec.prefix)
+    ]  # fmt: skip
 
 
 def _panel(store: Store, name: str, analysed: bool, dims: dict[str, tuple[str, ...]]) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const digits = (x) =>
   x === null || !Number.isFinite(x) ? "–" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 10 ? x.toFixed(1)
     : Math.abs(x) >= 0.01 || x === 0 ? String(Number(x.toPrecision(3))) : x.toExponential(1);
-const percent = (x) => `${x >= 0.0995 ? (100 * x).toFixed(0) : (100 * x).toFixed(1)} %`;
+const percent = (x) => `${x >= 0.0995 ? (100 * x).toFixed(0) : (100 * x).toFixed(1)}\u00a0%`;
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 const LUT = (() => {
@@ -212,7 +212,7 @@ class Atlas {
     this.header = h("header", {},
       h("div", { class: "name" }, h("strong", { text: names }), h("span", { class: "quiet", text: [...new Set(this.stores.map((s) => s.model))].join(" · ") })),
       h("nav", {}, tab("grid", "Pictures", "g"), tab("data", "Dataset", "s")),
-      h("div", { class: "right" },
+      h("div", { class: "tools" },
         this.notes.length ? h("button", { class: "plain", title: "What to know of these stores", "aria-label": "Notes", onclick: () => this.dialog("Notes", this.notes), text: plural(this.notes.length, "note") }) : null,
         h("button", { class: "plain", title: "Light or dark (l)", "aria-label": "Light or dark", onclick: () => this.theme(), text: "◐" }),
         h("button", { class: "plain", title: "Keys (?)", "aria-label": "Keys and help", onclick: () => this.help(), text: "?" })));
@@ -443,7 +443,7 @@ class Atlas {
 
   layoutGrid() {
     if (this.state.view !== "grid" || !this.order || !this.scroller?.isConnected) return;
-    const width = this.scroller.clientWidth, gap = 10;
+    const width = this.sheet.clientWidth, gap = 10;
     const across = Math.max(width < 480 ? 3 : 1, Math.floor((width + gap) / (CELL + gap)));
     const size = Math.floor((width - (across - 1) * gap) / across), tall = size + 40;
     this.across = across;
@@ -585,7 +585,8 @@ class Atlas {
     const map = h("select", { "aria-label": "Map (m)", title: "Map (m)", onchange: () => this.set({ map: map.value }) },
       h("option", { value: "attention", text: "attention" }), ...[...maps.values()].map(({ name, title }) => h("option", { value: name, title, text: name.replaceAll("_", " ") })));
     this.choices = ["attention", ...maps.keys()];
-    if (!this.choices.includes(s.map)) s.map = "attention";
+    const none = this.stores.every((store) => !store.whole && !store.rows);
+    if (!this.choices.includes(s.map) || (none && s.map === "attention")) s.map = none ? (this.choices[1] ?? "attention") : "attention";
     this.controls.map = () => { map.value = s.map; };
     const longest = Math.max(...this.stores.map((store) => store.layers.length));
     const coded = this.stores.every((store) => store.whole === "attention_code");
@@ -646,7 +647,7 @@ class Atlas {
     one.grid = this.tiles(store, s, one);
     one.element = h("section", { class: "store", "aria-label": store.name },
       this.stores.length > 1 ? h("h2", {}, store.name.replace(/\.zarr$/, ""), h("span", { class: "quiet", text: ` ${store.model}` })) : null,
-      h("div", { class: "figure" }, one.box, one.legend, one.says, one.tokens, one.facts), h("div", { class: "side" }, one.grid, one.note = h("p", { class: "quiet note" })));
+      h("div", { class: "figure" }, one.box, one.legend, one.says, one.tokens), h("div", { class: "side" }, one.grid, one.note = h("p", { class: "quiet note" }), one.facts));
     return one;
   }
 
@@ -791,11 +792,11 @@ class Atlas {
     const at = this.hover ?? this.state.at, [rows, columns] = store.grid;
     if (at && at.x !== undefined) {
       const y = Math.floor(at.y * rows), x = Math.floor(at.x * columns);
-      return { queries: [store.prefix.length + y * columns + x], words: `patch (${y}, ${x})`, x, y };
+      return { queries: [store.prefix.length + y * columns + x], words: `patch (${y}, ${x})`, verb: "attends", x, y };
     }
-    if (at && at.prefix < store.prefix.length) return { queries: [at.prefix], words: `the ${store.prefix[at.prefix]} token` };
-    const words = { class: "the class token", distilled: "class and distillation token", mean: "the patches, on average", pool: "the patches, on average" };
-    return { queries: store.readout_rows, words: words[store.readout], readout: true };
+    if (at && at.prefix < store.prefix.length) return { queries: [at.prefix], words: `the ${store.prefix[at.prefix]} token`, verb: "attends" };
+    const words = { class: "the class token", distilled: "class and distillation token" }[store.readout] ?? "the patches (their mean)";
+    return { queries: store.readout_rows, words, verb: store.readout === "class" ? "attends" : "attend", readout: true };
   }
 
   drawStore(one) {
@@ -864,7 +865,7 @@ class Atlas {
     if (s.map === "attention") {
       values = line?.subarray(store.prefix.length) ?? null;
       options = { root: true, high: s.common ? most : undefined };
-      says = `Layer ${store.layers[now]}, ${heads}: ${s.from ? `who attends to ${token.words}` : `what ${token.words} attend${token.words.startsWith("patch ") || token.words.startsWith("the class") || token.words.endsWith(" token") && !token.words.includes(" and ") ? "s" : ""} to`}`;
+      says = `Layer ${store.layers[now]}, ${heads}: ${s.from ? `who attends to ${token.words}` : `what ${token.words} ${token.verb} to`}`;
       if (line && store.prefix.length && !s.from) {
         const mass = store.prefix.map((kind, i) => [kind, line[i]]);
         const own = new Map();
@@ -885,12 +886,13 @@ class Atlas {
     }
     const masked = s.mass < 1 && store.whole !== "attention_code";
     if (values) {
-      const range = paint(one.over, values, store.grid, { ...options, mass: masked ? s.mass : undefined });
+      const range = paint(one.over, values, store.grid, { ...options, mass: masked ? s.mass : undefined, veil: !one.image.hidden });
       one.low.textContent = digits(range.low);
       one.middle.textContent = options.root ? digits(range.high / 4) : digits((range.low + range.high) / 2);
       one.high.textContent = options.root ? `${digits(range.high)}, ${digits(range.high * store.tokens)} × uniform` : `${digits(range.high)}, ${digits(range.high / range.mean)} × its mean`;
       if (masked) says += `; the fewest patches that hold ${percent(s.mass)} of it are bright`;
     }
+    one.over.dataset.shows = values ? `${one.index}/${now}/${s.map}` : ""; // what tests and measurements wait for
     one.legend.hidden = !values;
     one.over.hidden = !values || !s.overlay;
     one.over.style.opacity = one.image.hidden ? 1 : s.opacity;
@@ -907,7 +909,7 @@ class Atlas {
     const top = (facts.top ?? []).map(([name, share, right]) => {
       const bar = h("i");
       bar.style.width = `${(100 * share).toFixed(1)}%`;
-      return h("li", { class: right ? "right" : "" }, h("span", { text: name || "?" }), h("span", { class: "meter" }, bar), h("span", { class: "quiet", text: percent(share) }));
+      return h("li", { class: right ? "hit" : "" }, h("span", { text: name || "?" }), h("span", { class: "meter" }, bar), h("span", { class: "quiet", text: percent(share) }));
     });
     const numbers = Object.entries(facts.statistics ?? {}).map(([name, { units, values }]) => {
       const all = values[place].filter((value, head) => value !== null && (!chosen || chosen.has(head)));
@@ -935,7 +937,7 @@ class Atlas {
     for (const [s, panels] of all.entries()) if (panels instanceof Error) body.append(h("p", { text: `${this.stores[s].name}: ${panels.message}` }));
     const names = [...new Set(all.flatMap((panels) => (panels instanceof Error ? [] : panels.map(({ name }) => name))))];
     if (!names.length) body.append(h("p", { text: "No statistic by layer and head is in the store: `attlas analyze STORE` makes them." }));
-    else body.append(h("p", { class: "quiet", text: "A dot is a head: its mean over images, with the 95 % interval where the analysis made one. Click it for its mean offset map. Dashed: uniform attention." }));
+    else body.append(h("p", { class: "quiet", text: "A dot is a head: its mean over images, with the 95 % interval where the analysis made one. Click it for its mean offset map. Line: mean over heads; dashed: uniform attention." }));
     const sheet = h("div", { class: "panels", "data-count": this.stores.length });
     body.append(sheet);
     for (const name of names) {
@@ -957,19 +959,22 @@ class Atlas {
     const unit = panel.units === "1" ? "" : panel.units;
     const svg = h("svg", { viewBox: `0 0 ${W} ${H}`, role: "group", "aria-label": `${panel.name} by layer` });
     for (const tick of ticks(low, high)) {
-      svg.append(h("line", { x1: left, x2: W - right, y1: y(tick), y2: y(tick), class: "rule" }), h("text", { x: left - 6, y: y(tick) + 3, "text-anchor": "end", text: digits(tick) }));
+      svg.append(h("line", { x1: left, x2: W - right, y1: y(tick), y2: y(tick), class: "rule" }), h("text", { x: left - 6, y: y(tick) + 3, "text-anchor": "end", text: String(Number(tick.toPrecision(6))) }));
     }
     const step = Math.ceil(layers.length / 12);
     for (const [place, layer] of layers.entries()) if (place % step === 0) svg.append(h("text", { x: x(place, (store.heads - 1) / 2), y: H - bottom + 14, "text-anchor": "middle", text: `${layer}` }));
     svg.append(h("text", { x: left + (W - left - right) / 2, y: H - 4, "text-anchor": "middle", text: "layer" }));
     if (panel.uniform !== null) svg.append(h("line", { x1: left, x2: W - right, y1: y(panel.uniform), y2: y(panel.uniform), class: "uniform" }));
+    const means = panel.mean.map((heads) => heads.filter((value) => value !== null)).map((heads) => heads.reduce((sum, value) => sum + value, 0) / heads.length);
+    const middle = (place) => x(place, (store.heads - 1) / 2);
+    svg.append(h("path", { class: "mean", d: means.map((value, place) => (Number.isFinite(value) ? `${place && Number.isFinite(means[place - 1]) ? "L" : "M"}${middle(place)} ${y(value)}` : "")).join("") }));
     for (const [place, heads] of panel.mean.entries()) for (const [head, value] of heads.entries()) {
       if (value === null) continue;
       const bounds = panel.interval?.map((bound) => bound[place][head]);
       if (bounds?.every((bound) => bound !== null)) svg.append(h("line", { x1: x(place, head), x2: x(place, head), y1: y(bounds[0]), y2: y(bounds[1]), class: "interval" }));
       const text = `layer ${layers[place]}, head ${head}: ${digits(value)} ${unit}${bounds ? ` (${digits(bounds[0])} to ${digits(bounds[1])})` : ""}`;
       const open = () => this.openHead(s, place, head);
-      svg.append(h("circle", { cx: x(place, head), cy: y(value), r: store.heads > 8 ? 3 : 4, tabindex: "0", role: "button", "aria-label": text, "data-head": `${place}.${head}`, onclick: open, onkeydown: (event) => { if (event.key === "Enter") open(); } }, h("title", { text })));
+      svg.append(h("circle", { cx: x(place, head), cy: y(value), r: store.heads > 8 ? 2.6 : 3.2, tabindex: "0", role: "button", "aria-label": text, "data-head": `${place}.${head}`, onclick: open, onkeydown: (event) => { if (event.key === "Enter") open(); } }, h("title", { text })));
     }
     const caption = h("figcaption", {}, h("strong", { text: panel.name.replaceAll("_", " ") }), ` ${unit}`, this.stores.length > 1 ? h("span", { class: "quiet", text: ` · ${store.name.replace(/\.zarr$/, "")}` }) : null, h("span", { class: "quiet block", text: panel.title + (panel.analysed ? "" : "; mean over the images done so far") }));
     return h("figure", { "data-panel": panel.name }, caption, svg);
@@ -1098,8 +1103,8 @@ function toggled(set, value) {
 }
 
 // Colours of a map, one pixel a cell; `root` spreads small values. With `mass`, cells beyond the fewest that hold this
-// share of the map are dark.
-export function paint(canvas, values, [rows, columns], { low, high, root, mass } = {}) {
+// share of the map are dark. With `veil`, what is low lets a picture behind it show through.
+export function paint(canvas, values, [rows, columns], { low, high, root, mass, veil } = {}) {
   let least = Infinity, most = -Infinity, sum = 0;
   for (const value of values) {
     least = Math.min(least, value);
@@ -1112,7 +1117,8 @@ export function paint(canvas, values, [rows, columns], { low, high, root, mass }
   const context = canvas.getContext("2d"), picture = context.createImageData(columns, rows), cells = new Uint32Array(picture.data.buffer);
   for (let i = 0; i < values.length; i++) {
     const share = clamp((values[i] - from) / span, 0, 1);
-    cells[i] = LUT[Math.round(255 * (root ? Math.sqrt(share) : share))];
+    const colour = Math.round(255 * (root ? Math.sqrt(share) : share));
+    cells[i] = veil ? ((LUT[colour] & 0x00ffffff) | (Math.round(110 + colour * (145 / 255)) << 24)) >>> 0 : LUT[colour];
   }
   if (mass !== undefined && sum > 0) {
     const order = Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b);
