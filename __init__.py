@@ -30,6 +30,7 @@ __all__ = [
     "run",
     "show",
     "verify",
+    "view",
 ]
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
     from .analysis.statistics.compare import compare as compare
+    from .analysis.view.notebook import view as view
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.executors.base import Executor
@@ -75,6 +77,7 @@ _HOMES = {
     "report": "analysis.report.page",
     "show": "analysis.show.show",
     "verify": "engine.store.verify",
+    "view": "analysis.view.notebook",
 }
 # The extra that installs each room's packages, so that the error for a missing package can name it.
 _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}

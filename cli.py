@@ -22,6 +22,7 @@ from .commands.report import report
 from .commands.run import run
 from .commands.shared import INTERRUPTED, note
 from .commands.show import show
+from .commands.view import view
 from .errors import AttlasError
 
 
@@ -51,7 +52,7 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, run, analyze, compare, judge, report, show, inspect, verify, models, doctor, demo):
+for command in (export, run, analyze, compare, judge, report, show, view, inspect, verify, models, doctor, demo):
     cli.add_command(command)
 
 
