@@ -11,7 +11,7 @@ import operator
 import os
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,7 @@ from ..statistic import Statistic
 from .chunks import Chunks
 from .extras import Extras
 from .gradients import check as check_weighted
-from .gradients import computed as compute_weighted
-from .gradients import weighs
+from .gradients import computed, normed, weighs
 from .groups import Key, check_column, gathered, merged, read_column
 from .moments import Moments, Totals
 
@@ -208,7 +207,9 @@ def kept_layers(store: Store) -> tuple[int, ...]:
 def templates(store: Store, statistics: Iterable[Statistic]) -> dict[str, Template]:
     """The arrays that rows are kept in; one default statistic brings all, which cost nothing more."""
     found = _with_rows(store, statistics)
-    return {name: s.template(store.spec) for name, s in found.items()}
+    said = {"computed_from": "attention_code"} if attention_of(store) == "attention_code" else {}
+    made = {name: s.template(store.spec) for name, s in found.items()}
+    return {name: replace(t, attrs={**t.attrs, **said}) for name, t in made.items()}
 
 
 def _with_rows(store: Store, statistics: Iterable[Statistic]) -> dict[str, Statistic]:
@@ -241,21 +242,26 @@ def check(store: Store, statistic: Statistic) -> None:
         if name not in CATALOG:
             raise UsageError(f"{where}: {name} is an array of the run; choose another name")
         return
-    needed = name if statistic.formula is None else "value_norm" if "value_norm" in statistic.needs else ""
+    norms = (one for one in ("value_norm", "token_norm") if one in statistic.needs)
+    needed = name if statistic.formula is None else next(norms, "")
     if needed and needed not in store:
         raise AttlasError(f"{where}: {name} needs {needed}, which a run keeps of a graph of `attlas export --norms`")
     if weighs(statistic):
         check_weighted(store, statistic)
+    elif normed(statistic):
+        pass
     elif statistic.needs and not attention_of(store):
         raise AttlasError(f"{where}: holds no attention, which {name} needs; `attlas run --keep attention` keeps it")
     elif statistic.follows and kept_layers(store) != tuple(range(spec.depth)):
         raise AttlasError(f"{where}: {name} follows all {spec.depth} layers; `attlas run` without --layers keeps them")
     if why := statistic.unfit(spec):
         raise UsageError(f"{name}: {spec.name} {why}")
-    if statistic.exact and "attention" in statistic.needs and attention_of(store) == "attention_code":
+    # What an earlier version made of codes goes on as it began.
+    coded = attention_of(store) == "attention_code" and name not in store
+    if coded and statistic.exact and "attention" in statistic.needs:
         raise UsageError(
-            f"{where}: holds attention as uint8 codes, from which {name} comes out 0.1 to 0.5 of its maximum wrong; "
-            "`attlas run --store-dtype float16` keeps the values"
+            f"{where}: holds attention as uint8 codes, good for averages, and {name} depends on single values, which "
+            "may be 0.1 to 0.5 of the maximum off; `attlas run --store-dtype float16` keeps the values"
         )
     statistic.shape(spec)
     if why := statistic.refused(spec):
@@ -300,8 +306,12 @@ class _Unit:
         }
         self._written = [name for name in self._rows if keep_rows and name in store and name in analyzed]
         self._fused = any("fused" in s.kernels for s in missing)
-        self._weighted = [s for s in missing if weighs(s)]
-        others = [s for s in missing if "fused" not in s.kernels and not weighs(s)]
+        # What reads no attention, or attention and gradients, and the layers that there are of these.
+        self._read_whole = [
+            ([s for s in missing if weighs(s)], store.attrs["kept"]["layers"], store.kept_layers),
+            ([s for s in missing if normed(s)], store.spec.layers, range(len(store.spec.layers))),
+        ]
+        others = [s for s in missing if "fused" not in s.kernels and not weighs(s) and not normed(s)]
         self._extras = Extras(store, others, self._rows, self._places, int(valid.sum()))
         self._read = 0
 
@@ -318,7 +328,7 @@ class _Unit:
 
     def partial(self) -> Partial:
         """Compute what is missing, write its rows, and gather."""
-        if self._extras or self._fused or self._weighted:
+        if self._extras or self._fused or any(some for some, *_ in self._read_whole):
             self._compute()
         for name in self._written:
             self._store.write(name, self._images.start, self._rows[name])
@@ -356,11 +366,11 @@ class _Unit:
                     for name, found in reduction.results().items():
                         if name in self._rows:
                             self._put(name, at, there, found, self._places)
-            if self._weighted:
-                derived, read = compute_weighted(store, self._weighted, slice(batch.start, batch.stop))
+            for some, layers, places in self._read_whole:
+                derived, read = computed(store, some, slice(batch.start, batch.stop), layers) if some else ({}, 0)
                 self._read += read
                 for name, found in derived.items():
-                    self._put(name, at, there, found, store.kept_layers)
+                    self._put(name, at, there, found, places)
 
     def _pool(self, batch: range) -> Array | None:
         """The map of a pool that reads the tokens, where the store has it."""

@@ -24,6 +24,7 @@ from ..plan import Plan, digest
 from . import arrays as layouts
 from .arrays import Array
 from .locks import recording, unwritten
+from .overview import as_html, as_text, overview
 from .reading import KIND, DamagedError, one_line, read_attrs, reading
 from .schema import FLOAT16_ATTRS, LARGE, LAYERED, ArraySpec, Template
 from .storage import ROOT, Storage, Url, storage_at
@@ -64,6 +65,22 @@ class Store:
         self._arrays: dict[str, Array] = {}
 
     # -- reading ------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return as_text(f"Store {self.path}", self._overview(), f'attlas.open("{self.path}") opens it as one Dataset')
+
+    def _repr_html_(self) -> str:
+        return as_html(f"Store {self.path}", self._overview(), f'attlas.open("{self.path}") opens it as one Dataset')
+
+    def _overview(self) -> dict[str, str]:
+        spec, attrs = self.spec, self.attrs
+        sizes = {name: dict(zip(self.dims(name), self.array(name).shape, strict=True)) for name in self.names}
+        facts = {
+            "model": f"{spec.name}, {spec.weights.source} weights",
+            "dataset": str(attrs.get("dataset", "")),
+            "images": f"{int(self.done_images.sum()):,} of {self.plan.images:,} done",
+        }
+        return overview(sizes, facts)
 
     @property
     def attrs(self) -> dict[str, Any]:

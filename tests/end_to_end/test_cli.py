@@ -116,7 +116,7 @@ def test_a_dry_run_says_what_it_would_be(command: Command, tiny_graph: Path, pic
         (["run", "{graph}", "{images}", "-o", "s", "--keep", "x"], 2, "--keep x: choose from"),
         (["run", "{graph}", "{images}", "-o", "s", "--shard", "5"], 2, "--shard 5: write K/N"),
         (["run", "{graph}", "{images}", "-o", "s", "--batch-size", "x"], 2, "--batch-size x"),
-        (["run", "{graph}", "{images}", "-o", "s", "--provider", "cdua"], 2, "this onnxruntime has"),
+        (["run", "{graph}", "{images}", "-o", "s", "--provider", "cdua"], 2, "there is"),
         (["inspect", "absent"], 1, "no such graph or store"),
         (["inspect", "texts"], 1, "is no attention store"),
         (["verify", "absent"], 1, "there is no such store"),
@@ -190,7 +190,7 @@ def test_doctor_says_when_two_wheels_break_each_other(monkeypatch: pytest.Monkey
     from attlas.engine import doctor as module
 
     monkeypatch.setattr(module, "_version", lambda name: "1.30.0" if name.startswith("onnxruntime") else None)
-    monkeypatch.setattr(module, "_try", lambda provider: "works")
+    monkeypatch.setattr(module, "_try", lambda provider: ("works", 1.0))
     problems = module.doctor()["problems"]
     assert any("onnxruntime and onnxruntime-gpu" in p and "pip uninstall" in p for p in problems)
 

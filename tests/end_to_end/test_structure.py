@@ -169,7 +169,7 @@ def test_the_formatter_is_seldom_switched_off() -> None:
 # What an extra brings; where it is not installed, its modules' names are not tried.
 EXTRAS = {
     "torch": "exporter", "timm": "exporter", "torchvision": "exporter", "onnxscript": "exporter",
-    "onnx_ir": "exporter", "safetensors": "exporter", "numba": "analysis", "scipy": "analysis",
+    "onnx_ir": "exporter", "safetensors": "exporter", "numba": "analysis", "simplejpeg": "fast", "scipy": "analysis",
     "xarray": "analysis", "matplotlib": "analysis", "dask": "analysis", "distributed": "distributed",
     "ndonnx": "gpu", "pyarrow": "parquet", "fsspec": "remote", "s3fs": "remote", "skimage": "demo",
 }  # fmt: skip
