@@ -24,7 +24,7 @@ from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
 from .runtime.providers import Precision
 from .sources import Source
-from .sources.files import is_url, place
+from .sources.files import expanded, is_url
 from .store.coordinates import Reserved, nothing_reserved
 from .store.locks import locked
 from .store.storage import Url, locate
@@ -151,7 +151,7 @@ def run(
     """
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider),
+            Path(expanded(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider),
             precision, target, limit, seed, reducer, statistics, overwrite, dry_run, reserved,
         )  # fmt: skip
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
@@ -169,7 +169,7 @@ def _start(
     if not 1 <= shard[0] <= shard[1]:
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
     if not isinstance(team, Local) and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
-        images = os.path.abspath(place(images))  # noqa: PTH100 - workers may start in other folders
+        images = os.path.abspath(expanded(images))  # noqa: PTH100 - workers may start in other folders
     job = make_job(request, images, team.probe)
     if request.dry_run:
         return _result(job, request.output, None, UnitResult(), 0.0, "")

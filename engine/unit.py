@@ -49,7 +49,7 @@ class Unit:
 
     def alone(self) -> Unit:
         """The same unit with a source of only its images, so that a large dataset is not sent with every unit."""
-        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.places))
+        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.indices))
 
 
 @dataclass

@@ -170,9 +170,9 @@ def _subjects(
         for one in pictures:
             if isinstance(one, str | os.PathLike) and Path(one).is_dir():
                 raise UsageError(f"{one}: is a folder; name one picture, or `attlas run` the folder and show the store")
-        from ...engine.sources.files import place
+        from ...engine.sources.files import expanded
 
-        return of_graph(Path(place(source)), pictures, needed(maps), WALKED if walk else (), target)
+        return of_graph(Path(expanded(source)), pictures, needed(maps), WALKED if walk else (), target)
     from ...engine.store.storage import locate
     from ...engine.store.store import Store
 

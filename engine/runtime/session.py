@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError, UsageError
-from ..sources.files import place
+from ..sources.files import expanded
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
 from .graph import APPENDED, HEADS, TARGET, appended_outputs, read_spec, weight_files
@@ -101,7 +101,7 @@ class Session:
         """
         if not isinstance(graph, str | os.PathLike):
             raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
-        self.path = Path(place(graph))
+        self.path = Path(expanded(graph))
         self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         check_precision(provider, precision)
