@@ -25,6 +25,7 @@ from .labels import accuracy
 from .sources import Source
 from .sources.files import is_url, place
 from .store.locks import locked
+from .store.schema import CODEC
 from .store.storage import Url, locate
 from .store.store import Store
 from .unit import UnitResult
@@ -99,6 +100,7 @@ def run(
     keep: Sequence[str] = ("attention",),
     layers: Sequence[int] | None = None,
     store_dtype: str = "float16",
+    codec: str = CODEC,
     batch_size: int | None = None,
     provider: str = "auto",
     target: str = "predicted",
@@ -125,6 +127,7 @@ def run(
         keep: the large arrays: attention, attention_mean, gradient, gradient_mean, gradient_positive, tokens, or none.
         layers: the blocks whose attention is kept, by index from 0; all by default.
         store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
+        codec: compression of the large arrays: lz4, zstd or none.
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
@@ -147,8 +150,8 @@ def run(
     """
     with _executor(workers, scheduler, threads) as team:
         request = Request(
-            Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size, team.provider(provider), target,
-            limit, seed, reducer, statistics, overwrite, dry_run, reserved,
+            Path(place(graph)), locate(output), keep, layers, store_dtype, codec, batch_size, team.provider(provider),
+            target, limit, seed, reducer, statistics, overwrite, dry_run, reserved,
         )  # fmt: skip
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 

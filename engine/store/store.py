@@ -154,7 +154,7 @@ class Store:
         if not layouts.encoded(self.array(name)) or (data := self.chunk(name, index)) is None:
             return False
         with _reading(self.path, name):
-            layouts.decode(data, out)
+            layouts.decode(self.array(name), data, out)
         return True
 
     @property

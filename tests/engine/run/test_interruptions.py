@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from attlas.engine import Store
 from attlas.engine.runner import run
+from attlas.engine.store.schema import CODECS
 from attlas.errors import AttlasError, Interrupted
 from support import chunk_files, make_images, make_picture
 from support_run import paths
@@ -30,9 +31,10 @@ def test_a_finished_store_is_left_as_it_is(tiny_graph: Path, pictures: Path, tmp
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "s.zarr").rglob("*") if p.is_file()}
 
 
-def test_a_stopped_run_resumes_to_the_same_bytes(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_stopped_run_resumes_to_the_same_bytes(tiny_graph: Path, pictures: Path, tmp_path: Path, codec: str) -> None:
     """Every chunk file of every array, statistics included."""
-    attlas.run(tiny_graph, pictures, tmp_path / "whole.zarr")
+    attlas.run(tiny_graph, pictures, tmp_path / "whole.zarr", codec=codec)
     stop = threading.Event()
     seen = []
 
@@ -42,12 +44,13 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tiny_graph: Path, pictures: Pat
             stop.set()
 
     with pytest.raises(Interrupted, match="same command"):
-        attlas.run(tiny_graph, pictures, tmp_path / "parts.zarr", progress=progress, stop=stop)
+        attlas.run(tiny_graph, pictures, tmp_path / "parts.zarr", codec=codec, progress=progress, stop=stop)
     part = Store(tmp_path / "parts.zarr")
     assert 0 < part.done.sum() < part.plan.units
-    result = attlas.run(tiny_graph, pictures, tmp_path / "parts.zarr")
+    result = attlas.run(tiny_graph, pictures, tmp_path / "parts.zarr", codec=codec)
     assert result.finished
     assert result.done < 50
+    assert attlas.verify(tmp_path / "parts.zarr").faults == {}
     assert chunk_files(tmp_path / "parts.zarr") == chunk_files(tmp_path / "whole.zarr")
 
 
