@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
-from .amounts import amount, duration
+from .amounts import alone_line, amount, duration
 from .runtime.graph import graph_digest, read_spec
 from .store.schema import CODEC
 from .store.storage import locate
@@ -108,6 +108,8 @@ def screen(store: Mapping[str, Any]) -> Iterator[str]:
         "bytes": f"{amount(store['bytes'])}, format {store['attlas_format']}",
         "runs": f"{len(runs)}{f', the last by {_run(runs[-1])}' if runs else ''}",
     }
+    if runs and runs[-1].get("alone"):
+        facts["its stages"] = alone_line(runs[-1]["alone"])
     yield from (f"{key:<26} {value}" for key, value in facts.items())
     arrays, analyzed = store["arrays"], store["analyzed"]
     dims = {name: list(array["dims"]) for name, array in arrays.items()}
