@@ -19,14 +19,18 @@ __all__ = [
     "Statistic",
     "Store",
     "analyze",
+    "compare",
     "demo",
     "doctor",
     "export",
     "inspect",
+    "judge",
     "open",
     "report",
     "run",
+    "show",
     "verify",
+    "view",
 ]
 
 if TYPE_CHECKING:
@@ -36,9 +40,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .analysis.dataset import open as open
+    from .analysis.judge import judge as judge
     from .analysis.report.page import report as report
+    from .analysis.show.show import show as show
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
+    from .analysis.statistics.compare import compare as compare
+    from .analysis.view.notebook import view as view
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.executors.base import Executor
@@ -60,12 +68,16 @@ _HOMES = {
     "Statistic": "analysis.statistic",
     "Store": "engine.store.store",
     "analyze": "analysis.statistics",
+    "compare": "analysis.statistics.compare",
     "doctor": "engine.doctor",
     "export": "exporter.trace.export",
     "inspect": "engine.inspect",
+    "judge": "analysis.judge",
     "open": "analysis.dataset",
     "report": "analysis.report.page",
+    "show": "analysis.show.show",
     "verify": "engine.store.verify",
+    "view": "analysis.view.notebook",
 }
 # The extra that installs each room's packages, so that the error for a missing package can name it.
 _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
@@ -74,11 +86,19 @@ _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'attlas' has no attribute {name!r}")
+    if name == "Session":
+        _load("engine.runtime.results").Result.draws = _drawn
     return getattr(_load(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _drawn(result: Any) -> str | None:
+    """A result as HTML, for notebooks; None where the analysis room's packages are not installed."""
+    draw = _found("analysis.show.html", "of_result_html")
+    return None if draw is None else draw(result)
 
 
 def _load(module: str) -> Any:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
+from .runtime.fast import ways
 from .runtime.providers import providers
 
 __all__ = ["doctor"]
@@ -17,6 +18,7 @@ WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime
 EXTRAS = {
     "exporter": ("torch", "torchvision", "timm", "onnxscript", "safetensors"),
     "analysis": ("numba", "xarray", "dask", "matplotlib", "scipy"),
+    "fast": ("simplejpeg", "numba"),
     "parquet": ("pyarrow",),
     "remote": ("fsspec", "s3fs"),
     "distributed": ("distributed",),
@@ -101,8 +103,8 @@ def doctor() -> dict[str, Any]:
 
     Returns:
         `providers` (name -> "works" or the reason), `milliseconds` (for those that work: the best time of a small
-        transformer on one core), `versions`, `extras` (extra -> missing packages), `problems` (one
-        line each; empty if all is well), `python`, `system`.
+        transformer on one core), `decoding` (what decodes, `fast.ways`), `versions`, `extras` (extra -> missing
+        packages), `problems` (one line each; empty if all is well), `python`, `system`.
     """
     tried = {name: _try(name) for name in providers()}
     found = {name: state for name, (state, _) in tried.items()}
@@ -124,6 +126,7 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "providers": found,
+        "decoding": ways(),
         "milliseconds": {name: best for name, (state, best) in tried.items() if state == "works"},
         "versions": installed,
         "extras": extras,

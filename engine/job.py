@@ -26,7 +26,7 @@ from .runtime.session import constants, probe_batch
 from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
-from .store.coordinates import COORDINATES, arrays, with_room
+from .store.coordinates import COORDINATES, Reserved, arrays, nothing_reserved, with_room
 from .store.schema import GRADIENTS
 from .store.storage import Url
 from .store.store import Store, read_attrs
@@ -80,7 +80,7 @@ class Request:
     statistics: Statistics
     overwrite: bool
     dry_run: bool
-    reserved: Callable[[str], bool] = lambda _name: False
+    reserved: Reserved = nothing_reserved
 
 
 @dataclass
@@ -306,7 +306,15 @@ def open_store(job: Job) -> Store:
     if job.request.overwrite:
         Store.remove(output)
     elif output.exists():
-        return Store(output, writable=True)
+        store = Store(output, writable=True)
+        lacking = [t.name for t in job.contents.templates if t.name not in store]
+        if lacking and not store.done.all():
+            version = store.attrs.get("versions", {}).get("attlas", "?")
+            raise AttlasError(
+                f"{output}: was begun by attlas {version}, which had no {', '.join(lacking)}; finish it with that "
+                "version, choose another output, or --overwrite"
+            )
+        return store
     contents, keep = job.contents, job.contents.keep
     labels = map_labels(job.items.labels, contents.spec.classes)
     known = constants(job.request.graph)

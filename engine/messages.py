@@ -118,6 +118,8 @@ def export_lines(result: ExportResult) -> list[str]:
         lines.append(f"largest gradient difference {parity.gradient_max:.1e} of the layer's maximum")
     if parity.norm_max is not None:
         lines.append(f"largest difference of a norm {parity.norm_max:.1e} of the layer's maximum")
+    if parity.qkv_max is not None:
+        lines.append(f"largest difference of a query, key or value {parity.qkv_max:.1e} of the layer's maximum")
     return lines
 
 
@@ -156,10 +158,12 @@ def doctor_lines(data: Mapping[str, Any]) -> list[str]:
         "providers",
         *(f"  {name:<28} {state}" for name, state in data["providers"].items()),
         *_faster(data["milliseconds"]),
+        "decoding",
+        *(f"  {what:<28} {way}" for what, way in data["decoding"].items()),
         "packages",
         *(f"  {name:<28} {version}" for name, version in data["versions"].items()),
         *(
-            f"without {', '.join(missing)}: `pip install 'attlas[{extra}]'` brings {extra}"
+            f"without {', '.join(missing)}: `pip install 'attlas[{extra}]'` brings what is missing"
             for extra, missing in data["extras"].items()
             if missing
         ),

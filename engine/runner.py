@@ -25,6 +25,7 @@ from .labels import accuracy
 from .runtime.providers import Precision
 from .sources import Source
 from .sources.files import is_url, place
+from .store.coordinates import Reserved, nothing_reserved
 from .store.locks import locked
 from .store.storage import Url, locate
 from .store.store import Store
@@ -113,7 +114,7 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     reducer: Callable[[GraphSpec], Reducer] | None = None,
-    reserved: Callable[[str], bool] = lambda _name: False,
+    reserved: Reserved = nothing_reserved,
     statistics: Statistics = "auto",
     progress: Show[Progress] = None,
     stop: threading.Event | None = None,
@@ -140,7 +141,7 @@ def run(
         dry_run: plan only; write nothing.
         overwrite: replace an existing store at `output`.
         reducer: makes a `Reducer` for the graph's spec; `attlas.run` passes the analysis room's.
-        reserved: whether a name is reserved, so that no column of the images may have it.
+        reserved: whether a name is reserved, given all columns, so that no column of the images may have it.
         statistics: where statistics are computed: `graph`, `host`, or `auto` (in the graph on an accelerator).
         progress: True shows a bar; a function is called in this thread, also while it waits for workers.
         stop: set it to end the run after the units in flight.

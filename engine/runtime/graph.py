@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, version_converter
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from ...errors import AttlasError
 from ...exporter.spec import METADATA_KEY, GraphSpec
@@ -18,6 +19,7 @@ from .outputs import Form, Wanted
 
 __all__ = [
     "APPENDED",
+    "HEADS",
     "TARGET",
     "antialiased",
     "appended_outputs",
@@ -32,6 +34,9 @@ _FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "f
 
 # The second input of a graph with gradients: (image) int64, a class index.
 TARGET = "target"
+
+# Inputs of a graph whose heads can be silenced, with what they are where nobody silences one.
+HEADS = {"head_mask": 1.0, "head_fill": 0.0}
 
 # Prefix of all names of an appended model, so that they differ from the graph's names.
 APPENDED = "appended:"
@@ -105,7 +110,9 @@ def weight_files(path: str | os.PathLike[str]) -> list[Path]:
     return sorted({Path(path).parent / name for name in _external(load(path))})
 
 
-def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: bytes | None = None) -> bytes:
+def prepare(
+    path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: bytes | None = None, *, ablate: bool = False
+) -> bytes:
     """The serialised graph with exactly the `wanted` outputs, in that order, followed by those of the appended model.
 
     Unused nodes stay: onnxruntime drops them on loading. External weights stay in their files.
@@ -115,6 +122,7 @@ def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: by
         wanted: the outputs and their form.
         appended: an ONNX model whose inputs have the names of graph outputs. They are float32 or float16, and the
             graph's outputs are converted to that. Its own outputs get the prefix `APPENDED`.
+        ablate: keep the inputs that silence heads.
 
     Raises:
         AttlasError: the graph does not have a wanted output, or the model does not fit the graph.
@@ -134,6 +142,8 @@ def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: by
     outputs = [form(want) for want in wanted]
     if not any(want.source.startswith("gradient.") for want in wanted):
         _fix_target(graph)
+    if not ablate:
+        _fix_heads(graph)
     if appended is not None:
         outputs += _splice(model, appended, form, str(path))
     del graph.output[:]
@@ -211,6 +221,14 @@ def _fix_target(graph: onnx.GraphProto) -> None:
             del graph.input[i]
             graph.initializer.append(helper.make_tensor(TARGET, TensorProto.INT64, [1], [-1]))
             return
+
+
+def _fix_heads(graph: onnx.GraphProto) -> None:
+    """Keep every head: make the inputs that silence heads constants."""
+    for entry in [entry for entry in graph.input if entry.name in HEADS]:
+        shape = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+        graph.input.remove(entry)
+        graph.initializer.append(numpy_helper.from_array(np.full(shape, HEADS[entry.name], np.float32), entry.name))
 
 
 def _external(model: onnx.ModelProto) -> set[str]:

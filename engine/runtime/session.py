@@ -19,13 +19,14 @@ from ...errors import AttlasError, UsageError
 from ..sources.files import place
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
+from .graph import APPENDED, HEADS, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
 from .outputs import Wanted
-from .pictures import crop_of, each_picture
+from .pictures import crop_of, each_picture, name_of
 from .providers import OPENVINO, Precision, check_precision, cores, find, resolve_provider
+from .results import Result
 
 __all__ = ["Session", "constants", "probe_batch"]
 
@@ -79,6 +80,7 @@ class Session:
         threads: int | None = None,
         device: str | None = None,
         precision: Precision = "float32",
+        ablate: bool = False,
     ) -> None:
         """Load a graph.
 
@@ -91,6 +93,7 @@ class Session:
             device: onnxruntime's name of the device that keeps outputs until they are copied; by default the
                 provider's. `cpu` makes a CPU use the code for accelerators.
             precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
+            ablate: take the heads to silence with `run_without`, from a graph of `attlas export --ablate`.
 
         Raises:
             AttlasError: the file is not a graph of attlas, or the provider does not work here.
@@ -106,7 +109,9 @@ class Session:
         self.appended = appended_outputs(appended) if appended is not None else {}
         shapes = {"image": (*self.spec.image_size, 3), TARGET: ()}
         threads = threads or cores()
-        model = prepare_graph(self.path, self.wanted, appended)
+        if ablate and candidates == [OPENVINO]:
+            raise UsageError("heads are silenced by onnxruntime only; choose another --provider than openvino")
+        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
         self._graph: Compiled
         if candidates == [OPENVINO]:
             if antialiased(self.path):
@@ -121,7 +126,11 @@ class Session:
         self.provider = self._graph.provider
         self._device = device or find(self.provider).device
         self.on_cpu = find(self.provider).host and not self._device
-        self._inputs = {name: (shapes[name], "int64" if name == TARGET else "uint8") for name in self._graph.inputs}
+        self._inputs = {
+            name: (shapes[name], "int64" if name == TARGET else "uint8")
+            for name in self._graph.inputs
+            if name not in HEADS
+        }
         self.derives = TARGET in self._inputs
         # A card runs one batch at a time; a second batch would only use more of its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
@@ -183,6 +192,27 @@ class Session:
                         {name: buffer[part] for name, buffer in buffers.items()},
                     )
 
+    def run_without(
+        self, pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.float32], fill: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The first wanted output with some heads silenced; of a session with `ablate`.
+
+        Args:
+            pixels: (image, row, column, channel) uint8.
+            mask: (layer, head), 1 keeps a head.
+            fill: (layer, head, channel), what stands in place of a head that is not kept.
+
+        Raises:
+            AttlasError: onnxruntime fails, or the device does not have enough memory (`OutOfMemoryError`).
+        """
+        step = CPU_STEP if self.on_cpu else max(len(pixels), 1)
+        parts = []
+        with self._failures(len(pixels)), self._lock:
+            for start in range(0, len(pixels), step):
+                given = {"image": pixels[start : start + step], "head_mask": mask, "head_fill": fill}
+                parts.append(self._graph.session.run([self.wanted[0].name], given)[0])
+        return np.concatenate(parts)
+
     def _run_on_device(
         self, given: Mapping[str, npt.NDArray[Any]], buffers: Mapping[str, npt.NDArray[Any]], count: int
     ) -> None:
@@ -227,7 +257,7 @@ class Session:
                 f"{self.path}: {self._graph.runtime} fails ({' '.join(str(error).split())[:300]})"
             ) from None
 
-    def __call__(self, images: Any, target: int | Sequence[int] = PREDICTED) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, images: Any, target: int | Sequence[int] = PREDICTED) -> Result:
         """Logits and attention of a few pictures.
 
         Args:
@@ -239,7 +269,8 @@ class Session:
 
         Returns:
             The graph's outputs by name, with `attention.0`, `attention.1` ... stacked as `attention`
-            (image, layer, head, query, key), and `gradient` likewise. float32.
+            (image, layer, head, query, key), and `gradient` likewise. float32. A dict that also knows the crops, and
+            that a notebook shows as pictures.
 
         Raises:
             AttlasError: a picture cannot be read.
@@ -247,7 +278,8 @@ class Session:
                 no gradients.
         """
         pixels = np.zeros((0, *self.spec.image_size, 3), np.uint8)
-        if given := [crop_of(image, self.spec) for image in each_picture(images)]:
+        pictures = each_picture(images)
+        if given := [crop_of(image, self.spec) for image in pictures]:
             # Rows are passed by their address, and stacked views keep their memory order.
             pixels = np.ascontiguousarray(np.stack(given))
         # Ordinary memory, because the caller keeps it.
@@ -258,7 +290,18 @@ class Session:
         found = dict(buffers)
         if constants and len(pixels):
             found |= {name: self.constant(name) for name in constants}
-        return stack_layers(found)
+        return Result(stack_layers(found), self.spec, pixels, [name_of(p, i) for i, p in enumerate(pictures)])
+
+    def __repr__(self) -> str:
+        spec, heads = self.spec, f"{len(self.spec.layers)} layers of {self.spec.heads} heads"
+        more = ", ".join(sorted({o.name.partition(".")[0] for o in spec.outputs} - {"attention"}))
+        return (
+            f"Session of {spec.name} ({spec.weights.source} weights), {self.provider}\n"
+            f"  pictures  {spec.image_size[0]} x {spec.image_size[1]} pixels, {spec.grid[0]} x {spec.grid[1]} patches"
+            f"{' after ' + ', '.join(spec.prefix) if spec.prefix else ''}\n"
+            f"  attention {heads}, {spec.tokens} x {spec.tokens}; also {more}\n"
+            '  call it with pictures: session(["cat.jpg"])'
+        )
 
     def _targets(self, target: int | Sequence[int], count: int) -> npt.NDArray[np.int64] | None:
         """The class to differentiate for each image, checked."""
