@@ -20,7 +20,7 @@ from ...errors import AttlasError, UsageError
 from ..sources.files import place
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, HEADS, TARGET, appended_outputs, read_spec, weight_files
+from .graph import APPENDED, HEADS, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
@@ -115,6 +115,10 @@ class Session:
         model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
         self._graph: Compiled
         if candidates == [OPENVINO]:
+            if antialiased(self.path):
+                raise AttlasError(
+                    f"{self.path}: resizes a constant, which OpenVINO computes wrong in silence; export it again"
+                )
             beside = bool(weight_files(self.path))
             self._graph = OpenVinoGraph(model, self.path, shapes, beside=beside, threads=threads, precision=precision)
         else:
