@@ -191,7 +191,8 @@ class GraphSpec:
         classes: the head's classes by index; empty without a head or if no names are known.
         outputs: every output, in the graph's order.
         gradients: whether the graph has a second input, `target` (image) int64: a class index, or -1 for the class
-            with the largest logit; and outputs `gradient.L`, the derivatives of the logit of that class.
+            with the largest logit; and outputs `gradient.L`, derivatives for that class.
+        objective: what these derive: the class's logit, or the loss, -ln of its probability.
         norms: whether the graph has the outputs `value_norm.L`, `branch_ratio.L` and `token_norm.L`.
         versions: versions of the packages that wrote the graph.
     """
@@ -214,6 +215,7 @@ class GraphSpec:
     outputs: tuple[Output, ...]
     classes: tuple[ClassName, ...] = ()
     gradients: bool = False
+    objective: Literal["logit", "loss"] = "logit"
     norms: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     attlas_format: int = FORMAT

@@ -71,7 +71,7 @@ def export(
     img_size: object = None,
     preprocess: str | Mapping[str, object] | None = None,
     layers: Sequence[int] | None = None,
-    gradients: bool = False,
+    gradients: bool | Literal["logit", "loss"] = False,
     norms: bool = False,
     num_classes: int | None = None,
     overwrite: bool = False,
@@ -90,7 +90,8 @@ def export(
         img_size: edge or (height, width) in pixels, instead of the tag's own.
         preprocess: replaces parts of the tag's recipe: `mean=..,std=..,resize=squash:256,crop=224`.
         layers: the blocks whose attention is an output, by index from 0; all by default.
-        gradients: also output gradients; needs a model with classes, and float32.
+        gradients: also output gradients of a class's logit (True), or of the loss, -ln of its probability ("loss");
+            needs a model with classes, and float32.
         norms: also output norms of values, attention branches and tokens.
         num_classes: number of classes of the checkpoint's head; 0 for no head.
         overwrite: replace existing files.
@@ -142,7 +143,7 @@ def export_model(
     *,
     dtype: Literal["float32", "float16"] = "float32",
     layers: Sequence[int] | None = None,
-    gradients: bool = False,
+    gradients: bool | Literal["logit", "loss"] = False,
     norms: bool = False,
     overwrite: bool = False,
     progress: Show[str] = None,
@@ -158,8 +159,8 @@ def export_model(
     chosen = _layers(layers, taps.depth, built.full_name)
     with _step(progress, f"tracing {built.full_name}", 2) as end:
         tapped = Tapped(built, taps, facts, chosen, norms=norms)
-        derived = Gradients(tapped, built.full_name) if gradients else None
         spec = _spec(built, taps, facts, tapped, dtype, gradients)
+        derived = Gradients(tapped, built.full_name, spec.objective) if gradients else None
         graph = _trace(tapped, spec)
         end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
@@ -230,7 +231,9 @@ def _brief(value: object) -> str:
     return f"{text[:60]} ({type(value).__name__})"
 
 
-def _check_dtype(dtype: str, gradients: bool) -> None:
+def _check_dtype(dtype: str, gradients: bool | str) -> None:
+    if gradients not in (False, True, "logit", "loss"):
+        raise UsageError(f"gradients {_brief(gradients)}: there are those of the logit (True) and of the loss")
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
     if gradients and dtype != "float32":
@@ -255,7 +258,12 @@ def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, .
 
 
 def _spec(
-    built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"], gradients: bool
+    built: Model,
+    taps: Taps,
+    facts: Facts,
+    tapped: Tapped,
+    dtype: Literal["float32", "float16"],
+    gradients: bool | Literal["logit", "loss"],
 ) -> GraphSpec:
     dims = {
         "logits": ("image", "class"),
@@ -297,7 +305,8 @@ def _spec(
         position=facts.position,
         outputs=tuple(outputs),
         classes=built.classes if built.head == "logits" else (),
-        gradients=gradients,
+        gradients=bool(gradients),
+        objective="loss" if gradients == "loss" else "logit",
         norms=tapped.branches is not None,
         versions={
             "attlas": _version(),
@@ -331,7 +340,7 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
     try:
         with _silence():
             if spec.gradients:
-                module = Gradients(tapped, spec.name).module(**given)
+                module = Gradients(tapped, spec.name, spec.objective).module(**given)
             program = torch.onnx.export(
                 module,
                 tuple(given.values()),
