@@ -6,10 +6,9 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from ..engine.store.store import Store
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import formulas
@@ -18,12 +17,17 @@ from .formulas.arrays import Array, constant, floating, namespace, patch_part, p
 from .formulas.histograms import distance_edges, entropy_edges, histogram
 from .statistic import INPUTS, Statistic
 
+if TYPE_CHECKING:
+    from ..engine.store.store import Store
+
 __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolved", "summed", "written"]
 
 # How the arrays end that sum up one number per layer and head, with the dimensions of their own; how those by group do,
 # and those that say which groups there are, behind the column's name.
 ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
 BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
+# What begins the names of a judgement's arrays, which are no statistics of attention.
+JUDGED = ("deletion", "insertion", "judged", "judged_heads", "judged_heads_mean")
 PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
 DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
@@ -296,7 +300,7 @@ def held(store: Store, own: Iterable[Statistic] = ()) -> list[Statistic]:
     for name in store.attrs.get("analyzed", ()):
         dims = store.dims(name)
         base = name.partition(".")[0]
-        if name in known or (dims[:1] != ("image",) and base not in CATALOG):
+        if name in known or base in JUDGED or (dims[:1] != ("image",) and base not in CATALOG):
             continue
         if base in CATALOG and base != name:
             ends = (name, *(name.removesuffix(end) for end in ENDS), name.partition("_mean_by_")[0])
@@ -371,8 +375,14 @@ def _own_names() -> frozenset[str]:
     return frozenset({*CATALOG, *written(CATALOG.values()), *dims, PREDICTED})
 
 
-def reserved(name: str) -> bool:
-    """Whether an array of that name is, or may become, one of an analysis, so that no column should have it."""
+def reserved(name: str, columns: Collection[str] | None = None) -> bool:
+    """Whether an array of that name is, or may become, one of an analysis, so that no column should have it.
+
+    `columns` are those that images may be grouped by; with None, any.
+    """
     statistic, _, column = name.partition("_by_")
     by_group = bool(column) and any(statistic == f"{own}{end}" for own in _own_names() for end in BY_GROUP)
-    return name in _own_names() or name.partition(".")[0] in CATALOG or name.endswith(GROUP) or by_group
+    grouped = {name.removesuffix(end) for end in GROUP if name.endswith(end)}
+    by_group |= bool(grouped) if columns is None else not grouped.isdisjoint((PREDICTED, *columns))
+    base = name.partition(".")[0]
+    return name in _own_names() or base in CATALOG or base in JUDGED or name.startswith("judged_") or by_group

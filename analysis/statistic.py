@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..engine.store.store import Template
+from ..engine.store.schema import Template
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from .formulas import readout_rows

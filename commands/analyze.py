@@ -56,7 +56,7 @@ def analyze(
         return
     if store is None:
         raise UsageError("which store? `attlas analyze STORE.zarr`")
-    with _pool(workers, scheduler) as who:
+    with pool(workers, scheduler) as who:
         result = attlas.analyze(store, list(names) or None, progress=True, **who, **options)
     for line in result.notes:
         note(f"note: {line}")
@@ -66,7 +66,7 @@ def analyze(
 
 
 @contextlib.contextmanager
-def _pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]:
+def pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]:
     """The arguments of `analyze` that say who does the work; by default none, and this process does it."""
     if workers is not None and scheduler is not None:
         raise UsageError("--workers, --scheduler: choose one")

@@ -23,6 +23,7 @@ __all__ = [
     "LARGEST_FILE",
     "METADATA_KEY",
     "NORMS",
+    "QKV",
     "ClassName",
     "GraphSpec",
     "Output",
@@ -39,6 +40,9 @@ LARGEST_FILE = 2**31 - 2**24
 
 # The outputs per layer of a graph with norms.
 NORMS = ("value_norm", "branch_ratio", "token_norm")
+
+# Those of a graph with queries, keys and values.
+QKV = ("query", "key", "value")
 
 Readout = Literal["class", "mean", "pool", "distilled"]
 
@@ -194,6 +198,9 @@ class GraphSpec:
             with the largest logit; and outputs `gradient.L`, derivatives for that class.
         objective: what these derive: the class's logit, or the loss, -ln of its probability.
         norms: whether the graph has the outputs `value_norm.L`, `branch_ratio.L` and `token_norm.L`.
+        ablate: whether the graph has the inputs `head_mask` (layer, head) float32, 1 keeps a head, and `head_fill`
+            (layer, head, channel) float32, what stands in place of a head that is not kept; and outputs
+            `head_output.L`.
         versions: versions of the packages that wrote the graph.
     """
 
@@ -217,6 +224,7 @@ class GraphSpec:
     gradients: bool = False
     objective: Literal["logit", "loss"] = "logit"
     norms: bool = False
+    ablate: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     attlas_format: int = FORMAT
 

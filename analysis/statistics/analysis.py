@@ -22,16 +22,16 @@ from ...engine.store.storage import Url
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Display, Show, shows
-from ..catalog import PREDICTED, held, named, resolved
+from ..catalog import PREDICTED, held, resolved
 from ..statistic import Statistic
 from .clusters import ALONE, cluster_codes, cluster_of
 from .groups import merged, read_column
 from .inference import FEW, effective_number
-from .partials import Partial, groupable, partial_statistics, unit_statistics
+from .partials import Partial, groupable, packed, packed_statistics, unit_statistics
 from .summary import Source, Summed, spec_of, stored_groups, stored_sum, summed_units, sums_up
 from .work import Work, grouped_before, means_by, planned
 
-__all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "pooled"]
+__all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "in_order", "pooled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,22 +229,21 @@ def _pass(work: Work, pool: Executor, ahead: int, show: Callable[[Progress], Non
         statistics, grouped = work.job(k)
         if not threads:
             where = str(store.path.resolve() if isinstance(store.path, Path) else store.path)
-            asked, shares = ([named(one) for one in some] for some in (statistics, grouped))
-            return pool.submit(partial_statistics, where, [k], asked, by=work.by, grouped=shares, anew=work.anew)
+            return pool.submit(packed_statistics, where, k, packed(statistics, grouped), work.by, work.anew)
         images = plan.unit_range(k)
         valid = work.source.mask[images.start : images.stop]
         return pool.submit(unit_statistics, store, k, statistics, work.by, grouped, anew=work.anew, valid=valid)
 
     # Parts merge in the units' order, so that workers do not change a bit of the result.
-    for part in _in_order(submit, units, ahead):
+    for part in in_order(submit, units, ahead):
         work.gathered = work.gathered + part
         done += sum(len(plan.unit_range(k)) for k in part.units)
         show(Progress(done, total, time.perf_counter() - started))
 
 
-def _in_order(submit: Callable[[int], Future[Partial]], units: Iterable[int], ahead: int) -> Iterator[Partial]:
+def in_order[T](submit: Callable[[int], Future[T]], units: Iterable[int], ahead: int) -> Iterator[T]:
     """Results in order, with no more than a few units ahead of the reader."""
-    running: deque[Future[Partial]] = deque()
+    running: deque[Future[T]] = deque()
     try:
         for k in units:
             running.append(submit(k))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ..formulas import rollouts
 from ..statistic import INPUTS, Statistic, context
+
+if TYPE_CHECKING:
+    from ...engine.store.store import Store
 
 __all__ = ["check", "computed", "normed", "weighs"]
 

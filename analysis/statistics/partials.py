@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from ...engine.store.store import Store, Template
 from ...errors import AttlasError, UsageError
-from ..catalog import CATALOG, resolved
+from ..catalog import CATALOG, named, resolved
 from ..kernels.fused import Reducer, fused, seen
 from ..statistic import Statistic
 from .chunks import Chunks
@@ -36,6 +37,8 @@ __all__ = [
     "groupable",
     "kept_layers",
     "merge",
+    "packed",
+    "packed_statistics",
     "partial_statistics",
     "templates",
     "unit_statistics",
@@ -128,6 +131,43 @@ def partial_statistics(
     for statistic in {s.name: s for s in (*asked, *shares)}.values():
         check(opened, statistic)
     return merge(unit_statistics(opened, k, asked, by, shares, keep_rows=keep_rows, anew=anew) for k in units)
+
+
+def packed(statistics: Sequence[Statistic], grouped: Sequence[Statistic]) -> bytes:
+    """Statistics for `packed_statistics` in another process: ours by name, a user's own with their formulas.
+
+    Raises:
+        UsageError: a formula is one that no other process can find, such as a lambda.
+    """
+    for one in (*statistics, *grouped):
+        try:
+            pickle.dumps(named(one))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise _foreign(f"{one.name}: {error}") from None
+    return pickle.dumps([[named(one) for one in some] for some in (statistics, grouped)])
+
+
+def packed_statistics(store: str, k: int, statistics: bytes, by: str, anew: bool) -> Partial:
+    """`partial_statistics` of one unit, in another process.
+
+    Statistics come packed, since a formula that cannot be imported while an executor unpacks its task ends the process
+    without a word.
+
+    Raises:
+        UsageError: a formula cannot be imported here; and as in `partial_statistics`.
+    """
+    try:
+        asked, grouped = pickle.loads(statistics)
+    except (ImportError, AttributeError) as error:
+        raise _foreign(str(error)) from None
+    return partial_statistics(store, [k], asked, by=by, grouped=grouped, anew=anew)
+
+
+def _foreign(said: str) -> UsageError:
+    return UsageError(
+        f"the formula of a statistic cannot be imported by another process ({said}); define it in a module that is "
+        "installed there, or use threads"
+    )
 
 
 def unit_statistics(
@@ -250,10 +290,12 @@ class _Unit:
         analyzed = store.attrs.get("analyzed", ())
         self._has = dict.fromkeys(analyzed, False) if anew else {}
         asked = {s.name: s for s in (*statistics, *grouped)}
+        # Rows of the run are there, or lost: then they do not read.
         self._there = {
             name: store.read(name, self._at)
             for name, s in asked.items()
-            if s.rows and name in store and all(map(self._has_rows, beside(store, s) or [name]))
+            if s.rows and name in store
+            if name not in analyzed or all(map(self._has_rows, beside(store, s) or [name]))
         }
         missing = [s for name, s in asked.items() if name not in self._there and s.formula is not None]
         # Where the run wrote one of the default statistics, or another analysis did, its rows stand.

@@ -68,6 +68,9 @@ def planned(store: Store, asked: list[Statistic] | None, by: str, overwrite: boo
     before = cluster_of(store)
     column = before if cluster is None else "" if cluster == ALONE else cluster
     source = Source.of(store, column)
+    # Rows that were lost read as fill, whose mean would take the place of one that was finished.
+    analyzed = store.attrs.get("analyzed", ())
+    store.check_whole((name for name in store.names if name not in analyzed), np.flatnonzero(source.done))
     if by:
         check_column(store, by)
     if column:
@@ -196,9 +199,14 @@ def _whole(store: Store, one: Statistic) -> bool:
     """Whether a statistic that can only be read has rows of all that is done."""
     if one.formula is not None or one.name in CATALOG:
         return True
-    rest = [0] * (len(store.dims(one.name)) - 1)
-    there = {key for key, _ in store.storage.listing(one.name)}
-    return all(store.chunk_key(one.name, (int(k), *rest)) in there for k in np.flatnonzero(store.done))
+    return bool(_has_rows(store, one.name)[store.done].all())
+
+
+def _has_rows(store: Store, array: str) -> Mask:
+    """Which units' rows are there: a unit is a chunk, and a chunk's file is written whole."""
+    there, rest = set(store.storage.names(array)), [0] * (len(store.dims(array)) - 1)
+    keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
+    return np.array([key.rpartition("/")[2] in there for key in keys], np.bool_)
 
 
 def _refuse_columns(work: Work) -> None:
@@ -227,10 +235,6 @@ def _rows_lacking(work: Work, one: Statistic, known: dict[str, Mask]) -> Mask:
     lacking = np.zeros_like(done)
     for array in beside(store, one):
         if array not in known:
-            rest = [0] * (len(store.dims(array)) - 1)
-            # A unit is a chunk, and a chunk's file is written whole.
-            there = {key for key, _ in store.storage.listing(array)} if not work.anew else set()
-            keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
-            known[array] = done & ~np.array([key in there for key in keys], np.bool_)
+            known[array] = done if work.anew else done & ~_has_rows(store, array)
         lacking |= known[array]
     return lacking

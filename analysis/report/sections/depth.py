@@ -11,12 +11,12 @@ from ....engine.store.store import Store
 from ...catalog import CATALOG
 from ...statistic import Statistic
 from ..numbers import Floats, mean_of, why_empty
-from ..plots.depth import Depth, depth
-from ..plots.maps import maps
+from ..plots.depth import Depth
+from ..plots.maps import Maps
 from ..plots.shares import Part as Share
-from ..plots.shares import shares
+from ..plots.shares import Shares
 from ..plots.sheet import Panel
-from ..plots.style import CATEGORIES, QUIET
+from ..plots.style import CATEGORIES, QUIET, colour_of
 from .base import (
     Absent,
     Cell,
@@ -173,8 +173,9 @@ def _by_depth(context: Context, name: str, title: str, parts: tuple[str, ...], t
         if found is None:
             return Absent(title, analyze_first(context.facts))
         one = CATALOG[part]
+        numbers = (found.mean, found.low, found.high)
         panels.append(
-            Depth(part, one.units, store.spec.layers, found.mean, found.low, found.high, *uniform_of(store, one))
+            Depth(part, one.units, store.spec.layers, *numbers, *uniform_of(store, one), colour=colour_of(part))
         )
     return depth_figure(context, name, title, panels, text, parts, CATALOG[parts[0]].units)
 
@@ -218,7 +219,7 @@ def depth_figure(
         title=title,
         caption=" ".join([text, BARS, *empty, f"{context.facts.n}."]),
         alt=" ".join([f"{title}, {context.facts.n}.", *(_told(panel, unit) for panel in shown)]),
-        draw=lambda narrow: depth(shown, narrow=narrow),
+        plots=shown,
         columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"),
         rows=rows,
         methods=(*methods, "intervals"),
@@ -267,9 +268,7 @@ def mean_rollout(context: Context) -> Iterator[Part]:
         f"Colours run from the smallest to the largest value. [@abnar2020]. {facts.n}.",
         alt=f"Map of the mean rollout on {rows} by {columns} patches, from {low:.2f} to {high:.2f} times its mean, "
         f"largest at {where(values)}. {facts.n}.",
-        draw=lambda narrow: maps(
-            [panel], "× mean over patches", columns=1, narrow=True, limits=(low, high) if high > low else None
-        ),
+        plots=[Maps([panel], "× mean over patches", limits=(low, high) if high > low else None)],
         columns=("y", "x", "rollout_mean", "times_mean"),
         rows=[(*at, float(mean[at]), float(value)) for at, value in np.ndenumerate(values)],
         methods=("rollout",),
@@ -297,7 +296,7 @@ def masses(context: Context) -> Iterator[Part]:
             f"{part.label}: {part.values[0]:.2f} in layer {layers[0]}, {part.values[-1]:.2f} in layer {layers[-1]}."
             for part in parts
         ),
-        draw=lambda narrow: shares(layers, parts, "share of attention"),
+        plots=[Shares(layers, parts, "share of attention")],
         columns=("layer", "part", "share"),
         rows=[(layer, part.label, float(part.values[i])) for part in parts for i, layer in enumerate(layers)],
         methods=names,

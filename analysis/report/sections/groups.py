@@ -15,9 +15,10 @@ from ...statistics.differences import TEST
 from ..facts import sample
 from ..images import class_name
 from ..numbers import why_empty
-from ..plots.maps import maps
+from ..plots.maps import Maps
 from ..plots.sheet import Panel
-from ..plots.volcano import Volcano, volcano
+from ..plots.style import colour_of
+from ..plots.volcano import Volcano
 from .base import Absent, Cell, Context, Figure, Part, extent
 
 __all__ = ["groups"]
@@ -124,7 +125,7 @@ def _differences(store: Store, found: _Groups) -> Figure | Absent:
         alt=f"Volcano plot, {'; '.join(told)}. Named: "
         + (", ".join(name for p in panels for _, name in p.names) or "none")
         + ".",
-        draw=lambda narrow: volcano(panels, narrow=narrow),
+        plots=panels,
         columns=("statistic", "group", "layer", "head", "difference", "q"),
         rows=rows,
         methods=("groups",),
@@ -148,7 +149,7 @@ def _panel(store: Store, found: _Groups, name: str, unit: str) -> tuple[Volcano 
         (name, found.words[g], layers[layer], ".".join(map(str, rest)), float(d), float(v))
         for (g, layer, *rest), d, v in zip(at, x, q[there], strict=True)
     ]
-    return Volcano(name, axis, x, y, counts, float(-np.log10(LEVEL)), names), rows
+    return Volcano(name, axis, x, y, counts, float(-np.log10(LEVEL)), names, colour_of(name)), rows
 
 
 def _maps(store: Store, found: _Groups) -> Iterator[Part]:
@@ -176,13 +177,14 @@ def _maps(store: Store, found: _Groups) -> Iterator[Part]:
         "model's habit, often the centre ([@abnar2020]). "
         f"n = {int(found.images[list(values)].sum()):,} images in these groups.",
         alt=f"{len(panels)} maps: " + "; ".join(panel.title for panel in panels) + ".",
-        draw=lambda narrow: maps(
-            panels,
-            "rollout, × mean over patches",
-            columns=3 if narrow else 6 if len(panels) > 4 else 4,
-            narrow=narrow,
-            limits=(low, high) if high > low else None,
-        ),
+        plots=[
+            Maps(
+                panels,
+                "rollout, × mean over patches",
+                (6 if len(panels) > 4 else 4, 3),
+                (low, high) if high > low else None,
+            )
+        ],
         columns=("group", "y", "x", "rollout_mean"),
         rows=[(found.words[g], *at, float(value)) for g, v in values.items() for at, value in np.ndenumerate(v)],
         methods=("rollout",),

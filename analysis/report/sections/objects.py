@@ -21,8 +21,8 @@ from ...statistics.inference import interval
 from ..facts import sample
 from ..images import MAPS, example, map_of
 from ..numbers import Floats, between
-from ..plots.matrices import matrices
-from ..plots.measures import Measure, measures
+from ..plots.matrices import Matrices
+from ..plots.measures import Measure
 from ..plots.sheet import Panel
 from ..text.markup import code
 from .base import Absent, Cell, Context, Figure, Listing, Part, extent, keep
@@ -161,7 +161,8 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
             f"{panel.title}: " + ", ".join(f"{name} {mean:.2f}" for name, mean, *_ in panel.values) + "."
             for panel in panels
         ),
-        draw=lambda narrow: measures(panels, narrow=narrow),
+        plots=panels,
+        across=3,
         columns=("path", "object", "category", "map", "mass", "pointing", "iou"),
         rows=rows,
         methods=("localisation", *(MAPS[kind].method for kind in kinds if kind in MAPS), "intervals"),
@@ -251,7 +252,7 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Figure |
         f"are high even between unlike objects. {n}.",
         alt=f"A picture with {len(shown.boxes)} numbered boxes and two matrices of cosines. Mean over images "
         f"{np.mean(plain):.3f} plain, {np.mean(weighted):.3f} weighed by rollout.",
-        draw=lambda narrow: matrices(panel, pairs, narrow=narrow),
+        plots=[Matrices(panel, pairs)],
         columns=("path", "object", "category", "other", "other_category", "plain", "weighed"),
         rows=rows,
         methods=("objects", "rollout", "intervals"),

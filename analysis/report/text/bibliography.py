@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["REFERENCES", "Reference", "bibtex"]
 
-_LATEX = str.maketrans({"é": r"{\'e}", "ö": r"{\"o}", "–": "--", "&": r"\&"})
+_LATEX = str.maketrans({"é": r"{\'e}", "ö": r"{\"o}", "ü": r"{\"u}", "–": "--", "&": r"\&"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +205,14 @@ REFERENCES: dict[str, Reference] = {
         year="2023",
         arxiv="2305.00729",
     ),
+    "petsiuk2018": Reference(
+        "Petsiuk et al. 2018",
+        "Petsiuk, Vitali and Das, Abir and Saenko, Kate",
+        "RISE: Randomized Input Sampling for Explanation of Black-box Models",
+        place="British Machine Vision Conference",
+        year="2018",
+        arxiv="1806.07421",
+    ),
     "raghu2021": Reference(
         "Raghu et al. 2021",
         "Raghu, Maithra and Unterthiner, Thomas and Kornblith, Simon and Zhang, Chiyuan and Dosovitskiy, Alexey",
@@ -212,6 +220,18 @@ REFERENCES: dict[str, Reference] = {
         place="Advances in Neural Information Processing Systems 34",
         year="2021",
         arxiv="2108.08810",
+    ),
+    "samek2017": Reference(
+        "Samek et al. 2017",
+        "Samek, Wojciech and Binder, Alexander and Montavon, Grégoire and Lapuschkin, Sebastian and Müller, "
+        "Klaus-Robert",
+        "Evaluating the Visualization of What a Deep Neural Network Has Learned",
+        kind="article",
+        place="IEEE Transactions on Neural Networks and Learning Systems",
+        year="2017",
+        volume="28",
+        pages="2660--2673",
+        arxiv="1509.06321",
     ),
     "walmer2023": Reference(
         "Walmer et al. 2023",

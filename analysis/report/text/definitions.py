@@ -209,6 +209,16 @@ CONCEPTS: dict[str, tuple[str, str]] = {
         "uniform map, and beside a box of the same size in the middle of the crop, which shows how far photographers' "
         "habit alone leads.",
     ),
+    "faithfulness": (
+        "faithfulness of maps",
+        "Patches are taken out of the picture in the order of the map's values, largest first, and the graph is asked "
+        "again: deletion ([@petsiuk2018]; most relevant first in [@samek2017]). Insertion puts the patches with the "
+        "largest values back first, into a picture of which nothing is left; read from its end it is the removal of "
+        "the least relevant first. A curve's area is the mean of the class's probability over the share of patches; "
+        "a map that finds what the model uses has a low deletion and a high insertion, and the difference of the two "
+        "areas takes out much of what the fill alone does. Ties are broken by chance. Uniform, centre (a Gaussian of a "
+        "quarter of each edge) and random know nothing of the picture: uniform and random differ by chance alone.",
+    ),
     "comparison": (
         "comparison of stores",
         "`distance_renormalized` divided by the input's width, and `entropy` divided by the "
