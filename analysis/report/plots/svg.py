@@ -25,7 +25,7 @@ def for_page(svg: str, dark: Mapping[str, str]) -> str:
     family = re.search(r"font-family: ([^;\"]+); ", svg)
     svg = svg.replace(family[0], "") if family else svg
     svg = re.sub(r'(?<= style=")[^"]+', lambda style: style[0].replace("'", ""), svg)
-    words = "text{font-family:%s}" % family[1].replace("'", "") if family else ""
+    words = f"text{{font-family:{family[1]}}}".replace("'", "") if family else ""
     svg = re.sub(r"data:image/png;base64,([^\"]+)", lambda image: _repacked(image[1]), svg)
     used = [light for light in dark if light in svg]
     for light in used:

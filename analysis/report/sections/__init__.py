@@ -10,6 +10,7 @@ from .examples import examples, extremes, heads_of_one, matrices_of_one, mean_sc
 from .further import further, further_maps
 from .groups import groups
 from .heads import offsets, received, similarity, sorted_heads
+from .judgement import judgement
 from .objects import objects
 from .positions import positions
 from .tokens import mean_matrices, norms
@@ -42,6 +43,7 @@ SECTIONS = (
     Section("Where attention arrives", received, GOES, more=True),
     Section("Score matrix of the dataset", mean_scores, GOES, more=True),
     Section("Objects", objects, "Are objects found?"),
+    Section("Which map is better?", judgement, "Which map is better?"),
     Section("Heads of the last layer", heads_of_one, DIFFER),
     Section("Differences between groups", groups, DIFFER),
     Section("How much heads differ", similarity, DIFFER),

@@ -14,9 +14,10 @@ from ....engine.plan import spread
 from ....engine.store.store import Store
 from ...catalog import CATALOG, held
 from ...statistic import Statistic
+from ...statistics.clusters import cluster_codes, cluster_of, said
 from ...statistics.inference import interval
 from ...statistics.moments import Moments
-from ..facts import Facts
+from ..facts import Facts, sample
 from ..images import MAPS, Example, example, map_of
 from ..numbers import Floats, between, mean_of, why_empty
 from ..plots.curves import Curves, Line
@@ -82,13 +83,17 @@ class _Measure:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One store's numbers of one measure: its images' means over heads, (image, layer), and its heads' over images."""
+    """One store's numbers of one measure: its images' means over heads, (image, layer), and its heads' over images.
+
+    `clusters` are those of its images, where they depend on each other.
+    """
 
     context: Context
     x: Floats
     rows: Floats
     heads: Floats | None
     colour: str
+    clusters: Images | None
 
     @property
     def facts(self) -> Facts:
@@ -116,13 +121,21 @@ class _Stores:
         return [np.array(sorted(index.values()), np.int64) for index in found], False
 
     @property
-    def n(self) -> str:
-        """How many images, as captions say it."""
+    def size(self) -> str:
+        """How many images."""
         chosen, paired = self.matched
-        if paired:
-            return f"The same n = {len(chosen[0]):,} images in every store, matched by path."
-        counts = ", ".join(f"{f.label} n = {f.valid:,}" for f in self.facts)
-        return f"The stores share no images by path, so each is on its own: {counts} images."
+        if not paired:
+            return "; ".join(f"{f.label} {f.n}" for f in self.facts)
+        store = self.contexts[0].store
+        column = cluster_of(store)
+        return sample(len(chosen[0]), said(column, cluster_codes([store], chosen[:1], column)))
+
+    @property
+    def n(self) -> str:
+        """The same as captions say it."""
+        if self.matched[1]:
+            return f"The same {self.size} in every store, matched by path."
+        return f"The stores share no images by path, so each is on its own: {self.size}."
 
     def read(self, measure: _Measure) -> list[_Read]:
         """A statistic of every store."""
@@ -205,8 +218,7 @@ def _others(stores: _Stores, shown: dict[str, list[_Read]]) -> Iterator[Part]:
     if some:
         yield Listing("Not compared, since not all stores hold them:", sorted(some))
     if stores.matched[1] and shown:
-        n = f"n = {len(stores.matched[0][0]):,} images"
-        caption = f"Paired differences of the mean over layers and heads; {n}."
+        caption = f"Paired differences of the mean over layers and heads; {stores.size}."
         head = ("", "statistic", "difference", "95 % interval")
         yield Table(caption, head, [row for name, read in shown.items() for row in _table_rows(read, name)])
 
@@ -230,14 +242,15 @@ def _read(context: Context, images: Images, colour: str, measure: _Measure) -> _
         total = moments if total is None else total + moments
     assert total is not None
     x = (np.asarray(store.spec.layers, float) + 1) / store.spec.depth
-    return _Read(context, x, rows[images], total.average if "head" in one.dims else None, colour)
+    heads = total.average if "head" in one.dims else None
+    return _Read(context, x, rows[images], heads, colour, cluster_codes([store], [images], cluster_of(store)))
 
 
 def _lines(read: Sequence[_Read]) -> list[Line]:
     """Every store as a line over relative depth."""
     lines = []
     for one in read:
-        low, high = interval(one.rows)
+        low, high = interval(one.rows, clusters=one.clusters)
         mean = Moments.of(one.rows).average
         lines.append(Line(one.facts.label, one.colour, one.x, mean, low, high, one.heads, one.facts.baseline))
     return lines
@@ -286,7 +299,7 @@ def _difference(read: Sequence[_Read], measure: _Measure, title: str, n: str) ->
         if len(grid) < 2:
             continue
         difference = _at(one.rows, one.x, grid) - _at(first.rows, first.x, grid)
-        low, high = interval(difference)
+        low, high = interval(difference, clusters=first.clusters)
         label, colour = f"{one.facts.label} − {first.facts.label}", DIFFERENCES[place % len(DIFFERENCES)]
         lines.append(Line(label, colour, grid, Moments.of(difference).average, low, high, None, one.facts.baseline))
     if not lines:
@@ -328,7 +341,7 @@ def _table_rows(read: Sequence[_Read], name: str) -> Iterator[tuple[str, ...]]:
     axis = _Measure(next(one for one in held(read[0].context.store) if one.name == name)).axis
     for one, values in list(zip(read, whole, strict=True))[1:]:
         difference = values - whole[0]
-        low, high = (float(v) for v in interval(difference))
+        low, high = (float(v) for v in interval(difference, clusters=read[0].clusters))
         label = f"{one.facts.label} − {read[0].facts.label}"
         yield label, f"{name}, {axis}", f"{float(mean_of(difference, axis=0)):+.3g}", between(low, high)
 

@@ -79,7 +79,8 @@ def norms(context: Context) -> Iterator[Part]:
         "that enters the last layer, on logarithmic scales: patches in a second hump at large norms are the outliers "
         "of [@darcet2024], fig. 3, which serve the model as registers. By depth: the mean over tokens of a kind and "
         "over images, with its 95 % interval over images. `branch_ratio` is what attention adds, against what it is "
-        f"added to; `value_norm` is how long the vector is that a key hands over ([@kobayashi2020]). {context.facts.n}.",
+        "added to; `value_norm` is the length of the vector that a key hands over ([@kobayashi2020]). "
+        f"{context.facts.n}.",
         alt=f"Norms of tokens, {context.facts.n}: {'; '.join(told)}.",
         plots=plots,
         columns=("statistic", "layer", "tokens", "mean_or_bin_start", "low_or_bin_end", "high_or_count"),
