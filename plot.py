@@ -1,9 +1,9 @@
 """Every figure of the report as a function on matplotlib's Axes: `attlas.plot.distance("deit.zarr", ax)`.
 
-The report draws through the same plots. `store` is a path, a `Store`, or what `attlas.open` gives; without `ax` a figure
-of its own is made. Of a figure with several panels the first is drawn, or the one that `panel` names. Every function
-returns the Axes, and raises `AttlasError` where the store cannot give the figure, saying why, and `UsageError` for a
-panel that there is not. `attlas.plot.figures()` lists them. What a statistic is: docs/statistics.md; units are there, too.
+The report draws through the same plots. `store` is a path, a `Store`, or what `attlas.open` gives; without `ax` a
+figure of its own is made. Of a figure with several panels the first is drawn, or the one that `panel` names. Every
+function returns the Axes, and raises `AttlasError` where the store cannot give the figure, saying why, and `UsageError`
+for a panel that there is not. `attlas.plot.figures()` lists them; docs/statistics.md has the statistics' formulas.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def position_similarity(store: Where, ax: Any = None) -> Any:
 
 
 def judgement(store: Where, ax: Any = None, *, panel: str = "") -> Any:
-    """Deletion and insertion curves of `attlas judge`: x the share of patches, y probability; panels deletion, insertion."""
+    """Curves of `attlas judge`: x the share of patches, y the class's probability; panels deletion, insertion."""
     return _drawn("judgement", store, ax, panel)
 
 
@@ -302,7 +302,7 @@ def group_rollout(store: Where, ax: Any = None, *, by: str = "label") -> Any:
 
 
 def localisation(store: Where, boxes: str | os.PathLike[str], ax: Any = None, *, panel: str = "") -> Any:
-    """How well maps find the boxes of a COCO file: x the measure, y the maps; panels by measure, such as mass in box."""
+    """How well maps find the boxes of a COCO file: x the measure, y the maps; a panel for each measure."""
     return _drawn("localisation", store, ax, panel, boxes=boxes)
 
 
@@ -319,7 +319,7 @@ def compare(
     difference: bool = False,
     names: Sequence[str] = (),
 ) -> Any:
-    """Several stores over relative depth: y in image widths or shares of uniform entropy; or differences from the first.
+    """Several stores over relative depth: y in image widths or shares of uniform entropy; or their differences.
 
     Args:
         stores: two or more, compared on the images that all share.
