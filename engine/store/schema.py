@@ -179,8 +179,8 @@ FROM_GRAPH: tuple[Entry, ...] = (
     ),
     # Gradients are always float32: most of them are too small for float16.
     Entry(
-        "gradient", MATRIX, "derivative of the target's logit by attention", Wanted("gradient"), keep=("gradient",),
-        chunk="layer", attrs={"units": "1"},
+        "gradient", MATRIX, "derivative of the target's logit or loss by attention", Wanted("gradient"),
+        keep=("gradient",), chunk="layer", attrs={"units": "1"},
     ),
     Entry(
         "gradient_mean", MEAN, "attention times gradient, mean over heads",
