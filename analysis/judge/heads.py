@@ -31,7 +31,7 @@ from ..statistics.inference import METHOD, interval
 from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
 from ..statistics.summary import Summed, spec_of
-from .judging import Where, absolute, lacking_units
+from .planning import Where, absolute, lacking_units
 from .work import once, opened
 
 __all__ = ["LOSSES", "SILENCES", "HeadsResult", "judge_heads"]
