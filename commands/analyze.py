@@ -26,6 +26,11 @@ from .shared import note, store_path
     help="Also by group: label, predicted, or any column of the store.",
 )
 @click.option(
+    "--cluster",
+    metavar="COLUMN",
+    help="Images of one value depend on each other (patient, video): intervals and tests over clusters. image: undo.",
+)
+@click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this process."
 )
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")

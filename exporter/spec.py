@@ -23,6 +23,7 @@ __all__ = [
     "LARGEST_FILE",
     "METADATA_KEY",
     "NORMS",
+    "QKV",
     "ClassName",
     "GraphSpec",
     "Output",
@@ -39,6 +40,9 @@ LARGEST_FILE = 2**31 - 2**24
 
 # The outputs per layer of a graph with norms.
 NORMS = ("value_norm", "branch_ratio", "token_norm")
+
+# Those of a graph with queries, keys and values.
+QKV = ("query", "key", "value")
 
 Readout = Literal["class", "mean", "pool", "distilled"]
 

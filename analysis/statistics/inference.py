@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from ...errors import UsageError
 
-__all__ = ["METHOD", "Paired", "effective_number", "interval", "paired"]
+__all__ = ["Paired", "effective_number", "interval", "paired"]
 
 METHOD = "Student's t interval over images, its long tail wider by the skewness (Johnson 1978)"
 LEVEL = 0.95
+FEW = 20  # images, of which an interval is rough
 ROUNDING = 1e-15  # of the largest value: a smaller standard error is the rounding of equal values
 
 Floats = npt.NDArray[np.float64]

@@ -17,7 +17,7 @@ from ...errors import AttlasError
 from ...exporter.spec import METADATA_KEY, GraphSpec
 from .outputs import Form, Wanted
 
-__all__ = ["APPENDED", "HEADS", "TARGET", "appended_outputs", "graph_digest", "prepare", "read_spec"]
+__all__ = ["APPENDED", "HEADS", "TARGET", "appended_outputs", "graph_digest", "prepare", "read_spec", "weight_files"]
 
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
@@ -76,9 +76,8 @@ def _spec(path: Path, _mtime_ns: int, _size: int) -> GraphSpec:
 def graph_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of the graph's file and of its external weights."""
     path = Path(path)
-    files = [path, *sorted({path.parent / name for name in _external(load(path))})]
     hasher = hashlib.sha256()
-    for file in files:
+    for file in (path, *weight_files(path)):
         try:
             with file.open("rb") as handle:
                 while block := handle.read(1 << 24):
@@ -86,6 +85,11 @@ def graph_digest(path: str | os.PathLike[str]) -> str:
         except OSError:
             raise AttlasError(f"{file}: the graph's weights are missing; keep them beside {path.name}") from None
     return hasher.hexdigest()
+
+
+def weight_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files with a graph's external weights."""
+    return sorted({Path(path).parent / name for name in _external(load(path))})
 
 
 def prepare(

@@ -1,105 +1,104 @@
-"""Heads that can be silenced: inputs of the graph that replace what a head writes before the output projection."""
+"""Queries, keys and values of every head, as they enter the two products of attention."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ...errors import UsageError
+from ..spec import QKV
 from .attention import Taps
-from .norms import Branches
-from .tapped import Tapped
 
-__all__ = ["Ablated"]
+__all__ = ["Heads"]
 
 
-class Ablated(nn.Module):
-    """A tapped model with two more inputs, and the mean of what each head writes as an output.
+class Heads(TorchFunctionMode):
+    """A context that records the queries, keys and values of every block in a forward pass of the tapped model.
 
-    `head_mask` (layer, head) float32 multiplies the weighted sum of the values of each head; `head_fill` (layer, head,
-    channel) stands in its place by 1 - mask. `head_output.L` (image, head, channel) float32 is the mean over tokens of
-    that sum before both. Maps are those that the blocks compute from what they get.
-
-    Raises:
-        UsageError: a block has no output projection that takes its heads one after another.
+    The last product before `attn_drop` is that of queries and keys, the next one after it that of attention and values.
     """
 
-    def __init__(self, tapped: Tapped, taps: Taps) -> None:
+    def __init__(self, taps: Taps) -> None:
         super().__init__()
-        self.tapped = tapped
         self.taps = taps
-        if tapped.layers != tuple(range(taps.depth)):
-            raise UsageError("--ablate: not with --layers, because the heads of every block can be silenced")
-        several = next((layer for layer, owners in taps.owners.items() if len(owners) > 1), None)
-        lacks = next(
-            (n for n, o in taps.owners.items() if not isinstance(getattr(o[0], "proj", None), nn.Linear)), None
-        )
-        if several is not None or lacks is not None:
-            why = (
-                f"block {several} has several attentions"
-                if lacks is None
-                else f"block {lacks} has no projection `proj`"
-            )
-            raise UsageError(f"{taps.name}: --ablate: {why}; export it without")
-        branches = Branches(taps, "--ablate")
-        with torch.no_grad(), branches:
-            tapped.model(tapped.pixels(torch.zeros(2, *tapped.image_size, 3, dtype=torch.uint8)))
-        branches.check()
-        mixed = [branches.of[layer].mixed[0] for layer in range(taps.depth)]
-        self.heads, self.channels = mixed[0].shape[1], mixed[0].shape[3]
+        self.of: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._layer: int | None = None
+        self._last: tuple[Any, ...] = ()
+        self._asked: tuple[Any, ...] = ()
+        self._hooks: list[RemovableHandle] = []
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the outputs, in order."""
-        return [*self.tapped.names, *(f"head_output.{layer}" for layer in range(self.taps.depth))]
+    def __enter__(self) -> Heads:
+        self.of.clear()
+        for layer, owners in self.taps.owners.items():
+            for owner in owners:
+                self._hooks.append(owner.register_forward_pre_hook(self._entering(layer)))
+                self._hooks.append(owner.get_submodule("attn_drop").register_forward_hook(self._weighing))
+                self._hooks.append(owner.register_forward_hook(self._leaving))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
-    @property
-    def examples(self) -> dict[str, Tensor]:
-        """The added outputs without data, for their shapes."""
-        shape = (2, self.heads, self.channels)
-        return {f"head_output.{layer}": torch.empty(shape, device="meta") for layer in range(self.taps.depth)}
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._layer = None
 
-    def forward(self, image: Tensor, head_mask: Tensor, head_fill: Tensor) -> tuple[Tensor, ...]:
-        """The outputs in the order of `names`; inputs as in the class."""
-        means: dict[int, Tensor] = {}
-        with self._silencing(head_mask, head_fill, means):
-            found = self.tapped(image)
-        return (*found, *(means[layer] for layer in range(self.taps.depth)))
-
-    def run(
-        self, images: NDArray[np.uint8], head_mask: NDArray[np.float32], head_fill: NDArray[np.float32]
-    ) -> dict[str, NDArray[np.float32]]:
-        """The outputs by name, from PyTorch."""
-        with torch.no_grad():
-            values = self(*map(torch.from_numpy, (images, head_mask, head_fill)))
-        return {name: value.numpy() for name, value in zip(self.names, values, strict=True)}
-
-    @contextlib.contextmanager
-    def _silencing(self, mask: Tensor, fill: Tensor, means: dict[int, Tensor]) -> Iterator[None]:
-        hooks = []
-        for layer, (owner,) in self.taps.owners.items():
-            before = self._before(layer, mask, fill, means)
-            hooks.append(owner.get_submodule("proj").register_forward_pre_hook(before))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _before(
-        self, layer: int, mask: Tensor, fill: Tensor, means: dict[int, Tensor]
-    ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
-        def hook(module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:
-            tokens: Tensor = given[0]
-            by_head = tokens.unflatten(-1, (self.heads, self.channels))
-            means[layer] = by_head.mean(1)
-            keep = mask[layer][:, None]
-            return ((by_head * keep + fill[layer] * (1 - keep)).flatten(-2),)
+    def _entering(self, layer: int) -> Callable[[nn.Module, object], None]:
+        def hook(module: nn.Module, given: object) -> None:
+            self._layer, self._last, self._asked = layer, (), ()
 
         return hook
+
+    def _weighing(self, module: nn.Module, given: object, output: Tensor) -> None:
+        self._asked = self._last
+
+    def _leaving(self, module: nn.Module, given: object, output: object) -> None:
+        self._layer = None
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, and record it if it is one of the two products."""
+        result = function(*args, **(kwargs or {}))
+        if self._layer is not None and getattr(function, "__name__", "") == "matmul":
+            if self._asked:
+                query, key = self._asked
+                self.of.setdefault(self._layer, []).append((query, key.transpose(-2, -1), args[1]))
+                self._asked = ()
+            self._last = args[:2]
+        return result
+
+    def check(self, heads: int, tokens: int) -> None:
+        """Check that every block of the last forward pass showed queries, keys and values of all its heads.
+
+        Raises:
+            UsageError: a block has other heads, or other products; with the reason.
+        """
+        for layer, owners in self.taps.owners.items():
+            found = self.of.get(layer, [])
+            shapes = {tuple(t.shape[1:3]) for parts in found for t in parts if t.ndim == 4}
+            if len(found) != len(owners) or shapes != {(heads // len(owners), tokens)}:
+                raise UsageError(
+                    f"{self.taps.name}: --qkv: block {layer} does not multiply the queries, keys and values of its "
+                    f"{heads} heads of {tokens} tokens in two plain products; export it without"
+                )
+
+    def outputs(self, layers: Sequence[int]) -> dict[str, Tensor]:
+        """`query.L`, `key.L` and `value.L` (image, head, token, head_channel) of the last forward pass.
+
+        Queries are as they are multiplied, in timm's models already divided by the root of their length; queries and
+        keys that are normalised or turned by their position are so here, too. The records are then discarded.
+        """
+        found = {}
+        for at, name in enumerate(QKV):
+            for layer in layers:
+                parts = [one[at] for one in self.of[layer]]
+                # A clone, so that no output of the graph is the view of another.
+                found[f"{name}.{layer}"] = parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=1)
+        self.of.clear()
+        return found

@@ -28,11 +28,11 @@ from ...errors import AttlasError, UsageError, first_line
 from ...progress import Show, Step, shows
 from ..models.build import Model, build
 from ..models.memory import refuse_too_large
-from ..spec import LARGEST_FILE, METADATA_KEY, GraphSpec, Output
+from ..spec import LARGEST_FILE, METADATA_KEY, QKV, GraphSpec, Output
+from ..taps.ablation import Ablated
 from ..taps.attention import Taps
 from ..taps.facts import Facts, describe, summarize
 from ..taps.gradients import Gradients
-from ..taps.heads import Ablated
 from ..taps.tapped import Tapped
 from .half import to_float16
 from .parity import Parity, check, example
@@ -74,6 +74,7 @@ def export(
     layers: Sequence[int] | None = None,
     gradients: bool = False,
     norms: bool = False,
+    qkv: bool = False,
     ablate: bool = False,
     num_classes: int | None = None,
     overwrite: bool = False,
@@ -94,6 +95,7 @@ def export(
         layers: the blocks whose attention is an output, by index from 0; all by default.
         gradients: also output gradients; needs a model with classes, and float32.
         norms: also output norms of values, attention branches and tokens.
+        qkv: also output queries, keys and values, which are for `attlas show --walk` and are not kept by a run.
         ablate: take two more inputs, by which heads are silenced; in float32 and without gradients.
         num_classes: number of classes of the checkpoint's head; 0 for no head.
         overwrite: replace existing files.
@@ -110,17 +112,9 @@ def export(
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
     built = _loaded(model, progress, **choice, **recipe)
+    more: dict[str, bool] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
-        built,
-        path,
-        dtype=dtype,
-        layers=layers,
-        gradients=gradients,
-        norms=norms,
-        ablate=ablate,
-        overwrite=overwrite,
-        progress=progress,
-        started=started,
+        built, path, dtype=dtype, layers=layers, overwrite=overwrite, progress=progress, started=started, **more
     )
 
 
@@ -148,6 +142,7 @@ def export_model(
     layers: Sequence[int] | None = None,
     gradients: bool = False,
     norms: bool = False,
+    qkv: bool = False,
     ablate: bool = False,
     overwrite: bool = False,
     progress: Show[str] = None,
@@ -162,7 +157,7 @@ def export_model(
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
     with _step(progress, f"tracing {built.full_name}", 2) as end:
-        tapped = Tapped(built, taps, facts, chosen, norms=norms)
+        tapped = Tapped(built, taps, facts, chosen, norms=norms, qkv=qkv)
         derived = Gradients(tapped, built.full_name) if gradients else None
         ablated = Ablated(tapped, taps) if ablate else None
         spec = _spec(built, taps, facts, tapped, dtype, gradients, ablated)
@@ -279,6 +274,7 @@ def _spec(
         "value_norm": ("image", "head", "key"),
         "branch_ratio": ("image", "token"),
         "token_norm": ("image", "token"),
+        **dict.fromkeys(QKV, ("image", "head", "token", "head_channel")),
     }
     outputs = []
     for name, value in (tapped.examples | (ablated.examples if ablated is not None else {})).items():

@@ -151,6 +151,7 @@ def test_some_layers_give_what_needs_no_others(tmp_path: Path) -> None:
         ({"keep": ("none",)}, ["self_mass"], "--keep attention"),
         ({"keep": ("none",)}, None, "neither attention nor statistics"),
         ({"dtype": "uint8"}, ["rollout_vit_explain"], "--store-dtype float16"),
+        ({"dtype": "uint8"}, ["sink_share"], "sink_share depends on single values"),
         ({"dtype": "uint8"}, ["chefer"], "--keep gradient_positive"),
         ({"dtype": "uint8"}, ["gradient_rollout"], "--keep gradient_mean"),
         ({"dtype": "uint8"}, ["head_importance"], "--keep attention,gradient"),

@@ -18,7 +18,7 @@ from ..numbers import Floats
 from .sheet import MARK, limits_of, scale_of
 from .style import COLOURS
 
-__all__ = ["OPACITY", "Look", "blended", "chosen", "grid_lines", "outline", "overlay", "resized"]
+__all__ = ["OPACITY", "Look", "blended", "chosen", "colours_of", "grid_lines", "outline", "overlay", "resized"]
 
 type Look = Literal["overlay", "side"]
 type Pixels = npt.NDArray[np.uint8]
@@ -65,8 +65,7 @@ def overlay(
     """
     alone = extent is None
     place = extent or (0.0, float(values.shape[1]), float(values.shape[0]), 0.0)
-    low, high = limits_of([values])
-    scale = scale_of((low, high if limit is None else max(limit, low + 1e-12)), root)
+    scale = colours_of(values, limit, root=root)
     colours = mpl.cm.ScalarMappable(scale, COLOURS)
     options: dict[str, Any] = {"extent": place, "aspect": "auto"}
     if style == "side":
@@ -84,6 +83,12 @@ def overlay(
         ax.set_aspect(picture.shape[0] / picture.shape[1] * values.shape[1] / values.shape[0])
         ax.set_axis_off()
     return colours
+
+
+def colours_of(values: Floats, limit: float | None = None, *, root: bool = False) -> Any:
+    """The scale of a map's colours, matplotlib's Normalize: from 0 to its maximum, or to a given limit."""
+    low, high = limits_of([values])
+    return scale_of((low, high if limit is None else max(limit, low + 1e-12)), root)
 
 
 def blended(

@@ -56,7 +56,9 @@ class Ridges:
 def _draw(ax: Any, panel: Ridges) -> None:
     layers, foot = panel.layers, len(panel.layers)
     size = max(0.9, 2.2 - foot / 24)
-    lines = [(place, panel.shares[place], panel.bands[:, place], panel.heads[place], panel.colour) for place in range(foot)]
+    lines = [
+        (place, panel.shares[place], panel.bands[:, place], panel.heads[place], panel.colour) for place in range(foot)
+    ]
     lines.append((foot, panel.uniform, panel.uniform_bands, np.empty(0), QUIET))
     for place, values, (low, middle, high), heads, colour in lines:
         ax.axhline(place, color=FAINT, lw=0.6, zorder=0)

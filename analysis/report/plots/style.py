@@ -69,7 +69,10 @@ CATEGORIES = {
     "neighbours": "#009e73",
     "patches": "#8fd3bd",
 }
-COLOURS, DEPTHS = "magma", "viridis"  # maps; layers from first to last: perceptually uniform, and monotone in lightness when printed in grey
+COLOURS, DEPTHS = (
+    "magma",
+    "viridis",
+)  # maps; layers from first to last: perceptually uniform, and monotone in lightness when printed in grey
 
 # Colours on a dark page; photographs, maps and colours that are not named here stay as they are.
 DARK = {

@@ -43,9 +43,10 @@ __all__ = [
     "uniform_of",
 ]
 
+FAR = 1.05  # times the distance of uniform attention
 BARS = (
     "A dot is one head's mean over images, its bar the 95 % interval over images (often smaller than the "
-    "dot), the pale line the mean over heads."
+    "dot; one image has none), the pale line the mean over heads."
 )
 
 
@@ -65,7 +66,29 @@ def distance(context: Context) -> Iterator[Part]:
         f"{spec.image_size[1]} input. `distance` is as published ([@dosovitskiy2021], [@raghu2021]): prefix columns "
         "are dropped and rows not renormalised, so that a head which looks at a prefix token seems local. "
         "`distance_renormalized` scales each row's patch mass to 1 ([@park2023]); compare models with it. Dashed: "
-        f"uniform attention on this grid ({left}).",
+        f"uniform attention on this grid ({left}).{_border(store)}",
+    )
+
+
+def _border(store: Store) -> str:
+    """A sentence where heads are farther than uniform attention: that needs the border of the picture, or ""."""
+    found, uniform = summary(store, "distance_renormalized"), uniform_of(store, CATALOG["distance_renormalized"])[0]
+    if found is None or uniform is None:
+        return ""
+    far = found.mean > FAR * uniform
+    if not far.any():
+        return ""
+    layers = ", ".join(str(store.spec.layers[i]) for i in np.flatnonzero(far.any(axis=1)))
+    text = (
+        f" {int(far.sum())} heads (layers {layers}) are more than {FAR} × as far as uniform attention: that is no "
+        "global view, but attention on the border, which alone is far from most patches"
+    )
+    ring, even = summary(store, "border_mass"), uniform_of(store, CATALOG["border_mass"])[0]
+    if ring is None or even is None:
+        return f"{text}; `attlas analyze {store.path.name} border_mass` says how much."
+    values = ring.mean[far]
+    return (
+        f"{text}: it holds {values.min():.0%} to {values.max():.0%} of their patch mass, and {even:.0%} of the patches."
     )
 
 

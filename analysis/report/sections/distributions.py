@@ -80,9 +80,7 @@ def _spread(store: Store, one: Statistic) -> Depth | None:
     low, quarter, middle, three, high = (values[places.index(q)] for q in BANDS)
     reference, label = uniform_of(store, one)
     inner = np.stack([quarter, three])
-    return Depth(
-        name, one.units, store.spec.layers, middle, low, high, reference, label, inner, colour_of(name)
-    )
+    return Depth(name, one.units, store.spec.layers, middle, low, high, reference, label, inner, colour_of(name))
 
 
 # -- over queries -----------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from ....engine.store.store import Store
 from ...catalog import summed
 from ...statistic import Statistic
 from ..numbers import Floats, between, why_empty
-from ..plots.depth import Depth
 from ..plots.canvas import Plot
+from ..plots.depth import Depth
 from ..plots.maps import Maps, across
 from ..plots.mosaic import Mosaic
 from ..plots.sheet import Panel

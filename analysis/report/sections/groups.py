@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from ....engine.store.store import Store
 from ...catalog import CATALOG, held
+from ...statistics.differences import TEST
+from ..facts import sample
 from ..images import class_name
 from ..numbers import why_empty
 from ..plots.maps import Maps
@@ -23,7 +25,7 @@ __all__ = ["groups"]
 
 LEVEL = 0.05  # of the false discovery rate
 NAMED, SHOWN = 3, 12  # points with a name, groups with a map
-FEW = 5  # images: of fewer, two that happen to be alike make any difference look sure
+FEW = 2  # images: one has no test
 SMALLEST = 1e-300  # a q value that underflows is as small as its type can tell
 
 Mask = npt.NDArray[np.bool_]
@@ -54,14 +56,8 @@ class _Groups:
     @property
     def left_out(self) -> str:
         """A sentence on the groups that are too small to be shown, or ""."""
-        single, few = int((self.images == 1).sum()), int((~self.enough).sum())
-        if not few:
-            return ""
-        ones = f" ({'all' if single == few else f'{single:,}'} of one image only)" if single else ""
-        return (
-            f"{few:,} of {len(self.words):,} groups have fewer than {FEW} images{ones}, too few for their spread to be "
-            "known, and are left out."
-        )
+        few = int((~self.enough).sum())
+        return f"{few:,} of {len(self.words):,} groups have one image only, and no test." if few else ""
 
 
 def groups(context: Context) -> Iterator[Part]:
@@ -88,9 +84,21 @@ def _tested(store: Store, column: str) -> list[tuple[str, str]]:
     return [(name, units.get(name, "")) for name in best or tested[:1]]
 
 
+def _attrs(store: Store, column: str) -> dict[str, Any]:
+    """What the q values by a column say of themselves."""
+    name = next(name for name in store.names if name.endswith(f"_q_by_{column}"))
+    return dict(store.array(name).attrs)
+
+
 def _differences(store: Store, found: _Groups) -> Figure | Absent:
     """Every group, layer and head as one point."""
     column, title = found.column, f"Differences between groups by {found.column}"
+    if _attrs(store, column).get("method", TEST) != TEST:
+        return Absent(
+            title,
+            "The store's q values are of an earlier version's test, which calls many small groups different that are "
+            f"not; `attlas analyze {store.path.name} --by {column}` makes them anew.",
+        )
     panels, rows, told = [], list[tuple[Cell, ...]](), []
     for name, unit in _tested(store, column):
         panel, numbers = _panel(store, found, name, unit)
@@ -103,12 +111,12 @@ def _differences(store: Store, found: _Groups) -> Figure | Absent:
     shown = found.enough
     caption = (
         f"A point for each of {int(shown.sum()):,} groups, layer and head: the mean of the group's images less the "
-        "mean of all others, against −log₁₀ of its q value (Welch's test over images, [@welch1947]; adjusted over all "
+        "mean of all others, against −log₁₀ of its q value (by random groups of the same size; adjusted over all "
         f"groups, layers and heads together by [@benjamini1995]). Above the dashed line q ≤ {LEVEL}: of these, one in "
         f"{round(1 / LEVEL)} is expected to be no difference. {'. '.join(told)}. The surest have names: group, "
         "layer.head."
     )
-    n = f"n = {int(found.images[shown].sum()):,} images."
+    n = f"{sample(int(found.images[shown].sum()), _attrs(store, column))}."
     return Figure(
         name=f"differences_by_{column}",
         title=title,

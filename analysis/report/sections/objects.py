@@ -9,13 +9,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ....engine.runtime.decode import crop_box
 from ....engine.store.store import Store
 from ....errors import UsageError
 from ...formulas import boxes as formulas
 from ...formulas.boxes import Box, Cover
+from ...statistics.clusters import cluster_codes, cluster_of, said
 from ...statistics.inference import interval
+from ..facts import sample
 from ..images import MAPS, example, map_of
 from ..numbers import Floats, between
 from ..plots.matrices import Matrices
@@ -138,11 +141,12 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
     count = sum(len(one.boxes) for one in found)
     means = {kind: np.array([np.mean(image, axis=0) for image in scored[kind]]) for kind in kinds}
     names = {kind: MAPS[kind].heading.partition(",")[0] if kind in MAPS else kind for kind in kinds}
+    clusters, in_clusters = _clusters(store, found)
     panels = [
-        Measure(measure, tuple(_summed(names[kind], means[kind][:, i]) for kind in kinds), len(BASELINES))
+        Measure(measure, tuple(_summed(names[kind], means[kind][:, i], clusters) for kind in kinds), len(BASELINES))
         for i, measure in enumerate(MEASURES)
     ]
-    n = f"n = {len(found):,} image{'s' if len(found) != 1 else ''}, {count:,} objects"
+    n = f"{sample(len(found), in_clusters)}, {count:,} objects"
     return Figure(
         name="localisation",
         title=title,
@@ -191,8 +195,15 @@ def _overlap(a: Box, b: Box) -> float:
     return both / (sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)) - both)
 
 
-def _summed(name: str, values: Floats) -> tuple[str, float, float, float]:
-    low, high = interval(values)
+def _clusters(store: Store, found: Sequence[Objects]) -> tuple[npt.NDArray[np.int64] | None, dict[str, Any]]:
+    """Which of these images depend on each other, and what captions say of it."""
+    column, images = cluster_of(store), np.array([one.image for one in found])
+    codes = cluster_codes([store], [images], column)
+    return codes, said(column, codes)
+
+
+def _summed(name: str, values: Floats, clusters: npt.NDArray[np.int64] | None) -> tuple[str, float, float, float]:
+    low, high = interval(values, clusters=clusters)
     return name, float(values.mean()), float(low), float(high)
 
 
@@ -222,13 +233,14 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Figure |
         plain.append(float(pair[0][at].mean()))
         weighted.append(float(pair[1][at].mean()))
     change = np.array(weighted) - np.array(plain)
-    low, high = (float(v) for v in interval(change))
+    clusters, in_clusters = _clusters(store, several)
+    low, high = (float(v) for v in interval(change, clusters=clusters))
     shown = next((one for one in several if len(one.boxes) <= MOST), several[0])
     panel, cosines = _picture(store, shown, images), _cosines(store, shown)
     assert cosines is not None
     kinds = ", ".join(f"{n} {kind}" for n, kind in enumerate(shown.kinds, 1))
     pairs = [("plain mean of its patches", cosines[0]), ("weighed by rollout", cosines[1])]
-    n = f"n = {len(several):,} image{'s' if len(several) != 1 else ''} with two objects or more"
+    n = f"{sample(len(several), in_clusters)}, with two objects or more"
     return Figure(
         name="object_similarity",
         title=title,

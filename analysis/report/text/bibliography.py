@@ -74,6 +74,17 @@ REFERENCES: dict[str, Reference] = {
         "289--300",
         doi="10.1111/j.2517-6161.1995.tb02031.x",
     ),
+    "besag1991": Reference(
+        "Besag & Clifford 1991",
+        "Besag, Julian and Clifford, Peter",
+        "Sequential Monte Carlo p-Values",
+        "article",
+        "Biometrika",
+        "1991",
+        "78(2)",
+        "301--304",
+        doi="10.1093/biomet/78.2.301",
+    ),
     "caron2021": Reference(
         "Caron et al. 2021",
         "Caron, Mathilde and Touvron, Hugo and Misra, Ishan and Jégou, Hervé and Mairal, Julien and Bojanowski, Piotr "
@@ -229,17 +240,6 @@ REFERENCES: dict[str, Reference] = {
         place="Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition",
         year="2023",
         arxiv="2212.03862",
-    ),
-    "welch1947": Reference(
-        "Welch 1947",
-        "Welch, B. L.",
-        "The Generalization of `Student's' Problem when Several Different Population Variances are Involved",
-        "article",
-        "Biometrika",
-        "1947",
-        "34(1-2)",
-        "28--35",
-        doi="10.1093/biomet/34.1-2.28",
     ),
     "wiegreffe2019": Reference(
         "Wiegreffe & Pinter 2019",
