@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..report.numbers import Floats
@@ -87,7 +88,9 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "", *, ro
     lines = textwrap.wrap(foot, 88)
     head, tail = 0.47, max(0.34, LINE * len(lines) + 0.12) if foot else 0.0
     with style():
-        page = Sheet(WIDE, MARGIN + head + sum(b.height for b in blocks) + tail)
+        height = MARGIN + head + sum(b.height for b in blocks) + tail
+        figure = Figure(figsize=(WIDE, height))
+        page = Sheet(figure.add_axes((0, 0, 1, 1)), lambda _width: height)
         page.text(MARGIN, MARGIN + 0.1, _cut(title, 92), 9, fontweight="bold", color=INK)
         page.text(MARGIN, MARGIN + 0.29, _cut(facts, 128), 7, color=QUIET)
         top = MARGIN + head
@@ -98,7 +101,7 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "", *, ro
             _key(page, top + 0.04, root)
             for at, line in enumerate(lines):
                 page.text(MARGIN + 1.62, top + 0.08 + at * LINE, line, 6.5, color=QUIET)
-    return page.figure
+    return figure
 
 
 def _draw(page: Sheet, block: Block, top: float) -> None:
@@ -123,7 +126,7 @@ def _draw(page: Sheet, block: Block, top: float) -> None:
 def _key(page: Sheet, top: float, root: bool) -> None:
     """The colours from 0 to each map's printed maximum."""
     bar = page.inset(MARGIN + 0.12, top, 0.9, 0.08)
-    page.figure.colorbar(ScalarMappable(scale_of((0, 1), root), COLOURS), cax=bar, orientation="horizontal")
+    page.ax.figure.colorbar(ScalarMappable(scale_of((0, 1), root), COLOURS), cax=bar, orientation="horizontal")
     bar.set_axis_off()
     page.text(MARGIN, top + 0.04, "0", 6.5, color=QUIET)
     page.text(MARGIN + 1.06, top + 0.04, "maximum", 6.5, color=QUIET)
