@@ -15,6 +15,7 @@ pytest.importorskip("matplotlib")
 sections = pytest.importorskip("attlas.analysis.report.sections.judgement")
 base = pytest.importorskip("attlas.analysis.report.sections.base")
 facts = pytest.importorskip("attlas.analysis.report.facts")
+summary = pytest.importorskip("attlas.analysis.statistics.summary")
 judging = pytest.importorskip("attlas.analysis.judge")
 
 
@@ -54,3 +55,26 @@ def test_shows_curves_differences_and_where_maps_disagree(made: Any, tmp_path: P
     for figure in (curves, disagreement):
         assert figure.draw(False).get_size_inches()[0] > 3
     assert "n = 12 images" in curves.caption
+
+
+def test_shows_masks_and_heads_where_they_were_judged(made: Any, tmp_path: Path) -> None:
+    """Heads in the order of what is lost."""
+    store = Store(Path(shutil.copytree(made.store, tmp_path / "s.zarr")), writable=True)
+    loss = np.array([[[0.1, 0.0, np.nan], [0.3, 0.2, np.nan]], [[-0.1, 0.0, np.nan], [0.2, 0.0, np.nan]]])
+    arrays = {
+        "segmentation_map": (("m",), np.array(["rollout"], np.dtypes.StringDType()), {}),
+        "segmentation_figure": (("f",), np.array(["mean_iou"], np.dtypes.StringDType()), {}),
+        "segmentation_mean": (("m", "f"), np.array([[0.25]]), {"images": 7}),
+        "segmentation_interval": (("bound", "m", "f"), np.array([[[0.125]], [[0.5]]]), {}),
+        "judged_heads_mean.zero": (("layer", "head", "loss"), loss, {"images": 7}),
+        "judged_heads_interval.zero": (("bound", "layer", "head", "loss"), np.stack([loss - 1, loss + 1]), {}),
+        "judged_heads_rank.zero": (("loss",), np.array([0.5, 0, 0]), {}),
+        "judged_heads_rank_interval.zero": (("bound", "loss"), np.array([[0.25, 0, 0], [0.75, 0, 0]]), {}),
+    }
+    specs = [summary.spec_of(name, summary.Summed(*one)) for name, one in arrays.items()]
+    store.add(specs, {name: values for name, (_, values, _) in arrays.items()})
+    masks, heads = parts(Path(store.path))
+    assert masks.rows == [("rollout", "0.250 (0.125 to 0.500)")]
+    assert [row[0] for row in heads.rows] == [f"layer {a}, head {b}" for a, b in ((0, 1), (1, 1), (0, 0), (1, 0))]
+    assert heads.rows[0][1:] == ("+0.300 (-0.700 to +1.300)", "+0.200 (-0.800 to +1.200)", "–")
+    assert "+0.500 (+0.250 to +0.750)" in heads.caption
