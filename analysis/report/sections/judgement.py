@@ -260,7 +260,7 @@ def _heads(store: Store, silence: str) -> Table:
     caption = (
         f"What the model loses without a head, in whose place stands {SILENCES[silence]}: the {len(rows)} of "
         f"{mean.shape[0] * mean.shape[1]} heads with the largest drop of the predicted class's logit; the divergence "
-        "of the class probabilities from those of the whole model, in nats; and the drop in accuracy. 95 % intervals over "
-        f"images.{rank} n = {int(said['images']):,} images."
+        "of the class probabilities from those of the whole model, in nats; and the drop in accuracy. 95 % intervals "
+        f"over images.{rank} n = {int(said['images']):,} images."
     )
     return Table(caption, ("head", "logit", "divergence", "accuracy"), rows)
