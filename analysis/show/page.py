@@ -25,7 +25,7 @@ type Pixels = npt.NDArray[np.uint8]
 
 MARGIN, GAP, LABEL, HEADING, LINE = 0.1, 0.1, 0.2, 0.3, 0.13
 TALLEST = 4.5  # inches of one cell
-NARROWEST = 1.45  # of a column beside which words stand
+LEAST = 0.75  # of the aspect of a list of classes: their lines need room
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Block:
     @property
     def lines(self) -> list[str]:
         """The sentences, cut to the sheet's width."""
-        return textwrap.wrap(self.words, 118)
+        return textwrap.wrap(self.words, 130)
 
     @property
     def height(self) -> float:
@@ -84,12 +84,12 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "", *, ro
         foot: a sentence beside the key of colours; "" for neither.
         root: whether the colours of the key follow square roots.
     """
-    lines = textwrap.wrap(foot, 88)
+    lines = textwrap.wrap(foot, 100)
     head, tail = 0.47, max(0.34, LINE * len(lines) + 0.12) if foot else 0.0
     with style():
         page = Sheet(WIDE, MARGIN + head + sum(b.height for b in blocks) + tail)
         page.text(MARGIN, MARGIN + 0.1, _cut(title, 92), 9, fontweight="bold", color=INK)
-        page.text(MARGIN, MARGIN + 0.29, _cut(facts, 128), 7, color=QUIET)
+        page.text(MARGIN, MARGIN + 0.29, _cut(facts, 134), 7, color=QUIET)
         top = MARGIN + head
         for block in blocks:
             _draw(page, block, top)
@@ -216,4 +216,4 @@ def bars(label: str, shares: Sequence[tuple[str, float]], aspect: float) -> Cell
             page.ax.add_patch(Rectangle((left, y + 0.155), right - left, 0.035, color=FAINT, lw=0))
             page.ax.add_patch(Rectangle((left, y + 0.155), (right - left) * share, 0.035, color=ACCENT, lw=0))
 
-    return Cell(label, aspect, draw)
+    return Cell(label, max(aspect, LEAST), draw)

@@ -90,7 +90,7 @@ def _overview(one: Subject, request: Request) -> Any:
     blocks = [Block(cells, len(cells))]
     if len(heads) > 1:
         most = max(float(view.values.max()) for view in heads)
-        each = [cell_of(one, view, request, most) for view in heads]
+        each = [cell_of(one, view, request, most, f"head {head}") for head, view in enumerate(heads)]
         heading = f"The {len(heads)} heads of layer {spec.layers[-1]}, on one scale"
         blocks.append(Block(each, _columns(len(each)), heading))
     return sheet(one.title, facts(one), blocks, _foot(one, request))
@@ -158,7 +158,8 @@ def _columns(count: int) -> int:
     """So many that rows are full, where that is possible, and maps are not too small."""
     if count <= 4:
         return count
-    return next((n for n in (4, 6, 5, 3) if count % n == 0 and (n != 4 or count <= 8)), 6 if count > 8 else 4)
+    likely = (3, 4, 6) if count <= 9 else (6, 4, 5)
+    return next((n for n in likely if count % n == 0), 6 if count > 9 else 4)
 
 
 def _size(one: Subject) -> tuple[int, int]:
@@ -173,8 +174,9 @@ def facts(one: Subject) -> str:
     before = [f"{spec.prefix.count(kind)} registers" if kind == "register" and spec.prefix.count(kind) > 1 else word
               for kind, word in zip(dict.fromkeys(spec.prefix), kinds, strict=True)]  # fmt: skip
     tokens = " + ".join([*before, f"{spec.grid[0]} × {spec.grid[1]} patches"])
-    random = " · random weights: these maps mean nothing" if spec.weights.source == "random" else ""
-    return f"{spec.name} · {spec.depth} layers (0 to {spec.depth - 1}) of {spec.heads} heads · {tokens}{random}"
+    random = " (random weights: these maps mean nothing)" if spec.weights.source == "random" else ""
+    layers = f"{spec.depth} layers (0 to {spec.depth - 1})" if spec.depth > 1 else "1 layer"
+    return f"{spec.name}{random} · {layers} of {spec.heads} head{'s' * (spec.heads > 1)} · {tokens}"
 
 
 def _foot(one: Subject, request: Request) -> str:
