@@ -217,13 +217,13 @@ def test_what_is_no_picture_no_graph_and_what_exists_is_refused(
         attlas.show(graph, folder)
     with pytest.raises(UsageError, match="which picture"):
         attlas.show(graph)
-    with pytest.raises(AttlasError, match="no attlas metadata|is no ONNX model"):
+    with pytest.raises(AttlasError, match=r"no attlas metadata|is no ONNX model"):
         attlas.show(folder / "p0.png", folder / "p0.png")
     with pytest.raises(UsageError, match="is a store"):
         attlas.show(store.path, folder / "p0.png")
     with pytest.raises(UsageError, match="has images 0 to 4"):
         attlas.show(store.path, image=5)
-    with pytest.raises(UsageError, match="there.png: exists"):
+    with pytest.raises(UsageError, match=r"there.png: exists"):
         attlas.show(graph, folder / "p0.png", output=tmp_path / "there.png")
     assert (tmp_path / "there.png").read_text() == "mine"
 
