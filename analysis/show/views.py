@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from ...errors import UsageError
@@ -64,7 +65,9 @@ def drawn(subjects: Sequence[Subject], request: Request) -> Any:
 
 def titled(subjects: Sequence[Subject]) -> str:
     """What a figure is of."""
-    return subjects[0].title if len(subjects) == 1 else f"{len(subjects)} pictures of {subjects[0].where}"
+    return (
+        subjects[0].title if len(subjects) == 1 else f"{len(subjects)} pictures of {PurePath(subjects[0].where).name}"
+    )
 
 
 def views_of(subject: Subject, request: Request) -> list[View]:
