@@ -61,10 +61,12 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
         and those of the arrays, are numbers and text, so that netCDF takes them; what nests is JSON.
 
     Raises:
+        DamagedError: it lacks rows of a unit that is done, which would read as NaN.
         AttlasError: there is no store at `path`, or it does not read.
         UsageError: `chunks` names what is no dimension, or is nothing that dask takes.
     """
     store = Store(path)
+    store.check_whole(store.names)
     found: Any
     try:
         # Undecoded, since xarray would make float64 of float16, and would do so before it could be cut.

@@ -208,6 +208,7 @@ LONG_NAMES = {
     "value_norm": "norm of each key's value times its head's slice of the output projection",
     "branch_ratio": "norm of what the attention branch adds over that of the stream it is added to",
     "token_norm": "norm of the residual stream that enters the block",
+    "head_output": "what the head writes before the output projection, mean over tokens",
     "class_attention": "attention of the class token in blocks where it alone attends",
 }
 

@@ -202,11 +202,19 @@ def row_variation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
-    """The graph's inputs by name for `images` images: pictures, and as classes predicted, first, last, and so on."""
+    """The graph's inputs by name for `images` images: pictures; as classes predicted, first, last, and so on; heads.
+
+    Every other head is silenced, so that what takes its place is compared, too.
+    """
     given: dict[str, NDArray[Any]] = {"image": pictures(images, spec.image_size)}
     logits = spec.output("logits")
     if spec.gradients and logits is not None:
         given["target"] = np.resize(np.array([-1, 0, (logits.shape[-1] or 1) - 1], np.int64), images)
+    if spec.ablate:
+        means = next(o for o in spec.outputs if o.name.startswith("head_output."))
+        given["head_mask"] = (np.indices((spec.depth, spec.heads)).sum(0) % 2).astype(np.float32)
+        fill = np.random.default_rng(0).normal(size=(spec.depth, *(n for n in means.shape if n)))
+        given["head_fill"] = fill.astype(np.float32)
     return given
 
 
