@@ -115,7 +115,7 @@ def _chosen(one: Subject, request: Request) -> Any:
         for name in dict.fromkeys(view.name for view in views):
             cells = [cell_of(one, view, request) for view in views if view.name == name]
             blocks.append(Block(cells, _columns(len(cells)), name[:1].upper() + name[1:]))
-    return sheet(title, facts(one), blocks, _foot(one, request), root=all(view.root for view in views))
+    return sheet(title, facts(one), blocks, _foot(one, request))
 
 
 def _matrices(one: Subject, request: Request) -> Any:
@@ -131,21 +131,20 @@ def _rows(subjects: Sequence[Subject], request: Request) -> Any:
     """A row for each picture."""
     if request.matrix:
         raise UsageError("--matrix: is of one picture; choose it with --image")
-    blocks, roots = [], []
+    blocks = []
     for one in subjects:
         views = views_of(one, request)
         if request.plain:
             views = [View(f"layer {one.spec.layers[-1]}", mean_of(views), name=READS[one.spec.readout])]
             rolled = rollout_map(one.store, one.image)
             views += [] if rolled is None else [View("rollout", rolled / rolled.mean(), MEAN, False)]
-        roots += [view.root for view in views]
         cells = [photograph("", one.pixels, one.spec.grid, request.patch)] if one.pixels is not None else []
         cells += [cell_of(one, view, request, label=view.title) for view in views]
         if shares := one.top():
             cells.append(bars("predicted", shares, _size(one)[0] / _size(one)[1]))
         blocks.append(Block(cells, min(len(cells), 6), one.title, largest=2.0))
     first = subjects[0]
-    return sheet(titled(subjects), facts(first), blocks, _foot(first, request), root=any(roots))
+    return sheet(titled(subjects), facts(first), blocks, _foot(first, request))
 
 
 def cell_of(one: Subject, view: View, request: Request, limit: float | None = None, label: str | None = None) -> Cell:
