@@ -60,7 +60,7 @@ function served() {
     url: async (path) => path,
     async get(path) {
       const answer = await fetch(path);
-      if (!answer.ok) throw new Error(await answer.text());
+      if (!answer.ok || answer.headers.get("Content-Type").startsWith("text/plain")) throw new Error((await answer.text()).trim());
       return answer.arrayBuffer();
     },
   };
