@@ -9,8 +9,8 @@ import pytest
 from support_report import make_store
 
 pytest.importorskip("attlas.analysis.view.api")
-import attlas  # noqa: E402
-from attlas.analysis.view import Atlas  # noqa: E402
+import attlas
+from attlas.analysis.view import Atlas
 
 
 def test_a_widget_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
