@@ -639,8 +639,7 @@ class Atlas {
     one.tokens = h("div", { class: "tokens" });
     const readout = { class: "class token", mean: "mean of patches", pool: "mean of patches", distilled: "class and distillation tokens" }[store.readout];
     const chips = [[null, `readout: ${readout}`], ...store.prefix.map((kind, i) => [{ prefix: i }, kind === "register" ? `register ${i - store.prefix.indexOf("register") + 1}` : kind])];
-    if (!(store.readout === "class" && store.prefix.length === 1)) one.chips = chips;
-    else one.chips = chips.slice(0, 1);
+    one.chips = chips.filter(([at]) => at === null || store.readout !== "class" || at.prefix !== store.readout_rows[0]);
     one.chipButtons = one.chips.map(([at, text]) => h("button", { class: "toggle", onclick: () => this.set({ at, map: "attention" }), text }));
     one.tokens.append(...one.chipButtons);
     one.facts = h("div", { class: "facts" });
