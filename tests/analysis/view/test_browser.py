@@ -153,6 +153,31 @@ def test_on_a_phone_in_the_dark(opened: Callable[..., Any], url: str) -> None:
     assert page.evaluate("getComputedStyle(document.querySelector('.attlas')).backgroundColor") == "rgb(255, 255, 255)"
 
 
+def test_as_a_widget(opened: Callable[..., Any], url: str) -> None:
+    """A notebook's model carries each request as a message; here it asks the server."""
+    page = opened(url)
+    page.evaluate(
+        """async () => {
+          const { default: widget } = await import('./atlas.js'), el = document.createElement('div');
+          let answer;
+          const model = { on: (_, callback) => { answer = callback; }, send: async ({ id, path }) => {
+            const found = await fetch(path), text = found.headers.get('Content-Type').startsWith('text/plain');
+            if (text) answer({ id, why: await found.text() }, []);
+            else answer({ id }, [new DataView(await found.arrayBuffer())]);
+          } };
+          document.body.replaceChildren(el);
+          widget.render({ model, el });
+        }"""
+    )
+    page.locator(".within .cell").nth(1).click()
+    expect(page.locator(".within .overlay")).to_have_attribute("data-shows", "1/1/attention")
+    assert page.url.rstrip("#") == url
+    page.locator(".within .box").click(position={"x": 5, "y": 5})
+    expect(page.locator(".within .says")).to_contain_text("patch (0, 0)")
+    page.locator(".within").press("n")
+    expect(page.locator(".within .overlay")).to_have_attribute("data-shows", "2/1/attention")
+
+
 def test_the_single_file(opened: Callable[..., Any], stores: list[Path], tmp_path: Path) -> None:
     page = opened(write(stores, tmp_path / "atlas.html", count=3).as_uri())
     assert page.locator(".cell").count() == 3
