@@ -19,7 +19,8 @@ import numpy.typing as npt
 from ..errors import AttlasError
 from .contents import Contents
 from .plan import Plan
-from .runtime.decode import DecodeError, decode
+from .runtime.decode import PILLOW, DecodeError, decode_into
+from .runtime.fast import loading
 from .runtime.graph import APPENDED
 from .runtime.session import Session
 from .sources.items import ChangedError, Items, Source
@@ -102,6 +103,7 @@ class Buffers:
         batch = store.plan.batch
         self.outputs = session.buffers(batch)
         self.pixels = session.pixels(batch)
+        self.fast = loading()
         # Small arrays are written once per unit, because their chunks are units.
         self.small = {t.name: t for t in contents.templates if t.name not in LARGE}
         self.large = {t.name: t for t in contents.templates if t.name in LARGE}
@@ -195,17 +197,18 @@ def _load(
 ) -> Counter[str]:
     """Fill the pixel buffer and the rows that describe the pictures; returns the counted remarks."""
     remarks = Counter[str]()
+    fast = buffers.fast.result() if buffers.fast.done() else PILLOW
     for i, (key, read) in enumerate(zip(keys, reads, strict=False)):
         try:
-            picture = decode(read(), buffers.spec.recipe)
-            if picture.remarks and "range" not in buffers.store.plan.identity:
+            size, noted = decode_into(buffers.pixels[i], read(), buffers.spec.recipe, fast)
+            if noted and "range" not in buffers.store.plan.identity:
                 raise AttlasError(
                     f"{buffers.store.path}: was begun by an earlier version, which clipped grey pictures of more than "
                     f"8 bits, and {key} is one; choose another output, or --overwrite"
                 )
-            buffers.pixels[i], (rows["height"][i], rows["width"][i]) = picture.pixels, picture.size
+            rows["height"][i], rows["width"][i] = size
             rows["valid"][i] = True
-            remarks.update(picture.remarks)
+            remarks.update(noted)
         except (DecodeError, ChangedError) as error:
             buffers.pixels[i] = 0
             rows["error"][i] = str(error)
@@ -250,7 +253,9 @@ def _on_host(buffers: Buffers, count: int, pool: npt.NDArray[np.float32] | None)
         prefix = len(contents.spec.prefix)
         found["prefix_attention"] = np.stack([layer[:, :, :prefix] for layer in attention], axis=1)
     if contents.reducer is not None:
-        return found | contents.reducer(attention, pool)
+        found |= contents.reducer([buffers.outputs[want.name][:count] for want in contents.reduced], pool)
+        if not contents.keep.coded:
+            return found
     found["_finite"] = np.stack([np.isfinite(layer).all(axis=(1, 2, 3)) for layer in attention], axis=1)
     return found
 

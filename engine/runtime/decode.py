@@ -11,7 +11,8 @@ import functools
 import io
 import math
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,24 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ...exporter.spec import Recipe
 
-__all__ = ["MAX_PIXELS", "RANGE", "DecodeError", "Picture", "crop_box", "decode", "prepare", "rgb"]
+__all__ = [
+    "MAX_PIXELS",
+    "PILLOW",
+    "RANGE",
+    "DecodeError",
+    "DecodeJpeg",
+    "Fast",
+    "Picture",
+    "Pixels",
+    "Resample",
+    "crop_box",
+    "decode",
+    "decode_into",
+    "prepare",
+    "rgb",
+    "rgbx",
+    "size_of",
+]
 
 # Pillow's own threshold for a decompression bomb, here an error: at most 268 MB of RGB per worker.
 MAX_PIXELS = 89_478_485
@@ -78,6 +96,9 @@ class DecodeError(Exception):
     """A picture that cannot be read; the run continues without it."""
 
 
+type Pixels = npt.NDArray[np.uint8]
+
+
 class Picture(NamedTuple):
     """A decoded picture.
 
@@ -87,9 +108,28 @@ class Picture(NamedTuple):
         remarks: notes that a run counts and shows: `WIDE` if `RANGE` was used, and `NARROW`.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     size: tuple[int, int]
     remarks: tuple[str, ...] = ()
+
+
+type Resample = Callable[[Pixels, tuple[int, int], str, tuple[int, int], Pixels], None]
+type DecodeJpeg = Callable[[bytes, tuple[int, int]], Pixels | None]
+
+
+class Fast(NamedTuple):
+    """Faster ways that give Pillow's pixels (`fast.load`); Pillow does what is None.
+
+    Attributes:
+        resample: `resample.resample`.
+        jpeg: `jpeg.decode_jpeg`; used together with `resample`.
+    """
+
+    resample: Resample | None = None
+    jpeg: DecodeJpeg | None = None
+
+
+PILLOW = Fast()
 
 
 def decode(data: bytes, recipe: Recipe) -> Picture:
@@ -99,6 +139,24 @@ def decode(data: bytes, recipe: Recipe) -> Picture:
         DecodeError: Pillow cannot read it, it is larger than `MAX_PIXELS` before or after the resize, or its values
             for black and white are unknown.
     """
+    pixels = np.empty((*recipe.crop, 3), np.uint8)
+    return Picture(pixels, *decode_into(pixels, data, recipe))
+
+
+def decode_into(
+    out: Pixels, data: bytes, recipe: Recipe, fast: Fast = PILLOW
+) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """Write the graph's pixels of an encoded picture into `out`; returns its size and remarks (see `Picture`).
+
+    Args:
+        out: (row, column, channel) uint8 in C order, of the recipe's crop. After an error its contents are undefined.
+        data: the bytes of an image file.
+        recipe: the graph's recipe.
+        fast: the faster ways to use; neither pixels nor errors depend on them.
+
+    Raises:
+        DecodeError: as for `decode`.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns of corrupt EXIF, odd palettes and the like, but only the pixels matter here.
@@ -106,8 +164,17 @@ def decode(data: bytes, recipe: Recipe) -> Picture:
             with Image.open(io.BytesIO(data), formats=_formats()) as picture:
                 size = (picture.height, picture.width)
                 _bounded(size, "has")
+                if fast.jpeg is not None and picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB"):
+                    source = fast.jpeg(data, size)
+                    if source is not None:
+                        _place(source, recipe, fast, out)
+                        return size, ()
                 colours, remarks = rgb(picture)
-            return Picture(np.asarray(prepare(colours, recipe)), size, remarks)
+            if fast.resample is None:
+                out[...] = np.asarray(prepare(colours, recipe))
+            else:
+                _place(rgbx(colours), recipe, fast, out)
+            return size, remarks
     except DecodeError:
         raise
     except MemoryError:
@@ -119,6 +186,12 @@ def decode(data: bytes, recipe: Recipe) -> Picture:
         raise DecodeError(text or type(error).__name__) from None
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of an encoded picture that `decode` reads."""
+    with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        return picture.height, picture.width
+
+
 def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """A picture as 8-bit RGB, and its remarks (see `Picture`).
 
@@ -127,6 +200,11 @@ def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """
     grey, remarks = _eight_bits(picture) if picture.mode in _WIDE_MODES else (picture, ())
     return grey.convert("RGB"), remarks
+
+
+def rgbx(picture: Image.Image) -> Pixels:
+    """An RGB picture as (row, column, 4) uint8: RGB and a byte of anything, as Pillow keeps it."""
+    return np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint8).reshape(picture.height, picture.width, 4)
 
 
 def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
@@ -140,12 +218,30 @@ def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
     if crop_height > height or crop_width > width:
         missing_y, missing_x = max(0, crop_height - height), max(0, crop_width - width)
         border = (missing_x // 2, missing_y // 2, (missing_x + 1) // 2, (missing_y + 1) // 2)
-        fill: Any = tuple(round(255 * v) for v in recipe.mean) if recipe.crop_mode == "border" else 0
-        picture = ImageOps.expand(picture, border, fill)
+        picture = ImageOps.expand(picture, border, _border(recipe))
         height, width = picture.height, picture.width
     top = round((height - crop_height) / 2.0)
     left = round((width - crop_width) / 2.0)
     return picture.crop((left, top, left + crop_width, top + crop_height))
+
+
+def _place(source: Pixels, recipe: Recipe, fast: Fast, out: Pixels) -> None:
+    """`prepare` without Pillow: (row, column, 4) RGB and a byte of anything, resized and cropped into `out`."""
+    assert fast.resample is not None
+    height, width = resized(source.shape[0], source.shape[1], recipe)
+    _bounded((height, width), "would be resized to")
+    top, left = _offset(height, recipe.crop[0]), _offset(width, recipe.crop[1])
+    if recipe.crop[0] > height or recipe.crop[1] > width:
+        out[...] = _border(recipe)
+    fast.resample(source, (height, width), recipe.interpolation, (top, left), out)
+
+
+def _border(recipe: Recipe) -> tuple[int, int, int]:
+    """The colour around a picture that is smaller than the crop."""
+    if recipe.crop_mode != "border":
+        return 0, 0, 0
+    red, green, blue = (min(max(round(255 * v), 0), 255) for v in recipe.mean)
+    return red, green, blue
 
 
 def resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:

@@ -203,7 +203,7 @@ def test_maps_with_gradients_stand_beside_raw_attention_where_the_run_kept_them(
 
 
 def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
-    """Every test of five images or more is a point, those at q <= 0.05 are counted; smaller groups are told."""
+    """Every test is a point, those at q <= 0.05 are counted; groups of one image are told."""
     store = make_store(tmp_path / "s.zarr", images=8)
     shown = list(groups.groups(context_of(store)))
     assert "--by label" in shown[0].reason
@@ -216,11 +216,11 @@ def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
     store = add(store, "rollout_mean_by_label", ("label_group", "y", "x"), np.ones((2, 3, 5)))
     scatter, maps = groups.groups(context_of(store))
     assert "1 of 3 differences at q ≤ 0.05" in scatter.caption
-    assert "1 of 2 groups have fewer than 5 images (all of one image only)" in scatter.caption
+    assert "1 of 2 groups have one image only, and no test." in scatter.caption
     assert "n = 6 images." in scatter.caption
     assert [row[-2:] for row in scatter.rows] == [(0.0, 0.001), (1.0, 0.2), (2.0, 0.5)]
     assert {row[0] for row in maps.rows} == {scatter.rows[0][1]}
-    assert "Welch" in methods.describe([store.path])
+    assert "random groups of the same size" in methods.describe([store.path])
 
 
 def test_mean_rollouts_of_groups_use_every_colour(tmp_path: Path) -> None:
