@@ -19,6 +19,8 @@ CHOICES = {
     "uint8": {"keep": ["attention"], "store_dtype": "uint8"},
     "float32": {"keep": ["attention", "attention_mean", "tokens"], "store_dtype": "float32"},
     "layers": {"keep": ["attention"], "layers": [1]},
+    "zstd": {"keep": ["attention", "attention_mean", "tokens"], "codec": "zstd"},
+    "not compressed": {"keep": ["attention", "tokens"], "codec": "none"},
 }
 
 

@@ -169,7 +169,7 @@ def test_analysis_gives_the_published_maps(exported: Any, photos: Path, tmp_path
     built, result = exported
     run_images(result.path, photos, tmp_path / "s.zarr", keep=keep, store_dtype="float32", batch_size=2)
     both = keep[0] == "attention"
-    names = ["gradient_rollout", "chefer", *(["head_importance"] if both else [])]
+    names = ["gradient_rollout", "chefer", *(["head_importance", "gradient_rollout_vit_explain"] if both else [])]
     analyzed = analyze(tmp_path / "s.zarr", names)
     assert set(analyzed.made) == set(names)
     store = Store(tmp_path / "s.zarr")
@@ -181,6 +181,7 @@ def test_analysis_gives_the_published_maps(exported: Any, photos: Path, tmp_path
         "gradient_rollout": rollouts.gradient_rollout([rollouts.gradient_mean(a, g) for a, g in layers], (4, 4)),
         "chefer": rollouts.chefer([rollouts.gradient_positive(a, g) for a, g in layers], (4, 4)),
         "head_importance": np.stack([formulas.head_importance(a, g) for a, g in layers], axis=1),
+        "gradient_rollout_vit_explain": rollouts.gradient_rollout_vit_explain(*zip(*layers, strict=True), (4, 4)),
     }
     for name in names:
         stored = store.read(name)
@@ -195,6 +196,9 @@ def test_analysis_says_what_the_run_would_have_to_keep(exported: Any, photos: Pa
     run_images(result.path, photos, tmp_path / "a.zarr", keep=["gradient_mean"])
     with pytest.raises(AttlasError, match="chefer needs gradient_positive, or attention and gradient"):
         analyze(tmp_path / "a.zarr", ["chefer"])
+    run_images(result.path, photos, tmp_path / "b.zarr", keep=["attention", "gradient"])
+    with pytest.raises(AttlasError, match=r"gives gradients of the logit; a graph of .* --loss-gradients"):
+        analyze(tmp_path / "b.zarr", ["head_importance_michel"])
     before = Store(tmp_path / "a.zarr").names
     with pytest.raises(AttlasError, match="head_importance needs attention and gradient"):
         analyze(tmp_path / "a.zarr", ["head_importance"])
