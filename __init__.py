@@ -19,14 +19,18 @@ __all__ = [
     "Statistic",
     "Store",
     "analyze",
+    "compare",
     "demo",
     "doctor",
     "export",
     "inspect",
+    "judge",
     "open",
     "report",
     "run",
+    "show",
     "verify",
+    "view",
 ]
 
 if TYPE_CHECKING:
@@ -36,14 +40,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .analysis.dataset import open as open
+    from .analysis.judge import judge as judge
     from .analysis.report.page import report as report
+    from .analysis.show.show import show as show
     from .analysis.statistic import Statistic as Statistic
     from .analysis.statistics import analyze as analyze
+    from .analysis.statistics.compare import compare as compare
+    from .analysis.view.notebook import view as view
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.executors.base import Executor
     from .engine.inspect import inspect as inspect
     from .engine.runner import Progress, RunResult
+    from .engine.runtime.providers import Precision
     from .engine.runtime.session import Session as Session
     from .engine.sources import Source
     from .engine.store.store import Store as Store
@@ -59,12 +68,16 @@ _HOMES = {
     "Statistic": "analysis.statistic",
     "Store": "engine.store.store",
     "analyze": "analysis.statistics",
+    "compare": "analysis.statistics.compare",
     "doctor": "engine.doctor",
     "export": "exporter.trace.export",
     "inspect": "engine.inspect",
+    "judge": "analysis.judge",
     "open": "analysis.dataset",
     "report": "analysis.report.page",
+    "show": "analysis.show.show",
     "verify": "engine.store.verify",
+    "view": "analysis.view.notebook",
 }
 # The extra that installs each room's packages, so that the error for a missing package can name it.
 _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
@@ -73,11 +86,19 @@ _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'attlas' has no attribute {name!r}")
+    if name == "Session":
+        _load("engine.runtime.results").Result.draws = _drawn
     return getattr(_load(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _drawn(result: Any) -> str | None:
+    """A result as HTML, for notebooks; None where the analysis room's packages are not installed."""
+    draw = _found("analysis.show.html", "of_result_html")
+    return None if draw is None else draw(result)
 
 
 def _load(module: str) -> Any:
@@ -105,6 +126,7 @@ def run(
     codec: str = "lz4",
     batch_size: int | None = None,
     provider: str = "auto",
+    precision: Precision = "float32",
     target: str = "predicted",
     workers: int | None = None,
     scheduler: str | Executor | None = None,
@@ -130,7 +152,8 @@ def run(
         store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
         codec: compression of the large arrays: lz4, zstd (smaller by 2 %, slower) or none.
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
-        provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+        provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
+        precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
         scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.

@@ -13,12 +13,16 @@ import attlas
 import click
 
 from .commands.analyze import analyze
+from .commands.compare import compare
 from .commands.export import export
 from .commands.inspect import inspect, verify
+from .commands.judge import judge
 from .commands.machine import demo, doctor, models
 from .commands.report import report
 from .commands.run import run
 from .commands.shared import INTERRUPTED, note
+from .commands.show import show
+from .commands.view import view
 from .errors import AttlasError
 
 
@@ -48,7 +52,7 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, run, analyze, report, inspect, verify, models, doctor, demo):
+for command in (export, run, analyze, compare, judge, report, show, view, inspect, verify, models, doctor, demo):
     cli.add_command(command)
 
 

@@ -47,6 +47,7 @@ _FORMULAS = (
     "formulas.baselines",
     "formulas.histograms",
     "statistics.differences",
+    "statistics.inference",
     "formulas.boxes",
 )
 

@@ -6,10 +6,9 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from ..engine.store.store import Store
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import formulas
@@ -18,12 +17,17 @@ from .formulas.arrays import Array, constant, floating, namespace, patch_part, p
 from .formulas.histograms import distance_edges, entropy_edges, histogram
 from .statistic import INPUTS, Statistic
 
+if TYPE_CHECKING:
+    from ..engine.store.store import Store
+
 __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolved", "summed", "written"]
 
 # How the arrays end that sum up one number per layer and head, with the dimensions of their own; how those by group do,
 # and those that say which groups there are, behind the column's name.
 ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
 BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
+# What begins the names of a judgement's arrays, which are no statistics of attention.
+JUDGED = ("deletion", "insertion", "judged", "judged_heads", "judged_heads_mean")
 PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
 DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
@@ -135,9 +139,11 @@ CATALOG: dict[str, Statistic] = {
                   "mean attention of a patch on its 8 neighbours", **_layer("neighbour_mass")),
         Statistic("rest_mass", HEADS, formulas.rest_mass, "1", "mean attention of a patch on all farther patches",
                   **_layer("rest_mass")),
+        Statistic("border_mass", HEADS, formulas.border_mass, "1",
+                  "mean share of a row's patch mass on the outer ring of patches"),
         Statistic("sink_share", HEADS, formulas.sink_share, "1",
                   "share of patches that receive more than 4 times the uniform attention", *DARCET,
-                  **_layer("sink_share")),
+                  refuses=("codes",), **_layer("sink_share")),
         Statistic("normalized_mutual_information", HEADS, formulas.normalized_mutual_information, "1",
                   "mutual information of query and key, normalised", "Park et al. 2023 (arXiv 2305.00729), eq. 2",
                   "park2023", **_layer("information")),
@@ -207,9 +213,12 @@ CATALOG: dict[str, Statistic] = {
         Statistic("chefer", ("y", "x"), formulas.chefer, "1",
                   "relevance by attention times gradient above 0, mean over heads",
                   "Chefer et al. 2021 (arXiv 2103.15679)", "chefer2021", refuses=("pool",), **_IMAGES),
+        Statistic("gradient_rollout_vit_explain", ("y", "x"), formulas.gradient_rollout_vit_explain, "1",
+                  "gradient rollout of vit-explain: gradients by the scores, of the blocks in reverse, 0.9 discarded",
+                  "github.com/jacobgil/vit-explain", "gildenblat", refuses=("codes", "pool"), **_IMAGES),
         Statistic("head_importance", HEADS, formulas.head_importance, "logit",
                   "absolute sum of attention times gradient",
-                  "Michel et al. 2019 (arXiv 1905.10650)", "michel2019", **_IMAGES),
+                  "compare Michel et al. 2019 (arXiv 1905.10650), whose score is of the loss", "michel2019", **_IMAGES),
         # What a run writes of graphs that were exported with `--norms`: their means are taken.
         Statistic("value_norm", ("layer", "head", "key"), units="1", cite="kobayashi2020",
                   long_name="norm of each key's value times its head's slice of the output projection"),
@@ -217,6 +226,10 @@ CATALOG: dict[str, Statistic] = {
                   long_name="norm of what the attention branch adds over that of the stream it is added to"),
         Statistic("token_norm", ("layer", "token"), units="1",
                   long_name="norm of the residual stream that enters the block"),
+        Statistic("norm_outlier_share", ("layer",), norms.norm_outlier_share, "1",
+                  "share of patches whose token has more than 3 times the median norm", *DARCET, **_IMAGES),
+        Statistic("norm_outlier_map", MAPS, norms.norm_outlier_map, "1",
+                  "1 for patches whose token has more than 3 times the median norm, 0 for others", *DARCET, **_IMAGES),
     )
 }  # fmt: skip
 
@@ -280,7 +293,7 @@ def held(store: Store, own: Iterable[Statistic] = ()) -> list[Statistic]:
     for name in store.attrs.get("analyzed", ()):
         dims = store.dims(name)
         base = name.partition(".")[0]
-        if name in known or (dims[:1] != ("image",) and base not in CATALOG):
+        if name in known or base in JUDGED or (dims[:1] != ("image",) and base not in CATALOG):
             continue
         if base in CATALOG and base != name:
             ends = (name, *(name.removesuffix(end) for end in ENDS), name.partition("_mean_by_")[0])
@@ -355,8 +368,14 @@ def _own_names() -> frozenset[str]:
     return frozenset({*CATALOG, *written(CATALOG.values()), *dims, PREDICTED})
 
 
-def reserved(name: str) -> bool:
-    """Whether an array of that name is, or may become, one of an analysis, so that no column should have it."""
+def reserved(name: str, columns: Collection[str] | None = None) -> bool:
+    """Whether an array of that name is, or may become, one of an analysis, so that no column should have it.
+
+    `columns` are those that images may be grouped by; with None, any.
+    """
     statistic, _, column = name.partition("_by_")
     by_group = bool(column) and any(statistic == f"{own}{end}" for own in _own_names() for end in BY_GROUP)
-    return name in _own_names() or name.partition(".")[0] in CATALOG or name.endswith(GROUP) or by_group
+    grouped = {name.removesuffix(end) for end in GROUP if name.endswith(end)}
+    by_group |= bool(grouped) if columns is None else not grouped.isdisjoint((PREDICTED, *columns))
+    base = name.partition(".")[0]
+    return name in _own_names() or base in CATALOG or base in JUDGED or name.startswith("judged_") or by_group

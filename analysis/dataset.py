@@ -11,14 +11,39 @@ import numpy as np
 import xarray as xr
 
 from ..engine.store.coordinates import COORDINATES
+from ..engine.store.overview import as_html, as_text, overview
 from ..engine.store.store import Store
 from ..errors import AttlasError, UsageError
 from .formulas import decode_codes
 
-__all__ = ["open"]
+__all__ = ["Dataset", "open"]
+
+MANY = 24  # variables: more than a screen holds
+HINT = "a lazy xarray.Dataset: list(ds.data_vars) names everything, ds.NAME is one array"
 
 
-def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | None = None) -> xr.Dataset:
+class Dataset(xr.Dataset):  # type: ignore[no-untyped-call]
+    """xarray's Dataset, of a store: with many variables it is shown on one screen, statistics gathered by name."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        if len(self.variables) <= MANY:
+            return super().__repr__()
+        return as_text(f"<xarray.Dataset> of {len(self.variables)} variables", self._overview(), HINT)
+
+    def _repr_html_(self) -> str:
+        if len(self.variables) <= MANY:
+            return super()._repr_html_()
+        return as_html(f"xarray.Dataset of {len(self.variables)} variables", self._overview(), HINT)
+
+    def _overview(self) -> dict[str, str]:
+        sizes = {str(name): {str(k): n for k, n in one.sizes.items()} for name, one in self.variables.items()}
+        facts = {"model": str(self.attrs.get("model", "")), "dataset": str(self.attrs.get("dataset", ""))}
+        return overview(sizes, facts)
+
+
+def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | None = None) -> Dataset:
     """Open a store: the run's arrays, the statistics beside them, nothing loaded.
 
     Every large array is cut as it is stored, so that a selection reads its own chunks alone. Attention is float32
@@ -36,10 +61,12 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
         and those of the arrays, are numbers and text, so that netCDF takes them; what nests is JSON.
 
     Raises:
+        DamagedError: it lacks rows of a unit that is done, which would read as NaN.
         AttlasError: there is no store at `path`, or it does not read.
         UsageError: `chunks` names what is no dimension, or is nothing that dask takes.
     """
     store = Store(path)
+    store.check_whole(store.names)
     found: Any
     try:
         # Undecoded, since xarray would make float64 of float16, and would do so before it could be cut.
@@ -54,10 +81,11 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
     found = found.assign_coords({n: v.compute() for n, v in found.coords.variables.items() if v.ndim == 1})
     found = found.assign_coords(done=("image", store.done_images, {"long_name": "the image's unit is done"}))
     found.attrs = _attrs(store)
-    return found if chunks is None else _cut(found, chunks)
+    made = Dataset(found.data_vars, found.coords, found.attrs)
+    return made if chunks is None else _cut(made, chunks)
 
 
-def _cut(found: xr.Dataset, chunks: Mapping[str, Any] | str | int) -> xr.Dataset:
+def _cut(found: Dataset, chunks: Mapping[str, Any] | str | int) -> Dataset:
     """With other chunks. Coordinates, by which images are chosen and grouped, stay in memory."""
     given = dict(chunks) if isinstance(chunks, Mapping) else chunks
     try:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..engine.store.store import Template
+from ..engine.store.schema import Template
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from .formulas import readout_rows
@@ -33,6 +33,7 @@ INPUTS = {
     "weighted": "gradient_mean",
     "positive": "gradient_positive",
     "value_norm": "value_norm",
+    "token_norm": "token_norm",
 }
 CONTEXT = (*INPUTS, "grid", "patch_size", "prefix", "kind", "readout", "spec")
 READOUTS = ("class", "mean", "distilled")
@@ -105,9 +106,9 @@ class Statistic:
         dims: of one image's result. With "layer" the formula is called per layer, without it once for all layers.
         formula: a plain function. It gets what its arguments name (`CONTEXT`): `attention` is one image's (head,
             query, key) of one layer, float32, or, if `dims` lack "layer", a sequence of these from input to output;
-            `value_norm` is (head, key); `grid`, `patch_size`, `readout` and `kind` are as in `formulas`, `prefix` is
-            the number of prefix tokens, `spec` the graph's. Other arguments need defaults: they are its parameters.
-            None if the run writes the rows.
+            `value_norm` is (head, key), `token_norm` (token); `grid`, `patch_size`, `readout` and `kind` are as in
+            `formulas`, `prefix` is the number of prefix tokens, `spec` the graph's. Other arguments need defaults: they
+            are its parameters. None if the run writes the rows.
         units: of the values; `long_name`: a short description.
         source: the publication; `cite`: its key in the report's bibliography.
         refuses: what it cannot be computed from: "mixed" attention, which is not a probability; uint8 "codes", if it
@@ -252,7 +253,12 @@ class Statistic:
             return ""
         n = spec.tokens
         heads = np.broadcast_to(np.float32(1 / n), (spec.heads, n, n))
-        known: dict[str, Any] = {"attention": heads, "gradient": heads, "value_norm": heads[:, 0]}
+        known: dict[str, Any] = {
+            "attention": heads,
+            "gradient": heads,
+            "value_norm": heads[:, 0],
+            "token_norm": heads[0, 0],
+        }
         known |= {"weighted": heads[0], "positive": heads[0]}
         if self.follows:
             known = {name: [value] * len(spec.layers) for name, value in known.items()}

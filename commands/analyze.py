@@ -26,6 +26,11 @@ from .shared import note, store_path
     help="Also by group: label, predicted, or any column of the store.",
 )
 @click.option(
+    "--cluster",
+    metavar="COLUMN",
+    help="Images of one value depend on each other (patient, video): intervals and tests over clusters. image: undo.",
+)
+@click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this process."
 )
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
@@ -51,7 +56,7 @@ def analyze(
         return
     if store is None:
         raise UsageError("which store? `attlas analyze STORE.zarr`")
-    with _pool(workers, scheduler) as who:
+    with pool(workers, scheduler) as who:
         result = attlas.analyze(store, list(names) or None, progress=True, **who, **options)
     for line in result.notes:
         note(f"note: {line}")
@@ -61,7 +66,7 @@ def analyze(
 
 
 @contextlib.contextmanager
-def _pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]:
+def pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]:
     """The arguments of `analyze` that say who does the work; by default none, and this process does it."""
     if workers is not None and scheduler is not None:
         raise UsageError("--workers, --scheduler: choose one")

@@ -41,6 +41,8 @@ from .shared import note, path_argument
 @click.option("--num-classes", type=int, help="Number of classes of the checkpoint's head.")
 @click.option("--gradients", is_flag=True, help="Also output gradients of a class's logit by the attention.")
 @click.option("--norms", is_flag=True, help="Also output norms of values, attention branches and tokens.")
+@click.option("--qkv", is_flag=True, help="Also output queries, keys and values, for `attlas show --walk`.")
+@click.option("--ablate", is_flag=True, help="Also take inputs that silence heads, for `attlas judge --heads`.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
 def export(
     model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: str | None, **options: Any

@@ -40,7 +40,7 @@ def models(pattern: str, names: bool, as_json: bool) -> None:
 @click.command(short_help="What works on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> None:
-    """Run a test graph on every provider of onnxruntime, and list what is installed."""
+    """Run a test graph on every provider, and list what is installed."""
     data = attlas.doctor()
     say_json(data) if as_json else click.echo("\n".join(messages.doctor_lines(data)))
     if data["problems"]:

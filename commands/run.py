@@ -50,7 +50,10 @@ from .shared import INTERRUPTED, READ_ERRORS, note, path_argument, say_json, sto
     "--target", default="predicted", metavar="predicted|label|N", help="The class whose logit is differentiated."
 )
 @click.option("--batch-size", default="auto", help="Images per batch; one batch is one chunk.")
-@click.option("--provider", default="auto", help="auto, cpu, cuda or any that `doctor` lists.")
+@click.option("--provider", default="auto", help="auto, cpu, cuda, openvino or any that `doctor` lists.")
+@click.option(
+    "--precision", default="float32", metavar="float32|bfloat16", help="What openvino computes in; float32 by default."
+)
 @click.option(
     "--workers",
     type=click.IntRange(1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -36,17 +36,18 @@ class Reducer(Protocol):
         """Reduce a batch.
 
         Args:
-            attention: one (image, head, query, key) array per exported layer, float16 or float32.
+            attention: one (image, head, query, key) array per exported layer, float16, float32, or uint8 codes.
             pool: the pool's own map (image, head, pool_query, key), float32, if the graph has one.
 
         Returns:
             The arrays of `templates` by name, and `_finite` (image, layer) bool: whether all attention is finite.
         """
 
-    def graph(self, dtype: Literal["float16", "float32"]) -> bytes | None:
+    def graph(self, dtype: Literal["float16", "float32"], *, codes: bool = False) -> bytes | None:
         """The same statistics as an ONNX model to append to the graph, so that attention can stay on the card.
 
-        Its inputs have the names of graph outputs, with attention in `dtype`. Its outputs are the arrays of
+        Its inputs have the names of graph outputs, with attention in `dtype`, of which statistics are taken as uint8
+        `codes` of it would give them. Its outputs are the arrays of
         `templates`, `_finite`, and with prefix tokens `prefix_attention` (image, layer, head, prefix, key). None if
         there is no such model (the default).
         """
@@ -98,15 +99,24 @@ class Contents:
         for name, given in per_layer(spec).items():
             templates.append(stacked(name, given))
             outputs[name] = tuple(Wanted(output.name) for output in given)
-        templates += reducer.templates if reducer is not None else ()
+        if reducer is not None:
+            said = {"computed_from": "attention_code"} if keep.coded else {}
+            templates += [replace(one, attrs={**one.attrs, **said}) for one in reducer.templates]
         templates += [entry.template(spec, keep.reduced) for entry in DESCRIBING]
         found = {name: wanted for name, wanted in outputs.items() if wanted}
         return cls(spec, keep, choices.statistics, reducer, tuple(templates), found)
 
     @property
     def attention(self) -> tuple[Wanted, ...]:
-        """Every layer's attention in the form that statistics are computed from."""
+        """Every layer's attention as values."""
         return tuple(Wanted(f"attention.{layer}", self.keep.reduced) for layer in self.spec.layers)
+
+    @property
+    def reduced(self) -> tuple[Wanted, ...]:
+        """Every layer's attention in the form that statistics are computed from: as it is stored, also as codes."""
+        if not self.keep.coded:
+            return self.attention
+        return tuple(Wanted(f"attention.{layer}", "uint8") for layer in self.spec.layers)
 
     def wanted(self, *, appended: bool = False) -> list[Wanted]:
         """The outputs of the prepared graph, each once.
@@ -115,7 +125,7 @@ class Contents:
         """
         small = [w for name, outputs in self.outputs.items() if name not in LAYERED for w in outputs]
         large = [w for name, outputs in self.outputs.items() if name in LAYERED for w in outputs]
-        return list(dict.fromkeys([*small, *(() if appended else self.attention), *large]))
+        return list(dict.fromkeys([*small, *(() if appended else (*self.attention, *self.reduced)), *large]))
 
     def appended(self, *, accelerator: bool) -> bytes | None:
         """The statistics as a model to append to the graph, or None if they are computed on the host.
@@ -125,7 +135,9 @@ class Contents:
         """
         if self.reducer is None or self.statistics == "host" or (self.statistics == "auto" and not accelerator):
             return None
-        model = self.reducer.graph(self.keep.reduced)
+        # Codes are of the graph's own values, so that they are those of the store.
+        coded = self.keep.coded
+        model = self.reducer.graph("float32", codes=True) if coded else self.reducer.graph(self.keep.reduced)
         if model is not None:
             promised = {t.name for t in self.reducer.templates} | {"_finite"}
             promised |= {"prefix_attention"} if self.spec.prefix else set()

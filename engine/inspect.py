@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,15 +12,12 @@ from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
 from .amounts import alone_line, amount, duration
 from .runtime.graph import graph_digest, read_spec
+from .store.overview import ENDS, SUMMED, gathered
 from .store.schema import CODEC
 from .store.storage import locate
 from .store.store import Store
 
 __all__ = ["inspect", "screen"]
-
-# Suffixes of the arrays that summarise a statistic over images, and by group: docs/statistics.md.
-ENDS = ("mean", "std", "quantile", "interval", "count", "difference", "q")
-SUMMED = re.compile(rf"(?P<name>.+?)_(?P<end>{'|'.join(ENDS)})(?:_by_(?P<column>\w+))?")
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -132,19 +128,12 @@ def screen(store: Mapping[str, Any]) -> Iterator[str]:
 
 def _statistics(names: list[str]) -> dict[str, list[str]]:
     """The summaries of each statistic that exist: `mean, std`, then `by label: mean, q`."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for name in names:
-        match = SUMMED.fullmatch(name)
-        if match is None:
-            found.setdefault(name, {})
-        else:
-            found.setdefault(match["name"], {}).setdefault(match["column"] or "", []).append(match["end"])
     return {
         name: [
             (f"by {column}: " if column else "") + ", ".join(sorted(ends, key=ENDS.index))
             for column, ends in sorted(of.items())
         ]
-        for name, of in sorted(found.items())
+        for name, of in gathered(names).items()
     }
 
 

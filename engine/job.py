@@ -21,12 +21,12 @@ from .labels import map_labels
 from .plan import Plan, digest, make_plan, spread
 from .runtime.decode import RANGE
 from .runtime.graph import graph_digest, read_spec
-from .runtime.providers import accelerates
+from .runtime.providers import OPENVINO, Precision, accelerates, check_precision, faster, resolve_provider
 from .runtime.session import constants, probe_batch
 from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
-from .store.coordinates import COORDINATES, arrays, with_room
+from .store.coordinates import COORDINATES, Reserved, arrays, nothing_reserved, with_room
 from .store.schema import CODEC, GRADIENTS
 from .store.storage import Url
 from .store.store import Store, read_attrs
@@ -73,6 +73,7 @@ class Request:
     codec: str
     batch_size: int | None
     provider: str
+    precision: Precision
     target: str
     limit: int | None
     seed: int
@@ -80,7 +81,7 @@ class Request:
     statistics: Statistics
     overwrite: bool
     dry_run: bool
-    reserved: Callable[[str], bool] = lambda _name: False
+    reserved: Reserved = nothing_reserved
 
 
 @dataclass
@@ -122,6 +123,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     _refuse_other(request.graph)
     spec = read_spec(request.graph)
     keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype, request.codec)
+    _check_runtime(request, keep)
     choices = Choices(keep, request.reducer, request.statistics)
     accelerator = accelerates(request.provider)
     source = _source(images)
@@ -152,17 +154,35 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         _compare(request.output, existing, plan, request.batch_size)
         plan = existing
         notes = _compare_files(request.output, items)
-    elif accelerator and request.batch_size is None and not request.dry_run:
-        # Probe the device's memory once; the plan keeps the result.
-        appended = contents.appended(accelerator=True)
+    elif not request.dry_run and (request.precision != "float32" or (accelerator and request.batch_size is None)):
+        # Probe the device's memory once; the plan keeps the result. A precision is tried before the store exists.
+        appended = contents.appended(accelerator=accelerator)
         wanted = contents.wanted(appended=appended is not None)
-        fits = probe(request.graph, plan.batch, provider=request.provider, wanted=wanted, appended=appended)
+        fits = probe(
+            request.graph,
+            plan.batch,
+            provider=request.provider,
+            wanted=wanted,
+            appended=appended,
+            precision=request.precision,
+        )
         plan = planned(fits) if fits < plan.batch else plan
     estimate = _estimate(request, source, items, plan, contents)
     if existing is None:
-        notes += _columns_note(renamed)
+        notes += [*faster(request.provider), *_columns_note(renamed)]
         notes += filter(None, [duplicates(source, items)] if not source.reads_ahead else [])
     return Job(request, choices, contents, source, items, plan, estimate, targets, notes)
+
+
+def _check_runtime(request: Request, keep: Keep) -> None:
+    """Refuse what the provider cannot do: its precision, and statistics in the graph."""
+    check_precision(request.provider, request.precision)
+    if keep.gradients and request.precision != "float32":
+        raise UsageError(
+            f"--precision {request.precision}: gradients would be wrong by up to half of their largest; leave it out"
+        )
+    if request.statistics == "graph" and resolve_provider(request.provider) == [OPENVINO]:
+        raise UsageError("statistics in the graph: OpenVINO would not round attention before them; leave them to auto")
 
 
 def _source(images: str | os.PathLike[str] | Source) -> Source:
@@ -218,6 +238,7 @@ def _identity(request: Request, contents: Contents, items: Items) -> dict[str, A
         "range": RANGE,
         **keep.identity(),
         **({"target": request.target} if keep.gradients else {}),
+        **({"precision": request.precision} if request.precision != "float32" else {}),
         "statistics": sorted(t.name for t in reducer.templates) if reducer is not None else [],
         "seed": request.seed,
     }
@@ -288,7 +309,15 @@ def open_store(job: Job) -> Store:
     if job.request.overwrite:
         Store.remove(output)
     elif output.exists():
-        return Store(output, writable=True)
+        store = Store(output, writable=True)
+        lacking = [t.name for t in job.contents.templates if t.name not in store]
+        if lacking and not store.done.all():
+            version = store.attrs.get("versions", {}).get("attlas", "?")
+            raise AttlasError(
+                f"{output}: was begun by attlas {version}, which had no {', '.join(lacking)}; finish it with that "
+                "version, choose another output, or --overwrite"
+            )
+        return store
     contents, keep = job.contents, job.contents.keep
     labels = map_labels(job.items.labels, contents.spec.classes)
     known = constants(job.request.graph)

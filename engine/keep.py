@@ -70,8 +70,13 @@ class Keep:
         return any(name in GRADIENTS for name in self.arrays)
 
     @property
+    def coded(self) -> bool:
+        """Whether attention is stored as codes, of which all statistics are computed, those of the run too."""
+        return self.dtype == "uint8" and "attention" in self.arrays
+
+    @property
     def reduced(self) -> Literal["float16", "float32"]:
-        """The dtype that statistics are computed from: the stored one, or float16 if codes or nothing is stored."""
+        """The dtype of attention as values: the stored one, or float16 if codes or nothing is stored."""
         return "float32" if self.dtype == "float32" else "float16"
 
     @property

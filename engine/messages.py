@@ -122,6 +122,8 @@ def export_lines(result: ExportResult) -> list[str]:
         lines.append(f"largest gradient difference {parity.gradient_max:.1e} of the layer's maximum")
     if parity.norm_max is not None:
         lines.append(f"largest difference of a norm {parity.norm_max:.1e} of the layer's maximum")
+    if parity.qkv_max is not None:
+        lines.append(f"largest difference of a query, key or value {parity.qkv_max:.1e} of the layer's maximum")
     return lines
 
 
@@ -159,6 +161,7 @@ def doctor_lines(data: Mapping[str, Any]) -> list[str]:
         f"Python {data['python']} on {data['system']}",
         "providers",
         *(f"  {name:<28} {state}" for name, state in data["providers"].items()),
+        *_faster(data["milliseconds"]),
         "decoding",
         *(f"  {what:<28} {way}" for what, way in data["decoding"].items()),
         "packages",
@@ -170,6 +173,14 @@ def doctor_lines(data: Mapping[str, Any]) -> list[str]:
         ),
         *(f"problem: {problem}" for problem in data["problems"]),
     ]
+
+
+def _faster(milliseconds: Mapping[str, float]) -> list[str]:
+    """A line if OpenVINO is at least 15 % faster than onnxruntime on this processor."""
+    plain, other = milliseconds.get("CPUExecutionProvider", 0.0), milliseconds.get("OpenVINO", 0.0)
+    if not other or plain < 1.15 * other:
+        return []
+    return [f"OpenVINO infers {plain / other:.1f} times as fast as onnxruntime here: `attlas run --provider openvino`"]
 
 
 def model_lines(found: Iterable[Summary]) -> Iterator[str]:

@@ -22,8 +22,10 @@ from .executors.base import Executor, Local, Task, WorkerInfo
 from .executors.threads import Threads
 from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
+from .runtime.providers import Precision
 from .sources import Source
 from .sources.files import is_url, place
+from .store.coordinates import Reserved, nothing_reserved
 from .store.locks import locked
 from .store.schema import CODEC
 from .store.storage import Url, locate
@@ -71,7 +73,7 @@ class RunResult:
         images: number of images in the plan; `done`: done by this run; `errors`: unreadable, in the whole store.
         seconds: wall time of this run; `stages`: the workers' seconds by stage.
         alone: images per second that each stage could have done alone, the slowest first, which was the limit.
-        provider: onnxruntime's name of the execution provider.
+        provider: onnxruntime's name of the execution provider, or `OpenVINO`.
         labelled: images whose label matches a class; `top1`, `top5`: how many of them are classified correctly.
         finished: whether every unit of the store is done (with `shard`, other processes may still have to do theirs).
         notes: lines that the user should read: a resume with other versions, statistics that are left out.
@@ -105,6 +107,7 @@ def run(
     codec: str = CODEC,
     batch_size: int | None = None,
     provider: str = "auto",
+    precision: Precision = "float32",
     target: str = "predicted",
     workers: int | None = None,
     scheduler: str | Executor | None = None,
@@ -115,7 +118,7 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     reducer: Callable[[GraphSpec], Reducer] | None = None,
-    reserved: Callable[[str], bool] = lambda _name: False,
+    reserved: Reserved = nothing_reserved,
     statistics: Statistics = "auto",
     progress: Show[Progress] = None,
     stop: threading.Event | None = None,
@@ -131,7 +134,8 @@ def run(
         store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
         codec: compression of the large arrays: lz4, zstd or none.
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
-        provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+        provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
+        precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
         scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.
@@ -142,7 +146,7 @@ def run(
         dry_run: plan only; write nothing.
         overwrite: replace an existing store at `output`.
         reducer: makes a `Reducer` for the graph's spec; `attlas.run` passes the analysis room's.
-        reserved: whether a name is reserved, so that no column of the images may have it.
+        reserved: whether a name is reserved, given all columns, so that no column of the images may have it.
         statistics: where statistics are computed: `graph`, `host`, or `auto` (in the graph on an accelerator).
         progress: True shows a bar; a function is called in this thread, also while it waits for workers.
         stop: set it to end the run after the units in flight.
@@ -153,7 +157,7 @@ def run(
     with _executor(workers, scheduler, threads) as team:
         request = Request(
             Path(place(graph)), locate(output), keep, layers, store_dtype, codec, batch_size, team.provider(provider),
-            target, limit, seed, reducer, statistics, overwrite, dry_run, reserved,
+            precision, target, limit, seed, reducer, statistics, overwrite, dry_run, reserved,
         )  # fmt: skip
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
@@ -368,7 +372,7 @@ def _score(store: Store) -> tuple[int, int, int]:
 def _compare_record(job: Job, store: Store, provider: str) -> None:
     """Note that a store is resumed with another provider, processor or version: the numbers may differ slightly."""
     last = (store.record.get("runs") or [{}])[-1]
-    now = {"provider": provider, "processor": platform.machine(), **versions()}
+    now = {"provider": provider, "processor": platform.machine(), **versions(provider)}
     then = {"provider": last.get("provider"), "processor": last.get("processor"), **last.get("versions", {})}
     different = [f"{n} {then[n]} before, {now[n]} now" for n in now if then.get(n) not in (None, now[n])]
     if different:
@@ -394,7 +398,7 @@ def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitRes
         "provider": info.provider,
         "statistics": info.statistics,
         "processor": platform.machine(),
-        "versions": versions(),
+        "versions": versions(info.provider),
     }
     with suppress(OSError):  # a full disk: the record matters least
         store.record_run(entry)

@@ -273,7 +273,9 @@ def _on_host(buffers: Buffers, count: int, pool: npt.NDArray[np.float32] | None)
         prefix = len(contents.spec.prefix)
         found["prefix_attention"] = np.stack([layer[:, :, :prefix] for layer in attention], axis=1)
     if contents.reducer is not None:
-        return found | contents.reducer(attention, pool)
+        found |= contents.reducer([buffers.outputs[want.name][:count] for want in contents.reduced], pool)
+        if not contents.keep.coded:
+            return found
     found["_finite"] = np.stack([np.isfinite(layer).all(axis=(1, 2, 3)) for layer in attention], axis=1)
     return found
 

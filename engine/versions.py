@@ -12,9 +12,11 @@ from ..errors import AttlasError
 __all__ = ["check_versions", "versions"]
 
 
-def versions() -> dict[str, str]:
-    """The installed versions by package name."""
-    names = ("attlas", "numpy", "zarr", "pillow", "numba")
+def versions(provider: str = "") -> dict[str, str]:
+    """The installed versions by package name; OpenVINO's only for that provider."""
+    names = ["attlas", "numpy", "zarr", "pillow", "numba"]
+    if provider.lower() == "openvino":
+        names.append("openvino")
     found = {"python": platform.python_version()}
     for name in names:
         with suppress(metadata.PackageNotFoundError):
@@ -30,7 +32,7 @@ def check_versions(expected: Mapping[str, str]) -> None:
     Raises:
         AttlasError: a version differs or is missing.
     """
-    here = versions()
+    here = versions("openvino" if "openvino" in expected else "")
     wrong = [
         f"{name} {here.get(name, 'missing')} there, {version} here"
         for name, version in expected.items()

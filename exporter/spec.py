@@ -23,6 +23,7 @@ __all__ = [
     "LARGEST_FILE",
     "METADATA_KEY",
     "NORMS",
+    "QKV",
     "ClassName",
     "GraphSpec",
     "Output",
@@ -39,6 +40,9 @@ LARGEST_FILE = 2**31 - 2**24
 
 # The outputs per layer of a graph with norms.
 NORMS = ("value_norm", "branch_ratio", "token_norm")
+
+# Those of a graph with queries, keys and values.
+QKV = ("query", "key", "value")
 
 Readout = Literal["class", "mean", "pool", "distilled"]
 
@@ -193,6 +197,9 @@ class GraphSpec:
         gradients: whether the graph has a second input, `target` (image) int64: a class index, or -1 for the class
             with the largest logit; and outputs `gradient.L`, the derivatives of the logit of that class.
         norms: whether the graph has the outputs `value_norm.L`, `branch_ratio.L` and `token_norm.L`.
+        ablate: whether the graph has the inputs `head_mask` (layer, head) float32, 1 keeps a head, and `head_fill`
+            (layer, head, channel) float32, what stands in place of a head that is not kept; and outputs
+            `head_output.L`.
         versions: versions of the packages that wrote the graph.
     """
 
@@ -215,6 +222,7 @@ class GraphSpec:
     classes: tuple[ClassName, ...] = ()
     gradients: bool = False
     norms: bool = False
+    ablate: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
     attlas_format: int = FORMAT
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,12 +66,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
     """Make files once for all workers of pytest-xdist: `once(name, make)` is the folder that `make` filled."""
     own = tmp_path_factory.getbasetemp()
     common = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once"
 
-    def get(name: str, make: Callable[[Path], None]) -> Path:
+    def get(name: str, make: Callable[[Path], Any]) -> Path:
         folder, done = common / name, common / f"{name}.done"
         common.mkdir(exist_ok=True)
         with FileLock(common / f"{name}.lock"):
@@ -78,3 +82,46 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return folder
 
     return get
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The command line in this process, which spares the second that a new one needs to import everything.
+
+    What is seen is what a process would show: its exit code, and both streams with warnings and tracebacks.
+    """
+    from attlas.cli import main
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+    def run(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        code: Any = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.showwarning = show
+            try:
+                main(list(map(str, arguments)))
+            except SystemExit as end:
+                code = end.code or 0
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        shown = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, shown.out, shown.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def deit(shared: Path, once: Callable[[str, Callable[[Path], Any]], Path]) -> Path:
+    """The graph of deit_tiny with its trained weights."""
+    pytest.importorskip("timm")
+    import attlas
+
+    name = "deit_tiny_patch16_224"
+    weights = shared / "models" / f"{name}.safetensors"
+    return once("deit", lambda folder: attlas.export(name, folder / "deit.onnx", checkpoint=weights)) / "deit.onnx"

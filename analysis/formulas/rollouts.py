@@ -25,6 +25,7 @@ __all__ = [
     "gradient_mean",
     "gradient_positive",
     "gradient_rollout",
+    "gradient_rollout_vit_explain",
     "head_importance",
     "readout_rows",
     "rollout",
@@ -169,11 +170,15 @@ def rollout_vit_explain(
     Raises:
         UsageError: the attention is uint8 codes.
     """
-    xp = namespace(attention[0])
-    layers = [floating(a, exact=True) for a in attention]
+    return _explained([fuse(floating(a, exact=True), fusion) for a in attention], grid, readout, discard)
+
+
+def _explained(layers: Sequence[Array], grid: tuple[int, int], readout: Readout, discard: float) -> Array:
+    """From fused layers (..., query, key) the rest of what vit-explain does."""
+    xp = namespace(layers[0])
     row: Array | None = None
-    for a in reversed(layers):
-        fused = discard_smallest(fuse(a, fusion), discard, ties=False)
+    for layer in reversed(layers):
+        fused = discard_smallest(layer, discard, ties=False)
         row = _start(readout, fused) if row is None else row
         row = (_times(row, fused) + row) / (xp.sum(fused, axis=-1) + 1)
     result = _map(row, grid)
@@ -239,14 +244,62 @@ def chefer(positive: Sequence[Array], grid: tuple[int, int], readout: Readout = 
     return _map(row, grid)
 
 
-def head_importance(attention: Array, gradient: Array) -> Array:
-    """|sum over queries and keys of A x G| per head: (..., head, query, key) twice -> (..., head).
+def gradient_rollout_vit_explain(
+    attention: Sequence[Array],
+    gradient: Sequence[Array],
+    grid: tuple[int, int],
+    readout: Readout = 0,
+    *,
+    discard: float = 0.9,
+) -> Array:
+    """Gradient rollout as in the repository jacobgil/vit-explain, divided by its maximum.
 
-    In units of the logit. Michel, Levy & Neubig 2019 (arXiv 1905.10650), section 4.1; their score is the mean over the
-    dataset.
+    That code takes F = max(mean_h(A x S), 0) with S not the gradient by the attention but by the scores before the
+    softmax, S_ij = A_ij (G_ij - sum_k A_ik G_ik), which is what its hook gets where dropout is off; and it pairs the
+    attention of block l with the S of block L + 1 - l, since hooks of gradients run from the last block. It then
+    discards and divides as `rollout_vit_explain`. This does the same, since its published pictures were made so.
+
+    Args:
+        attention: per layer, from input to output, (..., head, query, key).
+        gradient: of the target class's logit by the attention, alike.
+        grid: (rows, columns) of patches.
+        readout: see the module.
+        discard: the share of each matrix that is set to 0.
+
+    Returns:
+        (..., y, x), float32 or better, with maximum 1; a map without mass stays 0.
+
+    Raises:
+        UsageError: the attention is uint8 codes.
     """
+    fused = []
+    for a, paired, g in zip(attention, reversed(attention), reversed(gradient), strict=True):
+        values, slope = floating(paired, exact=True), floating(g, exact=True)
+        xp = namespace(values)
+        scores = values * (slope - xp.sum(values * slope, axis=-1, keepdims=True))
+        fused.append(_positive(fuse(floating(a, exact=True) * scores, "mean")))
+    return _explained(fused, grid, readout, discard)
+
+
+def head_importance(attention: Array, gradient: Array, *, form: Literal["logit", "loss", "michel"] = "logit") -> Array:
+    """Importance of a head to first order: (..., head, query, key) twice -> (..., head).
+
+    `logit`: |sum_ij A_ij G_ij|, G the gradient of the target class's raw logit. `loss`: the same of the loss, -ln of
+    the target class's probability: Michel, Levy & Neubig 2019 (arXiv 1905.10650), eq. 2, of one image. `michel`: what
+    their code computes, sum_i |sum_j A_ij G_ij| of the loss: the product of each query's context vector and its
+    gradient, without sign, before queries are added. Their score is the mean over the dataset; their code then divides
+    by the number of tokens, and each layer by the norm over its heads.
+
+    Args:
+        attention: (..., head, query, key).
+        gradient: alike; of the logit for `logit`, of the loss for the others.
+        form: which.
+    """
+    if form not in ("logit", "loss", "michel"):
+        raise UsageError(f"form {form!r} is none of logit, loss, michel")
     xp = namespace(attention)
-    return xp.abs(xp.sum(floating(attention) * floating(gradient), axis=(-2, -1)))
+    context = xp.sum(floating(attention) * floating(gradient), axis=-1)
+    return xp.sum(xp.abs(context), axis=-1) if form == "michel" else xp.abs(xp.sum(context, axis=-1))
 
 
 def _layers(attention: Sequence[Array], start_layer: int) -> list[Array]:

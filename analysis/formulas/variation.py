@@ -1,14 +1,25 @@
-"""Variation of attention over queries and over heads, and similarity of position embeddings."""
+"""Variation of attention over queries, heads and models, and similarity of position embeddings."""
 
 from __future__ import annotations
 
 import math
 
 from ...errors import UsageError
-from .arrays import Array, floating, namespace, nan_where_zero, patch_part, prefix_of, refuse_mixed, x_ln_x
+from .arrays import (
+    Array,
+    floating,
+    mean_where,
+    namespace,
+    nan_where_zero,
+    patch_part,
+    prefix_of,
+    refuse_mixed,
+    x_ln_x,
+)
 from .entropies import row_entropy
 
 __all__ = [
+    "divergence",
     "head_deviation",
     "head_similarity",
     "normalized_mutual_information",
@@ -74,6 +85,31 @@ def head_similarity(attention: Array, *, kind: str = "probability") -> Array:
         pairs = [xp.mean(m - (h[..., i, :] + h[..., j, :]) / 2, axis=-1) for j, m in enumerate(mixed)]
         rows.append(xp.stack(pairs, axis=-1))
     return xp.stack(rows, axis=-2)
+
+
+def divergence(one: Array, other: Array, grid: tuple[int, int]) -> Array:
+    """Jensen-Shannon divergence of two models' rows for the same patches, averaged over patches; nats, 0..ln 2.
+
+    H((p + q)/2) - (H(p) + H(q))/2 of each patch query, both rows over patches and divided by their patch mass, so that
+    models with other prefix tokens compare. Rows without patch mass in either are left out; NaN if none is left.
+    Lin 1991 (IEEE Trans. Inf. Theory 37). Heads of two models have nothing to do with each other: give their means.
+
+    Args:
+        one: (..., query, key).
+        other: of the same images, perhaps with another number of prefix tokens.
+        grid: (rows, columns) of patches, of both.
+
+    Returns:
+        (...), float32 or better.
+    """
+    xp, rows, there = namespace(one), [], None
+    for attention in (one, other):
+        a = patch_part(floating(attention), prefix_of(attention, grid))
+        mass = xp.sum(a, axis=-1)
+        rows.append(a / xp.where(mass == 0, xp.ones_like(mass), mass)[..., None])
+        there = mass != 0 if there is None else there & (mass != 0)
+    p, q = rows
+    return mean_where(row_entropy((p + q) / 2) - (row_entropy(p) + row_entropy(q)) / 2, there)
 
 
 def position_similarity(embedding: Array, grid: tuple[int, int], *, position: str = "absolute") -> Array:

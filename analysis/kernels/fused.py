@@ -100,13 +100,13 @@ class Reducer:
         row[:, self.spec.tokens - weights.shape[1] :] = weights
         return row
 
-    def graph(self, dtype: Literal["float16", "float32"]) -> bytes | None:
-        """The same statistics as an ONNX model (`traced.trace`) for attention of `dtype`; None without ndonnx."""
+    def graph(self, dtype: Literal["float16", "float32"], *, codes: bool = False) -> bytes | None:
+        """The same statistics as an ONNX model for attention of `dtype`, as in `traced.trace`; None without ndonnx."""
         try:
             from .traced import trace
         except ModuleNotFoundError:
             return None
-        return trace(self.spec, self.templates, dtype)
+        return trace(self.spec, self.templates, dtype, codes=codes)
 
 
 class Batch:

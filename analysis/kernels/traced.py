@@ -24,7 +24,9 @@ from ..statistic import context
 __all__ = ["trace"]
 
 
-def trace(spec: GraphSpec, templates: Sequence[Template], dtype: Literal["float16", "float32"]) -> bytes:
+def trace(
+    spec: GraphSpec, templates: Sequence[Template], dtype: Literal["float16", "float32"], *, codes: bool = False
+) -> bytes:
     """The statistics of `templates` as an ONNX model.
 
     Its inputs are named like the outputs of the spec's graph: `attention.l` for every exported layer, each (image,
@@ -35,6 +37,7 @@ def trace(spec: GraphSpec, templates: Sequence[Template], dtype: Literal["float1
         spec: of the graph that it will be appended to.
         templates: the statistics, in the form in which they are stored.
         dtype: of the attention.
+        codes: take the statistics of the attention as its uint8 codes give it, which the store will hold.
 
     Returns:
         The model. Outputs: every template by name in its dtype, image first; `prefix_attention` (image, layer, head,
@@ -56,7 +59,7 @@ def trace(spec: GraphSpec, templates: Sequence[Template], dtype: Literal["float1
             graph.input(source, _pool_shape(spec), "float32")
         row = graph.add(piece, "start", given=source)["row"]
     # One layer is traced, and stands there once for each: tracing costs half a second.
-    piece = _layer(spec, [t for t in templates if t.name != "rollout"], dtype, rolled)
+    piece = _layer(spec, [t for t in templates if t.name != "rollout"], dtype, rolled, codes)
     found: dict[str, list[str]] = {}
     for layer in reversed(spec.layers):
         outputs = graph.add(piece, f"layer{layer}", attention=f"attention.{layer}", row=row)
@@ -87,18 +90,19 @@ def _start(spec: GraphSpec, dtype: str) -> tuple[str, onnx.ModelProto]:
     return "pool_attention", ndx.build({"given": given}, {"row": ndx.sum(weights[:, :, None] * places, axis=1)})
 
 
-def _layer(spec: GraphSpec, templates: Sequence[Template], dtype: str, rolled: bool) -> onnx.ModelProto:
+def _layer(spec: GraphSpec, templates: Sequence[Template], dtype: str, rolled: bool, codes: bool) -> onnx.ModelProto:
     """One layer: from its `attention`, and the rollout's `row` behind it, the statistics and the row `before` it.
 
     Every output but the row has a layer axis of one, behind the image's.
     """
     n, count = spec.tokens, len(spec.prefix)
     stored = ndx.argument(shape=("image", spec.heads, n, n), dtype=getattr(ndx, dtype))
-    a = ndx.astype(stored, ndx.float32)
+    raw = ndx.astype(stored, ndx.float32)
+    a = formulas.decode_codes(ndx.round(255 * ndx.sqrt(raw))) if codes else raw
     known = context(spec) | {"attention": a}
     found = {t.name: ndx.astype(CATALOG[t.name](known), getattr(ndx, t.dtype)) for t in templates}
     # One bad entry makes its layer's sum infinite or NaN; the head mean is made for the rollout anyway.
-    found["_finite"] = ndx.isfinite(ndx.sum(formulas.fuse(a, "mean"), axis=(-2, -1)))
+    found["_finite"] = ndx.isfinite(ndx.sum(formulas.fuse(raw, "mean"), axis=(-2, -1)))
     if count:
         found["prefix_attention"] = stored[:, :, :count, :]
     outputs = {name: ndx.expand_dims(value, axis=1) for name, value in found.items()}

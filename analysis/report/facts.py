@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ import numpy.typing as npt
 from ...engine.labels import accuracy
 from ...engine.store.store import Store
 from ...exporter.spec import GraphSpec
+from ..statistics.clusters import cluster_codes, cluster_of, said
+from ..statistics.inference import FEW
 
-__all__ = ["Facts", "Share", "gather", "table", "warnings", "wilson"]
+__all__ = ["Facts", "Share", "gather", "sample", "table", "warnings", "wilson"]
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -48,6 +50,7 @@ class Facts:
         unreadable: (path, reason) of the first ones that could not be read.
         top1, top5: where labels name classes.
         baseline: whether it is there for the others to be compared with, such as random weights.
+        clusters: what the store's intervals say of clusters of images, empty where there are none.
         attrs, record: the store's own attributes, and its runs' account of themselves.
     """
 
@@ -64,6 +67,7 @@ class Facts:
     attrs: dict[str, Any]
     record: dict[str, Any]
     baseline: bool = False
+    clusters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def errors(self) -> int:
@@ -73,7 +77,23 @@ class Facts:
     @property
     def n(self) -> str:
         """The sample size as captions state it."""
-        return f"n = {self.valid:,} image{'s' if self.valid != 1 else ''}"
+        return sample(self.valid, self.clusters)
+
+    @property
+    def effective(self) -> float:
+        """How many independent images say as much."""
+        return float(self.clusters.get("effective_images", self.valid))
+
+
+def sample(images: int, clusters: dict[str, Any]) -> str:
+    """A sample's size as captions state it; `clusters` as in `Facts`."""
+    n = f"n = {images:,} image{'s' if images != 1 else ''}"
+    if not clusters.get("cluster"):
+        return n
+    return (
+        f"{n} in {clusters['clusters']:,} clusters by {clusters['cluster']}, effective n = "
+        f"{clusters['effective_images']:.4g}"
+    )
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
@@ -91,6 +111,8 @@ def gather(store: Store, letter: str = "A", *, baseline: bool = False) -> Facts:
     done, valid = store.done_images, store.read("valid").astype(bool)
     top1, top5 = _accuracy(store, done & valid)
     unread = np.flatnonzero(done & ~valid)[:10]
+    column = cluster_of(store)
+    codes = cluster_codes([store], [done & valid], column)
     reasons = tuple((str(store.read("path", int(i))), str(store.read("error", int(i)))) for i in unread)
     return Facts(
         name=store.path.name,
@@ -106,6 +128,7 @@ def gather(store: Store, letter: str = "A", *, baseline: bool = False) -> Facts:
         attrs=store.attrs,
         record=store.record,
         baseline=baseline,
+        clusters=said(column, codes),
     )
 
 
@@ -138,6 +161,12 @@ def warnings(facts: Facts) -> list[str]:
         )
     if facts.errors:
         found.append(f"{facts.errors:,} of {facts.done:,} images could not be read and are left out.")
+    if 0 < facts.effective < FEW:
+        none = facts.effective <= 1
+        found.append(
+            f"{facts.n[0].upper()}{facts.n[1:]}: "
+            + ("one has no interval." if none else f"of fewer than {FEW} the 95 % intervals are wide, and rough.")
+        )
     if spec.attention_kind == "mixed":
         found.append("This model mixes its heads after the softmax: rows are no distributions and have no entropy.")
     if _dtype(facts) == "uint8":

@@ -6,17 +6,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ...engine.plan import spread
-from ...engine.store.store import Store
 from ...errors import AttlasError
 from .. import formulas
 from ..catalog import CATALOG
 from ..statistics import gradients
 from .numbers import Floats
+
+if TYPE_CHECKING:
+    from ...engine.store.store import Store
 
 __all__ = [
     "MAPS",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Floats", "mean_of", "why_empty"]
+__all__ = ["Floats", "between", "mean_of", "why_empty"]
 
 type Floats = npt.NDArray[np.floating[Any]]
 
@@ -26,3 +26,8 @@ def why_empty(values: npt.NDArray[Any]) -> str:
     if not there.size:
         return "no value is known"
     return "" if there.any() else "all values are 0"
+
+
+def between(low: float, high: float, form: str = "+.3g") -> str:
+    """An interval in words; one image has none, nor have equal values."""
+    return f"{low:{form}} to {high:{form}}" if np.isfinite(low) and np.isfinite(high) else "none"

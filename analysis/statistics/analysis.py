@@ -22,14 +22,16 @@ from ...engine.store.storage import Url
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Display, Show, shows
-from ..catalog import PREDICTED, held, named, resolved
+from ..catalog import PREDICTED, held, resolved
 from ..statistic import Statistic
-from .groups import merged
-from .partials import Partial, groupable, partial_statistics, unit_statistics
+from .clusters import ALONE, cluster_codes, cluster_of
+from .groups import merged, read_column
+from .inference import FEW, effective_number
+from .partials import Partial, groupable, packed, packed_statistics, unit_statistics
 from .summary import Source, Summed, spec_of, stored_groups, stored_sum, summed_units, sums_up
-from .work import Work, means_by, planned
+from .work import Work, grouped_before, means_by, planned
 
-__all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "pooled"]
+__all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "in_order", "pooled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def analyze(
     names: Sequence[str | Statistic] | None = None,
     *,
     by: str = "",
+    cluster: str | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
     overwrite: bool = False,
@@ -103,6 +106,9 @@ def analyze(
             `Statistic`s; only these are summed up.
         by: a column of the store (`label`, any array over images alone), or `predicted`, the class of the largest
             logit. Scalars, and mean maps of rollout, readout and received attention, are then also summed up by group.
+        cluster: a column of images that depend on each other (patients, videos, slides): intervals and q values are
+            then over its clusters, all of the store's, and later analyses keep to it. `image`: every image by itself
+            again.
         workers: threads; all processors by default. With an executor: units in flight.
         executor: of other processes or machines, which must reach the store by the same path.
         overwrite: compute again what an earlier analysis wrote; what the run wrote is never replaced.
@@ -117,7 +123,7 @@ def analyze(
     asked = None if names is None else resolved(names)
     store = Store(store_path, writable=True)
     try:
-        work = planned(store, asked, by, overwrite)
+        work = planned(store, asked, by, overwrite, cluster)
         pool = executor or ThreadPoolExecutor(workers or _processors(), thread_name_prefix="analyze")
         try:
             _pass(work, pool, workers or _processors(), show, threads=executor is None)
@@ -140,7 +146,7 @@ def analyze(
         read=work.gathered.read,
         seconds=time.perf_counter() - started,
         finished=bool(work.source.done.all()),
-        notes=_notes(work.source, by),
+        notes=(*_notes(work.source, by), *_inference_notes(work.source, by, cluster)),
     )
 
 
@@ -163,11 +169,16 @@ def pooled(
     """
     if not stores:
         raise UsageError("there is no store to sum up")
-    sources = [Source.of(Store(path)) for path in stores]
+    opened = [Store(path) for path in stores]
+    clusters = [cluster_of(store) for store in opened]
+    sources = [Source.of(store, clusters[0]) for store in opened]
     first = sources[0].store
     for source in sources[1:]:
         if source.store.spec != first.spec:
             raise UsageError(f"{first.path} and {source.store.path} are of different graphs, and are not summed up")
+    if len(set(clusters)) > 1:
+        said = ", ".join(f"{store.path}: {column or ALONE}" for store, column in zip(opened, clusters, strict=True))
+        raise UsageError(f"stores have intervals over different clusters ({said}); analyze them with one --cluster")
     known = held(first) if names is None else resolved(names)
     asked = [one for one in known if names is not None or all(one.sum_name in source.store for source in sources)]
     for source in sources:
@@ -218,22 +229,21 @@ def _pass(work: Work, pool: Executor, ahead: int, show: Callable[[Progress], Non
         statistics, grouped = work.job(k)
         if not threads:
             where = str(store.path.resolve() if isinstance(store.path, Path) else store.path)
-            asked, shares = ([named(one) for one in some] for some in (statistics, grouped))
-            return pool.submit(partial_statistics, where, [k], asked, by=work.by, grouped=shares, anew=work.anew)
+            return pool.submit(packed_statistics, where, k, packed(statistics, grouped), work.by, work.anew)
         images = plan.unit_range(k)
         valid = work.source.mask[images.start : images.stop]
         return pool.submit(unit_statistics, store, k, statistics, work.by, grouped, anew=work.anew, valid=valid)
 
     # Parts merge in the units' order, so that workers do not change a bit of the result.
-    for part in _in_order(submit, units, ahead):
+    for part in in_order(submit, units, ahead):
         work.gathered = work.gathered + part
         done += sum(len(plan.unit_range(k)) for k in part.units)
         show(Progress(done, total, time.perf_counter() - started))
 
 
-def _in_order(submit: Callable[[int], Future[Partial]], units: Iterable[int], ahead: int) -> Iterator[Partial]:
+def in_order[T](submit: Callable[[int], Future[T]], units: Iterable[int], ahead: int) -> Iterator[T]:
     """Results in order, with no more than a few units ahead of the reader."""
-    running: deque[Future[Partial]] = deque()
+    running: deque[Future[T]] = deque()
     try:
         for k in units:
             running.append(submit(k))
@@ -269,6 +279,9 @@ def _sum_up(work: Work) -> tuple[str, ...]:
     maps = {one.name for one in work.statistics if not one.scalar}
     sums = {name: value for name, value in work.gathered.sums.items() if name in maps}
     found = sums_up([work.source], work.statistics, sums, work.by, work.grouped, work.gathered.groups)
+    for column, statistics, source in grouped_before(work):
+        again = sums_up([source], [], {}, column, statistics)
+        found |= {name: summed for name, summed in again.items() if not name.startswith(f"{column}_group")}
     _write(work.store, found)
     return tuple(sorted(found.keys() - {"quantile", "bound"}))
 
@@ -301,6 +314,31 @@ def _notes(source: Source, by: str) -> tuple[str, ...]:
         if left_out:
             found.append(f"{left_out} of {int(mask.sum())} images have no {by} and are in no group")
     return tuple(found)
+
+
+def _inference_notes(source: Source, by: str, cluster: str | None) -> Iterator[str]:
+    """What there is to know of intervals and tests."""
+    store, column = source.store, source.cluster
+    n, what = float(source.mask.sum()), "images"
+    codes = cluster_codes([store], [source.mask], column)
+    if codes is not None:
+        n, what = effective_number(codes), f"clusters of {column}"
+        known = read_column(store, column)[1][source.mask]
+        yield (
+            f"intervals and q values are over {len(np.unique(codes)):,} clusters by {column}, effective n = {n:.4g}"
+            + ("" if known.all() else f"; {int((~known).sum())} images without {column} are clusters by themselves")
+            + ("" if cluster else f" (as before; --cluster {ALONE} takes every image by itself)")
+        )
+    if 0 < n < FEW:
+        yield f"effective n = {n:.4g} {what}" + (
+            ": one has no interval" if n <= 1 else f": of fewer than {FEW} intervals are wide, and rough"
+        )
+    tests = [name for name in store.names if by and name.endswith(f"_q_by_{by}")]
+    if tests:
+        without = int(dict[str, Any](store.array(tests[0]).attrs).get("groups_without_test", 0))
+        count = store.array(tests[0]).shape[0]
+        if without:
+            yield f"{without:,} of {count:,} groups by {by} have no test: it takes two {what} in a group and outside it"
 
 
 def _processors() -> int:

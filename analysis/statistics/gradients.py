@@ -1,19 +1,21 @@
-"""Statistics that weigh attention by its gradients, from whichever arrays of them a store holds."""
+"""Statistics that weigh attention by its gradients, from whichever arrays of them a store holds, or of norms alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ..formulas import rollouts
 from ..statistic import INPUTS, Statistic, context
 
-__all__ = ["check", "computed", "weighs"]
+if TYPE_CHECKING:
+    from ...engine.store.store import Store
+
+__all__ = ["check", "computed", "normed", "weighs"]
 
 Array = npt.NDArray[Any]
 
@@ -23,6 +25,11 @@ PRODUCTS = ("weighted", "positive")  # of attention and gradient, by a formula t
 def weighs(statistic: Statistic) -> bool:
     """Whether it needs gradients."""
     return bool({"gradient", *PRODUCTS} & set(statistic.needs))
+
+
+def normed(statistic: Statistic) -> bool:
+    """Whether it is made of norms that the run kept, without attention."""
+    return bool(statistic.needs) and set(statistic.needs) <= {"value_norm", "token_norm"}
 
 
 def check(store: Store, statistic: Statistic) -> None:
@@ -50,12 +57,14 @@ def check(store: Store, statistic: Statistic) -> None:
         raise UsageError(f"{statistic.name}: {store.spec.name} {why}")
 
 
-def computed(store: Store, statistics: Sequence[Statistic], at: slice) -> tuple[dict[str, Array], int]:
-    """Statistics of the images `at` by name, each (image, ...) with the kept layers, and the bytes read."""
+def computed(
+    store: Store, statistics: Sequence[Statistic], at: slice, layers: Sequence[int] | None = None
+) -> tuple[dict[str, Array], int]:
+    """Statistics of the images `at` by name, each (image, ...) with these layers or the kept ones, and bytes read."""
     known, inputs = context(store.spec), {name: list[Array]() for s in statistics for name in s.needs}
     found: dict[str, list[Array]] = {s.name: [] for s in statistics}
     read = 0
-    for layer in store.attrs["kept"]["layers"]:
+    for layer in store.attrs["kept"]["layers"] if layers is None else layers:
         values, size = _inputs(store, list(inputs), (at, store.spec.layers.index(layer)))
         read += size
         for s in statistics:

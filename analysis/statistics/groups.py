@@ -21,8 +21,8 @@ CLASSES = ("label_class", "target")  # indices of classes, of which -1 is none
 LIMIT = 10_000  # groups: more is no grouping, and every one has means of its own
 
 
-def check_column(store: Store, by: str) -> None:
-    """Refuse what cannot group images.
+def check_column(store: Store, by: str, option: str = "--by") -> None:
+    """Refuse what cannot group images; `option` asked for it.
 
     Raises:
         UsageError: the store has no such array, or it has more dimensions than `image`.
@@ -35,7 +35,7 @@ def check_column(store: Store, by: str) -> None:
         return
     columns = [name for name in store.names if store.dims(name) == ("image",) and name != PREDICTED]
     if by not in columns:
-        raise UsageError(f"--by {by}: no column of {store.path.name}; there are {', '.join([PREDICTED, *columns])}")
+        raise UsageError(f"{option} {by}: no column of {store.path.name}; there are {', '.join([PREDICTED, *columns])}")
 
 
 def read_column(store: Store, by: str, at: slice = slice(None)) -> tuple[Array, npt.NDArray[np.bool_]]:

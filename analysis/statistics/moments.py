@@ -1,19 +1,16 @@
-"""Counts, means and second moments over images, which merge; quantiles and bootstrap intervals."""
+"""Counts, means and second moments over images, which merge; quantiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["QUANTILES", "Moments", "Totals", "interval", "quantiles"]
+__all__ = ["QUANTILES", "Moments", "Totals", "quantiles"]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-RESAMPLES = 1000
-BLOCK_BYTES = 4 * 2**20  # of bootstrap weights held at once
 
 Floats = npt.NDArray[np.float64]
 
@@ -96,46 +93,3 @@ def quantiles(values: npt.NDArray[Any]) -> Floats:
     some = ~missing.all(axis=0)
     found[:, some] = np.nanquantile(wide[:, some], QUANTILES, axis=0)
     return found
-
-
-def interval(values: npt.NDArray[Any], *, level: float = 0.95, seed: int = 0) -> Floats:
-    """Percentile bootstrap interval of the mean over images: (image, ...) -> (bound, ...), lower then upper.
-
-    Images are resampled with replacement, `RESAMPLES` times, all entries of an image together. The same seed draws the
-    same images for every statistic of a dataset. NaN is left out. Efron & Tibshirani 1993, chapter 13.
-    """
-    flat = np.asarray(values, np.float64).reshape(len(values), -1)
-    there = ~np.isnan(flat)
-    some = there.any(axis=0)
-    bounds = np.full((2, flat.shape[1]), np.nan)
-    bounds[:, some] = _drawn(flat[:, some], there[:, some], level, seed)
-    return bounds.reshape(2, *np.shape(values)[1:])
-
-
-def _drawn(flat: Floats, there: npt.NDArray[np.bool_], level: float, seed: int) -> Floats:
-    """The interval of (image, column) values; each column has at least one value."""
-    centre = Moments.of(flat).average
-    # Deviations from the mean lose nothing in float32, where the products run twice as fast.
-    off = np.where(there, flat - centre, 0).astype(np.float32)
-    whole = bool(there.all())
-    means = []
-    for weights in _resampled(len(flat), seed):
-        weight = np.float32(len(flat)) if whole else weights @ there.astype(np.float32)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means.append(weights @ off / weight)
-    edges = ((1 - level) / 2, (1 + level) / 2)
-    drawn = np.concatenate(means)
-    found = np.quantile(drawn, edges, axis=0) if whole else np.nanquantile(drawn, edges, axis=0)
-    return np.asarray(centre + found)
-
-
-def _resampled(images: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
-    """How often each image is drawn: (resample, image) in blocks of bounded size."""
-    random = np.random.default_rng(seed)
-    step = max(1, min(RESAMPLES, BLOCK_BYTES // (4 * images)))
-    for start in range(0, RESAMPLES, step):
-        draws = min(step, RESAMPLES - start)
-        weights = np.empty((draws, images), np.float32)
-        for row in weights:
-            row[:] = np.bincount(random.integers(0, images, images), minlength=images)
-        yield weights

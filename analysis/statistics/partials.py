@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import operator
 import os
+import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,13 @@ import numpy.typing as npt
 
 from ...engine.store.store import Store, Template
 from ...errors import AttlasError, UsageError
-from ..catalog import CATALOG, resolved
+from ..catalog import CATALOG, named, resolved
 from ..kernels.fused import Reducer, fused, seen
 from ..statistic import Statistic
 from .chunks import Chunks
 from .extras import Extras
 from .gradients import check as check_weighted
-from .gradients import computed as compute_weighted
-from .gradients import weighs
+from .gradients import computed, normed, weighs
 from .groups import Key, check_column, gathered, merged, read_column
 from .moments import Moments, Totals
 
@@ -37,6 +37,8 @@ __all__ = [
     "groupable",
     "kept_layers",
     "merge",
+    "packed",
+    "packed_statistics",
     "partial_statistics",
     "templates",
     "unit_statistics",
@@ -131,6 +133,43 @@ def partial_statistics(
     return merge(unit_statistics(opened, k, asked, by, shares, keep_rows=keep_rows, anew=anew) for k in units)
 
 
+def packed(statistics: Sequence[Statistic], grouped: Sequence[Statistic]) -> bytes:
+    """Statistics for `packed_statistics` in another process: ours by name, a user's own with their formulas.
+
+    Raises:
+        UsageError: a formula is one that no other process can find, such as a lambda.
+    """
+    for one in (*statistics, *grouped):
+        try:
+            pickle.dumps(named(one))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise _foreign(f"{one.name}: {error}") from None
+    return pickle.dumps([[named(one) for one in some] for some in (statistics, grouped)])
+
+
+def packed_statistics(store: str, k: int, statistics: bytes, by: str, anew: bool) -> Partial:
+    """`partial_statistics` of one unit, in another process.
+
+    Statistics come packed, since a formula that cannot be imported while an executor unpacks its task ends the process
+    without a word.
+
+    Raises:
+        UsageError: a formula cannot be imported here; and as in `partial_statistics`.
+    """
+    try:
+        asked, grouped = pickle.loads(statistics)
+    except (ImportError, AttributeError) as error:
+        raise _foreign(str(error)) from None
+    return partial_statistics(store, [k], asked, by=by, grouped=grouped, anew=anew)
+
+
+def _foreign(said: str) -> UsageError:
+    return UsageError(
+        f"the formula of a statistic cannot be imported by another process ({said}); define it in a module that is "
+        "installed there, or use threads"
+    )
+
+
 def unit_statistics(
     store: Store,
     k: int,
@@ -168,7 +207,9 @@ def kept_layers(store: Store) -> tuple[int, ...]:
 def templates(store: Store, statistics: Iterable[Statistic]) -> dict[str, Template]:
     """The arrays that rows are kept in; one default statistic brings all, which cost nothing more."""
     found = _with_rows(store, statistics)
-    return {name: s.template(store.spec) for name, s in found.items()}
+    said = {"computed_from": "attention_code"} if attention_of(store) == "attention_code" else {}
+    made = {name: s.template(store.spec) for name, s in found.items()}
+    return {name: replace(t, attrs={**t.attrs, **said}) for name, t in made.items()}
 
 
 def _with_rows(store: Store, statistics: Iterable[Statistic]) -> dict[str, Statistic]:
@@ -201,21 +242,26 @@ def check(store: Store, statistic: Statistic) -> None:
         if name not in CATALOG:
             raise UsageError(f"{where}: {name} is an array of the run; choose another name")
         return
-    needed = name if statistic.formula is None else "value_norm" if "value_norm" in statistic.needs else ""
+    norms = (one for one in ("value_norm", "token_norm") if one in statistic.needs)
+    needed = name if statistic.formula is None else next(norms, "")
     if needed and needed not in store:
         raise AttlasError(f"{where}: {name} needs {needed}, which a run keeps of a graph of `attlas export --norms`")
     if weighs(statistic):
         check_weighted(store, statistic)
+    elif normed(statistic):
+        pass
     elif statistic.needs and not attention_of(store):
         raise AttlasError(f"{where}: holds no attention, which {name} needs; `attlas run --keep attention` keeps it")
     elif statistic.follows and kept_layers(store) != tuple(range(spec.depth)):
         raise AttlasError(f"{where}: {name} follows all {spec.depth} layers; `attlas run` without --layers keeps them")
     if why := statistic.unfit(spec):
         raise UsageError(f"{name}: {spec.name} {why}")
-    if statistic.exact and "attention" in statistic.needs and attention_of(store) == "attention_code":
+    # What an earlier version made of codes goes on as it began.
+    coded = attention_of(store) == "attention_code" and name not in store
+    if coded and statistic.exact and "attention" in statistic.needs:
         raise UsageError(
-            f"{where}: holds attention as uint8 codes, from which {name} comes out 0.1 to 0.5 of its maximum wrong; "
-            "`attlas run --store-dtype float16` keeps the values"
+            f"{where}: holds attention as uint8 codes, good for averages, and {name} depends on single values, which "
+            "may be 0.1 to 0.5 of the maximum off; `attlas run --store-dtype float16` keeps the values"
         )
     statistic.shape(spec)
     if why := statistic.refused(spec):
@@ -244,10 +290,12 @@ class _Unit:
         analyzed = store.attrs.get("analyzed", ())
         self._has = dict.fromkeys(analyzed, False) if anew else {}
         asked = {s.name: s for s in (*statistics, *grouped)}
+        # Rows of the run are there, or lost: then they do not read.
         self._there = {
             name: store.read(name, self._at)
             for name, s in asked.items()
-            if s.rows and name in store and all(map(self._has_rows, beside(store, s) or [name]))
+            if s.rows and name in store
+            if name not in analyzed or all(map(self._has_rows, beside(store, s) or [name]))
         }
         missing = [s for name, s in asked.items() if name not in self._there and s.formula is not None]
         # Where the run wrote one of the default statistics, or another analysis did, its rows stand.
@@ -258,8 +306,12 @@ class _Unit:
         }
         self._written = [name for name in self._rows if keep_rows and name in store and name in analyzed]
         self._fused = any("fused" in s.kernels for s in missing)
-        self._weighted = [s for s in missing if weighs(s)]
-        others = [s for s in missing if "fused" not in s.kernels and not weighs(s)]
+        # What reads no attention, or attention and gradients, and the layers that there are of these.
+        self._read_whole = [
+            ([s for s in missing if weighs(s)], store.attrs["kept"]["layers"], store.kept_layers),
+            ([s for s in missing if normed(s)], store.spec.layers, range(len(store.spec.layers))),
+        ]
+        others = [s for s in missing if "fused" not in s.kernels and not weighs(s) and not normed(s)]
         self._extras = Extras(store, others, self._rows, self._places, int(valid.sum()))
         self._read = 0
 
@@ -276,7 +328,7 @@ class _Unit:
 
     def partial(self) -> Partial:
         """Compute what is missing, write its rows, and gather."""
-        if self._extras or self._fused or self._weighted:
+        if self._extras or self._fused or any(some for some, *_ in self._read_whole):
             self._compute()
         for name in self._written:
             self._store.write(name, self._images.start, self._rows[name])
@@ -314,11 +366,11 @@ class _Unit:
                     for name, found in reduction.results().items():
                         if name in self._rows:
                             self._put(name, at, there, found, self._places)
-            if self._weighted:
-                derived, read = compute_weighted(store, self._weighted, slice(batch.start, batch.stop))
+            for some, layers, places in self._read_whole:
+                derived, read = computed(store, some, slice(batch.start, batch.stop), layers) if some else ({}, 0)
                 self._read += read
                 for name, found in derived.items():
-                    self._put(name, at, there, found, store.kept_layers)
+                    self._put(name, at, there, found, places)
 
     def _pool(self, batch: range) -> Array | None:
         """The map of a pool that reads the tokens, where the store has it."""

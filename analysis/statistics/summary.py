@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from ...engine.store.store import ArraySpec, Store
 from ..statistic import Statistic
-from .differences import group_differences
+from .clusters import cluster_codes, said
+from .differences import TEST, Compared, group_differences
 from .groups import Key, gathered, key_order, read_column
-from .moments import QUANTILES, RESAMPLES, Moments, Totals, interval, quantiles
+from .inference import METHOD, interval
+from .moments import QUANTILES, Moments, Totals, quantiles
 
 __all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "summed_units", "sums_up"]
 
@@ -35,18 +37,28 @@ class Summed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One store that is summed up: `done` (unit) and `mask` (image), the valid images of those units."""
+    """One store that is summed up.
+
+    Attributes:
+        done: (unit), and `mask`: (image), the valid images of those units.
+        cluster: the column of images that depend on each other, or "".
+    """
 
     store: Store
     done: Mask
     mask: Mask
+    cluster: str = ""
 
     @classmethod
-    def of(cls, store: Store) -> Source:
+    def of(cls, store: Store, cluster: str = "") -> Source:
         """The store as it is now, so that a run that goes on meanwhile changes nothing."""
-        done = store.done
-        images = np.repeat(done, store.plan.unit)[: store.plan.images]
-        return cls(store, done, np.asarray(store.read("valid").astype(np.bool_) & images))
+        return cls.within(store, store.done, cluster)
+
+    @classmethod
+    def within(cls, store: Store, units: Mask, cluster: str = "") -> Source:
+        """Only these units of the store."""
+        images = np.repeat(units, store.plan.unit)[: store.plan.images]
+        return cls(store, units, np.asarray(store.read("valid").astype(np.bool_) & images), cluster)
 
     @property
     def units(self) -> list[list[int]]:
@@ -71,8 +83,8 @@ def summed_units(store: Store, array: str, done: Mask) -> Mask:
     """Which units an earlier analysis has in this sum; none where one of them was reopened since."""
     had = np.zeros_like(done)
     if array in store:
-        said: Any = store.array(array).attrs
-        for start, stop in said.get("units_summed", ()):
+        attrs: Any = store.array(array).attrs
+        for start, stop in attrs.get("units_summed", ()):
             had[start:stop] = True
     # A share cannot be taken out again.
     return np.zeros_like(done) if (had & ~done).any() else had
@@ -83,8 +95,8 @@ def stored_sum(store: Store, statistic: Statistic) -> Totals | Array:
     values = store.read(statistic.sum_name)
     if statistic.edges is not None:
         return values
-    said: Any = store.array(statistic.sum_name).attrs
-    return Totals.of_mean(values, float(said["images"]))
+    attrs: Any = store.array(statistic.sum_name).attrs
+    return Totals.of_mean(values, float(attrs["images"]))
 
 
 def stored_groups(store: Store, statistic: Statistic, by: str) -> dict[Key, Totals]:
@@ -130,8 +142,10 @@ def sums_up(
 
 def _attrs(sources: Sequence[Source], one: Statistic, images: int) -> dict[str, Any]:
     store = sources[0].store
-    said: Any = dict(store.array(one.name).attrs) if one.rows and one.name in store else one.attrs
-    attrs: dict[str, Any] = {key: said[key] for key in ("units", "long_name", "source", "parameters") if key in said}
+    own: Any = dict(store.array(one.name).attrs) if one.rows and one.name in store else one.attrs
+    attrs: dict[str, Any] = {
+        key: own[key] for key in ("units", "long_name", "source", "parameters", "computed_from") if key in own
+    }
     attrs["images"] = images
     if len(sources) == 1:
         attrs["units_summed"] = sources[0].units
@@ -147,22 +161,28 @@ def _of_sum(one: Statistic, total: Any, attrs: dict[str, Any], sources: Sequence
     return {one.sum_name: Summed(one.dims, total, attrs), f"{kind}_edge": Summed((f"{kind}_edge",), edges, unit)}
 
 
+def _clusters(sources: Sequence[Source]) -> npt.NDArray[np.int64] | None:
+    """Which images of all sources depend on each other."""
+    return cluster_codes([one.store for one in sources], [one.mask for one in sources], sources[0].cluster)
+
+
 def _scalars(sources: Sequence[Source], statistics: Sequence[Statistic], images: int) -> dict[str, Summed]:
     """Mean, deviation, quantiles and interval of one number per layer (and head, prefix token)."""
+    if not statistics:
+        return {}
+    clusters = _clusters(sources)
     parts: dict[str, list[tuple[Floats, Floats, Floats, Floats]]] = {one.name: [] for one in statistics}
     for block in _blocks(sources, list(parts)):
         columns = [_column(sources, name, layers) for name, layers in block]
-        # Drawn once for all of them: equal draws, and most of the work.
-        flat = np.concatenate([values.reshape(len(values), -1) for values in columns], axis=1)
-        ends = np.cumsum([values[0].size for values in columns])[:-1]
-        bounds = np.split(interval(flat), ends, axis=1)
-        for (name, _), values, bound in zip(block, columns, bounds, strict=True):
+        for (name, _), values in zip(block, columns, strict=True):
             moments = Moments.of(values)
-            within = bound.reshape(2, *values.shape[1:])
-            parts[name].append((moments.average, moments.std, quantiles(values), within))
+            parts[name].append(
+                (moments.average, moments.std, quantiles(values), np.stack(interval(values, clusters=clusters)))
+            )
     found: dict[str, Summed] = {}
     for one in statistics:
-        found |= _scalar(sources, one.name, _attrs(sources, one, images), parts[one.name])
+        attrs = _attrs(sources, one, images) | said(sources[0].cluster, clusters)
+        found |= _scalar(sources, one.name, attrs, parts[one.name])
     return found
 
 
@@ -193,16 +213,16 @@ def _scalar(
     first = sources[0].store
     dims = first.dims(name)[1:]
     mean, std, quantile, bounds = zip(*parts, strict=True)
-    said = {**attrs, "long_name": attrs.get("long_name", name)}
+    own = {**attrs, "long_name": attrs.get("long_name", name)}
     if name in ("distance_renormalized", "entropy_patch") and "rows_without_patch_mass" in first:
         left_out = [source.store.read("rows_without_patch_mass")[source.mask] for source in sources]
-        said["rows_left_out"] = int(sum(np.maximum(rows, 0).sum() for rows in left_out))
-    drawn = {"method": "percentile bootstrap over images", "level": 0.95, "resamples": RESAMPLES, "seed": 0}
+        own["rows_left_out"] = int(sum(np.maximum(rows, 0).sum() for rows in left_out))
+    drawn = {"method": METHOD, "level": 0.95}
     return {
-        f"{name}_mean": Summed(dims, _joined(mean), said),
-        f"{name}_std": Summed(dims, _joined(std), {**said, "ddof": 1}),
-        f"{name}_quantile": Summed(("quantile", *dims), _joined(quantile, axis=1), said),
-        f"{name}_interval": Summed(("bound", *dims), _joined(bounds, axis=1), said | drawn),
+        f"{name}_mean": Summed(dims, _joined(mean), own),
+        f"{name}_std": Summed(dims, _joined(std), {**own, "ddof": 1}),
+        f"{name}_quantile": Summed(("quantile", *dims), _joined(quantile, axis=1), own),
+        f"{name}_interval": Summed(("bound", *dims), _joined(bounds, axis=1), own | drawn),
     }
 
 
@@ -238,13 +258,19 @@ def _by_group(
         dim: Summed((dim,), _text(keys) if isinstance(keys[0], str) else np.array(keys), {"column": by}),
         f"{dim}_images": Summed((dim,), np.array([sizes[key] for key in keys], np.int64), {"left_out": left_out}),
     }
+    clusters = _clusters(sources)
+    group = np.unique(values[there], return_inverse=True)[1]  # in the keys' order
+    own = clusters[there] if clusters is not None else None
     for one in statistics:
         attrs = _attrs(sources, one, int(there.sum())) | {"column": by}
         if one.name in groups:
             found |= _group_maps(one, by, keys, groups[one.name], attrs)
         else:
-            moments = gathered(_column(sources, one.name), values, there, Moments.of)
-            found |= _group_scalars(one, by, [moments[key] for key in keys], attrs)
+            column = _column(sources, one.name)
+            moments = gathered(column, values, there, Moments.of)
+            compared = group_differences(column[there], group, own)
+            attrs |= said(sources[0].cluster, own)
+            found |= _group_scalars(one, by, [moments[key] for key in keys], compared, attrs)
     return found
 
 
@@ -260,16 +286,18 @@ def _group_maps(
     }
 
 
-def _group_scalars(one: Statistic, by: str, moments: list[Moments], attrs: dict[str, Any]) -> dict[str, Summed]:
+def _group_scalars(
+    one: Statistic, by: str, moments: list[Moments], compared: Compared, attrs: dict[str, Any]
+) -> dict[str, Summed]:
     name, dims = one.name, (f"{by}_group", *one.dims)
-    difference, q = group_differences(moments)
-    test = {"method": "Welch's test of a group against all other images, Benjamini & Hochberg 1995"}
+    untested = int(np.isnan(compared.q).all(axis=tuple(range(1, compared.q.ndim))).sum())
+    test = {"method": TEST, "random_groups": compared.draws, "seed": 0, "groups_without_test": untested}
     return {
         f"{name}_mean_by_{by}": Summed(dims, np.stack([m.average for m in moments]), attrs),
         f"{name}_std_by_{by}": Summed(dims, np.stack([m.std for m in moments]), {**attrs, "ddof": 1}),
         f"{name}_count_by_{by}": Summed(dims, np.stack([m.count for m in moments]).astype(np.int64), attrs),
-        f"{name}_difference_by_{by}": Summed(dims, difference, attrs),
-        f"{name}_q_by_{by}": Summed(dims, q, {**attrs, "units": "1"} | test),
+        f"{name}_difference_by_{by}": Summed(dims, compared.difference, attrs),
+        f"{name}_q_by_{by}": Summed(dims, compared.q, {**attrs, "units": "1"} | test),
     }
 
 

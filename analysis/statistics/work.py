@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +14,12 @@ from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG, PREDICTED, held, written
 from ..kernels.fused import fused
 from ..statistic import Statistic
+from .clusters import ALONE, cluster_of, inferred
 from .groups import check_column
 from .partials import Partial, attention_of, beside, check, groupable, kept_layers, templates
 from .summary import Source, stored_groups, stored_sum, summed_units
 
-__all__ = ["Work", "means_by", "planned"]
+__all__ = ["Work", "grouped_before", "means_by", "planned"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -61,12 +63,21 @@ def means_by(one: Statistic, by: str) -> str:
     return f"{one.name}_mean_by_{by}"
 
 
-def planned(store: Store, asked: list[Statistic] | None, by: str, overwrite: bool) -> Work:
+def planned(store: Store, asked: list[Statistic] | None, by: str, overwrite: bool, cluster: str | None = None) -> Work:
     """The pass that makes what is asked; errors as in `analyze`."""
-    source = Source.of(store)
+    before = cluster_of(store)
+    column = before if cluster is None else "" if cluster == ALONE else cluster
+    source = Source.of(store, column)
+    # Rows that were lost read as fill, whose mean would take the place of one that was finished.
+    analyzed = store.attrs.get("analyzed", ())
+    store.check_whole((name for name in store.names if name not in analyzed), np.flatnonzero(source.done))
     if by:
         check_column(store, by)
+    if column:
+        check_column(store, column, "--cluster")
     statistics = _default(store) if asked is None else asked
+    if column != before:
+        statistics = _with_inferred(store, statistics, by, column)
     # A map that is made by group whatever is asked leaves no rows.
     statistics = [one for one in statistics if one.name in store or not (by and one.by_group == "always")]
     grouped = _grouped(store, asked, by)
@@ -117,6 +128,39 @@ def _default(store: Store) -> list[Statistic]:
     return sorted(names.values(), key=_place)
 
 
+def _with_inferred(store: Store, statistics: list[Statistic], by: str, column: str) -> list[Statistic]:
+    """These, and all that have intervals or q values of other clusters, which are to be made again with them.
+
+    Raises:
+        AttlasError: one of them lacks images that are done, and nobody knows how to compute it.
+    """
+    names = {one.name for one in statistics}
+    other = [one for one in held(store) if one.scalar and one.name in store and one.name not in names]
+    made = inferred(store)
+    other = [
+        one for one in other if any(n == f"{one.name}_interval" or n.startswith(f"{one.name}_q_by_") for n in made)
+    ]
+    lost = next((one for one in other if not _whole(store, one)), None)
+    if lost is not None:
+        raise AttlasError(
+            f"{store.path}: {lost.name} has intervals of other clusters than {column or ALONE}, and lacks images that "
+            f"are done now; nobody knows it here, so that `attlas.analyze(store, [{lost.name}, ...], "
+            f"cluster={column or ALONE!r})` has to be given it again"
+        )
+    return [*statistics, *other]
+
+
+def grouped_before(work: Work) -> Iterator[tuple[str, list[Statistic], Source]]:
+    """The other columns whose q values are of other clusters, with their statistics and the units that they are of."""
+    store = work.store
+    for column in sorted({name.partition("_q_by_")[2] for name in store.names if "_q_by_" in name} - {work.by}):
+        statistics = [one for one in held(store, work.statistics) if f"{one.name}_q_by_{column}" in store]
+        q = [dict[str, Any](store.array(f"{one.name}_q_by_{column}").attrs) for one in statistics]
+        if any(attrs.get("cluster", "") != work.source.cluster for attrs in q):
+            units = summed_units(store, means_by(statistics[0], column), work.source.done)
+            yield column, statistics, Source.within(store, units, work.source.cluster)
+
+
 def _place(one: Statistic) -> tuple[int, str]:
     """Where it stands: in the catalog's order, and what is not in it after that."""
     names = list(CATALOG)
@@ -155,9 +199,14 @@ def _whole(store: Store, one: Statistic) -> bool:
     """Whether a statistic that can only be read has rows of all that is done."""
     if one.formula is not None or one.name in CATALOG:
         return True
-    rest = [0] * (len(store.dims(one.name)) - 1)
-    there = {key for key, _ in store.storage.listing(one.name)}
-    return all(store.chunk_key(one.name, (int(k), *rest)) in there for k in np.flatnonzero(store.done))
+    return bool(_has_rows(store, one.name)[store.done].all())
+
+
+def _has_rows(store: Store, array: str) -> Mask:
+    """Which units' rows are there: a unit is a chunk, and a chunk's file is written whole."""
+    there, rest = set(store.storage.names(array)), [0] * (len(store.dims(array)) - 1)
+    keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
+    return np.array([key.rpartition("/")[2] in there for key in keys], np.bool_)
 
 
 def _refuse_columns(work: Work) -> None:
@@ -186,10 +235,6 @@ def _rows_lacking(work: Work, one: Statistic, known: dict[str, Mask]) -> Mask:
     lacking = np.zeros_like(done)
     for array in beside(store, one):
         if array not in known:
-            rest = [0] * (len(store.dims(array)) - 1)
-            # A unit is a chunk, and a chunk's file is written whole.
-            there = {key for key, _ in store.storage.listing(array)} if not work.anew else set()
-            keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
-            known[array] = done & ~np.array([key in there for key in keys], np.bool_)
+            known[array] = done if work.anew else done & ~_has_rows(store, array)
         lacking |= known[array]
     return lacking

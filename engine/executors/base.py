@@ -54,13 +54,13 @@ class Task:
             choices=job.choices,
             provider=request.provider,
             readers=job.source.reads_ahead,
-            versions=versions(),
+            versions=versions(request.provider),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """The setup of a worker: `provider` is onnxruntime's name."""
+    """The setup of a worker: `provider` is onnxruntime's name, or `OpenVINO`."""
 
     provider: str
     statistics: Literal["graph", "host"]

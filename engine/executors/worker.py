@@ -132,7 +132,14 @@ def _session(task: Task, provider: str, contents: Contents, cores: int, notes: l
     if appended is None and accelerator and automatic and contents.reducer is not None:
         notes.append("statistics on the host, which is slower (`pip install 'attlas[gpu]'` puts them in the graph)")
     wanted = contents.wanted(appended=appended is not None)
-    session = Session(task.graph, provider=provider, wanted=wanted, appended=appended, threads=cores)
+    session = Session(
+        task.graph,
+        provider=provider,
+        wanted=wanted,
+        appended=appended,
+        threads=cores,
+        precision=task.plan.identity.get("precision", "float32"),
+    )
     if session.on_cpu and appended is not None and automatic:
         # The card does not work. On a CPU, statistics on the host are ten times as fast as in the graph.
         return _session(task, "cpu", contents, cores, notes)

@@ -36,6 +36,7 @@ __all__ = [
     "prepare",
     "rgb",
     "rgbx",
+    "size_of",
 ]
 
 # Pillow's own threshold for a decompression bomb, here an error: at most 268 MB of RGB per worker.
@@ -183,6 +184,12 @@ def decode_into(
     except Exception as error:  # Pillow's decoders raise many types; one image must not end the run.
         text = " ".join(str(error).split()).split("<_io.BytesIO")[0].strip()
         raise DecodeError(text or type(error).__name__) from None
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of an encoded picture that `decode` reads."""
+    with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        return picture.height, picture.width
 
 
 def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:

@@ -9,20 +9,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, version_converter
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from ...errors import AttlasError
 from ...exporter.spec import METADATA_KEY, GraphSpec
 from .outputs import Form, Wanted
 
-__all__ = ["APPENDED", "TARGET", "appended_outputs", "graph_digest", "prepare", "read_spec"]
+__all__ = ["APPENDED", "HEADS", "TARGET", "appended_outputs", "graph_digest", "prepare", "read_spec", "weight_files"]
 
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
 
 # The second input of a graph with gradients: (image) int64, a class index.
 TARGET = "target"
+
+# Inputs of a graph whose heads can be silenced, with what they are where nobody silences one.
+HEADS = {"head_mask": 1.0, "head_fill": 0.0}
 
 # Prefix of all names of an appended model, so that they differ from the graph's names.
 APPENDED = "appended:"
@@ -72,9 +76,8 @@ def _spec(path: Path, _mtime_ns: int, _size: int) -> GraphSpec:
 def graph_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of the graph's file and of its external weights."""
     path = Path(path)
-    files = [path, *sorted({path.parent / name for name in _external(load(path))})]
     hasher = hashlib.sha256()
-    for file in files:
+    for file in (path, *weight_files(path)):
         try:
             with file.open("rb") as handle:
                 while block := handle.read(1 << 24):
@@ -84,7 +87,14 @@ def graph_digest(path: str | os.PathLike[str]) -> str:
     return hasher.hexdigest()
 
 
-def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: bytes | None = None) -> bytes:
+def weight_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files with a graph's external weights."""
+    return sorted({Path(path).parent / name for name in _external(load(path))})
+
+
+def prepare(
+    path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: bytes | None = None, *, ablate: bool = False
+) -> bytes:
     """The serialised graph with exactly the `wanted` outputs, in that order, followed by those of the appended model.
 
     Unused nodes stay: onnxruntime drops them on loading. External weights stay in their files.
@@ -94,6 +104,7 @@ def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: by
         wanted: the outputs and their form.
         appended: an ONNX model whose inputs have the names of graph outputs. They are float32 or float16, and the
             graph's outputs are converted to that. Its own outputs get the prefix `APPENDED`.
+        ablate: keep the inputs that silence heads.
 
     Raises:
         AttlasError: the graph does not have a wanted output, or the model does not fit the graph.
@@ -113,6 +124,8 @@ def prepare(path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: by
     outputs = [form(want) for want in wanted]
     if not any(want.source.startswith("gradient.") for want in wanted):
         _fix_target(graph)
+    if not ablate:
+        _fix_heads(graph)
     if appended is not None:
         outputs += _splice(model, appended, form, str(path))
     del graph.output[:]
@@ -190,6 +203,14 @@ def _fix_target(graph: onnx.GraphProto) -> None:
             del graph.input[i]
             graph.initializer.append(helper.make_tensor(TARGET, TensorProto.INT64, [1], [-1]))
             return
+
+
+def _fix_heads(graph: onnx.GraphProto) -> None:
+    """Keep every head: make the inputs that silence heads constants."""
+    for entry in [entry for entry in graph.input if entry.name in HEADS]:
+        shape = [dim.dim_value for dim in entry.type.tensor_type.shape.dim]
+        graph.input.remove(entry)
+        graph.initializer.append(numpy_helper.from_array(np.full(shape, HEADS[entry.name], np.float32), entry.name))
 
 
 def _external(model: onnx.ModelProto) -> set[str]:

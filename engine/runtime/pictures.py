@@ -13,9 +13,9 @@ import numpy.typing as npt
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ..sources.files import place
-from .decode import DecodeError, decode, prepare, rgb
+from .decode import DecodeError, decode, prepare, rgb, size_of
 
-__all__ = ["crop_of", "each_picture"]
+__all__ = ["crop_of", "each_picture", "name_of", "original_size"]
 
 KINDS = "a path, encoded bytes, a Pillow image or a uint8 array"
 
@@ -38,6 +38,20 @@ def each_picture(images: Any) -> list[Any]:
     if isinstance(images, Mapping) or not isinstance(images, Iterable):
         raise UsageError(f"{type(images).__name__}: pass {KINDS}, or several of these")
     return list(images)
+
+
+def name_of(image: Any, index: int) -> str:
+    """What a picture is called: its file's name, or its number."""
+    return Path(place(image)).name if isinstance(image, str | os.PathLike) else f"picture {index}"
+
+
+def original_size(image: Any) -> tuple[int, int] | None:
+    """(height, width) in pixels of a picture that `crop_of` takes; None for an array, which is already a crop."""
+    if hasattr(image, "convert"):
+        return int(image.height), int(image.width)
+    if isinstance(image, str | os.PathLike):
+        return size_of(Path(place(image)).read_bytes())
+    return size_of(bytes(image)) if isinstance(image, bytes | bytearray) else None
 
 
 def crop_of(image: Any, spec: GraphSpec) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""A loaded graph, ready to run. Besides `providers` and `cuda` the only engine module that uses onnxruntime."""
+"""A loaded graph, ready to run, in whichever runtime."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from ...errors import AttlasError, UsageError
 from ..sources.files import place
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, TARGET, appended_outputs, read_spec
+from .graph import APPENDED, HEADS, TARGET, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
+from .openvino import OpenVinoGraph
+from .ort import OrtGraph
 from .outputs import Wanted
-from .pictures import crop_of, each_picture
-from .providers import CPU, cores, create_session, find, resolve_provider
+from .pictures import crop_of, each_picture, name_of
+from .providers import OPENVINO, Precision, check_precision, cores, find, resolve_provider
+from .results import Result
 
 __all__ = ["Session", "constants", "probe_batch"]
 
@@ -34,8 +36,27 @@ __all__ = ["Session", "constants", "probe_batch"]
 CPU_STEP = 1
 
 
+class Compiled(Protocol):
+    """A prepared graph in one runtime.
+
+    Attributes:
+        runtime: the runtime's name, for errors.
+        provider: the name of what computes.
+        inputs: the names of the graph's inputs.
+        session: onnxruntime's own session, to bind memory of a device; None in another runtime.
+    """
+
+    runtime: str
+    provider: str
+    inputs: tuple[str, ...]
+    session: Any
+
+    def fill(self, given: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Run once, from arrays into arrays in host memory; threads may call it at the same time."""
+
+
 class Session:
-    """A graph in onnxruntime: call it with pictures, or let a run fill its own buffers.
+    """A graph in a runtime: call it with pictures, or let a run fill its own buffers.
 
     Example:
         >>> arrays = Session("deit_tiny.onnx")(["cat.jpg", "dog.jpg"])
@@ -44,7 +65,7 @@ class Session:
 
     Attributes:
         spec: the graph's `GraphSpec`.
-        provider: the execution provider in use.
+        provider: the execution provider of onnxruntime in use, or `OpenVINO`.
         wanted: the outputs that it computes; by default every float32 output of the graph.
         appended: the outputs of the appended model: shape without the image axis, and dtype.
         derives: whether gradients are computed, so that a run needs target classes.
@@ -59,46 +80,53 @@ class Session:
         appended: bytes | None = None,
         threads: int | None = None,
         device: str | None = None,
+        precision: Precision = "float32",
+        ablate: bool = False,
     ) -> None:
         """Load a graph.
 
         Args:
             graph: an ONNX file from `attlas export`.
-            provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
+            provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
             wanted: the outputs and their form.
             appended: an ONNX model to append to the graph; its inputs have the names of graph outputs.
-            threads: onnxruntime's threads within one operator; all cores by default.
+            threads: threads within one operator; all cores by default.
             device: onnxruntime's name of the device that keeps outputs until they are copied; by default the
                 provider's. `cpu` makes a CPU use the code for accelerators.
+            precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
+            ablate: take the heads to silence with `run_without`, from a graph of `attlas export --ablate`.
 
         Raises:
             AttlasError: the file is not a graph of attlas, or the provider does not work here.
-            UsageError: `graph` is not a path, or onnxruntime has no such provider.
+            UsageError: `graph` is not a path, or there is no such provider or precision.
         """
         if not isinstance(graph, str | os.PathLike):
             raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
         self.path = Path(place(graph))
         self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
+        check_precision(provider, precision)
         candidates = resolve_provider(provider)
         self.appended = appended_outputs(appended) if appended is not None else {}
-        model = prepare_graph(self.path, self.wanted, appended)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads or cores()
-        options.inter_op_num_threads = 1
-        # The prepared graph is bytes, so onnxruntime needs the folder of its external weights.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self.path.parent.resolve())
-        )
-        strict, half = provider.lower() != "auto", self.spec.dtype == "float16"
-        self._session = create_session(model, options, candidates, self.path, strict=strict, half=half)
-        self.provider: str = self._session.get_providers()[0]
+        shapes = {"image": (*self.spec.image_size, 3), TARGET: ()}
+        threads = threads or cores()
+        if ablate and candidates == [OPENVINO]:
+            raise UsageError("heads are silenced by onnxruntime only; choose another --provider than openvino")
+        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
+        self._graph: Compiled
+        if candidates == [OPENVINO]:
+            beside = bool(weight_files(self.path))
+            self._graph = OpenVinoGraph(model, self.path, shapes, beside=beside, threads=threads, precision=precision)
+        else:
+            strict, half = provider.lower() != "auto", self.spec.dtype == "float16"
+            self._graph = OrtGraph(model, self.path, candidates, threads=threads, strict=strict, half=half)
+        self.provider = self._graph.provider
         self._device = device or find(self.provider).device
-        self.on_cpu = self.provider == CPU and not self._device
-        self._inputs: dict[str, tuple[tuple[int, ...], str]] = {
-            entry.name: ((), "int64") if entry.name == TARGET else ((*self.spec.image_size, 3), "uint8")
-            for entry in self._session.get_inputs()
+        self.on_cpu = find(self.provider).host and not self._device
+        self._inputs = {
+            name: (shapes[name], "int64" if name == TARGET else "uint8")
+            for name in self._graph.inputs
+            if name not in HEADS
         }
         self.derives = TARGET in self._inputs
         # A card runs one batch at a time; a second batch would only use more of its memory.
@@ -145,7 +173,7 @@ class Session:
             The seconds that an accelerator took, without copies and without waiting for it; 0 on a CPU.
 
         Raises:
-            AttlasError: onnxruntime fails, or the device does not have enough memory (`OutOfMemoryError`).
+            AttlasError: the runtime fails, or the device does not have enough memory (`OutOfMemoryError`).
         """
         given: dict[str, npt.NDArray[Any]] = dict.fromkeys(self._inputs, pixels)
         if self.derives:
@@ -157,15 +185,33 @@ class Session:
             with self._lock:
                 for start in range(0, count, step):
                     stop = min(start + step, count) if self.on_cpu else len(pixels)
-                    binding = self._session.io_binding()
-                    for name, values in given.items():
-                        part = values[start:stop]
-                        binding.bind_input(name, "cpu", 0, values.dtype.type, part.shape, part.ctypes.data)
-                    for name, buffer in buffers.items():
-                        out = buffer[start:stop]
-                        binding.bind_output(name, "cpu", 0, buffer.dtype.type, out.shape, out.ctypes.data)
-                    self._session.run_with_iobinding(binding)
+                    part = slice(start, stop)
+                    self._graph.fill(
+                        {name: values[part] for name, values in given.items()},
+                        {name: buffer[part] for name, buffer in buffers.items()},
+                    )
         return 0.0
+
+    def run_without(
+        self, pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.float32], fill: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The first wanted output with some heads silenced; of a session with `ablate`.
+
+        Args:
+            pixels: (image, row, column, channel) uint8.
+            mask: (layer, head), 1 keeps a head.
+            fill: (layer, head, channel), what stands in place of a head that is not kept.
+
+        Raises:
+            AttlasError: onnxruntime fails, or the device does not have enough memory (`OutOfMemoryError`).
+        """
+        step = CPU_STEP if self.on_cpu else max(len(pixels), 1)
+        parts = []
+        with self._failures(len(pixels)), self._lock:
+            for start in range(0, len(pixels), step):
+                given = {"image": pixels[start : start + step], "head_mask": mask, "head_fill": fill}
+                parts.append(self._graph.session.run([self.wanted[0].name], given)[0])
+        return np.concatenate(parts)
 
     def _run_on_device(
         self, given: Mapping[str, npt.NDArray[Any]], buffers: Mapping[str, npt.NDArray[Any]], count: int
@@ -178,7 +224,7 @@ class Session:
             with self._lock:
                 start = time.perf_counter()
                 # Returns when the device has finished: onnxruntime waits for its stream at the end of every run.
-                self._session.run_with_iobinding(slot.binding)
+                self._graph.session.run_with_iobinding(slot.binding)
                 spent = time.perf_counter() - start
             for name, buffer in buffers.items():
                 self._copies.download(buffer[:count], slot.outputs[name])
@@ -189,7 +235,7 @@ class Session:
         with self._ring_lock:
             if self._ring is None or self._ring.batch != batch:
                 # Holds no reference to this object, which could otherwise not be freed.
-                make = partial(Slot, self._session, batch, self._inputs, self._batched(), self._device)
+                make = partial(Slot, self._graph.session, batch, self._inputs, self._batched(), self._device)
                 self._ring = None
                 self._ring = Ring(make, batch)
             return self._ring
@@ -199,20 +245,22 @@ class Session:
 
     @contextlib.contextmanager
     def _failures(self, batch: int) -> Iterator[None]:
-        """Convert onnxruntime's exceptions to ours."""
+        """Convert a runtime's exceptions to ours."""
         try:
             yield
         except AttlasError:
             raise
-        except Exception as error:  # onnxruntime's exceptions have no common base except Exception
+        except Exception as error:  # a runtime's exceptions have no common base except Exception
             if out_of_memory(error):
                 raise OutOfMemoryError(
                     f"{self.path}: a batch of {batch} images does not fit into the memory of {self.provider}; "
                     "choose fewer with --batch-size, into a new store"
                 ) from None
-            raise AttlasError(f"{self.path}: onnxruntime fails ({' '.join(str(error).split())[:300]})") from None
+            raise AttlasError(
+                f"{self.path}: {self._graph.runtime} fails ({' '.join(str(error).split())[:300]})"
+            ) from None
 
-    def __call__(self, images: Any, target: int | Sequence[int] = PREDICTED) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, images: Any, target: int | Sequence[int] = PREDICTED) -> Result:
         """Logits and attention of a few pictures.
 
         Args:
@@ -224,7 +272,8 @@ class Session:
 
         Returns:
             The graph's outputs by name, with `attention.0`, `attention.1` ... stacked as `attention`
-            (image, layer, head, query, key), and `gradient` likewise. float32.
+            (image, layer, head, query, key), and `gradient` likewise. float32. A dict that also knows the crops, and
+            that a notebook shows as pictures.
 
         Raises:
             AttlasError: a picture cannot be read.
@@ -232,7 +281,8 @@ class Session:
                 no gradients.
         """
         pixels = np.zeros((0, *self.spec.image_size, 3), np.uint8)
-        if given := [crop_of(image, self.spec) for image in each_picture(images)]:
+        pictures = each_picture(images)
+        if given := [crop_of(image, self.spec) for image in pictures]:
             # Rows are passed by their address, and stacked views keep their memory order.
             pixels = np.ascontiguousarray(np.stack(given))
         # Ordinary memory, because the caller keeps it.
@@ -243,7 +293,18 @@ class Session:
         found = dict(buffers)
         if constants and len(pixels):
             found |= {name: self.constant(name) for name in constants}
-        return stack_layers(found)
+        return Result(stack_layers(found), self.spec, pixels, [name_of(p, i) for i, p in enumerate(pictures)])
+
+    def __repr__(self) -> str:
+        spec, heads = self.spec, f"{len(self.spec.layers)} layers of {self.spec.heads} heads"
+        more = ", ".join(sorted({o.name.partition(".")[0] for o in spec.outputs} - {"attention"}))
+        return (
+            f"Session of {spec.name} ({spec.weights.source} weights), {self.provider}\n"
+            f"  pictures  {spec.image_size[0]} x {spec.image_size[1]} pixels, {spec.grid[0]} x {spec.grid[1]} patches"
+            f"{' after ' + ', '.join(spec.prefix) if spec.prefix else ''}\n"
+            f"  attention {heads}, {spec.tokens} x {spec.tokens}; also {more}\n"
+            '  call it with pictures: session(["cat.jpg"])'
+        )
 
     def _targets(self, target: int | Sequence[int], count: int) -> npt.NDArray[np.int64] | None:
         """The class to differentiate for each image, checked."""
@@ -263,7 +324,8 @@ class Session:
     def constant(self, name: str) -> npt.NDArray[np.float32]:
         """An output that does not depend on the image (the position embedding), from running one black picture."""
         given = {n: np.zeros((1, *shape), dtype) for n, (shape, dtype) in self._inputs.items()}
-        value: npt.NDArray[np.float32] = self._session.run([name], given)[0]
+        value = np.zeros(self.shapes()[name][0][1:], np.float32)
+        self._graph.fill(given, {name: value})
         return value
 
 
@@ -296,6 +358,7 @@ def probe_batch(
     wanted: Sequence[Wanted] | None = None,
     appended: bytes | None = None,
     device: str | None = None,
+    precision: Precision = "float32",
 ) -> int:
     """The largest batch, up to `batch` images, that fits into the device's memory, found by running black pictures.
 
@@ -309,13 +372,16 @@ def probe_batch(
         wanted: as for `Session`.
         appended: as for `Session`.
         device: as for `Session`.
+        precision: as for `Session`.
 
     Raises:
         OutOfMemoryError: not even one image fits.
         AttlasError: as `Session`.
     """
+    choices = {"wanted": wanted, "appended": appended, "device": device, "precision": precision}
+    make = partial(Session, graph, provider=provider, **choices)  # type: ignore[arg-type]
     while True:
-        found = _probe(graph, batch, provider, wanted, appended, device)
+        found = _probe(make, batch)
         if found is not None:
             return found
         # onnxruntime's arena never returns memory, so every trial has its own session, with no other at the same time.
@@ -323,16 +389,9 @@ def probe_batch(
         batch //= 2
 
 
-def _probe(
-    graph: str | os.PathLike[str],
-    batch: int,
-    provider: str,
-    wanted: Sequence[Wanted] | None,
-    appended: bytes | None,
-    device: str | None,
-) -> int | None:
+def _probe(make: Callable[[], Session], batch: int) -> int | None:
     """One trial of `probe_batch`; None if it ran out of memory and a smaller batch can be tried."""
-    session = Session(graph, provider=provider, wanted=wanted, appended=appended, device=device)
+    session = make()
     if not session._device:
         return batch
     before = session._copies.free()

@@ -22,6 +22,7 @@ import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.errors import ChunkNotFoundError
 from zarr.storage import MemoryStore
 
 from .schema import CODECS, ArraySpec
@@ -37,6 +38,7 @@ __all__ = [
     "laid_out",
     "member",
     "opened",
+    "read",
     "zarr_store",
 ]
 
@@ -66,6 +68,14 @@ def member(group: zarr.Group, name: str) -> Array:
     assert isinstance(array, zarr.Array)
     # By default zarr does not write a chunk of only fill values; then a missing chunk would not show a fault.
     return array.with_config({"write_empty_chunks": True})
+
+
+def read(array: Array, selection: Any) -> npt.NDArray[Any] | None:
+    """Part of an array; None if a chunk of it is missing, which zarr itself would fill."""
+    try:
+        return np.asarray(array.with_config({"read_missing_chunks": False})[selection])
+    except ChunkNotFoundError:
+        return None
 
 
 def zarr_store(storage: Storage) -> Any:

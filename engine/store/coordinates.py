@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..plan import Plan
 from ..sources.items import Item, Items, text
 from .schema import CODEC, DESCRIBING, ArraySpec, Template
 
-__all__ = ["COORDINATES", "arrays", "with_room"]
+__all__ = ["COORDINATES", "Reserved", "arrays", "nothing_reserved", "with_room"]
 
 COORDINATES = ("path", "label", "label_class", *(entry.name for entry in DESCRIBING))
 OWN = frozenset(
@@ -57,8 +57,16 @@ LONG_NAMES = {
 FILL: Mapping[str, Any] = {"U": "", "T": "", "O": "", "f": math.nan}
 
 
+type Reserved = Callable[[str, Collection[str]], bool]
+
+
+def nothing_reserved(_name: str, _columns: Collection[str]) -> bool:
+    """Every name is free."""
+    return False
+
+
 def with_room(
-    items: Items, spec: GraphSpec, kept: Sequence[Template], reserved: Callable[[str], bool] = lambda _name: False
+    items: Items, spec: GraphSpec, kept: Sequence[Template], reserved: Reserved = nothing_reserved
 ) -> tuple[Items, dict[str, str]]:
     """Rename columns whose names a store cannot use; returns the items, and the new names by old name.
 
@@ -69,22 +77,24 @@ def with_room(
         items: the items of a source.
         spec: the graph's spec.
         kept: the per-image arrays of the run.
-        reserved: whether a name is reserved for arrays that may be added later.
+        reserved: whether a name is reserved for arrays that may be added later, given the columns' names.
     """
     taken = {*OWN} | {t.name for t in kept} | {d for t in kept for d in t.dims}
     taken |= {o.name for o in spec.outputs} | {d for o in spec.outputs for d in o.dims}
+    columns = {*COORDINATES, *(t.name for t in kept if len(t.dims) == 1)}
+    columns |= {new for name in (*columns, *items.columns) for new in (name, *itertools.islice(_aside(name), 3))}
 
     def free(name: str) -> bool:
-        return _NAME.fullmatch(name) is not None and name not in taken and not reserved(name)
+        return _NAME.fullmatch(name) is not None and name not in taken and not reserved(name, columns)
 
     names = {name: name for name in items.columns if free(name)}
     taken |= names.keys()
     for name in [name for name in items.columns if name not in names]:
         names[name] = next(filter(free, _aside(name)))
         taken.add(names[name])
-    columns = {names[name]: values for name, values in items.columns.items()}
+    values = {names[name]: column for name, column in items.columns.items()}
     renamed = {name: names[name] for name in items.columns if names[name] != name}
-    return dataclasses.replace(items, columns=columns), renamed
+    return dataclasses.replace(items, columns=values), renamed
 
 
 def _aside(name: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ...exporter.spec import GraphSpec, Output
+from ...exporter.spec import QKV, GraphSpec, Output
 from ..plan import Plan
 from ..runtime.outputs import Form, Wanted
 
@@ -225,6 +225,7 @@ LONG_NAMES = {
     "value_norm": "norm of each key's value times its head's slice of the output projection",
     "branch_ratio": "norm of what the attention branch adds over that of the stream it is added to",
     "token_norm": "norm of the residual stream that enters the block",
+    "head_output": "what the head writes before the output projection, mean over tokens",
     "class_attention": "attention of the class token in blocks where it alone attends",
 }
 
@@ -234,11 +235,11 @@ LARGE = (*LAYERED, *(entry.name for entry in FROM_GRAPH if entry.chunk == "batch
 
 
 def per_layer(spec: GraphSpec) -> dict[str, list[Output]]:
-    """The graph's outputs per layer, except attention and gradients, by the name of their array."""
+    """The small outputs per layer, by the name of their array: not attention, gradients, queries, keys and values."""
     found: dict[str, list[Output]] = {}
     for output in spec.outputs:
         kind, dot, _ = output.name.partition(".")
-        if dot and kind not in ("attention", "gradient"):
+        if dot and kind not in ("attention", "gradient", *QKV):
             found.setdefault(kind, []).append(output)
     return found
 

@@ -7,7 +7,6 @@ written last, after the unit's chunks are safe against a power failure.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import json
@@ -25,17 +24,14 @@ from ..plan import Plan, digest
 from . import arrays as layouts
 from .arrays import Array
 from .locks import recording, unwritten
+from .overview import as_html, as_text, overview
+from .reading import KIND, DamagedError, one_line, read_attrs, reading
 from .schema import FLOAT16_ATTRS, LARGE, LAYERED, ArraySpec, Template
 from .storage import ROOT, Storage, Url, storage_at
 
 __all__ = ["FLOAT16_ATTRS", "LARGE", "LAYERED", "ArraySpec", "DamagedError", "Store", "Template", "read_attrs"]
 
-KIND = "attlas.store"
 MARKS = "run/done"
-
-
-class DamagedError(AttlasError):
-    """Stored data are damaged."""
 
 
 class Store:
@@ -63,12 +59,28 @@ class Store:
         self._open()
 
     def _open(self) -> None:
-        with _reading(self.path, "its metadata"):
+        with reading(self.path, "its metadata"):
             self._group = layouts.opened(self.storage, writable=self._writable)
             self._names = frozenset(self._group.array_keys())
         self._arrays: dict[str, Array] = {}
 
     # -- reading ------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return as_text(f"Store {self.path}", self._overview(), f'attlas.open("{self.path}") opens it as one Dataset')
+
+    def _repr_html_(self) -> str:
+        return as_html(f"Store {self.path}", self._overview(), f'attlas.open("{self.path}") opens it as one Dataset')
+
+    def _overview(self) -> dict[str, str]:
+        spec, attrs = self.spec, self.attrs
+        sizes = {name: dict(zip(self.dims(name), self.array(name).shape, strict=True)) for name in self.names}
+        facts = {
+            "model": f"{spec.name}, {spec.weights.source} weights",
+            "dataset": str(attrs.get("dataset", "")),
+            "images": f"{int(self.done_images.sum()):,} of {self.plan.images:,} done",
+        }
+        return overview(sizes, facts)
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -96,7 +108,7 @@ class Store:
         """
         if name not in self._arrays:
             try:
-                with _reading(self.path, name):
+                with reading(self.path, name):
                     self._arrays[name] = layouts.member(self._group, name)
             except KeyError:
                 raise AttlasError(f"{self.path}: holds no {name}; it has {', '.join(self.names)}") from None
@@ -111,7 +123,7 @@ class Store:
         """Part of an array in its stored dtype; by default the whole array.
 
         Raises:
-            DamagedError: the stored data cannot be decoded.
+            DamagedError: the stored data cannot be decoded, or a chunk that was written is missing.
             AttlasError: it cannot be read now, or there is no such array.
         """
         array = self.array(name)
@@ -121,15 +133,22 @@ class Store:
         # zarr is used anyway, because it reads many chunks at the same time.
         if plain and isinstance(self.path, Path) and layouts.encoded(array):
             return self._read_rows(name, array, range(*rows.indices(array.shape[0])), tuple(inner))
-        with _reading(self.path, name):
-            return np.asarray(array[selection])
+        with reading(self.path, name):
+            found = layouts.read(array, selection)
+            if found is None:
+                self._check_fill(name, rows)
+                found = np.asarray(array[selection])
+            return found
 
     def _read_rows(self, name: str, array: Array, rows: range, inner: tuple[Any, ...]) -> npt.NDArray[Any]:
         """`read` for whole rows, or the part `inner` of each row, chunk by chunk in the caller's thread."""
         chunk, long = np.empty(array.chunks, array.dtype), array.chunks[0]
-        found = np.empty((len(rows), *chunk[0][inner].shape), array.dtype)
+        found, checked = np.empty((len(rows), *chunk[0][inner].shape), array.dtype), False
         for k in range(rows.start // long, -(-rows.stop // long)) if rows else ():
             if not self.read_chunk(name, (k, *[0] * (array.ndim - 1)), chunk):
+                if not checked:
+                    self._check_fill(name, slice(rows.start, rows.stop))
+                checked = True
                 chunk.fill(array.fill_value)
             first, last = max(rows.start, k * long), min(rows.stop, (k + 1) * long)
             found[first - rows.start : last - rows.start] = chunk[(slice(first - k * long, last - k * long), *inner)]
@@ -137,7 +156,7 @@ class Store:
 
     def chunk(self, name: str, index: Iterable[int]) -> bytes | None:
         """The stored bytes of a chunk, compressed and with checksum; None if there is no chunk, which means fill."""
-        with _reading(self.path, name):
+        with reading(self.path, name):
             try:
                 return self.storage.read(self.chunk_key(name, index))
             except FileNotFoundError:
@@ -153,9 +172,47 @@ class Store:
         """
         if not layouts.encoded(self.array(name)) or (data := self.chunk(name, index)) is None:
             return False
-        with _reading(self.path, name):
+        with reading(self.path, name):
             layouts.decode(self.array(name), data, out)
         return True
+
+    def check_whole(self, names: Iterable[str], units: Iterable[int] | None = None) -> None:
+        """Check that no chunk is missing that was written: it would read as fill.
+
+        That is what a run writes of units that are done (or of `units` among them), and every other array whole, but
+        for rows that an analysis writes, which come later.
+
+        Raises:
+            DamagedError: one is missing.
+        """
+        done = np.flatnonzero(self.done) if units is None else units
+        own, analyzed = dict(self.unit_arrays()), self.attrs.get("analyzed", ())
+        for name in names:
+            held = {f"{name}/{file}" for file in self.storage.names(name)}
+            if name in own:
+                wanted = ((key, int(k)) for k in done for key in self._unit_keys(name, own[name], int(k)))
+            elif name == MARKS or (name in analyzed and self.dims(name)[:1] == ("image",)):
+                continue
+            else:
+                wanted = ((key, -1) for key in self._keys(name))
+            key, k = next(((key, k) for key, k in wanted if key not in held), ("", -1))
+            if key and k >= 0:
+                raise DamagedError(
+                    f"{self.path}: {name} lacks rows of unit {k}, which is done ({key} is missing); "
+                    "`attlas verify --repair` reopens its units"
+                )
+            if key:
+                again = "analyze" if name in analyzed else "run"
+                raise DamagedError(f"{self.path}: {key} is missing; `attlas {again} --overwrite` writes it again")
+
+    def _check_fill(self, name: str, rows: Any) -> None:
+        """`check_whole` of the units that a selection of rows touches, a slice or one image."""
+        touched = np.flatnonzero(self.done)
+        if self.dims(name)[:1] == ("image",) and isinstance(rows, slice | int | np.integer):
+            at = rows if isinstance(rows, slice) else slice(rows, rows + 1 or None)
+            start, stop, _ = at.indices(self.plan.images)
+            touched = touched[(touched >= start // self.plan.unit) & (touched * self.plan.unit < stop)]
+        self.check_whole([name], touched)
 
     @property
     def done(self) -> npt.NDArray[np.bool_]:
@@ -163,7 +220,7 @@ class Store:
         done = np.zeros(self.plan.units, np.bool_)
         # A mark's file is written atomically and last, so its existence is the mark. One listing costs as much as one
         # read.
-        with _reading(self.path, "what is done"):
+        with reading(self.path, "what is done"):
             marks = self.storage.names(MARKS)
         found = [int(mark[2:]) for mark in marks if mark.startswith("c.") and mark[2:].isdigit()]
         done[[k for k in found if k < done.size]] = True
@@ -212,7 +269,7 @@ class Store:
             metadata = {key: data.decode() for key, data in files.items() if key.endswith(ROOT) and key != ROOT}
             made = storage.lay_out(files, digest([root["plan"], metadata]).encode())
         except OSError as error:
-            raise AttlasError(f"{storage.path}: cannot be written ({_one_line(error)})") from None
+            raise AttlasError(f"{storage.path}: cannot be written ({one_line(error)})") from None
         store = cls(path, writable=True)
         if not made and digest([store.plan.to_dict()]) != digest([root["plan"]]):
             raise AttlasError(
@@ -236,7 +293,7 @@ class Store:
             with unwritten(storage.path):
                 storage.remove()
         except OSError as error:
-            raise AttlasError(f"{storage.path}: cannot be deleted ({_one_line(error)})") from None
+            raise AttlasError(f"{storage.path}: cannot be deleted ({one_line(error)})") from None
 
     def write(
         self, name: str, start: int, block: npt.NDArray[Any], layer: slice | None = None, *, later: bool = False
@@ -281,7 +338,7 @@ class Store:
         try:
             self.storage.delete(mark_key(k))
         except OSError as error:
-            raise AttlasError(f"{self.path}: cannot be written ({_one_line(error)})") from None
+            raise AttlasError(f"{self.path}: cannot be written ({one_line(error)})") from None
 
     def chunk_key(self, name: str, index: Iterable[int]) -> str:
         """The key, in the storage, of the chunk with that index."""
@@ -293,21 +350,25 @@ class Store:
 
     def unit_keys(self, k: int) -> Iterator[str]:
         """The keys of the chunks that unit k writes: of every array whose first dimension is image, and of pictures."""
-        images = self.plan.unit_range(k)
         for name, dim in self.unit_arrays():
-            array = self.array(name)
-            if dim == "sample":
-                first: Iterable[int] = (index for index, _ in self.plan.sampled(images))
-            else:
-                first = range(images.start // array.chunks[0], -(-images.stop // array.chunks[0]))
-            rest: list[Iterable[int]] = [
-                range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)
-            ]
-            if name in LAYERED and "layer" in self.dims(name):
-                # Layers that are not kept have no chunks and read as fill.
-                rest[0] = self.kept_layers
-            for index in itertools.product(first, *rest):
-                yield self.chunk_key(name, index)
+            yield from self._unit_keys(name, dim, k)
+
+    def _unit_keys(self, name: str, dim: str, k: int) -> Iterator[str]:
+        images, long = self.plan.unit_range(k), self.array(name).chunks[0]
+        if dim == "sample":
+            return self._keys(name, [index for index, _ in self.plan.sampled(images)])
+        return self._keys(name, range(images.start // long, -(-images.stop // long)))
+
+    def _keys(self, name: str, first: Iterable[int] | None = None) -> Iterator[str]:
+        """The keys of an array's chunks; with `first` only those with these indices on the first axis."""
+        array = self.array(name)
+        index: list[Iterable[int]] = [range(-(-n // c)) for n, c in zip(array.shape, array.chunks, strict=True)]
+        if first is not None:
+            index[0] = first
+        if name in LAYERED and "layer" in self.dims(name):
+            # Layers that are not kept have no chunks and read as fill.
+            index[1] = self.kept_layers
+        return (self.chunk_key(name, at) for at in itertools.product(*index))
 
     @functools.cached_property
     def kept_layers(self) -> list[int]:
@@ -374,52 +435,3 @@ def mark_key(k: int) -> str:
 
 # Arrays that are written when the store is created, so their chunks belong to no unit.
 FIXED = frozenset({"path", "label", "label_class", "sample"})
-
-
-def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
-    """The attributes of the store at a path or URL, or in a storage.
-
-    Raises:
-        AttlasError: there is nothing, it is not an attlas store, has a newer format, or cannot be read.
-    """
-    storage = storage_at(where) if isinstance(where, str | os.PathLike) else where
-    path = storage.path
-    try:
-        data = storage.read(ROOT)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not path.exists():
-            raise AttlasError(
-                f"{path}: there is no such store; `attlas run GRAPH.onnx IMAGES -o {path}` makes one"
-            ) from None
-        if isinstance(path, Url):
-            raise AttlasError(f"{path}: cannot be read ({_one_line(error)})") from None
-        data = b""
-    try:
-        attrs: dict[str, Any] = json.loads(data)["attributes"]
-    except (ValueError, KeyError, TypeError):
-        raise AttlasError(f"{path}: is no attention store (it has no readable zarr.json)") from None
-    if attrs.get("kind") != KIND or not {"spec", "plan"} <= attrs.keys():
-        raise AttlasError(f"{path}: is a zarr group, but no attention store")
-    if attrs.get("attlas_format", 0) > FORMAT:
-        raise AttlasError(
-            f"{path}: written in format {attrs['attlas_format']}, this attlas reads up to {FORMAT}; "
-            "install a newer attlas"
-        )
-    return attrs
-
-
-@contextlib.contextmanager
-def _reading(path: Path | Url, what: str) -> Iterator[None]:
-    """Convert exceptions to ours: damaged data, or a store that cannot be reached."""
-    try:
-        yield
-    except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and isinstance(path, Url):
-            raise AttlasError(f"{path}: {what} cannot be read now ({_one_line(error)})") from None
-        raise DamagedError(
-            f"{path}: {what} does not read ({_one_line(error)}); `attlas verify --repair` reopens its units"
-        ) from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

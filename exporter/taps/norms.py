@@ -44,9 +44,11 @@ class _Branch:
 class Branches(TorchFunctionMode):
     """A context that records every block's attention branch in a forward pass of the tapped model."""
 
-    def __init__(self, taps: Taps) -> None:
+    def __init__(self, taps: Taps, option: str = "--norms") -> None:
+        """`option`: who needs the branches, for errors."""
         super().__init__()
         self.taps = taps
+        self._option = option
         self.of: dict[int, _Branch] = {}
         self._now: _Branch | None = None
         self._hooks: list[RemovableHandle] = []
@@ -122,7 +124,7 @@ class Branches(TorchFunctionMode):
                     )
 
     def _refusal(self, reason: str) -> UsageError:
-        return UsageError(f"{self.taps.name}: --norms: {reason}; export it without")
+        return UsageError(f"{self.taps.name}: {self._option}: {reason}; export it without")
 
     def factor(self, layer: int) -> Tensor:
         """A small matrix R per head with ||R v|| = ||W v||: (head, channel, channel).

@@ -13,6 +13,7 @@ from ...errors import UsageError, first_line
 from ..models.build import Model
 from .attention import Seen, Taps
 from .facts import Facts
+from .heads import Heads
 from .norms import Branches
 from .pictures import pictures
 
@@ -22,13 +23,16 @@ __all__ = ["Tapped"]
 class Tapped(nn.Module):
     """The model from uint8 pictures to its outputs and maps, in the order of `names`."""
 
-    def __init__(self, built: Model, taps: Taps, facts: Facts, layers: tuple[int, ...], *, norms: bool = False) -> None:
+    def __init__(
+        self, built: Model, taps: Taps, facts: Facts, layers: tuple[int, ...], *, norms: bool = False, qkv: bool = False
+    ) -> None:
         super().__init__()
         self.model = built.module
         self.taps = taps
         self.facts = facts
         self.layers = layers
         self.branches = Branches(taps) if norms else None
+        self.heads = Heads(taps) if qkv else None
         self.head = built.head
         self.image_size = built.image_size
         for name, values in (("mean", built.recipe.mean), ("std", built.recipe.std)):
@@ -42,6 +46,8 @@ class Tapped(nn.Module):
             self.branches.check()
             for layer in layers:
                 self.register_buffer(f"value_factor_{layer}", self.branches.factor(layer), persistent=False)
+        if self.heads is not None:
+            self.heads.check(seen.attention(0).shape[1], facts.tokens)
         self.mixed = _mixed(seen)
         self.has_pool = seen.pool is not None
         # Only for names and shapes: the values of a large model take gigabytes.
@@ -70,7 +76,8 @@ class Tapped(nn.Module):
 
     def look(self, pixels: Tensor) -> tuple[Seen, Tensor]:
         """The recorded tensors and the result of one forward pass."""
-        with self.taps.recording() as seen, self.branches or contextlib.nullcontext():
+        nothing = contextlib.nullcontext()
+        with self.taps.recording() as seen, self.branches or nothing, self.heads or nothing:
             out = self.model(pixels)
         return seen, out
 
@@ -93,6 +100,8 @@ class Tapped(nn.Module):
         named |= {f"class_attention.{layer}": a for layer, a in enumerate(seen.class_maps)}
         if self.branches is not None:
             named |= self.branches.outputs({n: self.get_buffer(f"value_factor_{n}") for n in self.layers})
+        if self.heads is not None:
+            named |= self.heads.outputs(self.layers)
         if seen.pool is not None:
             unseen = self.facts.tokens - seen.pool.shape[-1]
             # A pool that reads only the patches gets weight 0 for the prefix, so that all maps have the same key axis.

@@ -28,7 +28,8 @@ from ...errors import AttlasError, UsageError, first_line
 from ...progress import Show, Step, shows
 from ..models.build import Model, build
 from ..models.memory import refuse_too_large
-from ..spec import LARGEST_FILE, METADATA_KEY, GraphSpec, Output
+from ..spec import LARGEST_FILE, METADATA_KEY, QKV, GraphSpec, Output
+from ..taps.ablation import Ablated
 from ..taps.attention import Taps
 from ..taps.facts import Facts, describe, summarize
 from ..taps.gradients import Gradients
@@ -73,6 +74,8 @@ def export(
     layers: Sequence[int] | None = None,
     gradients: bool = False,
     norms: bool = False,
+    qkv: bool = False,
+    ablate: bool = False,
     num_classes: int | None = None,
     overwrite: bool = False,
     progress: Show[str] = None,
@@ -92,6 +95,8 @@ def export(
         layers: the blocks whose attention is an output, by index from 0; all by default.
         gradients: also output gradients; needs a model with classes, and float32.
         norms: also output norms of values, attention branches and tokens.
+        qkv: also output queries, keys and values, which are for `attlas show --walk` and are not kept by a run.
+        ablate: take two more inputs, by which heads are silenced; in float32 and without gradients.
         num_classes: number of classes of the checkpoint's head; 0 for no head.
         overwrite: replace existing files.
         progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
@@ -102,21 +107,14 @@ def export(
     """
     started = time.perf_counter()
     _check_types(model, output, checkpoint, layers, seed, num_classes)
-    _check_dtype(dtype, gradients)
+    _check_dtype(dtype, gradients, ablate)
     path = _target(_own(output), overwrite)
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
     built = _loaded(model, progress, **choice, **recipe)
+    more: dict[str, bool] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
-        built,
-        path,
-        dtype=dtype,
-        layers=layers,
-        gradients=gradients,
-        norms=norms,
-        overwrite=overwrite,
-        progress=progress,
-        started=started,
+        built, path, dtype=dtype, layers=layers, overwrite=overwrite, progress=progress, started=started, **more
     )
 
 
@@ -144,6 +142,8 @@ def export_model(
     layers: Sequence[int] | None = None,
     gradients: bool = False,
     norms: bool = False,
+    qkv: bool = False,
+    ablate: bool = False,
     overwrite: bool = False,
     progress: Show[str] = None,
     started: float | None = None,
@@ -151,16 +151,17 @@ def export_model(
     """Export a model that is already built; arguments and errors as in `export`."""
     started = time.perf_counter() if started is None else started
     path = _target(output, overwrite)
-    _check_dtype(dtype, gradients)
+    _check_dtype(dtype, gradients, ablate)
     _check_recipe(built)
     taps = Taps(built.module, built.full_name)
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
     with _step(progress, f"tracing {built.full_name}", 2) as end:
-        tapped = Tapped(built, taps, facts, chosen, norms=norms)
+        tapped = Tapped(built, taps, facts, chosen, norms=norms, qkv=qkv)
         derived = Gradients(tapped, built.full_name) if gradients else None
-        spec = _spec(built, taps, facts, tapped, dtype, gradients)
-        graph = _trace(tapped, spec)
+        ablated = Ablated(tapped, taps) if ablate else None
+        spec = _spec(built, taps, facts, tapped, dtype, gradients, ablated)
+        graph = _trace(tapped if ablated is None else ablated, spec)
         end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
         draft = folder / path.name
@@ -170,7 +171,7 @@ def export_model(
             size = sum(f.stat().st_size for f in folder.iterdir())
             end(f"wrote {size / 1e6:.1f} MB")
         with _step(progress, "comparing with PyTorch", 4) as end:
-            parity = check(draft, spec, tapped.run if derived is None else derived.run)
+            parity = check(draft, spec, (ablated or derived or tapped).run)
             end(f"compared on {parity.images} pictures")
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
@@ -230,11 +231,15 @@ def _brief(value: object) -> str:
     return f"{text[:60]} ({type(value).__name__})"
 
 
-def _check_dtype(dtype: str, gradients: bool) -> None:
+def _check_dtype(dtype: str, gradients: bool, ablate: bool) -> None:
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
     if gradients and dtype != "float32":
         raise UsageError("--gradients: most of a gradient lies below float16's smallest numbers; export in float32")
+
+    if ablate and (gradients or dtype != "float32"):
+        other = "--gradients" if gradients else f"--dtype {dtype}"
+        raise UsageError(f"--ablate: not with {other}; export two graphs of the same weights")
 
 
 def _check_recipe(built: Model) -> None:
@@ -255,8 +260,9 @@ def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, .
 
 
 def _spec(
-    built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"], gradients: bool
-) -> GraphSpec:
+    built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"], gradients: bool,
+    ablated: Ablated | None,
+) -> GraphSpec:  # fmt: skip
     dims = {
         "logits": ("image", "class"),
         "features": ("image", "feature"),
@@ -264,12 +270,14 @@ def _spec(
         "attention": ("image", "head", "query", "key"),
         "class_attention": ("image", "head", "class_query", "class_key"),
         "pool_attention": ("image", "head", "pool_query", "key"),
+        "head_output": ("image", "head", "head_channel"),
         "value_norm": ("image", "head", "key"),
         "branch_ratio": ("image", "token"),
         "token_norm": ("image", "token"),
+        **dict.fromkeys(QKV, ("image", "head", "token", "head_channel")),
     }
     outputs = []
-    for name, value in tapped.examples.items():
+    for name, value in (tapped.examples | (ablated.examples if ablated is not None else {})).items():
         shape = tuple(value.shape)
         if name == "position_embedding":
             axis = "token" if shape[0] == facts.tokens else "patch"
@@ -299,6 +307,7 @@ def _spec(
         classes=built.classes if built.head == "logits" else (),
         gradients=gradients,
         norms=tapped.branches is not None,
+        ablate=ablated is not None,
         versions={
             "attlas": _version(),
             "torch": torch.__version__.partition("+")[0],
@@ -321,7 +330,7 @@ def _version() -> str:
 # Tracing -------------------------------------------------------------------------------------------------------------
 
 
-def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
+def _trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
     """The graph, with a dynamic batch and the spec inside, and without any trace of this machine.
 
     It is traced with two images: with one, torch's exporter would fix the batch at 1.
@@ -330,7 +339,7 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
     module: nn.Module = tapped
     try:
         with _silence():
-            if spec.gradients:
+            if spec.gradients and isinstance(tapped, Tapped):
                 module = Gradients(tapped, spec.name).module(**given)
             program = torch.onnx.export(
                 module,
@@ -339,7 +348,7 @@ def _trace(tapped: Tapped, spec: GraphSpec) -> ir.Model:
                 opset_version=OPSET,
                 input_names=list(given),
                 output_names=[o.name for o in spec.outputs],
-                dynamic_shapes=tuple({0: "batch"} for _ in given),
+                dynamic_shapes=tuple({} if name.startswith("head_") else {0: "batch"} for name in given),
             )
     except Exception as error:
         raise AttlasError(

@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import AttlasError, first_line
-from ..spec import NORMS, GraphSpec
+from ..spec import NORMS, QKV, GraphSpec
 from ..taps.pictures import pictures
 
 __all__ = [
@@ -67,6 +67,7 @@ class Parity:
             autograd relative to the largest gradient. None without gradients.
         norm_max: largest difference of a norm relative to the largest norm of the same kind, image and layer. None
             without norms.
+        qkv_max: the same of a query, key or value. None without them.
     """
 
     images: int
@@ -78,6 +79,7 @@ class Parity:
     gradient_max: float | None = None
     gradient_median: float | None = None
     norm_max: float | None = None
+    qkv_max: float | None = None
 
 
 def check(path: Path, spec: GraphSpec, reference: Callable[..., Arrays], images: int = 3) -> Parity:
@@ -147,7 +149,11 @@ def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
         )
     if spec.gradients:
         figures = _with_gradients(figures, outputs, expected, spec)
-    return _with_norms(figures, outputs, expected, spec) if spec.norms else figures
+    if spec.norms:
+        figures = dataclasses.replace(figures, norm_max=_largest(outputs, expected, spec, NORMS))
+    if any(name.startswith(f"{QKV[0]}.") for name in expected):
+        figures = dataclasses.replace(figures, qkv_max=_largest(outputs, expected, spec, QKV))
+    return figures
 
 
 def _with_gradients(figures: Parity, outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
@@ -164,15 +170,16 @@ def _with_gradients(figures: Parity, outputs: Arrays, expected: Arrays, spec: Gr
     return dataclasses.replace(figures, gradient_max=largest, gradient_median=median)
 
 
-def _with_norms(figures: Parity, outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
-    each = {name: float(relative_difference(outputs, expected, name).max()) for name in NORMS}
+def _largest(outputs: Arrays, expected: Arrays, spec: GraphSpec, kinds: tuple[str, ...]) -> float:
+    """The largest relative difference of outputs of these kinds."""
+    each = {name: float(relative_difference(outputs, expected, name).max()) for name in kinds}
     name, largest = max(each.items(), key=lambda item: item[1])
     if not largest <= LIMITS[spec.dtype].head:
         raise AttlasError(
             f"{spec.name}: the exported graph is not the model: {name} differs from PyTorch by up to {largest:.2g} of "
             f"the largest of image and layer (allowed {LIMITS[spec.dtype].head:g}); nothing was written"
         )
-    return dataclasses.replace(figures, norm_max=largest)
+    return largest
 
 
 def relative_difference(outputs: Arrays, expected: Arrays, kind: str) -> NDArray[np.float64]:
@@ -195,11 +202,19 @@ def row_variation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
-    """The graph's inputs by name for `images` images: pictures, and as classes predicted, first, last, and so on."""
+    """The graph's inputs by name for `images` images: pictures; as classes predicted, first, last, and so on; heads.
+
+    Every other head is silenced, so that what takes its place is compared, too.
+    """
     given: dict[str, NDArray[Any]] = {"image": pictures(images, spec.image_size)}
     logits = spec.output("logits")
     if spec.gradients and logits is not None:
         given["target"] = np.resize(np.array([-1, 0, (logits.shape[-1] or 1) - 1], np.int64), images)
+    if spec.ablate:
+        means = next(o for o in spec.outputs if o.name.startswith("head_output."))
+        given["head_mask"] = (np.indices((spec.depth, spec.heads)).sum(0) % 2).astype(np.float32)
+        fill = np.random.default_rng(0).normal(size=(spec.depth, *(n for n in means.shape if n)))
+        given["head_fill"] = fill.astype(np.float32)
     return given
 
 

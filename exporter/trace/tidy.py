@@ -18,7 +18,7 @@ def free_batch(model: ir.Model, spec: GraphSpec) -> None:
         AttlasError: the traced graph has a fixed batch size.
     """
     for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name == "position_embedding":
+        if value.name in ("position_embedding", "head_mask", "head_fill"):
             continue
         batch = None if value.shape is None else value.shape[0]
         if not isinstance(batch, ir.SymbolicDim):

@@ -21,6 +21,7 @@ CODES = np.round(255 * np.sqrt(ATTENTION)).astype(np.uint8)
 
 f: Any = attlas.analysis
 CALLS: dict[str, Callable[..., Any]] = {
+    "border_mass": lambda a, g, m, x, t: f.border_mass(a, GRID),
     "box_jaccard": lambda a, g, m, x, t: f.box_jaccard(f.readout_map(a, GRID), COVER),
     "box_mass": lambda a, g, m, x, t: f.box_mass(f.readout_map(a, GRID), COVER),
     "chefer": lambda a, g, m, x, t: f.chefer(list_of(f.gradient_positive(a, g)), GRID),
@@ -29,6 +30,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "distance": lambda a, g, m, x, t: f.distance(a, GRID, PIXELS),
     "distance_renormalized": lambda a, g, m, x, t: f.distance_renormalized(a, GRID, PIXELS),
     "distance_unit_square": lambda a, g, m, x, t: f.distance_unit_square(a, GRID),
+    "divergence": lambda a, g, m, x, t: f.divergence(a, a[..., 1:, 1:], GRID),
     "effective_tokens": lambda a, g, m, x, t: f.effective_tokens(a),
     "entropy": lambda a, g, m, x, t: f.entropy(a, unit="bits", rows=[0, 3]),
     "entropy_patch": lambda a, g, m, x, t: f.entropy_patch(a, PREFIX, normalized=True),
@@ -36,12 +38,15 @@ CALLS: dict[str, Callable[..., Any]] = {
     "gradient_mean": lambda a, g, m, x, t: f.gradient_mean(a, g),
     "gradient_positive": lambda a, g, m, x, t: f.gradient_positive(a, g),
     "gradient_rollout": lambda a, g, m, x, t: f.gradient_rollout(list_of(f.gradient_mean(a, g)), GRID, discard=0.5),
+    "gradient_rollout_vit_explain": lambda a, g, m, x, t: f.gradient_rollout_vit_explain(list_of(a), list_of(g), GRID),
     "head_deviation": lambda a, g, m, x, t: f.head_deviation(a, GRID),
     "head_importance": lambda a, g, m, x, t: f.head_importance(a, g),
     "head_similarity": lambda a, g, m, x, t: f.head_similarity(a),
     "histogram": lambda a, g, m, x, t: f.histogram(f.row_entropy(a), f.entropy_edges(8, bins=5)),
     "mass_mask": lambda a, g, m, x, t: f.mass_mask(f.readout_map(a, GRID)),
     "neighbour_mass": lambda a, g, m, x, t: f.neighbour_mass(a, GRID),
+    "norm_outlier_map": lambda a, g, m, x, t: f.norm_outlier_map(m, GRID, times=1.1),
+    "norm_outlier_share": lambda a, g, m, x, t: f.norm_outlier_share(m, GRID, above=0.5),
     "norm_weighted": lambda a, g, m, x, t: f.norm_weighted(a, m),
     "norm_weighted_distance": lambda a, g, m, x, t: f.norm_weighted_distance(a, m, GRID, PIXELS),
     "norm_weighted_entropy": lambda a, g, m, x, t: f.norm_weighted_entropy(a, m),
@@ -70,7 +75,8 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 # Of numbers and not of arrays, and what takes codes or moments.
 OTHERS = {
-    "Box", "Difference", "Fusion", "BINS", "benjamini_hochberg", "box_jaccard", "centre_box", "cover", "decode_codes",
+    "Box", "Compared", "Difference", "Paired", "border_patches", "effective_number", "interval", "paired",
+    "Fusion", "BINS", "benjamini_hochberg", "box_jaccard", "centre_box", "cover", "decode_codes",
     "distance_edges", "entropy_edges", "group_differences", "patch_distances", "read_coco", "readout_rows",
     "uniform_distance", "uniform_entropy", "uniform_rollout", "welch",
 }  # fmt: skip

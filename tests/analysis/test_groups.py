@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support_statistics import BROKEN, IMAGES, SPEC, attention, fill_unit, label
 statistics = pytest.importorskip("attlas.analysis.statistics")
 moments = pytest.importorskip("attlas.analysis.statistics.moments")
 differences = pytest.importorskip("attlas.analysis.statistics.differences")
+inference = pytest.importorskip("attlas.analysis.statistics.inference")
 special = pytest.importorskip("scipy.stats")
 
 LABELS = [label_of(i) for i in range(IMAGES)]
@@ -142,24 +144,151 @@ def test_q_equals_scipys_and_keeps_shape_and_nan(p: list[float]) -> None:
     np.testing.assert_allclose(got[0, :-1, 0], special.false_discovery_control(p), rtol=1e-12)
 
 
-def test_differences_are_found_where_they_are_and_nowhere_else(tmp_path: Path) -> None:
+def test_p_is_the_share_of_all_groups_of_that_size_that_differ_as_much() -> None:
+    """Nine skewed images in groups of 2, 3 and 4: against every one of the 36, 84 and 126 groups there are."""
+    values = np.random.default_rng(3).exponential(size=(9, 1)) ** 2
+    groups = np.repeat([0, 1, 2], [2, 3, 4])
+    found = differences.group_differences(values, groups)
+    wanted = []
+    for g in range(3):
+        own = np.flatnonzero(groups == g)
+        sums = np.array([values[list(c)].sum() for c in combinations(range(9), len(own))])
+        expected = values.mean() * len(own)
+        wanted.append((np.abs(sums - expected) >= abs(values[own].sum() - expected) - 1e-9).mean())
+        rest = values[groups != g].mean()
+        np.testing.assert_allclose(found.difference[g, 0], values[own].mean() - rest, rtol=1e-12)
+    scaled = special.false_discovery_control(wanted)
+    np.testing.assert_allclose(found.q[:, 0], scaled, atol=0.12)  # of at least 120 random groups
+    assert found.units.tolist() == [2, 3, 4]
+    np.testing.assert_array_equal(differences.group_differences(values, groups).q, found.q)
+
+
+def test_with_many_draws_p_is_that_share_to_a_percent() -> None:
+    """The same of 60 equal columns, which take 60 times the draws."""
+    values = np.repeat(np.random.default_rng(3).exponential(size=(9, 1)) ** 2, 200, axis=1)
+    groups = np.repeat([0, 1], [4, 5])
+    sums = np.array([values[list(c), 0].sum() for c in combinations(range(9), 4)])
+    expected = values[:, 0].mean() * 4
+    wanted = (np.abs(sums - expected) >= abs(values[:4, 0].sum() - expected) - 1e-9).mean()
+    found = differences.group_differences(values, groups)
+    np.testing.assert_allclose(found.q, wanted, atol=0.02)
+
+
+def test_differences_are_found_where_they_are_and_nowhere_else() -> None:
     """Three groups of 40 images, one of which differs in one of 50 entries; the rest is noise."""
     random = np.random.default_rng(1)
-    groups = [random.normal(size=(40, 50)) for _ in range(3)]
-    groups[1][:, 7] += 2
-    difference, q = differences.group_differences([moments.Moments.of(g) for g in groups])
-    found = np.argwhere(q <= 0.05)
+    values, groups = random.normal(size=(120, 50)), np.arange(120) % 3
+    values[groups == 1, 7] += 2
+    found = np.argwhere(differences.group_differences(values, groups).q <= 0.05)
     assert {tuple(int(i) for i in at) for at in found} >= {(1, 7)}
     assert set(found[:, 1]) == {7}
-    rest = np.concatenate([groups[0], groups[2]])
-    np.testing.assert_allclose(difference[1], groups[1].mean(0) - rest.mean(0), rtol=1e-9)
-    wanted = np.stack([
-        special.ttest_ind(g, np.concatenate([o for o in groups if o is not g]), equal_var=False).pvalue for g in groups
-    ])  # fmt: skip
-    np.testing.assert_allclose(q.ravel(), special.false_discovery_control(wanted.ravel()), rtol=1e-9)
 
 
-def test_one_group_alone_differs_from_nothing() -> None:
-    difference, q = differences.group_differences([moments.Moments.of(np.arange(6.0).reshape(3, 2))])
-    assert np.isnan(difference).all()
-    assert np.isnan(q).all()
+def test_skewed_values_in_small_groups_give_no_false_discovery() -> None:
+    """Fifty groups of 4 images of one distribution, of which most are 0: Welch's test finds dozens of differences."""
+    random = np.random.default_rng(4)
+    values = np.where(random.random((200, 20)) < 0.3, random.exponential(size=(200, 20)), 0)
+    groups = np.arange(200) % 50
+    assert differences.group_differences(values, groups).q.min() > 0.05
+    parts = [moments.Moments.of(values[groups == g]) for g in range(50)]
+    rest = [moments.Moments.of(values[groups != g]) for g in range(50)]
+    p = np.stack([differences.welch(*pair).p for pair in zip(parts, rest, strict=True)])
+    assert (differences.benjamini_hochberg(p) <= 0.05).sum() > 12
+
+
+def test_a_cluster_counts_once() -> None:
+    """Two patients of a class with 50 equal images each are two samples of ten, and differ from nothing."""
+    random = np.random.default_rng(5)
+    patient = np.repeat(np.arange(10), 50)
+    values = random.normal(size=10)[patient, None]
+    groups = (patient < 2).astype(int)
+    assert differences.group_differences(values, groups).q.min() < 0.05
+    found = differences.group_differences(values, groups, patient)
+    assert found.units.tolist() == [8, 2]
+    whole = differences.group_differences(values[::50], groups[::50])
+    np.testing.assert_array_equal(found.q, whole.q)
+    np.testing.assert_allclose(found.difference, whole.difference, rtol=1e-9)
+
+
+def test_what_has_no_test() -> None:
+    """A group of one image, all but one, a single group, equal images; NaN counts as no image."""
+    values = np.array([[1.0, 5, 1], [2, 5, 2], [4, 5, np.nan], [9, 5, 4], [7, 5, 5]])
+    found = differences.group_differences(values, np.array([0, 0, 1, 2, 2]))
+    assert np.isnan(found.q[1]).all()
+    assert np.isnan(found.q[:, 1]).all()
+    assert np.isfinite(found.q[[0, 2]][:, [0, 2]]).all()
+    np.testing.assert_allclose(found.difference[0], [1.5 - 20 / 3, 0, 1.5 - 4.5])
+    assert np.isnan(differences.group_differences(values, np.zeros(5, int)).q).all()
+    assert np.isnan(differences.group_differences(values, np.array([0, 0, 0, 0, 1])).q).all()
+
+
+# -- clusters ---------------------------------------------------------------------------------------------------------
+
+
+def with_patients(path: Path, units: Any = None) -> Store:
+    """A store whose images come from patients of four, some without one."""
+    store = make_store(path, units=units)
+    names = ["" if i % 9 == 0 else f"patient {i // 4}" for i in range(IMAGES)]
+    text = np.array(names, dtype=np.dtypes.StringDType())
+    store.add([ArraySpec("patient", ("image",), (IMAGES,), (IMAGES,), "str", "")], {"patient": text})
+    return store
+
+
+def test_intervals_and_q_are_over_clusters_and_say_so(tmp_path: Path) -> None:
+    """Images without a patient are by themselves; the effective number is in the attributes and the notes."""
+    with_patients(tmp_path / "s.zarr")
+    result = statistics.analyze(tmp_path / "s.zarr", ["entropy"], by="label", cluster="patient")
+    store = Store(tmp_path / "s.zarr")
+    valid = [i for i in range(IMAGES) if i != BROKEN]
+    codes = np.array([100 + i if i % 9 == 0 else i // 4 for i in valid])
+    values = store.read("entropy")[valid]
+    wanted = np.stack(inference.interval(values, clusters=codes))
+    np.testing.assert_allclose(store.read("entropy_interval"), wanted, rtol=1e-12)
+    attrs = dict(store.array("entropy_interval").attrs)
+    effective = inference.effective_number(codes)
+    assert (attrs["cluster"], attrs["clusters"]) == ("patient", 9)
+    assert attrs["effective_images"] == pytest.approx(effective)
+    labelled = [g for g, i in enumerate(valid) if LABELS[i]]
+    groups = np.array([["cat", "dog", "late"].index(LABELS[valid[g]]) for g in labelled])
+    compared = differences.group_differences(values[labelled], groups, codes[labelled])
+    np.testing.assert_array_equal(store.read("entropy_q_by_label"), compared.q)
+    assert store.array("entropy_q_by_label").attrs["cluster"] == "patient"
+    assert any(f"9 clusters by patient, effective n = {effective:.4g}; 3 images without" in n for n in result.notes)
+    assert any("fewer than 20" in note for note in result.notes)
+
+
+def test_later_analyses_keep_to_the_clusters_and_others_renew_everything(tmp_path: Path) -> None:
+    """What was over patients stays so; another column leaves no interval and no q value of the one before."""
+    with_patients(tmp_path / "s.zarr")
+    statistics.analyze(tmp_path / "s.zarr", ["entropy", "sink_share"], by="label", cluster="patient")
+    statistics.analyze(tmp_path / "s.zarr", ["entropy"], by="predicted")
+    statistics.analyze(tmp_path / "s.zarr", ["distance"])
+    store = Store(tmp_path / "s.zarr")
+    inferred = ["distance_interval", "entropy_interval", "entropy_q_by_label", "entropy_q_by_predicted",
+                "sink_share_interval", "sink_share_q_by_label"]  # fmt: skip
+    assert {store.array(name).attrs.get("cluster") for name in inferred} == {"patient"}
+    means = store.read("entropy_mean_by_label")
+    result = statistics.analyze(tmp_path / "s.zarr", ["distance"], cluster="image")
+    assert result.read == 0
+    store = Store(tmp_path / "s.zarr")
+    assert {store.array(name).attrs.get("cluster") for name in inferred} == {None}
+    with_patients(tmp_path / "alone.zarr")
+    statistics.analyze(tmp_path / "alone.zarr", ["entropy", "sink_share"], by="label")
+    alone = Store(tmp_path / "alone.zarr")
+    for name in ("entropy_interval", "sink_share_interval", "entropy_q_by_label", "sink_share_q_by_label"):
+        np.testing.assert_array_equal(store.read(name), alone.read(name))
+    np.testing.assert_array_equal(store.read("entropy_mean_by_label"), means)
+
+
+def test_clusters_that_are_not_there_or_differ_between_stores_are_refused(tmp_path: Path) -> None:
+    with_patients(tmp_path / "a.zarr", units=[0, 1])
+    with_patients(tmp_path / "b.zarr", units=[2, 3])
+    with pytest.raises(AttlasError, match="--cluster video: no column"):
+        statistics.analyze(tmp_path / "a.zarr", cluster="video")
+    statistics.analyze(tmp_path / "a.zarr", ["entropy"], cluster="patient")
+    statistics.analyze(tmp_path / "b.zarr", ["entropy"])
+    with pytest.raises(AttlasError, match=r"different clusters .*patient.*image"):
+        statistics.pooled([tmp_path / "a.zarr", tmp_path / "b.zarr"], ["entropy"])
+    statistics.analyze(tmp_path / "b.zarr", ["entropy"], cluster="patient")
+    found = statistics.pooled([tmp_path / "a.zarr", tmp_path / "b.zarr"], ["entropy"])
+    assert found.arrays["entropy_interval"].attrs["clusters"] == 6  # four patients, two images without one

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import re
+import sys
+import types
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -252,12 +254,25 @@ def test_a_statistic_of_ones_own_is_kept_summed_and_grouped_like_ours(tmp_path: 
     assert pytest.importorskip("attlas.analysis.dataset").open(store.path)["strongest_q_by_label"].shape == (3, 2, 2)
 
 
+def elsewhere() -> Any:
+    """A formula in a module that only this process knows."""
+    module = types.ModuleType("elsewhere")
+    exec("def formula(attention):\n    return attention[:, 0, 0]", module.__dict__)
+    sys.modules["elsewhere"] = module
+    return module.formula
+
+
 def test_processes_make_it_too(tmp_path: Path) -> None:
+    """And where they cannot have a formula, they say so."""
     for name in ("threads", "processes"):
         make_store(tmp_path / f"{name}.zarr")
     asked: list[Any] = [STRONGEST, DRIFT, "rollout:fusion=max", "rollout", "score_matrix_key_mean", "self_mass"]
     statistics.analyze(tmp_path / "threads.zarr", asked)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for formula, said in ((lambda attention: attention, "lambda"), (elsewhere(), "No module named 'elsewhere'")):
+            one = Statistic("mine", ("layer", "head"), formula)
+            with pytest.raises(UsageError, match=f"cannot be imported by another process .*{said}.*; define it in a"):
+                statistics.analyze(tmp_path / "processes.zarr", ["self_mass", one], executor=pool)
         statistics.analyze(tmp_path / "processes.zarr", asked, executor=pool)
     one, other = Store(tmp_path / "threads.zarr"), Store(tmp_path / "processes.zarr")
     for name in one.attrs["analyzed"]:

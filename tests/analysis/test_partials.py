@@ -173,8 +173,6 @@ def test_stores_sum_up_to_what_one_store_of_all_images_gives(tmp_path: Path) -> 
         assert dims == whole.dims(name)
         if values.dtype.kind != "f":
             assert (values == wanted).all()
-        elif name.endswith("_interval"):  # other images are drawn: those of the second store come last
-            np.testing.assert_allclose(values, wanted, rtol=0.1)
         else:
             np.testing.assert_allclose(values, wanted, rtol=1e-9 if "_std" in name else 1e-12, atol=1e-14)
 

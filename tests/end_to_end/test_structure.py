@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import itertools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,7 @@ EXTRAS = {
 }  # fmt: skip
 
 
+@functools.cache
 def offered() -> dict[str, list[str]]:
     """The names in `__all__` of every module that has one, read from the source."""
     found: dict[str, list[str]] = {}
@@ -204,44 +207,51 @@ def unloaded() -> Iterator[None]:
     sys.modules.update(loaded)
 
 
-def imported(module: str, name: str) -> None:
-    """`from module import name`; skips where only an extra's library is missing."""
-    try:
-        exec(f"from {module} import {name}", {})
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRAS:
-            raise
-        pytest.skip(f"{missing} is not installed: attlas[{EXTRAS[missing]}] brings it")
-    except AttlasError as error:
-        if "pip install" not in str(error):
-            raise
-        pytest.skip(str(error))
+def check_imports(module: str, names: Sequence[str], at_once: Container[str] | None = None) -> None:
+    """`from module import name` of each; skips at the end where an extra's library is missing.
+
+    With `at_once`, what the module held before any name was asked for, a name that came later has to be given by the
+    module itself: not by what another name loaded.
+    """
+    lacking = set()
+    for name in names:
+        try:
+            exec(f"from {module} import {name}", {})
+            held = sys.modules[module]
+            if at_once is not None and name not in at_once and find_spec(f"{module}.{name}") is None:
+                held.__getattr__(name)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in EXTRAS:
+                raise
+            lacking.add(f"{missing} is not installed: attlas[{EXTRAS[missing]}] brings it")
+        except AttlasError as error:
+            if "pip install" not in str(error):
+                raise
+            lacking.add(str(error))
+    if lacking:
+        pytest.skip("; ".join(sorted(lacking)))
 
 
-OFFERED = offered()
-PROMISED = [(".".join(filter(None, ("attlas", module))), name) for module, names in OFFERED.items() for name in names]
+OFFERED = {".".join(filter(None, ("attlas", module))): names for module, names in offered().items()}
 # A package may load its names when they are asked for, each from a place of its own.
-LATE = [(module, name) for module, name in PROMISED
-        if MODULES[module.removeprefix("attlas").lstrip(".")].name == "__init__.py"]  # fmt: skip
+PACKAGES = [module for module in OFFERED if MODULES[module.removeprefix("attlas").lstrip(".")].name == "__init__.py"]
 
 
-@pytest.mark.parametrize(("module", "name"), LATE, ids=lambda value: value)
+@pytest.mark.parametrize("module", PACKAGES)
 @pytest.mark.usefixtures("unloaded")
-def test_every_name_of_a_package_is_there(module: str, name: str) -> None:
+def test_every_name_of_a_package_is_there(module: str) -> None:
     """Whatever was imported before, or was not."""
-    imported(module, name)
+    check_imports(module, OFFERED[module], set(vars(importlib.import_module(module))))
 
 
-@pytest.mark.parametrize(
-    ("module", "name"), [pair for pair in PROMISED if pair not in LATE], ids=lambda value: value
-)  # fmt: skip
-def test_every_name_of_a_module_is_there(module: str, name: str) -> None:
+@pytest.mark.parametrize("module", [module for module in OFFERED if module not in PACKAGES])
+def test_every_name_of_a_module_is_there(module: str) -> None:
     """`__all__` promises only what is there."""
-    imported(module, name)
+    check_imports(module, OFFERED[module])
 
 
 def test_every_module_says_what_it_offers() -> None:
     """One without `__all__` would be left out above; a package may offer nothing, the command line has commands."""
-    silent = MODULES.keys() - OFFERED.keys()
+    silent = MODULES.keys() - offered().keys()
     assert sorted(name for name in silent if name.split(".")[0] not in ("cli", "commands")) == []

@@ -69,14 +69,6 @@ def test_pixels_of_larger_pictures_are_in_the_estimate(
     assert 0.85 * pixels < estimate.bytes_expected
 
 
-@pytest.fixture(scope="module")
-def deit(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("timm")
-    path = tmp_path_factory.mktemp("graph") / "deit.onnx"
-    attlas.export("deit_tiny_patch16_224", path, checkpoint=shared / "models" / "deit_tiny_patch16_224.safetensors")
-    return path
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 def test_expected_bytes_are_those_on_the_disk(deit: Path, shared: Path, tmp_path: Path, choice: str) -> None:

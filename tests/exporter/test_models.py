@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,6 @@ from attlas.exporter.models.build import build, names
 from attlas.exporter.models.summary import Summary
 from attlas.exporter.taps.attention import Taps
 from attlas.exporter.taps.facts import describe, summarize
-
-
-def attlas(*arguments: str) -> Any:
-    return subprocess.run([sys.executable, "-m", "attlas.cli", *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +86,15 @@ def test_memory_at_hand_is_that_of_machine_and_container() -> None:
     assert 1e8 < left < 1e14
 
 
-def test_command_line_lists_a_table_and_json() -> None:
+def test_command_line_lists_a_table_and_json(command: Callable[..., Any], tmp_path: Path) -> None:
     """A line a model under a heading, or the same as JSON; names alone at once."""
-    lines = attlas("models", "deit_tiny*").stdout.splitlines()
+    lines = command("models", "deit_tiny*", cwd=tmp_path).stdout.splitlines()
     assert lines[0].split() == ["model", "prefix", "grid", "pooling", "layers", "heads", "weights", "maps"]
     assert " ".join(lines[2].split()) == "deit_tiny_patch16_224 class 14 x 14 class 12 3 5.7 M 2.8 MB"
-    found = json.loads(attlas("models", "deit_tiny*", "--json").stdout)
+    found = json.loads(command("models", "deit_tiny*", "--json", cwd=tmp_path).stdout)
     assert [one["name"] for one in found] == ["deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"]
     assert found[0]["prefix"] == ["class", "distillation"]
-    assert attlas("models", "deit_tiny*", "--names").stdout.split() == [one["name"] for one in found]
+    assert command("models", "deit_tiny*", "--names", cwd=tmp_path).stdout.split() == [one["name"] for one in found]
 
 
 def test_table_holds_every_model_of_this_timm() -> None:

@@ -1,28 +1,27 @@
-"""Stores over relative depth, and their differences."""
+"""Several stores or groups by depth, and their differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..numbers import Floats
-from .style import NARROW, dashed, style
+from .style import dashed
 
-__all__ = ["Line", "curves"]
+__all__ = ["Curves", "Line"]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One store in a comparison, or the difference of two.
+    """One store or group, or the difference of two.
 
     Attributes:
         label: in the legend.
         colour: its own in every figure.
-        x: (layer), relative depth.
+        x: (layer), depth.
         mean, low, high: (layer), over heads and images, with its interval.
         heads: (layer, head), or None.
         baseline: whether it is drawn dotted, as what knows nothing.
@@ -38,25 +37,47 @@ class Line:
     baseline: bool = False
 
 
-def curves(lines: Sequence[Line], title: str, axis: str, reference: float | None, *, narrow: bool = False) -> Any:
-    """A line for each mean, a band for its interval, pale dots for heads."""
-    with style():
-        figure = Figure(figsize=(NARROW, 2.75 + 0.16 * len(lines)), layout="constrained")
-        ax = figure.subplots()
-        for line in lines:
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """A line for each mean, a band for its interval, pale dots for heads, and a legend below.
+
+    Attributes:
+        title: above them.
+        unit: what stands at the axis.
+        lines: what is drawn.
+        reference: what uniform attention gives, or no difference; None for no line.
+        depth: what stands at the x axis; up to `end`, from 0.
+    """
+
+    title: str
+    unit: str
+    lines: Sequence[Line]
+    reference: float | None
+    depth: str = "relative depth, (layer + 1) / blocks"
+    end: float = 1.03
+    sheet: ClassVar[bool] = False
+    named_once: ClassVar[bool] = False
+
+    def height(self, width: float) -> float:
+        """Inches."""
+        return 2.45 + 0.16 * len(self.lines)
+
+    def draw(self, ax: Any) -> None:
+        """On matplotlib's Axes: x is the depth, y the statistic in its unit."""
+        for line in self.lines:
             if line.heads is not None and not line.baseline:
                 places = np.repeat(line.x, line.heads.shape[1])
                 ax.plot(places, line.heads.ravel(), "o", ms=1.8, mew=0, color=line.colour, alpha=0.35)
             ax.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.25, lw=0)
             marker, dash = "o" if line.x.size == 1 else "", ":" if line.baseline else "-"
             ax.plot(line.x, line.mean, color=line.colour, lw=1.5, ls=dash, marker=marker, label=line.label)
-        if reference is not None:
-            dashed(ax, reference)
-        ax.set_title(title, loc="left", fontweight="bold")
-        ax.set_xlabel("relative depth, (layer + 1) / blocks")
-        ax.set_ylabel(axis)
-        ax.set_xlim(0, 1.03)
-        if all(np.nanmin(line.low, initial=0.0) >= 0 for line in lines):
+        if self.reference is not None:
+            dashed(ax, self.reference)
+        ax.set_title(self.title, loc="left", fontweight="bold")
+        ax.set_xlabel(self.depth)
+        ax.set_ylabel(self.unit)
+        ax.set_xlim(min(0.0, self.end - 1.03), self.end)
+        if all(np.nanmin(line.low, initial=0.0) >= 0 for line in self.lines):
             ax.set_ylim(bottom=0)
-        figure.legend(loc="outside lower left", frameon=False, ncols=1, handlelength=1.8, borderpad=0.1)
-    return figure
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0}
+        ax.legend(**place, frameon=False, ncols=1, handlelength=1.8, borderpad=0.1)

@@ -1,22 +1,22 @@
-"""Statistics by depth: a dot for each head with its interval, layer by layer."""
+"""A statistic by depth: a dot for each head with its interval, layer by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..numbers import Floats, mean_of
-from .style import ACCENT, FAINT, PAPER, QUIET, axes_grid, dashed, layer_ticks, style
+from .style import ACCENT, FAINT, PAPER, QUIET, dashed, layer_ticks
 
-__all__ = ["Depth", "depth"]
+__all__ = ["Depth"]
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """One statistic of every head, by layer.
+    """One statistic of every head, by layer: dots with bars, a pale line for their mean, uniform attention dashed.
 
     Attributes:
         title: its name.
@@ -38,15 +38,16 @@ class Depth:
     reference_label: str = ""
     inner: Floats | None = None
     colour: str = ACCENT
+    sheet: ClassVar[bool] = False
+    named_once: ClassVar[bool] = False
 
+    def height(self, width: float) -> float:
+        """Inches."""
+        return 2.45
 
-def depth(panels: Sequence[Depth], *, narrow: bool = False) -> Any:
-    """A panel for each statistic: dots with bars for heads, a pale line for their mean, uniform attention dashed."""
-    with style():
-        figure, axes = axes_grid(len(panels), 1 if narrow else 2, 2.45)
-        for ax, panel in zip(axes, panels, strict=True):
-            _draw(ax, panel)
-    return figure
+    def draw(self, ax: Any) -> None:
+        """On matplotlib's Axes: x is the layer, y the statistic in its unit."""
+        _draw(ax, self)
 
 
 def _draw(ax: Any, panel: Depth) -> None:
@@ -93,8 +94,9 @@ def _draw(ax: Any, panel: Depth) -> None:
         )
     ax.set_ylabel(panel.unit)
     ax.set_xlabel("layer", loc="left")
-    known = panel.high[np.isfinite(panel.high)]
-    lowest = min(0.0, float(np.nanmin(panel.low, initial=0.0)))
-    ax.set_ylim(1.08 * lowest, 1.08 * max(panel.reference or 0.0, float(known.max(initial=0.0))))
+    # A mean without an interval is drawn too.
+    known = np.concatenate([values[np.isfinite(values)] for values in (panel.low, panel.mean, panel.high)])
+    lowest, highest = float(known.min(initial=0.0)), float(known.max(initial=0.0))
+    ax.set_ylim(1.08 * lowest, 1.08 * max(panel.reference or 0.0, highest))
     ax.set_xlim(min(panel.layers) - 0.6, max(panel.layers) + 0.6)
     ax.set_xticks(layer_ticks(panel.layers))

@@ -3,45 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from .sheet import Panel, Sheet, limits_of, scale_of
-from .style import NARROW, WIDE, style
+from .sheet import Panel, Sheet, is_narrow, limits_of, scale_of
 
-__all__ = ["Panel", "maps"]
+__all__ = ["Maps", "Panel", "across"]
 
 GAP, TITLE, FOOT, MARGIN = 0.09, 0.19, 0.52, 0.04
 LARGEST = 2.6  # inches: a few maps are not blown up to the page's width
 
 
-def maps(
-    panels: Sequence[Panel],
-    label: str,
-    *,
-    columns: int,
-    narrow: bool = False,
-    limits: tuple[float, float] | None = None,
-    root: bool = False,
-) -> Any:
+def across(count: int) -> tuple[int, int]:
+    """In how many columns so many layers stand, on a wide page and on a narrow one."""
+    return (6 if count <= 12 else 8), 4
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
     """Maps under their titles, a colour bar below them all.
 
-    Colours follow the values, or with `root` their square roots, where a few large ones would leave the rest black.
+    Attributes:
+        panels: the maps.
+        label: of the colour bar.
+        columns: on a wide page and on a narrow one.
+        limits: of the colours; by default from 0 to the largest value of all.
+        root: colours follow the values' square roots, where a few large ones would leave the rest black.
     """
-    width = NARROW if narrow else WIDE
-    height, across = panels[0].size
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    edge = min((width - 2 * MARGIN - (columns - 1) * GAP) / columns, LARGEST)
-    tall = edge * height / across
-    step = tall + TITLE + 0.05
-    total = rows * step - 0.05 + FOOT + MARGIN
-    scale = scale_of(limits or limits_of([p.values for p in panels]), root)
-    with style():
-        sheet = Sheet(width, total)
-        for place, panel in enumerate(panels):
+
+    panels: Sequence[Panel]
+    label: str
+    columns: tuple[int, int] = (1, 1)
+    limits: tuple[float, float] | None = None
+    root: bool = False
+    sheet: ClassVar[bool] = True
+    named_once: ClassVar[bool] = False
+
+    def _layout(self, width: float) -> tuple[int, float, float]:
+        """Columns, a map's width, and from one row to the next, in inches."""
+        height, wide = self.panels[0].size
+        columns = min(self.columns[is_narrow(width)], len(self.panels))
+        edge = min((width - 2 * MARGIN - (columns - 1) * GAP) / columns, LARGEST)
+        return columns, edge, edge * height / wide + TITLE + 0.05
+
+    def height(self, width: float) -> float:
+        """Inches."""
+        columns, _, step = self._layout(width)
+        return -(-len(self.panels) // columns) * step - 0.05 + FOOT + MARGIN
+
+    def draw(self, ax: Any) -> None:
+        """On matplotlib's Axes, which become a sheet without ticks."""
+        sheet = Sheet(ax, self.height)
+        columns, edge, step = self._layout(sheet.width)
+        scale = scale_of(self.limits or limits_of([p.values for p in self.panels]), self.root)
+        for place, panel in enumerate(self.panels):
             row, column = divmod(place, columns)
             left, top = MARGIN + column * (edge + GAP), MARGIN + row * step
             image = sheet.panel(panel, left, top + TITLE, edge, scale)
             sheet.text(left + edge / 2, top + 0.6 * TITLE, panel.title, 7, ha="center")
-        sheet.bar(image, (MARGIN + 0.04, total - FOOT + 0.145, min(2.56, width - 0.6)), label, root)
-    return sheet.figure
+        place = (MARGIN + 0.04, sheet.height - FOOT + 0.145, min(2.56, sheet.width - 0.6))
+        sheet.bar(image, place, self.label, self.root)
+        sheet.done()

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from matplotlib.figure import Figure
+import numpy as np
 
-from .style import ACCENT, FAINT, NARROW, QUIET, WIDE, style
+from .style import ACCENT, FAINT, QUIET
 
-__all__ = ["Measure", "measures"]
+__all__ = ["Measure"]
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One measure of several maps: (label, mean, low, high) each; the last `baselines` of them are no model's."""
+    """One measure of several maps: (label, mean, low, high) each, in a line; the last `baselines` of them are grey."""
 
     title: str
     values: tuple[tuple[str, float, float, float], ...]
     baselines: int = 0
+    sheet: ClassVar[bool] = False
+    named_once: ClassVar[bool] = True
 
+    def height(self, width: float) -> float:
+        """Inches."""
+        return 0.75 + 0.2 * len(self.values)
 
-def measures(panels: Sequence[Measure], *, narrow: bool = False) -> Any:
-    """A panel for each measure, a line of text for each map; baselines are grey."""
-    columns = 1 if narrow else len(panels)
-    rows = -(-len(panels) // columns)
-    count = len(panels[0].values)
-    with style():
-        figure = Figure(figsize=(NARROW if narrow else WIDE, rows * (0.75 + 0.2 * count)), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=not narrow).ravel()
-        for ax, panel in zip(axes, panels, strict=True):
-            for place, (_, mean, low, high) in enumerate(panel.values):
-                colour = QUIET if place >= count - panel.baselines else ACCENT
-                ax.plot([low, high], [place, place], color=colour, lw=1.2)
-                ax.plot([mean], [place], "o", color=colour, ms=4)
-            ax.set_yticks(range(count), [label for label, *_ in panel.values])
-            ax.set_ylim(count - 0.4, -0.6)
-            ax.set_xlim(0, max(0.05, 1.1 * max(high for *_, high in panel.values)))
-            ax.set_title(panel.title, loc="left", fontweight="bold")
-            ax.tick_params(axis="y", length=0)
-            ax.grid(axis="x", color=FAINT, lw=0.5)
-            ax.set_axisbelow(True)
-    return figure
+    def draw(self, ax: Any) -> None:
+        """On matplotlib's Axes: x is the measure, y the maps."""
+        count = len(self.values)
+        for place, (_, mean, low, high) in enumerate(self.values):
+            colour = QUIET if place >= count - self.baselines else ACCENT
+            ax.plot([low, high], [place, place], color=colour, lw=1.2)
+            ax.plot([mean], [place], "o", color=colour, ms=4)
+        ax.set_yticks(range(count), [label for label, *_ in self.values])
+        ax.set_ylim(count - 0.4, -0.6)
+        highest = max(float(np.fmax(mean, high)) for _, mean, _, high in self.values)  # one image has no bar
+        ax.set_xlim(0, max(0.05, 1.1 * highest))
+        ax.set_title(self.title, loc="left", fontweight="bold")
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="x", color=FAINT, lw=0.5)
+        ax.set_axisbelow(True)

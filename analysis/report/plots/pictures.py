@@ -1,79 +1,120 @@
-"""Pictures with their maps: a row for each picture, a column for each kind of map."""
+"""Pictures with their maps laid over them: a row for each picture, a column for each kind of map."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from .sheet import Panel, Sheet, limits_of, scale_of
-from .style import NARROW, WIDE, style
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Column", "Panel", "Row", "pictures"]
+from ..numbers import Floats
+from .overlay import overlay
+from .sheet import Panel, Sheet, is_narrow, thinned
 
-GAP, TITLE, MARGIN, LARGEST = 0.12, 0.24, 0.04, 2.2
+__all__ = ["Column", "Pictures", "Row"]
+
+GAP, TITLE, MARGIN, LARGEST, FOOT = 0.12, 0.24, 0.04, 2.2, 0.45
+GREY = 190  # of a picture that a store does not hold
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of text and the panels under it."""
+    """One picture.
+
+    Attributes:
+        title: a line of text above it.
+        pixels: (row, column, 3) uint8, or None where the store does not hold it.
+        maps: a map (y, x) for each column.
+    """
 
     title: str
-    panels: tuple[Panel, ...]
+    pixels: npt.NDArray[np.uint8] | None
+    maps: tuple[Floats, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What stands in a column: its heading, the unit at its colour bar ("" for pictures), and its scale."""
+    """A kind of map: its heading, the unit of its printed maximum, and whether colours follow square roots."""
 
     heading: str
     unit: str = ""
     root: bool = False
 
 
-def pictures(rows: Sequence[Row], columns: Sequence[Column], *, narrow: bool = False, shared: bool = False) -> Any:
-    """Every column of maps has a scale of its own, or with `shared` all have one."""
-    width = NARROW if narrow else WIDE
-    count, (height, across) = len(columns), rows[0].panels[0].size
-    tight = narrow or count > 4  # headings and units take two lines
-    head, foot = 0.32 if tight else 0.22, 0.66 if tight else 0.55
-    tiny = narrow and count > 4
-    edge = min((width - 2 * MARGIN - (count - 1) * GAP) / count, LARGEST)
-    step = edge * height / across + TITLE
-    total = head + len(rows) * step + foot + MARGIN
-    scales = _scales(rows, columns, shared)
-    with style():
-        sheet = Sheet(width, total)
-        for place, row in enumerate(rows):
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Every map has its own scale, from 0 to its maximum, which is printed on it.
+
+    Attributes:
+        rows, columns: what is shown; before the first column stands the picture itself, where all rows have one.
+        size: (height, width) that a picture stands for, which gives its shape.
+        grid: (rows, columns) of patches drawn over the picture, or None.
+        first: the heading of the picture itself.
+    """
+
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    size: tuple[int, int]
+    grid: tuple[int, int] | None = None
+    first: str = "input and\npatch grid"
+    sheet: ClassVar[bool] = True
+    named_once: ClassVar[bool] = False
+
+    @property
+    def _pictured(self) -> bool:
+        return all(row.pixels is not None for row in self.rows)
+
+    def _layout(self, width: float) -> tuple[float, float, float]:
+        """A picture's width, from one row to the next, and the head's height, in inches."""
+        count = len(self.columns) + self._pictured
+        edge = min((width - 2 * MARGIN - (count - 1) * GAP) / max(count, 1), LARGEST)
+        tight = is_narrow(width) or count > 4  # headings take two lines
+        return edge, edge * self.size[0] / self.size[1] + TITLE, 0.32 if tight else 0.22
+
+    def height(self, width: float) -> float:
+        """Inches."""
+        _, step, head = self._layout(width)
+        return head + len(self.rows) * step + (FOOT if self.columns else 0.05) + MARGIN
+
+    def draw(self, ax: Any) -> None:
+        """On matplotlib's Axes, which become a sheet without ticks."""
+        sheet = Sheet(ax, self.height)
+        narrow, (edge, step, head) = is_narrow(sheet.width), self._layout(sheet.width)
+        lefts = [MARGIN + at * (edge + GAP) for at in range(len(self.columns) + self._pictured)]
+        small = 5 if narrow and len(lefts) > 4 else 6 if narrow else 7
+        headings = [self.first] * self._pictured + [column.heading for column in self.columns]
+        for left, heading in zip(lefts, headings, strict=True):
+            text = heading if head > 0.3 else heading.replace("\n", " ")
+            sheet.text(left, MARGIN + head / 2, text, small, fontweight="bold")
+        for place, row in enumerate(self.rows):
             top = MARGIN + head + place * step
             sheet.text(MARGIN, top + 0.55 * TITLE, _shortened(row.title, 54 if narrow else 100), 6.5 if narrow else 7.5)
-            images = [
-                sheet.panel(panel, MARGIN + at * (edge + GAP), top + TITLE, edge, scales[at])
-                for at, panel in enumerate(row.panels)
-            ]
-        for at, column in enumerate(columns):
-            left = MARGIN + at * (edge + GAP)
-            heading = column.heading if tight else column.heading.replace("\n", " ")
-            sheet.text(left, MARGIN + head / 2, heading, 5 if tiny else 6 if narrow else 7, fontweight="bold")
-            if column.unit:
-                sheet.bar(
-                    images[at],
-                    (left + 0.03, total - foot + 0.145, edge - 0.06),
-                    column.unit,
-                    column.root,
-                    size=5 if tiny else 6.5,
-                    wrap=tight,
-                )
-    return sheet.figure
+            if self._pictured and row.pixels is not None:
+                sheet.panel(Panel("", row.pixels, self.size, self.grid), lefts[0], top + TITLE, edge)
+            for left, column, values in zip(lefts[self._pictured :], self.columns, row.maps, strict=True):
+                bottom = top + TITLE + edge * self.size[0] / self.size[1]
+                self._over(sheet, row, column, values, (left, left + edge, bottom, top + TITLE), small)
+        if self.columns:
+            place = (lefts[self._pictured] + 0.03, sheet.height - FOOT + 0.12, min(2.2, sheet.width - 0.4))
+            sheet.ends(place, ("0", "largest of the map"))
+        sheet.done()
 
-
-def _scales(rows: Sequence[Row], columns: Sequence[Column], shared: bool) -> list[Any]:
-    """Of each column of maps; None for pictures."""
-    maps = [[row.panels[at].values for row in rows] if column.unit else [] for at, column in enumerate(columns)]
-    if shared:
-        everything = [values for one in maps for values in one]
-        maps = [everything if one else one for one in maps]
-    return [scale_of(limits_of(one), c.root) if one else None for one, c in zip(maps, columns, strict=True)]
+    def _over(
+        self, sheet: Sheet, row: Row, column: Column, values: Floats, extent: tuple[float, ...], size: float
+    ) -> None:
+        blank = np.full((*values.shape, 3), GREY, np.uint8)
+        overlay(
+            sheet.ax,
+            blank if row.pixels is None else thinned(row.pixels),
+            values,
+            style="side" if row.pixels is None else "overlay",
+            root=column.root,
+            printed=f"{{:.3g}} {column.unit}".rstrip(),
+            extent=extent,  # type: ignore[arg-type]
+            size=size - 1,
+        )
 
 
 def _shortened(text: str, length: int) -> str:

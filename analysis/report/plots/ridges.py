@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..numbers import Floats
-from .style import ACCENT, FAINT, INK, QUIET, SERIES, axes_grid, layer_ticks, style
+from .style import ACCENT, FAINT, INK, QUIET, SERIES, layer_ticks
 
-__all__ = ["Ridges", "ridges"]
+__all__ = ["Ridges"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ridges:
-    """How the values of all queries are distributed, a row for each layer; NaN where nothing was counted.
+    """How the values of all queries are distributed: a curve for each layer, its middle 80 % dark, medians marked.
+
+    NaN where nothing was counted.
 
     Attributes:
         title: the statistic's name.
@@ -38,27 +40,25 @@ class Ridges:
     heads: Floats
     uniform: Floats
     uniform_bands: Floats
+    colour: str = ACCENT
+    sheet: ClassVar[bool] = False
+    named_once: ClassVar[bool] = True
 
+    def height(self, width: float) -> float:
+        """Inches: a row for each layer and one for uniform attention, never taller than a printed page."""
+        return min(0.24 * (len(self.layers) + 1), 7.0) + 0.62
 
-def ridges(panels: Sequence[Ridges], *, narrow: bool = False) -> Any:
-    """A panel for each statistic: a curve a layer, its middle 80 % dark, its median, and each head's median."""
-    columns = 1 if narrow else min(len(panels), 3)
-    # A row for each layer and one for uniform attention, never taller than a printed page.
-    tall = min(0.24 * (len(panels[0].layers) + 1), 7.0)
-    with style():
-        figure, axes = axes_grid(len(panels), columns, tall + 0.62)
-        for ax, panel in zip(axes, panels, strict=True):
-            _draw(ax, panel)
-        for ax in np.delete(np.array(axes), slice(None, None, columns)):  # layers are named once a line
-            ax.tick_params(labelleft=False)
-            ax.set_ylabel("")
-    return figure
+    def draw(self, ax: Any) -> None:
+        """On matplotlib's Axes: x is the statistic in its unit, y the layer."""
+        _draw(ax, self)
 
 
 def _draw(ax: Any, panel: Ridges) -> None:
     layers, foot = panel.layers, len(panel.layers)
     size = max(0.9, 2.2 - foot / 24)
-    lines = [(place, panel.shares[place], panel.bands[:, place], panel.heads[place], ACCENT) for place in range(foot)]
+    lines = [
+        (place, panel.shares[place], panel.bands[:, place], panel.heads[place], panel.colour) for place in range(foot)
+    ]
     lines.append((foot, panel.uniform, panel.uniform_bands, np.empty(0), QUIET))
     for place, values, (low, middle, high), heads, colour in lines:
         ax.axhline(place, color=FAINT, lw=0.6, zorder=0)

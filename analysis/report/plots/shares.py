@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..numbers import Floats
-from .style import NARROW, layer_ticks, style
+from .style import layer_ticks
 
-__all__ = ["Part", "shares"]
+__all__ = ["Part", "Shares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +23,29 @@ class Part:
     values: Floats
 
 
-def shares(layers: Sequence[int], parts: Sequence[Part], axis: str) -> Any:
-    """Stacked bars."""
-    with style():
-        figure = Figure(figsize=(NARROW, 2.9), layout="constrained")
-        ax = figure.subplots()
-        base = np.zeros(len(layers))
-        for part in parts:
-            ax.bar(layers, part.values, 0.82, bottom=base, color=part.colour, label=part.label)
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Stacked bars, one for each layer; `unit` stands at the axis."""
+
+    layers: Sequence[int]
+    parts: Sequence[Part]
+    unit: str
+    sheet: ClassVar[bool] = False
+    named_once: ClassVar[bool] = False
+
+    def height(self, width: float) -> float:
+        """Inches."""
+        return 2.9
+
+    def draw(self, ax: Any) -> None:
+        """On matplotlib's Axes: x is the layer, y the share."""
+        base = np.zeros(len(self.layers))
+        for part in self.parts:
+            ax.bar(self.layers, part.values, 0.82, bottom=base, color=part.colour, label=part.label)
             base = base + np.nan_to_num(part.values)
         ax.set_ylim(0, 1)
-        ax.set_xticks(layer_ticks(layers))
+        ax.set_xticks(layer_ticks(self.layers))
         ax.set_xlabel("layer")
-        ax.set_ylabel(axis)
-        figure.legend(
-            loc="outside upper left", frameon=False, ncols=2, handlelength=1, columnspacing=1.2, borderpad=0.1
-        )
-    return figure
+        ax.set_ylabel(self.unit)
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "ncols": 2}
+        ax.legend(**place, frameon=False, handlelength=1, columnspacing=1.2, borderpad=0.1)

@@ -5,7 +5,7 @@ Maps of one figure share one pair of axes: a pair for each would cost more time 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize, PowerNorm
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from .style import COLOURS
+from .style import COLOURS, NARROW
 
-__all__ = ["Box", "Panel", "Sheet", "limits_of", "scale_of"]
+__all__ = ["Box", "Panel", "Sheet", "is_narrow", "limits_of", "scale_of", "thinned"]
 
 type Box = tuple[float, float, float, float]
 
@@ -51,15 +50,22 @@ class Panel:
 
 
 class Sheet:
-    """A figure of `width` x `height` inches."""
+    """Matplotlib's Axes as a sheet, measured in inches: as wide as they are, and `height` of that width tall.
 
-    def __init__(self, width: float, height: float) -> None:
-        self.size = (width, height)
-        self.figure = Figure(figsize=self.size)
-        self.ax: Any = self.figure.add_axes((0, 0, 1, 1))
-        self.ax.set_axis_off()
-        self.ax.set_xlim(0, width)
-        self.ax.set_ylim(height, 0)
+    Axes that are too low get a smaller sheet, whose words keep their size.
+    """
+
+    def __init__(self, ax: Any, height: Callable[[float], float]) -> None:
+        self.ax, box, dpi = ax, ax.get_window_extent(), ax.figure.dpi
+        self.width = float(box.width / dpi)
+        self.height = height(self.width)
+        ax.set_axis_off()
+        ax.set_xlim(0, self.width)
+        ax.set_ylim(self.height, 0)
+
+    def done(self) -> None:
+        """An inch is as long down as across, whatever was drawn."""
+        self.ax.set_aspect("equal", adjustable="box", anchor="NW")
 
     def text(self, left: float, top: float, text: str, size: float, **options: Any) -> None:
         """Words, from their left edge and the middle of their line."""
@@ -70,7 +76,7 @@ class Sheet:
         height = width * panel.size[0] / panel.size[1]
         place = {"extent": (left, left + width, top + height, top), "aspect": "auto"}
         if panel.values.ndim == 3:
-            image = self.ax.imshow(_thinned(panel.values), **place)
+            image = self.ax.imshow(thinned(panel.values), **place)
         else:
             image = self.ax.imshow(panel.values, cmap=COLOURS, norm=scale, **place)
         self._marks(panel, left, top, width, height)
@@ -115,9 +121,17 @@ class Sheet:
         self.ax.add_collection(LineCollection(lines, colors=LINES, **options), autolim=False)
 
     def inset(self, left: float, top: float, width: float, height: float) -> Any:
-        """Axes of their own."""
-        w, h = self.size
-        return self.figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+        """Axes of their own on the sheet."""
+        w, h = self.width, self.height
+        return self.ax.inset_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+    def ends(self, place: tuple[float, float, float], words: tuple[str, str]) -> None:
+        """A bar of all colours at (left, top, width), with words at its ends: every map has its own numbers."""
+        left, top, width = place
+        extent = (left, left + width, top + 0.075, top)
+        self.ax.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, extent=extent, aspect="auto")
+        for at, word, side in zip((left, left + width), words, ("left", "right"), strict=True):
+            self.text(at, top + 0.17, word, 6.5, ha=side)
 
     def bar(
         self,
@@ -125,23 +139,23 @@ class Sheet:
         place: tuple[float, float, float],
         label: str,
         root: bool = False,
-        *,
-        size: float = 6.5,
-        wrap: bool = False,
     ) -> None:
         """A colour bar at (left, top, width), its scale and its label under it."""
         left, top, width = place
-        ax, few = self.inset(left, top, width, 0.075), size < 6
-        bar = self.figure.colorbar(image, cax=ax, orientation="horizontal")
+        ax = self.inset(left, top, width, 0.075)
+        bar = self.ax.figure.colorbar(image, cax=ax, orientation="horizontal")
         bar.outline.set_visible(False)
-        ticks = _root_ticks(*image.get_clim())[:: 2 if few else 1]
-        bar.locator = FixedLocator(ticks) if root else MaxNLocator(3 if few else 5)
+        bar.locator = FixedLocator(_root_ticks(*image.get_clim())) if root else MaxNLocator(5)
         bar.formatter = FuncFormatter(lambda value, place: f"{value:g}")
         bar.minorticks_off()
         bar.update_ticks()
-        ax.tick_params(length=2, pad=1.5, labelsize=size)
-        text = f"{label}, {'root' if few else 'square-root'} scale" if root else label
-        ax.set_xlabel(text.replace(", ", ",\n") if wrap else text, fontsize=size, labelpad=1.5, loc="left")
+        ax.tick_params(length=2, pad=1.5, labelsize=6.5)
+        ax.set_xlabel(f"{label}, square-root scale" if root else label, fontsize=6.5, labelpad=1.5, loc="left")
+
+
+def is_narrow(width: float) -> bool:
+    """Whether so many inches are a column or a phone, where words take two lines and maps fewer columns."""
+    return width < NARROW + 0.5
 
 
 def scale_of(limits: tuple[float, float], root: bool) -> Any:
@@ -165,12 +179,11 @@ def _root_ticks(low: float, high: float) -> list[float]:
     return sorted({tick for tick in ticks if low <= tick <= high})
 
 
-def _thinned(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def thinned(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Means of blocks of a picture that has more pixels than a report shows."""
     step = -(-picture.shape[1] // PIXELS)
     if step == 1:
         return picture
     rows, columns = (n // step * step for n in picture.shape[:2])
     blocks = picture[:rows, :columns].reshape(rows // step, step, columns // step, step, 3)
-    thinned: npt.NDArray[Any] = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
-    return thinned
+    return blocks.mean(axis=(1, 3)).round().astype(np.uint8)

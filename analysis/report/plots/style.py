@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
-from matplotlib.figure import Figure
 
 __all__ = [
     "ACCENT",
     "CATEGORIES",
     "COLOURS",
     "DARK",
+    "DEPTHS",
     "DIFFERENCES",
     "FAINT",
     "INK",
@@ -25,8 +25,10 @@ __all__ = [
     "POINTS",
     "QUIET",
     "SERIES",
+    "STYLES",
     "WIDE",
-    "axes_grid",
+    "Widths",
+    "colour_of",
     "dashed",
     "layer_ticks",
     "style",
@@ -36,8 +38,24 @@ __all__ = [
 
 NARROW, WIDE = 3.25, 6.75  # one and two columns of a printed page, inches
 
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """How wide figures are laid out, in inches; `scale` is by how much they are drawn larger than that."""
+
+    narrow: float = NARROW
+    wide: float = WIDE
+    scale: float = 1.0
+
+
+# For a talk, words and lines are half as large again beside what they name.
+STYLES = {"paper": Widths(), "talk": Widths(NARROW, WIDE / 1.5, 1.5)}
+
 PAPER, INK, QUIET, FAINT, POINTS = "#ffffff", "#1f2328", "#6b7280", "#d5d9de", "#b6bcc4"
 ACCENT = "#2b5c8a"
+# Statistics: what is measured has one colour wherever it is drawn.
+STATISTICS = {"distance": ACCENT, "entropy": "#9c5a0c", "effective_tokens": "#9c5a0c"}
+OTHER = "#4b6a5d"
 # Okabe & Ito's colours, which readers with any colour vision tell apart: a store each.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a8a00")
 # A difference is of two stores, and has the colour of neither.
@@ -51,7 +69,10 @@ CATEGORIES = {
     "neighbours": "#009e73",
     "patches": "#8fd3bd",
 }
-COLOURS = "magma"  # perceptually uniform, and monotone in lightness when printed in grey
+COLOURS, DEPTHS = (
+    "magma",
+    "viridis",
+)  # maps; layers from first to last: perceptually uniform, and monotone in lightness when printed in grey
 
 # Colours on a dark page; photographs, maps and colours that are not named here stay as they are.
 DARK = {
@@ -61,6 +82,8 @@ DARK = {
     FAINT: "#4a545f",
     POINTS: "#59626e",
     ACCENT: "#7fb2e5",
+    "#9c5a0c": "#e0a458",
+    OTHER: "#93b8a8",
     "#0072b2": "#3a9ad9",
     "#000000": "#e4e7eb",
     "#6a3d9a": "#b08fe0",
@@ -74,7 +97,9 @@ DARK = {
 }
 
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": "sans-serif",
+    # Text stays text in SVG: of these the reader's machine takes the first that it has. All have about one width.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Bitstream Vera Sans"],
     "font.size": 7.5,
     "axes.labelsize": 7.5,
     "axes.titlesize": 8,
@@ -100,7 +125,7 @@ STYLE: dict[str, Any] = {
     "savefig.facecolor": PAPER,
     "axes.titlepad": 6,
     "pdf.fonttype": 42,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "attlas",
     "image.interpolation": "none",
     "image.composite_image": False,  # each map keeps its own cells, however many stand on one sheet
@@ -117,34 +142,27 @@ def style() -> Iterator[None]:
 
 
 def svg(figure: Any) -> str:
-    """The figure as SVG, text as outlines so that it looks alike everywhere."""
+    """The figure as SVG, with its text as text."""
     target = io.BytesIO()
     with style():
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
     return target.getvalue().decode()
 
 
-def write(figure: Any, drawn: str, folder: Path, name: str) -> None:
-    """`name.pdf` with embedded TrueType fonts, `name.svg`, which is `drawn`, and `name.png` at 300 dpi."""
+def write(figure: Any, drawn: str, folder: Path, name: str, scale: float = 1.0) -> None:
+    """`name.pdf` with embedded TrueType fonts, `name.svg`, which is `drawn`, `name.png` at 300 dpi times `scale`."""
     (folder / f"{name}.svg").write_text(drawn, "utf-8")
     with style():
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        figure.savefig(folder / f"{name}.png", dpi=300, metadata={"Software": None})
+        figure.savefig(folder / f"{name}.png", dpi=300 * scale, metadata={"Software": None})
 
 
 # -- what several plots draw alike -------------------------------------------------------------------------------------
 
 
-def axes_grid(count: int, columns: int, height: float) -> tuple[Any, list[Any]]:
-    """A figure with `count` axes, each `height` inches tall, in as many columns as there are axes for."""
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(NARROW if columns == 1 else WIDE, height * rows))
-    figure.set_layout_engine("constrained", h_pad=0.08)  # between an axis' label and the next title
-    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
-    for ax in axes[count:]:
-        ax.remove()
-    return figure, list(axes[:count])
+def colour_of(name: str) -> str:
+    """A statistic's own colour, the same in every figure: what is about distance, about entropy, and all else."""
+    return next((colour for part, colour in STATISTICS.items() if part in name), OTHER)
 
 
 def dashed(ax: Any, value: float) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..numbers import Floats
-from .style import ACCENT, FAINT, INK, POINTS, QUIET, axes_grid, dashed, style
+from .style import ACCENT, FAINT, INK, POINTS, QUIET, dashed
 
-__all__ = ["Volcano", "volcano"]
+__all__ = ["Volcano"]
 
 BAND = 0.085  # of the height, for each line of names
 
 
 @dataclass(frozen=True, slots=True)
 class Volcano:
-    """Tests of one statistic.
+    """Tests of one statistic: points above the dashed line in colour, names above all points.
 
     Attributes:
         title: its name; `unit`: what stands at the axis.
@@ -36,19 +35,21 @@ class Volcano:
     counts: npt.NDArray[np.bool_]
     threshold: float
     names: tuple[tuple[int, str], ...] = ()
+    colour: str = ACCENT
+    sheet: ClassVar[bool] = False
+    named_once: ClassVar[bool] = False
 
+    def height(self, width: float) -> float:
+        """Inches."""
+        return 2.75
 
-def volcano(panels: Sequence[Volcano], *, narrow: bool = False) -> Any:
-    """A panel for each statistic, its points above the dashed line in colour; names stand above all points."""
-    with style():
-        figure, axes = axes_grid(len(panels), 1 if narrow else 2, 2.75)
-        for ax, panel in zip(axes, panels, strict=True):
-            _draw(ax, panel)
-    return figure
+    def draw(self, ax: Any) -> None:
+        """On matplotlib's Axes: x is the difference in its unit, y is -log10 of q."""
+        _draw(ax, self)
 
 
 def _draw(ax: Any, panel: Volcano) -> None:
-    for which, colour, size in ((~panel.counts, POINTS, 1.6), (panel.counts, ACCENT, 2.4)):
+    for which, colour, size in ((~panel.counts, POINTS, 1.6), (panel.counts, panel.colour, 2.4)):
         ax.plot(
             panel.x[which], panel.y[which], "o", ms=size, mew=0, color=colour, alpha=0.8, rasterized=panel.x.size > 3000
         )

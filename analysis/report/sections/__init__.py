@@ -18,6 +18,7 @@ from .examples import (
 from .further import further, further_maps
 from .groups import groups
 from .heads import offsets, received, similarity, sorted_heads
+from .judgement import judgement
 from .objects import objects
 from .positions import positions
 
@@ -48,4 +49,5 @@ SECTIONS = (
     Section("Differences between groups", groups),
     Section("Position embeddings", positions),
     Section("Objects", objects),
+    Section("Which map is better?", judgement),
 )

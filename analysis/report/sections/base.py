@@ -12,6 +12,8 @@ import numpy as np
 from ....engine.store.store import Store
 from ..facts import Facts
 from ..numbers import Floats, why_empty
+from ..plots.canvas import Plot, composed
+from ..plots.style import STYLES, Widths
 
 __all__ = [
     "Absent",
@@ -63,21 +65,27 @@ class Figure:
         title: a short heading.
         caption: rich text; states n, unit and formula.
         alt: what it shows, in words.
-        draw: gives the matplotlib figure, narrow (True) or as wide as it is printed (False).
+        plots: what is drawn, each on Axes of its own; a sheet stands alone.
         columns, rows: its numbers, as the CSV beside it has them.
-        methods: the definitions that it needs.
+        methods: the definitions that it needs, and the statistics that it shows.
         wide: whether it takes the page's whole width.
+        across: how many plots stand side by side.
     """
 
     name: str
     title: str
     caption: str
     alt: str
-    draw: Callable[[bool], Any]
+    plots: Sequence[Plot]
     columns: tuple[str, ...]
     rows: list[tuple[Cell, ...]]
     methods: tuple[str, ...] = ()
     wide: bool = True
+    across: int = 2
+
+    def draw(self, narrow: bool, widths: Widths = STYLES["paper"]) -> Any:
+        """Matplotlib's figure: as wide as it is printed, or `narrow` as a phone shows it."""
+        return composed(self.plots, self.across, widths, narrow=narrow or not self.wide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +118,24 @@ type Part = Figure | Absent | Table | Listing
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Figures that belong together: `parts` yields them, and nothing where the store has none of them to give."""
+    """Figures that belong together.
+
+    Attributes:
+        title: in the progress of a report, and where a section fails.
+        parts: yields them, and nothing where the store has none of them to give; its name is the section's.
+        question: that the figures answer; sections of one question stand under one heading.
+        more: whether they are folded away, for whoever wants to look closer.
+    """
 
     title: str
     parts: Callable[[Context], Iterator[Part]]
+    question: str = "What else was computed?"
+    more: bool = False
+
+    @property
+    def name(self) -> str:
+        """By which `--only` asks for it."""
+        return self.parts.__name__
 
 
 @dataclass(frozen=True, slots=True)

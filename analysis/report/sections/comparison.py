@@ -12,10 +12,12 @@ import numpy.typing as npt
 from ....engine.plan import spread
 from ....engine.store.store import Store
 from ...catalog import CATALOG
-from ...statistics.moments import Moments, interval
-from ..facts import Facts
+from ...statistics.clusters import cluster_codes, cluster_of, said
+from ...statistics.inference import interval
+from ...statistics.moments import Moments
+from ..facts import Facts, sample
 from ..images import MAPS, example, map_of
-from ..numbers import Floats, mean_of, why_empty
+from ..numbers import Floats, between, mean_of, why_empty
 from ..plots.curves import Line, curves
 from ..plots.pictures import Column, Row, pictures
 from ..plots.sheet import Panel
@@ -75,13 +77,17 @@ MEASURES = (
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One store's numbers of one measure: its images' means over heads, (image, layer), and its heads' over images."""
+    """One store's numbers of one measure: its images' means over heads, (image, layer), and its heads' over images.
+
+    `clusters` are those of its images, where they depend on each other.
+    """
 
     context: Context
     x: Floats
     rows: Floats
     heads: Floats
     colour: str
+    clusters: Images | None
 
     @property
     def facts(self) -> Facts:
@@ -93,10 +99,12 @@ def comparison(contexts: Sequence[Context]) -> Iterator[Part]:
     stores, facts = [c.store for c in contexts], [c.facts for c in contexts]
     chosen, paired = _images(stores)
     if paired:
-        n = f"The same n = {len(chosen[0]):,} images in every store, matched by path."
+        column = cluster_of(stores[0])
+        size = sample(len(chosen[0]), said(column, cluster_codes(stores[:1], chosen[:1], column)))
+        n = f"The same {size} in every store, matched by path."
     else:
-        counts = ", ".join(f"{f.letter} n = {f.valid:,}" for f in facts)
-        n = f"The stores share no images by path, so each is on its own: {counts} images."
+        size = "; ".join(f"{f.letter} {f.n}" for f in facts)
+        n = f"The stores share no images by path, so each is on its own: {size}."
     lines: list[tuple[str, ...]] = []
     for measure in MEASURES:
         lacking = [f.letter for store, f in zip(stores, facts, strict=True) if measure.name not in store]
@@ -115,7 +123,7 @@ def comparison(contexts: Sequence[Context]) -> Iterator[Part]:
     if paired and contexts[0].examples:
         yield from _pictures(contexts, chosen)
     if lines:
-        caption = f"Paired differences of the mean over layers and heads; n = {len(chosen[0]):,} images."
+        caption = f"Paired differences of the mean over layers and heads; {size}."
         yield Table(caption, ("", "statistic", "difference", "95 % interval"), lines)
 
 
@@ -159,14 +167,15 @@ def _read(context: Context, images: Images, colour: str, measure: _Measure) -> _
         total = moments if total is None else total + moments
     assert total is not None
     x = (np.asarray(store.spec.layers, float) + 1) / store.spec.depth
-    return _Read(context, x, rows[images], total.average, colour)
+    clusters = cluster_codes([store], [images], cluster_of(store))
+    return _Read(context, x, rows[images], total.average, colour, clusters)
 
 
 def _side_by_side(read: Sequence[_Read], facts: Sequence[Facts], measure: _Measure, n: str) -> Figure:
     """Every store as a line over relative depth."""
     lines = []
     for one in read:
-        low, high = interval(one.rows)
+        low, high = interval(one.rows, clusters=one.clusters)
         mean = Moments.of(one.rows).average
         lines.append(Line(named(one.facts, facts), one.colour, one.x, mean, low, high, one.heads, one.facts.baseline))
     numbers: list[tuple[Cell, ...]] = [
@@ -183,12 +192,12 @@ def _side_by_side(read: Sequence[_Read], facts: Sequence[Facts], measure: _Measu
         title=measure.title,
         wide=False,
         alt=f"{measure.title}, {measure.axis}: {told}.",
-        caption=f"{measure.text} {n} Line: mean over heads and images; band: its 95 % bootstrap interval over images; "
+        caption=f"{measure.text} {n} Line: mean over heads and images; band: its 95 % interval over images; "
         f"dots: heads.{dashed}",
         draw=lambda narrow: curves(lines, measure.name, measure.axis, reference, narrow=narrow),
         columns=("store", "layer", "relative_depth", "mean", "low", "high"),
         rows=numbers,
-        methods=("comparison", measure.name, "bootstrap"),
+        methods=("comparison", measure.name, "intervals"),
     )
 
 
@@ -200,7 +209,7 @@ def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Fi
         if len(grid) < 2:
             continue
         difference = _at(one.rows, one.x, grid) - _at(first.rows, first.x, grid)
-        low, high = interval(difference)
+        low, high = interval(difference, clusters=first.clusters)
         label, colour = f"{one.facts.letter} − {first.facts.letter}", DIFFERENCES[place % len(DIFFERENCES)]
         lines.append(Line(label, colour, grid, Moments.of(difference).average, low, high, None, one.facts.baseline))
     if not lines:
@@ -213,7 +222,7 @@ def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Fi
         wide=False,
         alt=f"Paired differences of {measure.name}, {measure.axis}: {told}.",
         caption=f"Difference from {letter} ({first.facts.spec.name}) {measure.unit}, image by image, of the mean over "
-        "heads; line: mean over images, band: its 95 % bootstrap interval over images. Where blocks differ in number, "
+        "heads; line: mean over images, band: its 95 % interval over images. Where blocks differ in number, "
         f"the deeper model is read between its layers. {n}",
         draw=lambda narrow: curves(lines, f"{measure.name}, difference", measure.axis, 0.0, narrow=narrow),
         columns=("difference", "relative_depth", "mean", "low", "high"),
@@ -222,7 +231,7 @@ def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Fi
             for line in lines
             for i in range(len(line.x))
         ],
-        methods=("comparison", measure.name, "bootstrap"),
+        methods=("comparison", measure.name, "intervals"),
     )
 
 
@@ -242,13 +251,13 @@ def _table_rows(read: Sequence[_Read], measure: _Measure) -> list[tuple[str, ...
     found: list[tuple[str, ...]] = []
     for one, values in list(zip(read, whole, strict=True))[1:]:
         difference = values - whole[0]
-        low, high = (float(v) for v in interval(difference))
+        low, high = (float(v) for v in interval(difference, clusters=read[0].clusters))
         found.append(
             (
                 f"{one.facts.letter} − {read[0].facts.letter}",
                 f"{measure.name}, {measure.axis}",
                 f"{float(mean_of(difference, axis=0)):+.3g}",
-                f"{low:+.3g} to {high:+.3g}",
+                between(low, high),
             )
         )
     return found

@@ -11,12 +11,12 @@ from ....engine.store.store import Store
 from ...catalog import CATALOG
 from ...statistic import Statistic
 from ..numbers import Floats, mean_of, why_empty
-from ..plots.depth import Depth, depth
-from ..plots.maps import maps
+from ..plots.depth import Depth
+from ..plots.maps import Maps
 from ..plots.shares import Part as Share
-from ..plots.shares import shares
+from ..plots.shares import Shares
 from ..plots.sheet import Panel
-from ..plots.style import CATEGORIES, QUIET
+from ..plots.style import CATEGORIES, QUIET, colour_of
 from .base import (
     Absent,
     Cell,
@@ -43,9 +43,10 @@ __all__ = [
     "uniform_of",
 ]
 
+FAR = 1.05  # times the distance of uniform attention
 BARS = (
-    "A dot is one head's mean over images, its bar the 95 % bootstrap interval over images (often smaller than the "
-    "dot), the pale line the mean over heads."
+    "A dot is one head's mean over images, its bar the 95 % interval over images (often smaller than the "
+    "dot; one image has none), the pale line the mean over heads."
 )
 
 
@@ -65,7 +66,29 @@ def distance(context: Context) -> Iterator[Part]:
         f"{spec.image_size[1]} input. `distance` is as published ([@dosovitskiy2021], [@raghu2021]): prefix columns "
         "are dropped and rows not renormalised, so that a head which looks at a prefix token seems local. "
         "`distance_renormalized` scales each row's patch mass to 1 ([@park2023]); compare models with it. Dashed: "
-        f"uniform attention on this grid ({left}).",
+        f"uniform attention on this grid ({left}).{_border(store)}",
+    )
+
+
+def _border(store: Store) -> str:
+    """A sentence where heads are farther than uniform attention: that needs the border of the picture, or ""."""
+    found, uniform = summary(store, "distance_renormalized"), uniform_of(store, CATALOG["distance_renormalized"])[0]
+    if found is None or uniform is None:
+        return ""
+    far = found.mean > FAR * uniform
+    if not far.any():
+        return ""
+    layers = ", ".join(str(store.spec.layers[i]) for i in np.flatnonzero(far.any(axis=1)))
+    text = (
+        f" {int(far.sum())} heads (layers {layers}) are more than {FAR} × as far as uniform attention: that is no "
+        "global view, but attention on the border, which alone is far from most patches"
+    )
+    ring, even = summary(store, "border_mass"), uniform_of(store, CATALOG["border_mass"])[0]
+    if ring is None or even is None:
+        return f"{text}; `attlas analyze {store.path.name} border_mass` says how much."
+    values = ring.mean[far]
+    return (
+        f"{text}: it holds {values.min():.0%} to {values.max():.0%} of their patch mass, and {even:.0%} of the patches."
     )
 
 
@@ -150,8 +173,9 @@ def _by_depth(context: Context, name: str, title: str, parts: tuple[str, ...], t
         if found is None:
             return Absent(title, analyze_first(context.facts))
         one = CATALOG[part]
+        numbers = (found.mean, found.low, found.high)
         panels.append(
-            Depth(part, one.units, store.spec.layers, found.mean, found.low, found.high, *uniform_of(store, one))
+            Depth(part, one.units, store.spec.layers, *numbers, *uniform_of(store, one), colour=colour_of(part))
         )
     return depth_figure(context, name, title, panels, text, parts, CATALOG[parts[0]].units)
 
@@ -195,10 +219,10 @@ def depth_figure(
         title=title,
         caption=" ".join([text, BARS, *empty, f"{context.facts.n}."]),
         alt=" ".join([f"{title}, {context.facts.n}.", *(_told(panel, unit) for panel in shown)]),
-        draw=lambda narrow: depth(shown, narrow=narrow),
+        plots=shown,
         columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"),
         rows=rows,
-        methods=(*methods, "bootstrap"),
+        methods=(*methods, "intervals"),
         wide=len(shown) > 1,
     )
 
@@ -244,9 +268,7 @@ def mean_rollout(context: Context) -> Iterator[Part]:
         f"Colours run from the smallest to the largest value. [@abnar2020]. {facts.n}.",
         alt=f"Map of the mean rollout on {rows} by {columns} patches, from {low:.2f} to {high:.2f} times its mean, "
         f"largest at {where(values)}. {facts.n}.",
-        draw=lambda narrow: maps(
-            [panel], "× mean over patches", columns=1, narrow=True, limits=(low, high) if high > low else None
-        ),
+        plots=[Maps([panel], "× mean over patches", limits=(low, high) if high > low else None)],
         columns=("y", "x", "rollout_mean", "times_mean"),
         rows=[(*at, float(mean[at]), float(value)) for at, value in np.ndenumerate(values)],
         methods=("rollout",),
@@ -274,7 +296,7 @@ def masses(context: Context) -> Iterator[Part]:
             f"{part.label}: {part.values[0]:.2f} in layer {layers[0]}, {part.values[-1]:.2f} in layer {layers[-1]}."
             for part in parts
         ),
-        draw=lambda narrow: shares(layers, parts, "share of attention"),
+        plots=[Shares(layers, parts, "share of attention")],
         columns=("layer", "part", "share"),
         rows=[(layer, part.label, float(part.values[i])) for part in parts for i, layer in enumerate(layers)],
         methods=names,

@@ -14,8 +14,9 @@ from ...catalog import CATALOG
 from ...formulas.histograms import histogram
 from ...statistic import Statistic
 from ..numbers import Floats, mean_of
-from ..plots.depth import Depth, depth
-from ..plots.ridges import Ridges, ridges
+from ..plots.depth import Depth
+from ..plots.ridges import Ridges
+from ..plots.style import colour_of
 from .base import Absent, Cell, Context, Figure, Part
 from .depth import drawable, uniform_of
 
@@ -54,7 +55,7 @@ def over_images(context: Context) -> Iterator[Part]:
             for p in panels
             if p.inner is not None
         ),
-        draw=lambda narrow: depth(panels, narrow=narrow),
+        plots=panels,
         columns=("statistic", "layer", "head", *(f"quantile_{q:g}" for q in BANDS)),
         rows=[
             (p.title, layer, head, *(float(v[i, head]) for v in (p.low, p.inner[0], p.mean, p.inner[1], p.high)))
@@ -78,7 +79,8 @@ def _spread(store: Store, one: Statistic) -> Depth | None:
     values = store.read(f"{name}_quantile").astype(np.float64)
     low, quarter, middle, three, high = (values[places.index(q)] for q in BANDS)
     reference, label = uniform_of(store, one)
-    return Depth(name, one.units, store.spec.layers, middle, low, high, reference, label, np.stack([quarter, three]))
+    inner = np.stack([quarter, three])
+    return Depth(name, one.units, store.spec.layers, middle, low, high, reference, label, inner, colour_of(name))
 
 
 # -- over queries -----------------------------------------------------------------------------------------------------
@@ -141,7 +143,8 @@ def over_queries(context: Context) -> Iterator[Part]:
         "([@raghu2021], fig. 3) tells. Grey: uniform attention, whose distances spread too, since border "
         f"patches have fewer near neighbours.{missing} {' '.join(counted)}",
         alt=f"Distributions over queries by layer, {facts.n}. " + " ".join(_told(panel) for panel in panels),
-        draw=lambda narrow: ridges(panels, narrow=narrow),
+        plots=panels,
+        across=3,
         columns=(
             "statistic",
             "layer",
@@ -171,6 +174,7 @@ def _ridges(store: Store, name: str, unit: str, counts: npt.NDArray[Any], edges:
         quantiles(parts, edges, (0.5,))[0],
         shares(np.asarray(histogram(even, edges.tolist()))),
         np.quantile(even, SPREAD),
+        colour_of(name),
     )
     return panel, parts
 

@@ -22,8 +22,8 @@ from ..images import (
     times_uniform,
 )
 from ..numbers import Floats, why_empty
-from ..plots.maps import maps
-from ..plots.pictures import Column, Row, pictures
+from ..plots.maps import Maps, across
+from ..plots.pictures import Column, Pictures, Row
 from ..plots.sheet import Panel
 from ..text.markup import code
 from .base import Absent, Cell, Context, Figure, Part, analyze_first, extent, keep, no_rollout, row_name, where
@@ -124,16 +124,13 @@ def _gallery(
     notes: Sequence[str] = (),
 ) -> Figure:
     """Pictures with their maps."""
-    spec, size = store.spec, extent(store)
-    pictured = all(one.pixels is not None for one in chosen)
-    rows = []
-    for at, one in enumerate(chosen):
-        panels = [Panel("", one.pixels, size, spec.grid)] if pictured and one.pixels is not None else []
-        panels += [Panel("", row[at], size) for row in found.values()]
-        rows.append(Row((notes[at] if notes else "") + one.title, tuple(panels)))
-    columns = [Column("input and\npatch grid")] if pictured else []
-    columns += [Column(MAPS[k].heading.format(last=spec.layers[-1]), MAPS[k].unit, MAPS[k].root) for k in found]
-    told = ", ".join(column.heading.replace("\n", " ") for column in columns if column.unit)
+    spec = store.spec
+    rows = [
+        Row((notes[at] if notes else "") + one.title, one.pixels, tuple(row[at] for row in found.values()))
+        for at, one in enumerate(chosen)
+    ]
+    columns = [Column(MAPS[k].heading.format(last=spec.layers[-1]), MAPS[k].unit, MAPS[k].root) for k in found]
+    told = ", ".join(column.heading.replace("\n", " ") for column in columns)
     numbers: list[tuple[Cell, ...]] = [
         (one.path, kind, *cell, float(value))
         for at, one in enumerate(chosen)
@@ -145,7 +142,7 @@ def _gallery(
         title=title,
         caption=_caption(store, lead, list(found)),
         alt=f"{len(chosen)} pictures, each with {told or 'its patch grid'}: " + "; ".join(r.title for r in rows) + ".",
-        draw=lambda narrow: pictures(rows, columns, narrow=narrow),
+        plots=[Pictures(rows, columns, extent(store), spec.grid)],
         columns=("path", "map", "y", "x", "times_uniform"),
         rows=numbers,
         methods=tuple(MAPS[kind].method for kind in found),
@@ -157,7 +154,8 @@ def _caption(store: Store, lead: str, kept: Sequence[str]) -> str:
     parts = [lead, f"The crop is what the model saw, its {spec.grid[0]} × {spec.grid[1]} patches marked."]
     parts += [TOLD[kind].format(row=row_name(store), last=spec.layers[-1]) for kind in kept]
     if len(kept) > 1:
-        parts.append("All but the first map are divided by their mean over patches. Each column has one scale.")
+        parts.append("All but the first map are divided by their mean over patches.")
+    parts.append("Each map has its own scale, from 0 to its maximum, which is printed on it.")
     if {"gradient_rollout", "chefer"} & set(kept):
         parts.append("Only the maps with gradients know which class is asked for.")
     return " ".join(parts)
@@ -186,8 +184,8 @@ def heads_of_one(context: Context) -> Iterator[Part]:
         yield Absent(title, f"Of {code(one.path)} {reason}.")
         return
     panels = [Panel(f"head {i}", v, extent(store)) for i, v in enumerate(values)]
-    across = 4 if len(panels) % 4 == 0 else 3 if len(panels) % 3 == 0 else 4
-    columns = across if len(panels) < 12 else 6
+    few = 4 if len(panels) % 4 == 0 else 3 if len(panels) % 3 == 0 else 4
+    columns = few if len(panels) < 12 else 6
     yield Figure(
         name="heads",
         title=title,
@@ -195,9 +193,7 @@ def heads_of_one(context: Context) -> Iterator[Part]:
         f"([@caron2021]). n = 1 image: {code(one.path)}, {FIRST}.",
         alt=f"{len(panels)} maps, one a head of layer {layer}. "
         + " ".join(f"Head {i}: at most {v.max():.1f} times uniform, at {where(v)}." for i, v in enumerate(values)),
-        draw=lambda narrow: maps(
-            panels, "attention, × uniform", columns=min(across, 3) if narrow else columns, narrow=narrow, root=True
-        ),
+        plots=[Maps(panels, "attention, × uniform", (columns, min(few, 3)), root=True)],
         columns=("head", "y", "x", "times_uniform"),
         rows=[(*at, float(value)) for at, value in np.ndenumerate(values)],
         methods=("readout",),
@@ -249,13 +245,7 @@ def _scores(store: Store, name: str, title: str, scores: dict[int, Floats], n: s
         f"dropped; a probability. All layers share one scale, from input to output. {n}",
         alt=f"{len(panels)} maps, one a layer. The largest value, {scores[peak].max():.3g}, is in layer {peak} at "
         f"{where(scores[peak])}. Means by layer: " + ", ".join(f"{v.mean():.3g}" for v in scores.values()) + ".",
-        draw=lambda narrow: maps(
-            panels,
-            "largest attention received",
-            columns=4 if narrow else 6 if len(panels) <= 12 else 8,
-            narrow=narrow,
-            root=True,
-        ),
+        plots=[Maps(panels, "largest attention received", across(len(panels)), root=True)],
         columns=("layer", "y", "x", "score"),
         rows=[(layer, *at, float(value)) for layer, v in scores.items() for at, value in np.ndenumerate(v)],
         methods=("score_matrix",),
@@ -285,13 +275,7 @@ def query_of_one(context: Context) -> Iterator[Part]:
         alt=f"{len(panels)} maps, one a layer. The patch's attention to itself: "
         + ", ".join(f"{v[y, x]:.1f}" for v in found.values())
         + " times uniform.",
-        draw=lambda narrow: maps(
-            panels,
-            "attention, × uniform",
-            columns=4 if narrow else 6 if len(panels) <= 12 else 8,
-            narrow=narrow,
-            root=True,
-        ),
+        plots=[Maps(panels, "attention, × uniform", across(len(panels)), root=True)],
         columns=("layer", "y", "x", "times_uniform"),
         rows=[(layer, *at, float(value)) for layer, v in found.items() for at, value in np.ndenumerate(v)],
         methods=("query_map",),
@@ -329,9 +313,7 @@ def matrices_of_one(context: Context) -> Iterator[Part]:
         alt=f"{len(panels)} matrices of {n} by {n}, layers {', '.join(map(str, found))}. On the diagonal: "
         + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in found.values())
         + " times uniform on average.",
-        draw=lambda narrow: maps(
-            panels, "attention, × uniform", columns=3, narrow=narrow, limits=(0.0, top), root=True
-        ),
+        plots=[Maps(panels, "attention, × uniform", (3, 3), (0.0, top), root=True)],
         columns=("layer", "query", "key", "times_uniform"),
         rows=[(layer, *at, float(value)) for layer, v in found.items() for at, value in np.ndenumerate(v)],
         methods=("readout",),

@@ -11,11 +11,13 @@ import numpy as np
 from ....engine.store.store import Store
 from ...catalog import summed
 from ...statistic import Statistic
-from ..numbers import Floats, why_empty
+from ..numbers import Floats, between, why_empty
+from ..plots.canvas import Plot
 from ..plots.depth import Depth
-from ..plots.maps import maps
-from ..plots.mosaic import mosaic
+from ..plots.maps import Maps, across
+from ..plots.mosaic import Mosaic
 from ..plots.sheet import Panel
+from ..plots.style import colour_of
 from ..text.markup import code, literal
 from .base import Absent, Context, Figure, Part, Table, extent, summary, where
 from .depth import depth_figure, drawn_as_shares, uniform_of
@@ -54,7 +56,8 @@ def _panel(store: Store, one: Statistic) -> Depth | None:
     axis = one.dims.index("layer")
     mean, low, high = (np.moveaxis(v, axis, 0).reshape(len(layers), -1) for v in (found.mean, found.low, found.high))
     words = textwrap.fill(textwrap.shorten(one.long_name, 110, placeholder=" …"), 38) if one.units == "1" else one.units
-    return Depth(one.name, _unset(words), layers, mean, low, high, *uniform_of(store, one))
+    even, colour = uniform_of(store, one), colour_of(one.name)
+    return Depth(one.name, _unset(words), layers, mean, low, high, *even, colour=colour)
 
 
 def _unset(text: str) -> str:
@@ -69,8 +72,8 @@ def _rows(store: Store, one: Statistic) -> Iterator[tuple[str, ...]]:
         return
     for at, mean in np.ndenumerate(found.mean):
         place = ", ".join(f"{dim} {i}" for dim, i in zip(one.dims, at, strict=True))
-        between = f"{found.low[at]:.4g} to {found.high[at]:.4g}"
-        yield f"{one.name} {place}".strip(), one.long_name, one.units, f"{mean:.4g}", between
+        within = between(float(found.low[at]), float(found.high[at]), ".4g")
+        yield f"{one.name} {place}".strip(), one.long_name, one.units, f"{mean:.4g}", within
 
 
 def _words(one: Statistic) -> str:
@@ -103,7 +106,7 @@ def _maps(context: Context, one: Statistic, values: Floats) -> Figure | Absent:
         wide=len(one.dims) > 2,
         caption=f"{_words(one)}. Mean over images, {lead}on one scale. {context.facts.n}.",
         alt=f"The largest value, {values[peak]:.3g}, is at {where(values[peak[:-2]])}{of}.",
-        draw=lambda narrow: _drawn(store, values, layers, label, narrow=narrow),
+        plots=[_drawn(store, values, layers, label)],
         columns=(*one.dims, "mean"),
         rows=[(*_cell(one, at, layers), float(value)) for at, value in np.ndenumerate(values)],
         methods=(one.name,),
@@ -115,13 +118,12 @@ def _cell(one: Statistic, at: tuple[int, ...], layers: Sequence[int]) -> tuple[i
     return (layers[at[0]], *at[1:]) if one.dims[0] == "layer" else at
 
 
-def _drawn(store: Store, values: Floats, layers: Sequence[int], label: str, *, narrow: bool) -> object:
+def _drawn(store: Store, values: Floats, layers: Sequence[int], label: str) -> Plot:
     root = bool(np.nanmin(values) >= 0)  # colours of what has a sign cannot follow roots
     if values.ndim == 4:
         ticks = (range(values.shape[1]), layers)
-        return mosaic(values.swapaxes(0, 1), label, ("head", "layer"), ticks=ticks, root=root, narrow=narrow)
+        return Mosaic(values.swapaxes(0, 1), label, ("head", "layer"), ticks, root=root)
     if values.ndim == 2:
-        return maps([Panel("", values, extent(store))], label, columns=1, narrow=True)
+        return Maps([Panel("", values, extent(store))], label)
     panels = [Panel(f"layer {layer}", v, extent(store)) for layer, v in zip(layers, values, strict=True)]
-    columns = 4 if narrow else 6 if len(panels) <= 12 else 8
-    return maps(panels, label, columns=columns, narrow=narrow, root=root)
+    return Maps(panels, label, across(len(panels)), root=root)

@@ -11,18 +11,21 @@ import numpy.typing as npt
 
 from ....engine.store.store import Store
 from ...catalog import CATALOG, held
+from ...statistics.differences import TEST
+from ..facts import sample
 from ..images import class_name
 from ..numbers import why_empty
-from ..plots.maps import maps
+from ..plots.maps import Maps
 from ..plots.sheet import Panel
-from ..plots.volcano import Volcano, volcano
+from ..plots.style import colour_of
+from ..plots.volcano import Volcano
 from .base import Absent, Cell, Context, Figure, Part, extent
 
 __all__ = ["groups"]
 
 LEVEL = 0.05  # of the false discovery rate
 NAMED, SHOWN = 3, 12  # points with a name, groups with a map
-FEW = 5  # images: of fewer, two that happen to be alike make any difference look sure
+FEW = 2  # images: one has no test
 SMALLEST = 1e-300  # a q value that underflows is as small as its type can tell
 
 Mask = npt.NDArray[np.bool_]
@@ -53,14 +56,8 @@ class _Groups:
     @property
     def left_out(self) -> str:
         """A sentence on the groups that are too small to be shown, or ""."""
-        single, few = int((self.images == 1).sum()), int((~self.enough).sum())
-        if not few:
-            return ""
-        ones = f" ({'all' if single == few else f'{single:,}'} of one image only)" if single else ""
-        return (
-            f"{few:,} of {len(self.words):,} groups have fewer than {FEW} images{ones}, too few for their spread to be "
-            "known, and are left out."
-        )
+        few = int((~self.enough).sum())
+        return f"{few:,} of {len(self.words):,} groups have one image only, and no test." if few else ""
 
 
 def groups(context: Context) -> Iterator[Part]:
@@ -87,9 +84,21 @@ def _tested(store: Store, column: str) -> list[tuple[str, str]]:
     return [(name, units.get(name, "")) for name in best or tested[:1]]
 
 
+def _attrs(store: Store, column: str) -> dict[str, Any]:
+    """What the q values by a column say of themselves."""
+    name = next(name for name in store.names if name.endswith(f"_q_by_{column}"))
+    return dict(store.array(name).attrs)
+
+
 def _differences(store: Store, found: _Groups) -> Figure | Absent:
     """Every group, layer and head as one point."""
     column, title = found.column, f"Differences between groups by {found.column}"
+    if _attrs(store, column).get("method", TEST) != TEST:
+        return Absent(
+            title,
+            "The store's q values are of an earlier version's test, which calls many small groups different that are "
+            f"not; `attlas analyze {store.path.name} --by {column}` makes them anew.",
+        )
     panels, rows, told = [], list[tuple[Cell, ...]](), []
     for name, unit in _tested(store, column):
         panel, numbers = _panel(store, found, name, unit)
@@ -102,12 +111,12 @@ def _differences(store: Store, found: _Groups) -> Figure | Absent:
     shown = found.enough
     caption = (
         f"A point for each of {int(shown.sum()):,} groups, layer and head: the mean of the group's images less the "
-        "mean of all others, against −log₁₀ of its q value (Welch's test over images, [@welch1947]; adjusted over all "
+        "mean of all others, against −log₁₀ of its q value (by random groups of the same size; adjusted over all "
         f"groups, layers and heads together by [@benjamini1995]). Above the dashed line q ≤ {LEVEL}: of these, one in "
         f"{round(1 / LEVEL)} is expected to be no difference. {'. '.join(told)}. The surest have names: group, "
         "layer.head."
     )
-    n = f"n = {int(found.images[shown].sum()):,} images."
+    n = f"{sample(int(found.images[shown].sum()), _attrs(store, column))}."
     return Figure(
         name=f"differences_by_{column}",
         title=title,
@@ -116,7 +125,7 @@ def _differences(store: Store, found: _Groups) -> Figure | Absent:
         alt=f"Volcano plot, {'; '.join(told)}. Named: "
         + (", ".join(name for p in panels for _, name in p.names) or "none")
         + ".",
-        draw=lambda narrow: volcano(panels, narrow=narrow),
+        plots=panels,
         columns=("statistic", "group", "layer", "head", "difference", "q"),
         rows=rows,
         methods=("groups",),
@@ -140,7 +149,7 @@ def _panel(store: Store, found: _Groups, name: str, unit: str) -> tuple[Volcano 
         (name, found.words[g], layers[layer], ".".join(map(str, rest)), float(d), float(v))
         for (g, layer, *rest), d, v in zip(at, x, q[there], strict=True)
     ]
-    return Volcano(name, axis, x, y, counts, float(-np.log10(LEVEL)), names), rows
+    return Volcano(name, axis, x, y, counts, float(-np.log10(LEVEL)), names, colour_of(name)), rows
 
 
 def _maps(store: Store, found: _Groups) -> Iterator[Part]:
@@ -168,13 +177,14 @@ def _maps(store: Store, found: _Groups) -> Iterator[Part]:
         "model's habit, often the centre ([@abnar2020]). "
         f"n = {int(found.images[list(values)].sum()):,} images in these groups.",
         alt=f"{len(panels)} maps: " + "; ".join(panel.title for panel in panels) + ".",
-        draw=lambda narrow: maps(
-            panels,
-            "rollout, × mean over patches",
-            columns=3 if narrow else 6 if len(panels) > 4 else 4,
-            narrow=narrow,
-            limits=(low, high) if high > low else None,
-        ),
+        plots=[
+            Maps(
+                panels,
+                "rollout, × mean over patches",
+                (6 if len(panels) > 4 else 4, 3),
+                (low, high) if high > low else None,
+            )
+        ],
         columns=("group", "y", "x", "rollout_mean"),
         rows=[(found.words[g], *at, float(value)) for g, v in values.items() for at, value in np.ndenumerate(v)],
         methods=("rollout",),

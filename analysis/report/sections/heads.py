@@ -9,9 +9,9 @@ import numpy as np
 
 from ...catalog import CATALOG
 from ..numbers import mean_of, why_empty
-from ..plots.maps import maps
-from ..plots.mosaic import mosaic
-from ..plots.ranks import ranks
+from ..plots.maps import Maps, across
+from ..plots.mosaic import Mosaic
+from ..plots.ranks import Ranks
 from ..plots.sheet import Panel
 from .base import Absent, Context, Figure, Part, summary, where
 
@@ -22,7 +22,7 @@ def sorted_heads(context: Context) -> Iterator[Part]:
     """Heads of each layer in the order of their distance."""
     store, facts = context.store, context.facts
     found = summary(store, "distance_renormalized")
-    if found is None or store.spec.heads < 4 or found.why_empty:
+    if found is None or found.why_empty:
         return
     values = np.sort(found.mean, axis=1)
     one = CATALOG["distance_renormalized"]
@@ -35,7 +35,7 @@ def sorted_heads(context: Context) -> Iterator[Part]:
         alt=f"A line a layer over its sorted heads: layer {store.spec.layers[0]} from {values[0, 0]:.1f} to "
         f"{values[0, -1]:.1f} pixels, layer {store.spec.layers[-1]} from {values[-1, 0]:.1f} to {values[-1, -1]:.1f} "
         "pixels.",
-        draw=lambda narrow: ranks(store.spec.layers, values, one.units, one.uniform(store.spec) or 0.0),
+        plots=[Ranks(store.spec.layers, values, one.units, one.uniform(store.spec) or 0.0)],
         columns=("layer", "rank", "distance_renormalized_mean"),
         rows=[(store.spec.layers[i], rank, float(value)) for (i, rank), value in np.ndenumerate(values)],
         methods=("distance_renormalized",),
@@ -64,14 +64,15 @@ def received(context: Context) -> Iterator[Part]:
         alt=f"{values.shape[0] * values.shape[1]} maps of {spec.grid[0]} by {spec.grid[1]} patches. The largest mean "
         f"over heads, {np.nanmax(by_layer):.2f} times uniform, is in layer {spec.layers[peak]} at "
         f"{where(by_layer[peak])}.",
-        draw=lambda narrow: mosaic(
-            values.swapaxes(0, 1),
-            "received attention, × uniform",
-            ("head", "layer"),
-            ticks=(range(spec.heads), spec.layers),
-            root=True,
-            narrow=narrow,
-        ),
+        plots=[
+            Mosaic(
+                values.swapaxes(0, 1),
+                "received attention, × uniform",
+                ("head", "layer"),
+                (range(spec.heads), spec.layers),
+                root=True,
+            )
+        ],
         columns=("layer", "head", "y", "x", "times_uniform"),
         rows=[(spec.layers[at[0]], *at[1:], float(value)) for at, value in np.ndenumerate(values)],
         methods=("received_attention",),
@@ -103,15 +104,16 @@ def offsets(context: Context) -> Iterator[Part]:
         f"Compare [@walmer2023]. {facts.n}.",
         alt=f"{values.shape[0] * values.shape[1]} maps of {2 * rows - 1} by {2 * columns - 1} offsets. At the centre, "
         "mean over heads, by layer: " + ", ".join(f"{v:.3g}" for v in centre) + ".",
-        draw=lambda narrow: mosaic(
-            values.swapaxes(0, 1),
-            "mean attention at this offset",
-            ("head", "layer"),
-            ticks=(range(spec.heads), spec.layers),
-            limits=(0.0, top),
-            root=True,
-            narrow=narrow,
-        ),
+        plots=[
+            Mosaic(
+                values.swapaxes(0, 1),
+                "mean attention at this offset",
+                ("head", "layer"),
+                (range(spec.heads), spec.layers),
+                (0.0, top),
+                root=True,
+            )
+        ],
         columns=("layer", "head", "offset_y", "offset_x", "attention"),
         rows=[
             (spec.layers[i], head, y - rows + 1, x - columns + 1, float(value))
@@ -142,12 +144,7 @@ def similarity(context: Context) -> Iterator[Part]:
         alt=f"{len(panels)} matrices of {n} by {n} heads. Mean divergence between different heads by layer: "
         + ", ".join(f"{v:.3g}" for v in pairs)
         + " nats.",
-        draw=lambda narrow: maps(
-            panels,
-            "Jensen-Shannon divergence, nats",
-            columns=4 if narrow else 6 if len(panels) <= 12 else 8,
-            narrow=narrow,
-        ),
+        plots=[Maps(panels, "Jensen-Shannon divergence, nats", across(len(panels)))],
         columns=("layer", "head", "other_head", "divergence"),
         rows=[(spec.layers[at[0]], *at[1:], float(value)) for at, value in np.ndenumerate(values)],
         methods=("head_similarity",),

@@ -9,17 +9,20 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ....engine.runtime.decode import crop_box
 from ....engine.store.store import Store
 from ....errors import UsageError
 from ...formulas import boxes as formulas
 from ...formulas.boxes import Box, Cover
-from ...statistics.moments import interval
+from ...statistics.clusters import cluster_codes, cluster_of, said
+from ...statistics.inference import interval
+from ..facts import sample
 from ..images import MAPS, example, map_of
-from ..numbers import Floats
-from ..plots.matrices import matrices
-from ..plots.measures import Measure, measures
+from ..numbers import Floats, between
+from ..plots.matrices import Matrices
+from ..plots.measures import Measure
 from ..plots.sheet import Panel
 from ..text.markup import code
 from .base import Absent, Cell, Context, Figure, Listing, Part, extent, keep
@@ -138,18 +141,19 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
     count = sum(len(one.boxes) for one in found)
     means = {kind: np.array([np.mean(image, axis=0) for image in scored[kind]]) for kind in kinds}
     names = {kind: MAPS[kind].heading.partition(",")[0] if kind in MAPS else kind for kind in kinds}
+    clusters, in_clusters = _clusters(store, found)
     panels = [
-        Measure(measure, tuple(_summed(names[kind], means[kind][:, i]) for kind in kinds), len(BASELINES))
+        Measure(measure, tuple(_summed(names[kind], means[kind][:, i], clusters) for kind in kinds), len(BASELINES))
         for i, measure in enumerate(MEASURES)
     ]
-    n = f"n = {len(found):,} image{'s' if len(found) != 1 else ''}, {count:,} objects"
+    n = f"{sample(len(found), in_clusters)}, {count:,} objects"
     return Figure(
         name="localisation",
         title=title,
         caption="How well single maps find the objects' boxes: the share of the map's mass inside the box; how often "
         f"the map is largest in it (the pointing game, [@zhang2016]); the overlap of the box with the patches "
-        "that hold 60 % of the mass. Dot: mean over images, each the mean of its objects; bar: 95 % bootstrap interval "
-        "over images. Grey, what knows nothing of the picture: a uniform map (for the overlap, the whole crop), and a "
+        "that hold 60 % of the mass. Dot: mean over images, each the mean of its objects; bar: 95 % interval over "
+        "images. Grey, what knows nothing of the picture: a uniform map (for the overlap, the whole crop), and a "
         "box in the middle of the crop, which is told the object's size. A map that does no better than the centre "
         f"box has found where photographers put things. {n}.",
         alt=f"{n}. "
@@ -157,10 +161,11 @@ def _localisation(store: Store, found: Sequence[Objects]) -> Figure | Absent:
             f"{panel.title}: " + ", ".join(f"{name} {mean:.2f}" for name, mean, *_ in panel.values) + "."
             for panel in panels
         ),
-        draw=lambda narrow: measures(panels, narrow=narrow),
+        plots=panels,
+        across=3,
         columns=("path", "object", "category", "map", "mass", "pointing", "iou"),
         rows=rows,
-        methods=("localisation", *(MAPS[kind].method for kind in kinds if kind in MAPS), "bootstrap"),
+        methods=("localisation", *(MAPS[kind].method for kind in kinds if kind in MAPS), "intervals"),
     )
 
 
@@ -190,8 +195,15 @@ def _overlap(a: Box, b: Box) -> float:
     return both / (sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)) - both)
 
 
-def _summed(name: str, values: Floats) -> tuple[str, float, float, float]:
-    low, high = interval(values)
+def _clusters(store: Store, found: Sequence[Objects]) -> tuple[npt.NDArray[np.int64] | None, dict[str, Any]]:
+    """Which of these images depend on each other, and what captions say of it."""
+    column, images = cluster_of(store), np.array([one.image for one in found])
+    codes = cluster_codes([store], [images], column)
+    return codes, said(column, codes)
+
+
+def _summed(name: str, values: Floats, clusters: npt.NDArray[np.int64] | None) -> tuple[str, float, float, float]:
+    low, high = interval(values, clusters=clusters)
     return name, float(values.mean()), float(low), float(high)
 
 
@@ -221,28 +233,29 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Figure |
         plain.append(float(pair[0][at].mean()))
         weighted.append(float(pair[1][at].mean()))
     change = np.array(weighted) - np.array(plain)
-    low, high = (float(v) for v in interval(change))
+    clusters, in_clusters = _clusters(store, several)
+    low, high = (float(v) for v in interval(change, clusters=clusters))
     shown = next((one for one in several if len(one.boxes) <= MOST), several[0])
     panel, cosines = _picture(store, shown, images), _cosines(store, shown)
     assert cosines is not None
     kinds = ", ".join(f"{n} {kind}" for n, kind in enumerate(shown.kinds, 1))
     pairs = [("plain mean of its patches", cosines[0]), ("weighed by rollout", cosines[1])]
-    n = f"n = {len(several):,} image{'s' if len(several) != 1 else ''} with two objects or more"
+    n = f"{sample(len(several), in_clusters)}, with two objects or more"
     return Figure(
         name="object_similarity",
         title=title,
         caption="Cosine between the objects of one picture, each the mean of the last block's patch tokens in its box: "
         f"plain, and weighed by rollout. Shown: {code(str(store.read('path', shown.image)))}, "
         f"the first with two objects or more ({kinds}). Over all: {np.mean(plain):.3f} plain, "
-        f"{np.mean(weighted):.3f} weighed; change {change.mean():+.4f} (95 % bootstrap interval over images {low:+.4f} "
-        f"to {high:+.4f}). Tokens after the last block hold much of the whole picture, so that cosines are high even "
-        f"between unlike objects. {n}.",
+        f"{np.mean(weighted):.3f} weighed; change {change.mean():+.4f} (95 % interval over images: "
+        f"{between(low, high, '+.4f')}). Tokens after the last block hold much of the whole picture, so that cosines "
+        f"are high even between unlike objects. {n}.",
         alt=f"A picture with {len(shown.boxes)} numbered boxes and two matrices of cosines. Mean over images "
         f"{np.mean(plain):.3f} plain, {np.mean(weighted):.3f} weighed by rollout.",
-        draw=lambda narrow: matrices(panel, pairs, narrow=narrow),
+        plots=[Matrices(panel, pairs)],
         columns=("path", "object", "category", "other", "other_category", "plain", "weighed"),
         rows=rows,
-        methods=("objects", "rollout", "bootstrap"),
+        methods=("objects", "rollout", "intervals"),
     )
 
 

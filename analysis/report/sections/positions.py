@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import formulas
 from ..numbers import why_empty
-from ..plots.mosaic import mosaic
+from ..plots.mosaic import Mosaic
 from .base import Absent, Context, Figure, Part
 
 __all__ = ["positions"]
@@ -52,14 +52,15 @@ def positions(context: Context) -> Iterator[Part]:
         f"([@dosovitskiy2021], fig. 7).{left_out} It belongs to the weights, not to images: n = 1 model.",
         alt=f"{shown.shape[0]} by {shown.shape[1]} maps of {rows} by {columns} patches. Between different patches the "
         f"cosine runs from {off.min():.2f} to {off.max():.2f}, on average {off.mean():.2f}.",
-        draw=lambda narrow: mosaic(
-            shown,
-            "cosine",
-            ("patch row", "patch column"),
-            ticks=(range(1, rows + 1, step), range(1, columns + 1, step)),
-            limits=(min(0.0, float(off.min())), 1.0),
-            narrow=narrow,
-        ),
+        plots=[
+            Mosaic(
+                shown,
+                "cosine",
+                ("patch row", "patch column"),
+                (range(1, rows + 1, step), range(1, columns + 1, step)),
+                (min(0.0, float(off.min())), 1.0),
+            )
+        ],
         columns=("y", "x", "other_y", "other_x", "cosine"),
         rows=[(*at, float(value)) for at, value in np.ndenumerate(values)],
         methods=("position_similarity",),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["REFERENCES", "Reference", "bibtex"]
 
-_LATEX = str.maketrans({"é": r"{\'e}", "ö": r"{\"o}", "–": "--", "&": r"\&"})
+_LATEX = str.maketrans({"é": r"{\'e}", "ö": r"{\"o}", "ü": r"{\"u}", "–": "--", "&": r"\&"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,17 @@ REFERENCES: dict[str, Reference] = {
         "289--300",
         doi="10.1111/j.2517-6161.1995.tb02031.x",
     ),
+    "besag1991": Reference(
+        "Besag & Clifford 1991",
+        "Besag, Julian and Clifford, Peter",
+        "Sequential Monte Carlo p-Values",
+        "article",
+        "Biometrika",
+        "1991",
+        "78(2)",
+        "301--304",
+        doi="10.1093/biomet/78.2.301",
+    ),
     "caron2021": Reference(
         "Caron et al. 2021",
         "Caron, Mathilde and Touvron, Hugo and Misra, Ishan and Jégou, Hervé and Mairal, Julien and Bojanowski, Piotr "
@@ -121,17 +132,6 @@ REFERENCES: dict[str, Reference] = {
         year="2021",
         arxiv="2010.11929",
     ),
-    "efron1979": Reference(
-        "Efron 1979",
-        "Efron, Bradley",
-        "Bootstrap Methods: Another Look at the Jackknife",
-        "article",
-        "The Annals of Statistics",
-        "1979",
-        "7(1)",
-        "1--26",
-        doi="10.1214/aos/1176344552",
-    ),
     "gildenblat": Reference(
         "Gildenblat, vit-explain",
         "Gildenblat, Jacob",
@@ -157,6 +157,17 @@ REFERENCES: dict[str, Reference] = {
         arxiv="1902.10186",
         doi="10.18653/v1/N19-1357",
     ),
+    "johnson1978": Reference(
+        "Johnson 1978",
+        "Johnson, Norman J.",
+        "Modified t Tests and Confidence Intervals for Asymmetrical Populations",
+        "article",
+        "Journal of the American Statistical Association",
+        "1978",
+        "73(363)",
+        "536--544",
+        doi="10.1080/01621459.1978.10480051",
+    ),
     "kobayashi2020": Reference(
         "Kobayashi et al. 2020",
         "Kobayashi, Goro and Kuribayashi, Tatsuki and Yokoi, Sho and Inui, Kentaro",
@@ -166,6 +177,17 @@ REFERENCES: dict[str, Reference] = {
         pages="7057--7075",
         arxiv="2004.10102",
         doi="10.18653/v1/2020.emnlp-main.574",
+    ),
+    "liang1986": Reference(
+        "Liang & Zeger 1986",
+        "Liang, Kung-Yee and Zeger, Scott L.",
+        "Longitudinal Data Analysis Using Generalized Linear Models",
+        "article",
+        "Biometrika",
+        "1986",
+        "73(1)",
+        "13--22",
+        doi="10.1093/biomet/73.1.13",
     ),
     "michel2019": Reference(
         "Michel et al. 2019",
@@ -183,6 +205,14 @@ REFERENCES: dict[str, Reference] = {
         year="2023",
         arxiv="2305.00729",
     ),
+    "petsiuk2018": Reference(
+        "Petsiuk et al. 2018",
+        "Petsiuk, Vitali and Das, Abir and Saenko, Kate",
+        "RISE: Randomized Input Sampling for Explanation of Black-box Models",
+        place="British Machine Vision Conference",
+        year="2018",
+        arxiv="1806.07421",
+    ),
     "raghu2021": Reference(
         "Raghu et al. 2021",
         "Raghu, Maithra and Unterthiner, Thomas and Kornblith, Simon and Zhang, Chiyuan and Dosovitskiy, Alexey",
@@ -191,6 +221,18 @@ REFERENCES: dict[str, Reference] = {
         year="2021",
         arxiv="2108.08810",
     ),
+    "samek2017": Reference(
+        "Samek et al. 2017",
+        "Samek, Wojciech and Binder, Alexander and Montavon, Grégoire and Lapuschkin, Sebastian and Müller, "
+        "Klaus-Robert",
+        "Evaluating the Visualization of What a Deep Neural Network Has Learned",
+        kind="article",
+        place="IEEE Transactions on Neural Networks and Learning Systems",
+        year="2017",
+        volume="28",
+        pages="2660--2673",
+        arxiv="1509.06321",
+    ),
     "walmer2023": Reference(
         "Walmer et al. 2023",
         "Walmer, Matthew and Suri, Saksham and Gupta, Kamal and Shrivastava, Abhinav",
@@ -198,17 +240,6 @@ REFERENCES: dict[str, Reference] = {
         place="Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition",
         year="2023",
         arxiv="2212.03862",
-    ),
-    "welch1947": Reference(
-        "Welch 1947",
-        "Welch, B. L.",
-        "The Generalization of `Student's' Problem when Several Different Population Variances are Involved",
-        "article",
-        "Biometrika",
-        "1947",
-        "34(1-2)",
-        "28--35",
-        doi="10.1093/biomet/34.1-2.28",
     ),
     "wiegreffe2019": Reference(
         "Wiegreffe & Pinter 2019",

@@ -42,10 +42,20 @@ DEFINITIONS: dict[str, str] = {
         "Attention of a patch on all patches but itself and its neighbours, averaged over patches; with the masses on "
         "itself, on neighbours and on prefix tokens it adds up to 1."
     ),
+    "border_mass": (
+        "Share of each row's patch mass that lies on the outer ring of patches, averaged over patches. What is far "
+        "from most patches is the border, so that a mean distance far above that of uniform attention needs it."
+    ),
     "sink_share": (
         "Share of the patches that receive more than 4 times the uniform attention, averaged over queries. "
-        "[@darcet2024] describe such tokens, by the norm of their features."
+        "[@darcet2024] describe such tokens by the norm of their features (`norm_outlier_share`); the cut at 4 times "
+        "the uniform attention is ours."
     ),
+    "norm_outlier_share": (
+        "Share of the patches whose token in the residual stream has more than 3 times the median norm of the image's "
+        "patches in that layer. [@darcet2024] cut the norms of one model at 150, between their two modes."
+    ),
+    "norm_outlier_map": "1 for the patches that `norm_outlier_share` counts, 0 for others. [@darcet2024].",
     "received_attention": (
         "Attention that each patch receives, averaged over the patch queries; with the mass on prefix tokens it adds "
         "up to 1 over the grid."
@@ -123,6 +133,11 @@ DEFINITIONS: dict[str, str] = {
         "A·G, 0), then as rollout: (F + I)/2, rows divided by their sums, product over blocks. [@hebbar], eqs. 3.4a to "
         "3.4e, nothing discarded."
     ),
+    "gradient_rollout_vit_explain": (
+        "The gradient rollout of [@gildenblat], bit for bit: the gradient is that by the scores before the softmax, "
+        "and block l is paired with the gradient of the l-th block from the end; mean over heads, above 0, the "
+        "smallest 90 % discarded, then as `rollout_vit_explain`."
+    ),
     "chefer": (
         "With G the gradient of the target class's logit by the attention, F~l~ = mean over heads of "
         "max(A·G, 0), and R the product over blocks of (I + F~l~), not normalised: [@chefer2021], section 3. "
@@ -130,7 +145,8 @@ DEFINITIONS: dict[str, str] = {
     ),
     "head_importance": (
         "|Σ A·G| over queries and keys, G the gradient of the target class's logit by the attention; in the logit's "
-        "unit. [@michel2019], section 4.1."
+        "unit. The score of [@michel2019] is the same of the loss (`form=loss`), and in their code of each query "
+        "(`form=michel`)."
     ),
     "score_matrix": (
         "Prefix tokens dropped, the maximum over queries for each key, then the mean over heads, on the patch grid; "
@@ -186,6 +202,16 @@ CONCEPTS: dict[str, tuple[str, str]] = {
         "uniform map, and beside a box of the same size in the middle of the crop, which shows how far photographers' "
         "habit alone leads.",
     ),
+    "faithfulness": (
+        "faithfulness of maps",
+        "Patches are taken out of the picture in the order of the map's values, largest first, and the graph is asked "
+        "again: deletion ([@petsiuk2018]; most relevant first in [@samek2017]). Insertion puts the patches with the "
+        "largest values back first, into a picture of which nothing is left; read from its end it is the removal of "
+        "the least relevant first. A curve's area is the mean of the class's probability over the share of patches; "
+        "a map that finds what the model uses has a low deletion and a high insertion, and the difference of the two "
+        "areas takes out much of what the fill alone does. Ties are broken by chance. Uniform, centre (a Gaussian of a "
+        "quarter of each edge) and random know nothing of the picture: uniform and random differ by chance alone.",
+    ),
     "comparison": (
         "comparison of stores",
         "`distance_renormalized` divided by the input's width, and `entropy` divided by the "
@@ -195,9 +221,11 @@ CONCEPTS: dict[str, tuple[str, str]] = {
     ),
     "groups": (
         "differences between groups",
-        "For each group, layer and head the mean of its images less the mean of all others, by Welch's test "
-        "([@welch1947]) over images; q values adjust for all groups, layers and heads together by [@benjamini1995]: of "
-        "what is called a difference at q ≤ 0.05, 5 % is expected to be none.",
+        "For each group, layer and head the mean of its images less the mean of all others, tested against random "
+        "groups of the same size, drawn from all images without replacement, with the variance of all images pooled; "
+        "p is the share of them that differ as much ([@besag1991]). q values adjust for all groups, layers and heads "
+        "together by [@benjamini1995]: of what is called a difference at q ≤ 0.05, 5 % is expected to be none. A group "
+        "of one image has no test. Clusters of images that depend on each other are drawn whole.",
     ),
     "quantiles": (
         "Quantiles",
@@ -209,11 +237,14 @@ CONCEPTS: dict[str, tuple[str, str]] = {
         "interpolated linearly within a bin, and so right to within its width. Queries of one image are not "
         "independent of each other: these are descriptions, without intervals.",
     ),
-    "bootstrap": (
+    "intervals": (
         "Intervals",
-        "95 % intervals of means are percentile bootstrap intervals ([@efron1979]) over images: images are the "
-        "samples, not patches, layers or heads. They describe how far the mean would move with other images drawn "
-        "alike, for this one model; they say nothing of another training of it.",
+        "95 % intervals of means are Student's t intervals over images, wider towards the long tail by the skewness of "
+        "the values ([@johnson1978]): images are the samples, not patches, layers or heads. One image has no interval, "
+        "nor have values that are all equal. Of fewer than 20 images read them with care. Where images depend on each "
+        "other, clusters of them are the samples ([@liang1986]), and the effective n is the number of equal clusters "
+        "that say as much. Intervals describe how far the mean would move with other images drawn alike, for this one "
+        "model; they say nothing of another training of it.",
     ),
     "accuracy": (
         "Top-1 and top-5",
@@ -231,5 +262,7 @@ READING = (
     "*Sinks and prefix tokens* draw attention that says little about the picture, and can dominate "
     "distance and entropy. Read both forms of each beside the prefix mass. Border patches have fewer near neighbours, "
     "so that even uniform attention is farther from there.",
+    "*A distance far above that of uniform attention* is no global view: it needs attention on the border of the "
+    "picture, which alone is far from most patches. `border_mass` says how much lies there.",
     "*Heads* are unordered: head 3 of one model has nothing to do with head 3 of another.",
 )

@@ -36,7 +36,7 @@ def used(store: Store) -> list[str]:
     arrays = store.names
     found = [one.name for one in _told(store)]
     found += [base for name in found if (base := name.partition(".")[0]) in DEFINITIONS]
-    ends = {"bootstrap": "_interval", "quantiles": "_quantile"}
+    ends = {"intervals": "_interval", "quantiles": "_quantile"}
     found += [key for key, end in ends.items() if any(name.endswith(end) for name in arrays)]
     return [*dict.fromkeys(found), *(["groups"] if any("_q_by_" in name for name in arrays) else [])]
 

@@ -106,6 +106,57 @@ def test_head_importance_and_relevance_follow_autograd() -> None:
     np.testing.assert_allclose([float(v) for v in got], expected)
 
 
+def network(torch: Any) -> tuple[list[Any], list[Any], list[Any], Any]:
+    """Scores, maps and context vectors of three layers of two heads, and the logits of three classes."""
+    random = np.random.default_rng(2)
+    scores = [torch.tensor(random.normal(size=(1, 2, 5, 5)) * 2, requires_grad=True) for _ in range(3)]
+    maps, contexts = [], []
+    x = torch.tensor(random.normal(size=(1, 5, 4)))
+    for s in scores:
+        maps.append(torch.softmax(s, -1))
+        contexts.append(maps[-1] @ x.reshape(1, 5, 2, 2).transpose(1, 2))
+        x = x + torch.tanh(contexts[-1].transpose(1, 2).reshape(1, 5, 4))
+    return scores, maps, contexts, x[:, 0] @ torch.tensor(random.normal(size=(4, 3)))
+
+
+def test_importance_of_the_loss_and_of_michels_code() -> None:
+    """That code (pmichel31415/are-16-heads-really-better-than-1): context times its gradient, |.|, over queries."""
+    torch = pytest.importorskip("torch")
+    _, maps, contexts, logits = network(torch)
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor([1]))
+    found = torch.autograd.grad(loss, [*maps, *contexts])
+    for a, g, context, grad in zip(maps, found[:3], contexts, found[3:], strict=True):
+        dot = torch.einsum("bhli,bhli->bhl", [grad, context])
+        got = f.head_importance(a[0].detach(), g[0], form="michel")
+        np.testing.assert_allclose(got.numpy(), dot.abs().sum(-1)[0].detach().numpy(), rtol=1e-12)
+        # Eq. 2: the head's whole output times the gradient by it.
+        whole = (grad * context).sum((-2, -1)).abs()[0].detach().numpy()
+        np.testing.assert_allclose(f.head_importance(a[0].detach(), g[0], form="loss").numpy(), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("discard", [0.0, 0.5, 0.9])
+def test_gradient_rollout_of_vit_explain_is_its_code(discard: float) -> None:
+    """Its grad_rollout, with the gradients by the scores that its hooks collect from the last block to the first."""
+    torch = pytest.importorskip("torch")
+    scores, maps, _, logits = network(torch)
+    by_maps = torch.autograd.grad(logits[0, 1], maps, retain_graph=True)
+    collected = torch.autograd.grad(logits[0, 1], scores)[::-1]
+    result = torch.eye(5, dtype=torch.float64)
+    with torch.no_grad():
+        for attention_map, weights in zip(maps, collected, strict=True):
+            fused = (attention_map * weights).mean(axis=1)
+            fused[fused < 0] = 0
+            flat = fused.view(1, -1)
+            _, indices = flat.topk(int(flat.size(-1) * discard), -1, False)
+            flat[0, indices[indices != 0]] = 0
+            a = (fused + torch.eye(5)) / 2
+            result = (a / a.sum(dim=-1)) @ result
+    mask = result[0, 0, 1:].reshape(2, 2).numpy()
+    a, g = ([x[0].detach() for x in given] for given in (maps, by_maps))
+    got = f.gradient_rollout_vit_explain(a, g, (2, 2), discard=discard)
+    np.testing.assert_allclose(got.numpy(), mask / mask.max(), rtol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_torch_arrays_give_numpys_numbers(dtype: str) -> None:
     torch = pytest.importorskip("torch")

@@ -31,6 +31,37 @@ def test_distance_of_two_patches() -> None:
     np.testing.assert_allclose(f.prefix_mass(a, 1), [0.25])
 
 
+def test_border_mass_is_the_share_on_the_outer_ring() -> None:
+    """Of 3 x 3 patches only the middle one is inside; uniform attention gives 8 of 9; prefix columns do not count."""
+    a = np.zeros((10, 10))
+    a[:, 0], a[:, 5], a[:, 1] = 0.5, 0.125, 0.375  # class token, middle, corner
+    a[4] = np.eye(10)[0]  # no mass on patches
+    assert f.border_mass(a, (3, 3)) == pytest.approx(0.75)
+    assert f.border_mass(np.full((9, 9), 1 / 9), (3, 3)) == pytest.approx(8 / 9)
+    assert f.border_mass(np.full((4, 4), 0.25), (2, 2)) == 1
+
+
+def test_norm_outliers_are_above_a_multiple_of_the_median_or_a_cut_of_ones_own() -> None:
+    """Medians over patches 2 and 2.5; the prefix token's norm does not count."""
+    norms = np.array([[90.0, 1, 2, 2, 2, 7, 8], [90.0, 1, 2, 2, 3, 7.4, 7.6]])
+    np.testing.assert_array_equal(f.norms.norm_outlier_map(norms, (2, 3))[0], [[0, 0, 0], [0, 1, 1]])
+    np.testing.assert_allclose(f.norms.norm_outlier_share(norms, (2, 3)), [2 / 6, 1 / 6])
+    np.testing.assert_allclose(f.norms.norm_outlier_share(norms, (2, 3), above=2.5), [2 / 6, 3 / 6])
+    np.testing.assert_allclose(f.norms.norm_outlier_share(norms, (2, 3), times=10), 0)
+
+
+def test_divergence_of_two_models_is_scipys_and_leaves_prefix_tokens_out() -> None:
+    """With a class token and with two registers; 0 for the same rows, ln 2 for rows that have nothing in common."""
+    distance = pytest.importorskip("scipy.spatial.distance")
+    one, other = attention(3, 7, 7), attention(3, 8, 8, seed=1)
+    p, q = (a[..., -6:, -6:] / a[..., -6:, -6:].sum(-1, keepdims=True) for a in (one, other))
+    wanted = (distance.jensenshannon(p, q, axis=-1) ** 2).mean(-1)
+    np.testing.assert_allclose(f.divergence(one, other, (2, 3)), wanted, rtol=1e-9)
+    np.testing.assert_allclose(f.divergence(one, one, (2, 3)), 0, atol=1e-15)
+    apart = f.divergence(np.array([[1.0, 0], [1, 0]]), np.array([[0, 1.0], [0, 1]]), (1, 2))
+    assert apart == pytest.approx(math.log(2))
+
+
 def test_entropy_of_certain_and_of_even_rows() -> None:
     a = np.array([[1.0, 0.0], [0.5, 0.5]])
     assert f.entropy(a) == pytest.approx(math.log(2) / 2)

@@ -148,16 +148,16 @@ def grouped(store: Store, images: list[int]) -> Store:
 def test_groups_of_one_image_are_told_instead_of_drawn_empty(small: Store) -> None:
     (absent,) = groups.groups(context_of(grouped(small, [1, 1, 1])))
     assert absent.title == "Differences between groups by label"
-    assert absent.reason.startswith("3 of 3 groups have fewer than 5 images (all of one image only)")
+    assert absent.reason.startswith("3 of 3 groups have one image only, and no test.")
 
 
-def test_groups_under_five_images_are_left_out_and_counted(small: Store) -> None:
+def test_groups_of_one_image_are_left_out_and_counted(small: Store) -> None:
     scatter, maps = groups.groups(context_of(grouped(small, [1, 4, 5, 9])))
-    assert "2 of 4 groups have fewer than 5 images (1 of one image only)" in scatter.caption
-    assert "A point for each of 2 groups" in scatter.caption
-    assert "n = 14 images." in scatter.caption
-    assert len(scatter.rows) == 2 * 4
-    assert len({row[0] for row in maps.rows}) == 2
+    assert "1 of 4 groups have one image only, and no test." in scatter.caption
+    assert "A point for each of 3 groups" in scatter.caption
+    assert "n = 18 images." in scatter.caption
+    assert len(scatter.rows) == 3 * 4
+    assert len({row[0] for row in maps.rows}) == 3
 
 
 def test_no_name_covers_a_point() -> None:

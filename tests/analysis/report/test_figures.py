@@ -72,6 +72,7 @@ def test_head_means_and_codes_show_what_they_can(tmp_path: Path, kind: str) -> N
         assert len(seen.captions) == 12
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_two_stores_stand_side_by_side_on_the_images_they_share(tmp_path: Path) -> None:
     """In image widths, and the paired difference is that of the stores' own numbers."""
     make_store(tmp_path / "one.zarr")
@@ -103,6 +104,7 @@ def test_stores_of_other_images_are_not_paired(tmp_path: Path) -> None:
     assert "Paired difference of" not in seen.text
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_what_an_analysis_was_asked_for_is_shown_too(tmp_path: Path) -> None:
     """Shares of attention add up to 1, and the registers' share is the sum of theirs; without, the page says how."""
     make_store(tmp_path / "s.zarr", spec_of(prefix=("class", "register", "register"), heads=4))
@@ -143,6 +145,7 @@ def test_extremes_are_the_extremes_and_said_to_be_chosen_after_looking(tmp_path:
         assert f"out of n = {len(order)} images" in shown.caption
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_a_baseline_is_compared_and_no_more(tmp_path: Path) -> None:
     """It has a letter, a line and a difference, and no figures of its own; stores of one model keep their names."""
     make_store(tmp_path / "one.zarr", reduce=True)
@@ -203,7 +206,7 @@ def test_maps_with_gradients_stand_beside_raw_attention_where_the_run_kept_them(
 
 
 def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
-    """Every test of five images or more is a point, those at q <= 0.05 are counted; smaller groups are told."""
+    """Every test is a point, those at q <= 0.05 are counted; groups of one image are told."""
     store = make_store(tmp_path / "s.zarr", images=8)
     shown = list(groups.groups(context_of(store)))
     assert "--by label" in shown[0].reason
@@ -216,11 +219,11 @@ def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
     store = add(store, "rollout_mean_by_label", ("label_group", "y", "x"), np.ones((2, 3, 5)))
     scatter, maps = groups.groups(context_of(store))
     assert "1 of 3 differences at q ≤ 0.05" in scatter.caption
-    assert "1 of 2 groups have fewer than 5 images (all of one image only)" in scatter.caption
+    assert "1 of 2 groups have one image only, and no test." in scatter.caption
     assert "n = 6 images." in scatter.caption
     assert [row[-2:] for row in scatter.rows] == [(0.0, 0.001), (1.0, 0.2), (2.0, 0.5)]
     assert {row[0] for row in maps.rows} == {scatter.rows[0][1]}
-    assert "Welch" in methods.describe([store.path])
+    assert "random groups of the same size" in methods.describe([store.path])
 
 
 def test_mean_rollouts_of_groups_use_every_colour(tmp_path: Path) -> None:
@@ -253,6 +256,7 @@ def test_position_embeddings_are_compared_where_a_model_has_them(tmp_path: Path)
     assert "rotary" in next(positions.positions(context_of(turned))).reason
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_objects_are_found_in_the_stored_crop_and_the_rest_is_listed(tmp_path: Path) -> None:
     """A box over the left half of the picture: its mass is the map's left half, weighed at the middle column."""
     spec = spec_of(prefix=("class",), grid=(2, 4), layers=1, heads=1)

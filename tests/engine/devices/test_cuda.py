@@ -23,14 +23,14 @@ from support_devices import assert_same_store
 
 def test_a_provider_s_entry_says_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """One on the processor has its statistics on the host, as the CPU does; of an unknown one a card is assumed."""
-    vino = "OpenVINOExecutionProvider"
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [vino, CPU])
+    dnnl = "DnnlExecutionProvider"
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [dnnl, CPU])
     assert not providers_module.accelerates("cpu")
-    assert providers_module.accelerates("openvino")
+    assert providers_module.accelerates("dnnl")
     monkeypatch.setattr(
-        providers_module, "PROVIDERS", (*providers_module.PROVIDERS, providers_module.Provider(vino, host=True))
+        providers_module, "PROVIDERS", (*providers_module.PROVIDERS, providers_module.Provider(dnnl, host=True))
     )
-    assert not providers_module.accelerates("openvino")
+    assert not providers_module.accelerates("dnnl")
 
 
 def test_tensorrt_leaves_the_rest_to_cuda(tiny_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:

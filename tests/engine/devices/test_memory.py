@@ -52,7 +52,7 @@ def test_slots_are_shared_and_bounded(tiny_graph: Path) -> None:
 def test_the_next_batch_arrives_while_one_runs(tiny_graph: Path) -> None:
     """Only the run itself is exclusive: pixels go up and outputs come down beside it."""
     session = Session(tiny_graph, provider="cpu", device="cpu")
-    real, copies = session._session, session._copies
+    real, copies = session._graph.session, session._copies
     running, go_on, arrived = threading.Event(), threading.Event(), threading.Semaphore(0)
 
     def run_slowly(binding: Any) -> None:
@@ -64,7 +64,7 @@ def test_the_next_batch_arrives_while_one_runs(tiny_graph: Path) -> None:
         copies.upload(value, array)
         arrived.release()
 
-    session._session = SimpleNamespace(run_with_iobinding=run_slowly, io_binding=real.io_binding)
+    session._graph.session = SimpleNamespace(run_with_iobinding=run_slowly, io_binding=real.io_binding)
     session._copies = SimpleNamespace(upload=upload, download=copies.download, host=copies.host)  # type: ignore[assignment]
     threads = [
         threading.Thread(target=session.run_into, args=(black(session, 2), session.buffers(2), 2)) for _ in range(2)
@@ -121,7 +121,7 @@ def test_too_little_memory_is_one_clear_line(device: str | None, tiny_graph: Pat
     """It names the batch, and what to choose instead; other failures are told apart."""
     session = Session(tiny_graph, provider="cpu", device=device)
     pixels, buffers = session.pixels(4), session.buffers(4)
-    real = session._session
+    real = session._graph.session
 
     def failing(text: str) -> Any:
         def fail(*_: Any) -> None:
@@ -129,14 +129,14 @@ def test_too_little_memory_is_one_clear_line(device: str | None, tiny_graph: Pat
 
         return SimpleNamespace(io_binding=real.io_binding, run_with_iobinding=fail)
 
-    session._session = failing("BFCArena: Failed to allocate memory for requested buffer of size 123")
+    session._graph.session = failing("BFCArena: Failed to allocate memory for requested buffer of size 123")
     with pytest.raises(OutOfMemoryError, match=r"batch of 4 images does not fit.*--batch-size"):
         session.run_into(pixels, buffers, 4)
-    session._session = failing("CUBLAS failure 13: execution failed")
+    session._graph.session = failing("CUBLAS failure 13: execution failed")
     with pytest.raises(AttlasError, match="CUBLAS failure 13") as caught:
         session.run_into(pixels, buffers, 4)
     assert not isinstance(caught.value, OutOfMemoryError)
-    session._session = real
+    session._graph.session = real
     session.run_into(pixels, buffers, 4)
 
 

@@ -53,6 +53,10 @@ def test_a_store_in_a_bucket_holds_the_same_files_as_in_a_folder(
     assert opened.identical(attlas.open(copy, chunks=cut).compute())
     page = attlas.report([url], tmp_path / "r.html", examples=1)
     assert "tiny_test" in page.read_text("utf-8")
+    storage_at(url).delete("entropy_patch/c.1.0.0")
+    for reads in (lambda: attlas.analyze(url), lambda: attlas.open(url), lambda: Store(url).read("entropy_patch")):
+        with pytest.raises(AttlasError, match="entropy_patch lacks rows of unit 1, which is done"):
+            reads()
 
 
 def test_neither_credentials_nor_endpoint_are_stored(s3: S3, tiny_graph: Path, few: Path) -> None:

@@ -117,6 +117,29 @@ def test_every_dtype_and_every_array_is_what_the_graph_gives(tiny_graph: Path, p
     assert "attention" not in codes
 
 
+@pytest.mark.parametrize("where", ["host", "graph"])
+def test_all_statistics_of_a_store_of_codes_are_of_the_codes(
+    where: Any, tiny_graph: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Those of the run equal those that an analysis makes of what is stored, and say so."""
+    formulas = pytest.importorskip("attlas.analysis.formulas")
+    if where == "graph":
+        pytest.importorskip("ndonnx")
+    path = attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", store_dtype="uint8", statistics=where).path
+    attlas.analyze(path, ["distance", "distance:unit=patches"])
+    store = Store(path)
+    valid = store.read("valid")
+    a = formulas.decode_codes(store.read("attention_code")[valid], np.float64)
+    wanted = formulas.distance(a, store.spec.grid, store.spec.patch_size)
+    np.testing.assert_allclose(store.read("distance")[valid], wanted, rtol=1e-5)
+    asked = store.read("distance.unit-patches")[valid] * store.spec.patch_size[0]
+    np.testing.assert_allclose(store.read("distance")[valid], asked, rtol=1e-5)
+    for name in ("distance", "distance_mean", "distance.unit-patches"):
+        assert store.array(name).attrs["computed_from"] == "attention_code"
+    plain = Store(attlas.run(tiny_graph, pictures, tmp_path / "f.zarr").path)
+    assert "computed_from" not in plain.array("distance").attrs
+
+
 def test_links_and_special_files_are_not_followed(tiny_graph: Path, tmp_path: Path) -> None:
     """They are counted, never read."""
     from attlas.engine.sources import Folder
@@ -158,7 +181,7 @@ def test_labels_come_from_folders_or_wordnet_names(tmp_path: Path) -> None:
         ({"keep": ("gradient",)}, "gives no gradients"),
         ({"keep": ("none", "attention")}, "goes with nothing else"),
         ({"layers": [2]}, "--layers 2: the graph gives layers 0-1"),
-        ({"provider": "npu9"}, "--provider npu9: this onnxruntime has"),
+        ({"provider": "npu9"}, "--provider npu9: there is"),
         ({"shard": (3, 2)}, "--shard 3/2"),
         ({"limit": 0}, "--limit 0"),
         ({"batch_size": 0}, "--batch-size 0"),

@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, doubled, or find the disk full."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -267,3 +268,16 @@ def test_verify_finds_what_is_damaged_and_repair_reopens_it(tiny_graph: Path, pi
     assert attlas.verify(store.path, repair=True).repaired
     assert run(tiny_graph, pictures, tmp_path / "s.zarr", batch_size=2).finished
     assert chunk_files(tmp_path / "s.zarr") == whole
+
+
+def test_a_store_begun_before_an_array_was_added_says_so(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """Its rows would be there for half of the images."""
+    path = tmp_path / "s.zarr"
+    attlas.run(tiny_graph, pictures, path, limit=4)
+    root = json.loads((path / "zarr.json").read_text())
+    del root["consolidated_metadata"]["metadata"]["width"]
+    (path / "zarr.json").write_text(json.dumps(root))
+    shutil.rmtree(path / "width")
+    Store(path, writable=True).reopen(0)
+    with pytest.raises(AttlasError, match=r"s.zarr: was begun by attlas \d\S*, which had no width; finish it"):
+        attlas.run(tiny_graph, pictures, path, limit=4)

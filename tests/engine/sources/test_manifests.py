@@ -118,6 +118,7 @@ def test_a_column_whose_name_is_taken_is_kept_under_another(tiny_graph: Path, fe
         "distance_mean_by_x": "column_distance_mean_by_x", "predicted": "column_predicted",
         "zarr.json": "column_zarr.json", "Patient ID": "Patient_ID", "a/b": "a_b", ".c": "c", "a b": "column_a_b",
         "Unnamed: 0": "Unnamed_0", "__index_level_0__": "index_level_0", "age": "age", "column_height": "",
+        "age_group": "age_group_column", "weight_group": "weight_group", "a_b_group_images": "a_b_group_images_column",
         "...": "unnamed", "Größe (cm)": "Größe_cm",
     }  # fmt: skip
     expected |= {"height": "height_column", "column_height": "column_height"}  # what has its name keeps it
@@ -129,7 +130,7 @@ def test_a_column_whose_name_is_taken_is_kept_under_another(tiny_graph: Path, fe
     assert [int(store.read(name)[0]) for name in expected.values()] == list(range(len(expected)))
     assert result.notes == (
         "columns kept under another name: 'height' as height_column, 'attention' as column_attention, 'key' as "
-        "column_key, 'y' as column_y, 'rollout' as column_rollout and 16 more",
+        "column_key, 'y' as column_y, 'rollout' as column_rollout and 18 more",
     )
     attlas.analyze(store.path, by="predicted")
     attlas.analyze(store.path, ["self_mass"])

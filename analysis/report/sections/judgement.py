@@ -1,0 +1,214 @@
+"""Which map is better? What a judgement of the store's maps found, where `attlas judge` has made one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ....engine.store.store import Store
+from ..images import example
+from ..numbers import Floats, between
+from ..plots.curves import Curves, Line
+from ..plots.pictures import Column, Pictures, Row
+from ..plots.style import INK, POINTS, QUIET, SERIES
+from .base import Cell, Context, Figure, Part, Table, extent
+
+if TYPE_CHECKING:
+    from ...judge import Verdict
+
+__all__ = ["judgement"]
+
+BASELINES = ("uniform", "centre", "random")
+GREYS = dict(zip(BASELINES, (POINTS, INK, QUIET), strict=True))
+SHOWN = ("deletion_probability", "insertion_probability", "difference_probability")
+MOST = 10  # images on which maps disagree
+
+
+def judgement(context: Context) -> Iterator[Part]:
+    """Of every choice of fill, steps and target: curves, paired differences, and where maps disagree."""
+    if not any(name.startswith("judged_mean.") for name in context.store.names):
+        return
+    from ...judge import verdicts  # which needs onnxruntime
+
+    found = verdicts(context.store)
+    for verdict in found:
+        yield _curves(verdict)
+        yield _areas(verdict)
+        yield _differences(verdict)
+    # The fill that is usual, or the first.
+    main = next((one for one in found if one.tag == "mean"), found[0])
+    if (figure := _disagreement(context, main)) is not None:
+        yield figure
+
+
+def _named(verdict: Verdict) -> str:
+    """What was done, in words."""
+    fill = {
+        "mean": "by the mean colour",
+        "blur": "by the blurred picture",
+        "black": "by black",
+        "noise": "by noisy linear imputation",
+    }[verdict.fill]
+    aim = {"predicted": "predicted class", "label": "label's class"}.get(verdict.target, f"class {verdict.target}")
+    return f"Patches replaced {fill} in {verdict.steps} steps; probability of the {aim}"
+
+
+def _n(verdict: Verdict) -> str:
+    return f"n = {verdict.images[0]:,} image{'s' if verdict.images[0] != 1 else ''}"
+
+
+def _curves(verdict: Verdict) -> Figure:
+    """Deletion and insertion, a line for each map."""
+    colours = dict(zip([m for m in verdict.maps if m not in BASELINES], itertools.cycle(SERIES), strict=False)) | GREYS
+    plots, rows = [], list[tuple[Cell, ...]]()
+    for curve, words in (
+        ("deletion", "removed, largest values first"),
+        ("insertion", "inserted, largest values first"),
+    ):
+        mean, bounds = verdict.curves[curve][0, :, 1], verdict.curve_bounds[curve][:, 0, :, 1]
+        lines = []
+        for i, name in enumerate(verdict.maps):
+            own = name not in BASELINES  # bands of all would hide each other
+            low, high = bounds[:, i] if own else (mean[i], mean[i])
+            lines.append(Line(name, colours[name], verdict.removed, mean[i], low, high, baseline=not own))
+        plots.append(Curves(curve, "probability", lines, None, depth=f"share of patches {words}"))
+        rows += [
+            (curve, name, float(share), float(mean[i, at]), float(bounds[0, i, at]), float(bounds[1, i, at]))
+            for i, name in enumerate(verdict.maps)
+            for at, share in enumerate(verdict.removed)
+        ]
+    area = _figure(verdict, "difference_probability")
+    return Figure(
+        name=f"judgement-{verdict.tag}",
+        title="Which map is better?",
+        caption=f"{_named(verdict)}, mean over images and its 95 % interval (band). Of a map that finds what the model "
+        "uses the left curve falls early and the right one rises early. Dotted: maps that know nothing of the picture; "
+        "a map has to beat the centre, where photographers put things. Pictures without patches are unlike any that "
+        f"the model was trained on, and another fill gives other curves. {_n(verdict)}.",
+        alt="Area between insertion and deletion: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in zip(verdict.maps, area, strict=True))
+        + ".",
+        plots=plots,
+        columns=("curve", "map", "share", "mean", "low", "high"),
+        rows=rows,
+        methods=("faithfulness", "intervals"),
+    )
+
+
+def _place(figure: str) -> int:
+    from ...judge.curves import FIGURES
+
+    return FIGURES.index(figure)
+
+
+def _figure(verdict: Verdict, figure: str) -> Floats:
+    return np.asarray(verdict.mean[0, :, _place(figure)])
+
+
+def _areas(verdict: Verdict) -> Table:
+    """Every map's figures, and the areas' difference split by right and wrong predictions."""
+    columns = [(0, _place(name)) for name in (*SHOWN, "correlation")]
+    columns += [(group, _place("difference_probability")) for group in (1, 2)]
+    rows = [
+        (name, *(_number(verdict.mean[g, i, f], verdict.bounds[:, g, i, f]) for g, f in columns))
+        for i, name in enumerate(verdict.maps)
+    ]
+    _, right, wrong = verdict.images
+    caption = (
+        f"{_named(verdict)}: areas under the curves, their difference (insertion less deletion: larger is better), and "
+        "the correlation over steps of the map's mass with the logit's drop; 95 % intervals over images. The last two "
+        f"columns are of the {right:,} images that were classified right, and of the {wrong:,} that were not, of "
+        f"whose class a map may well find nothing. {_n(verdict)}."
+    )
+    head = ("map", "deletion", "insertion", "difference", "correlation", "difference, right", "difference, wrong")
+    return Table(caption, head, rows)
+
+
+def _differences(verdict: Verdict) -> Table:
+    """Paired differences of every map from every other, and from the baselines."""
+    own = [i for i, name in enumerate(verdict.maps) if name not in BASELINES]
+    others = [i for i, name in enumerate(verdict.maps) if name in BASELINES]
+    pairs = [*itertools.combinations(own, 2), *itertools.product(own, others)]
+    rows = []
+    for i, j in pairs:
+        cells = [
+            _number(verdict.difference[0, i, j, f], verdict.difference_bounds[:, 0, i, j, f], sign=True)
+            for f in map(_place, SHOWN)
+        ]
+        rows.append((f"{verdict.maps[i]} less {verdict.maps[j]}", *cells))
+    caption = (
+        f"{_named(verdict)}: differences between two maps, taken image by image, with 95 % intervals; {_n(verdict)}. "
+        "An interval that holds 0 leaves open which of the two is better."
+    )
+    return Table(caption, ("maps", "deletion", "insertion", "difference"), rows)
+
+
+def _number(mean: Any, bounds: Any, *, sign: bool = False) -> str:
+    form = "+.3f" if sign else ".3f"
+    return "–" if np.isnan(mean) else f"{mean:{form}} ({between(bounds[0], bounds[1], form)})"
+
+
+# -- where maps disagree ----------------------------------------------------------------------------------------------
+
+
+def _disagreement(context: Context, verdict: Verdict) -> Figure | None:
+    """The images on which the area between the curves differs most between maps."""
+    from ...judge.maps import stored
+    from ...judge.summary import rows_by_map
+
+    store = context.store
+    arrays = rows_by_map(store, verdict.tag)
+    known = {
+        name: one for name in verdict.maps
+        if (one := stored(store, name, dict(store.array(arrays[name]).attrs))) is not None
+    }  # fmt: skip
+    if len(known) < 2:
+        return None
+    place = _place("difference_probability")
+    areas = np.stack([store.read(arrays[name])[:, place].astype(np.float64) for name in known])
+    extent_of = np.ptp(areas, axis=0)
+    usable = np.flatnonzero(np.isfinite(extent_of))
+    if context.images is None:
+        usable = np.intersect1d(usable, store.plan.sample)  # only these have pictures
+    picked = [int(i) for i in usable[np.argsort(-extent_of[usable], kind="stable")][:MOST]]
+    if not picked:
+        return None
+    rows = [_row(context, store, image, known, areas[:, image]) for image in picked]
+    numbers = [
+        (str(store.read("path", image)), name, float(areas[at, image]))
+        for image in picked
+        for at, name in enumerate(known)
+    ]
+    among = "of the store's sample" if context.images is None else "of the dataset"
+    return Figure(
+        name="judgement-disagreement",
+        title="Where maps disagree most",
+        caption=f"Chosen after looking: the {len(picked)} images {among} on which the area between insertion and "
+        f"deletion differs most between maps ({_named(verdict).lower()}); n = 1 image each. Above each picture the "
+        "areas, in the order of the columns.",
+        alt="; ".join(
+            f"{path} {name} {value:.2f}" for path, name, value in numbers
+        )
+        + ".",
+        plots=[Pictures(rows, [Column(_wrapped(name), "× mean") for name in known], extent(store), store.spec.grid)],
+        columns=("path", "map", "difference_probability"),
+        rows=numbers,
+        methods=("faithfulness",),
+    )  # fmt: skip
+
+
+def _row(context: Context, store: Store, image: int, known: Any, areas: Floats) -> Row:
+    one = example(store, image, context.images)
+    values: Sequence[Floats] = [chosen.read(store, range(image, image + 1))[0] for chosen in known.values()]
+    scaled = tuple(v / v.mean() if v.mean() > 0 else v for v in values)
+    title = f"{', '.join(f'{area:+.2f}' for area in areas)} · {one.title}"
+    return Row(title, one.pixels, scaled)
+
+
+def _wrapped(name: str) -> str:
+    """A map's name on two lines, where it has parameters."""
+    base, dot, rest = name.partition(".")
+    return f"{base}\n{rest}" if dot else f"{base}\n"

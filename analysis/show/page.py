@@ -1,0 +1,219 @@
+"""Cells on a sheet: pictures, maps over them, matrices and likeliest classes, in rows under headings."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+
+from ..report.numbers import Floats
+from ..report.plots.overlay import Look, chosen, grid_lines, overlay
+from ..report.plots.sheet import LINES, Sheet, scale_of
+from ..report.plots.style import ACCENT, COLOURS, FAINT, INK, QUIET, WIDE, style
+
+__all__ = ["Block", "Cell", "Place", "bars", "image", "matrix", "over", "photograph", "sheet"]
+
+type Place = tuple[float, float, float, float]  # left, right, bottom, top, in inches
+type Pixels = npt.NDArray[np.uint8]
+
+MARGIN, GAP, LABEL, HEADING, LINE = 0.1, 0.1, 0.2, 0.3, 0.13
+TALLEST = 4.5  # inches of one cell
+NARROWEST = 1.45  # of a column beside which words stand
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Something `aspect` times as high as wide, with a label above it."""
+
+    label: str
+    aspect: float
+    draw: Callable[[Sheet, Place], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Cells in columns, under a heading and a few sentences."""
+
+    cells: Sequence[Cell]
+    columns: int
+    heading: str = ""
+    words: str = ""
+    largest: float = WIDE
+
+    @property
+    def edge(self) -> float:
+        """The width of a cell in inches."""
+        across = (WIDE - 2 * MARGIN - (self.columns - 1) * GAP) / self.columns
+        return min(across, self.largest, TALLEST / max((cell.aspect for cell in self.cells), default=1.0))
+
+    @property
+    def rows(self) -> list[Sequence[Cell]]:
+        """The cells of each row."""
+        return [self.cells[at : at + self.columns] for at in range(0, len(self.cells), self.columns)]
+
+    @property
+    def lines(self) -> list[str]:
+        """The sentences, cut to the sheet's width."""
+        return textwrap.wrap(self.words, 118)
+
+    @property
+    def height(self) -> float:
+        """Of all of it, in inches."""
+        tall = sum(max(c.aspect for c in row) * self.edge + _above(row) + GAP for row in self.rows)
+        return tall + (HEADING if self.heading else 0) + (LINE * len(self.lines) + 0.06 if self.words else 0)
+
+
+def _above(row: Sequence[Cell]) -> float:
+    return LABEL if any(cell.label for cell in row) else 0.0
+
+
+def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "", *, root: bool = True) -> Any:
+    """A figure as wide as a page: what it is of, the blocks, and how colours are read.
+
+    Args:
+        title: in bold.
+        facts: under it, quiet.
+        blocks: from top to bottom.
+        foot: a sentence beside the key of colours; "" for neither.
+        root: whether the colours of the key follow square roots.
+    """
+    lines = textwrap.wrap(foot, 88)
+    head, tail = 0.47, max(0.34, LINE * len(lines) + 0.12) if foot else 0.0
+    with style():
+        page = Sheet(WIDE, MARGIN + head + sum(b.height for b in blocks) + tail)
+        page.text(MARGIN, MARGIN + 0.1, _cut(title, 92), 9, fontweight="bold", color=INK)
+        page.text(MARGIN, MARGIN + 0.29, _cut(facts, 128), 7, color=QUIET)
+        top = MARGIN + head
+        for block in blocks:
+            _draw(page, block, top)
+            top += block.height
+        if foot:
+            _key(page, top + 0.04, root)
+            for at, line in enumerate(lines):
+                page.text(MARGIN + 1.62, top + 0.08 + at * LINE, line, 6.5, color=QUIET)
+    return page.figure
+
+
+def _draw(page: Sheet, block: Block, top: float) -> None:
+    if block.heading:
+        page.text(MARGIN, top + 0.12, block.heading, 8.5, fontweight="bold", color=INK)
+        top += HEADING
+    for line in block.lines:
+        page.text(MARGIN, top + 0.05, line, 7, color=QUIET)
+        top += LINE
+    top += 0.06 if block.words else 0
+    edge = block.edge
+    for row in block.rows:
+        top += _above(row)
+        for at, cell in enumerate(row):
+            left = MARGIN + at * (edge + GAP)
+            if cell.label:
+                page.text(left, top - 0.09, _cut(cell.label, max(12, int(edge * 19))), 7, color=INK)
+            cell.draw(page, (left, left + edge, top + cell.aspect * edge, top))
+        top += max(c.aspect for c in row) * edge + GAP
+
+
+def _key(page: Sheet, top: float, root: bool) -> None:
+    """The colours from 0 to each map's printed maximum."""
+    bar = page.inset(MARGIN + 0.12, top, 0.9, 0.08)
+    page.figure.colorbar(ScalarMappable(scale_of((0, 1), root), COLOURS), cax=bar, orientation="horizontal")
+    bar.set_axis_off()
+    page.text(MARGIN, top + 0.04, "0", 6.5, color=QUIET)
+    page.text(MARGIN + 1.06, top + 0.04, "maximum", 6.5, color=QUIET)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def photograph(
+    label: str, pixels: Pixels, grid: tuple[int, int] | None = None, patch: tuple[int, int] | None = None
+) -> Cell:
+    """The crop, with its patches and a chosen one where they are given."""
+
+    def draw(page: Sheet, place: Place) -> None:
+        page.ax.imshow(pixels, extent=place, aspect="auto")
+        if grid is not None and patch is not None:
+            chosen(page.ax, patch, grid, place)
+        elif grid is not None:
+            grid_lines(page.ax, grid, place)
+
+    return Cell(label, pixels.shape[0] / pixels.shape[1], draw)
+
+
+def over(
+    label: str, pixels: Pixels | None, values: Floats, shape: tuple[int, int], *, look: Look = "overlay", **options: Any
+) -> Cell:
+    """A map over its picture, or in its own cells where there is no picture; `options` as of `overlay`."""
+
+    def draw(page: Sheet, place: Place) -> None:
+        bare = pixels is None or look == "side"
+        ground = np.zeros((*shape, 3), np.uint8) if pixels is None else pixels
+        overlay(page.ax, ground, values, style="side" if bare else "overlay", extent=place, **options)
+
+    return Cell(label, shape[0] / shape[1], draw)
+
+
+def image(label: str, pixels: Pixels) -> Cell:
+    """Pixels as they are."""
+
+    def draw(page: Sheet, place: Place) -> None:
+        page.ax.imshow(pixels, extent=place, aspect="auto")
+
+    return Cell(label, pixels.shape[0] / pixels.shape[1], draw)
+
+
+def matrix(
+    label: str,
+    values: Floats,
+    lines: int = 0,
+    limits: tuple[float, float] | None = None,
+    colours: str = COLOURS,
+    *,
+    linear: bool = False,
+    aspect: float = 1.0,
+) -> Cell:
+    """Numbers in rows and columns, after so many of which a line is drawn (if negative, after rows alone).
+
+    Colours end at the largest 0.5 %, for a diagonal would leave the rest black.
+    """
+    low, high = limits or (0.0, float(np.nanquantile(values, 0.995)) or 1.0)
+
+    def draw(page: Sheet, place: Place) -> None:
+        scale = Normalize(low, high) if linear else scale_of((low, high), True)
+        page.ax.imshow(values, extent=place, aspect="auto", cmap=colours, norm=scale)
+        left, right, bottom, top = place
+        if lines:
+            y = top + (bottom - top) * abs(lines) / len(values)
+            page.ax.plot([left, right], [y, y], color=LINES if colours == COLOURS else INK, lw=0.5)
+        if lines > 0:
+            x = left + (right - left) * lines / values.shape[1]
+            page.ax.plot([x, x], [top, bottom], color=LINES if colours == COLOURS else INK, lw=0.5)
+
+    return Cell(label, aspect, draw)
+
+
+def bars(label: str, shares: Sequence[tuple[str, float]], aspect: float) -> Cell:
+    """Classes with their probabilities."""
+
+    def draw(page: Sheet, place: Place) -> None:
+        left, right, bottom, top = place
+        step = min((bottom - top) / max(len(shares), 1), 0.34)
+        for at, (name, share) in enumerate(shares):
+            y, weight = top + at * step, "bold" if at == 0 else "normal"
+            page.text(left, y + 0.07, _cut(name, int((right - left) * 14)), 7, color=INK, fontweight=weight)
+            page.text(right, y + 0.07, f"{share:.2f}", 7, color=INK, ha="right", fontweight=weight)
+            page.ax.add_patch(Rectangle((left, y + 0.155), right - left, 0.035, color=FAINT, lw=0))
+            page.ax.add_patch(Rectangle((left, y + 0.155), (right - left) * share, 0.035, color=ACCENT, lw=0))
+
+    return Cell(label, aspect, draw)

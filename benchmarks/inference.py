@@ -1,0 +1,170 @@
+"""Whether intervals cover their mean, and q values keep false discoveries rare, by simulation.
+
+    python benchmarks/inference.py [--store STORE.zarr ...] [--only coverage|discoveries] [--values distance entropy]
+
+The values are skewed ones of known distributions, and every scalar statistic of each store. Without --store, and with
+ATTLAS_SHARED naming a folder of `models/` and `images/`, a store of deit_tiny with norms and gradients is made first.
+
+Images are drawn from a store's with replacement, so that its means are the truth. `coverage` is the share of intervals
+that hold it, of those that there are, in percent: n = 6 / 20 / 100. `discoveries` labels images at random: P(any) is
+how often one q is at most 0.05. FDR and power are with every fifth group (at least one) shifted in a third of the
+entries, by 5 standard errors of a group's mean: the share of what is found in the other entries, and the share of
+shifted (group, entry) pairs that is found. `Welch` is P(any) of Welch's test with the same adjustment. The latest
+tables are in docs/statistics.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attlas
+import numpy as np
+from attlas.analysis.catalog import CATALOG, held
+from attlas.analysis.statistics.differences import benjamini_hochberg, group_differences, welch
+from attlas.analysis.statistics.inference import interval
+from attlas.analysis.statistics.moments import Moments
+from attlas.engine.store.store import Store
+
+DESIGNS = ((2, 400), (10, 80), (100, 8), (166, 5), (1000, 50))
+SIZES, LEVEL, SHIFT = (6, 20, 100), 0.05, 5.0
+
+
+def made(folder: Path) -> Path:
+    """A store of trained weights with every scalar statistic."""
+    shared = Path(os.environ["ATTLAS_SHARED"])
+    weights = shared / "models" / "deit_tiny_patch16_224.safetensors"
+    attlas.export("deit_tiny_patch16_224", folder / "g.onnx", checkpoint=weights, norms=True, gradients=True)
+    attlas.run(folder / "g.onnx", shared / "images", folder / "s.zarr", keep=("attention", "gradient"))
+    names = [one.name for one in CATALOG.values() if one.scalar]
+    attlas.analyze(folder / "s.zarr", names)
+    return folder / "s.zarr"
+
+
+def populations(stores: list[Path]) -> Iterator[tuple[str, Any]]:
+    """(name, (image, entry) values), of which images are drawn."""
+    random = np.random.default_rng(0)
+    common = random.normal(size=(100_000, 1))  # heads of one image are alike
+    noise = (common + random.normal(size=(100_000, 24))) / np.sqrt(2)
+    yield "normal", noise
+    yield "log-normal", np.exp(noise)
+    yield "a third not 0", np.where(noise > 0.43, np.exp(noise), 0)
+    yield "one in 20 not 0", np.where(noise > 1.64, 1.0, 0)
+    for path in stores:
+        store = Store(path)
+        valid = store.read("valid").astype(bool) & store.done_images
+        for one in held(store):
+            if one.scalar and one.name in store:
+                values = store.read(one.name)[valid].astype(np.float64).reshape(int(valid.sum()), -1)
+                yield one.name, values[:, values.std(axis=0) > 0]
+
+
+# -- intervals --------------------------------------------------------------------------------------------------------
+
+
+def percentile(values: Any) -> tuple[Any, Any]:
+    """The percentile bootstrap interval that earlier versions had."""
+    n = len(values)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 1000) / n
+    low, high = np.quantile(weights @ values, (0.025, 0.975), axis=0)
+    return low, high
+
+
+def students(values: Any) -> tuple[Any, Any]:
+    """Student's interval alone."""
+    from scipy.special import stdtrit
+
+    n, mean = len(values), values.mean(axis=0)
+    half = stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    return mean - half, mean + half
+
+
+def coverage(population: Any, samples: int) -> str:
+    """A cell for each kind of interval: its coverage for every n; and how often there is one."""
+    random, mean = np.random.default_rng(1), population.mean(axis=0)
+    cells = []
+    for kind in (percentile, students, interval):
+        shares, there = [], []
+        for n in SIZES:
+            held_it, known = [], []
+            for _ in range(samples):
+                values = population[random.integers(0, len(population), n)]
+                low, high = kind(values)
+                some = np.isfinite(low) & (high > low if kind is interval else True)
+                known.append(some.mean())
+                held_it += list(((low <= mean) & (mean <= high))[some])
+            shares.append(f"{100 * np.mean(held_it):.1f}")
+            there.append(f"{100 * np.mean(known):.0f}")
+        cells.append(" / ".join(shares))
+    return " | ".join([*cells, " / ".join(there)])
+
+
+# -- discoveries ------------------------------------------------------------------------------------------------------
+
+
+def by_welch(values: Any, groups: Any, count: int) -> Any:
+    """The q values that earlier versions had."""
+    parts = [Moments.of(values[groups == g]) for g in range(count)]
+    whole = Moments.of(values)
+    rest = []
+    for part in parts:
+        n = whole.count - part.count
+        mean = (whole.count * whole.mean - part.count * part.mean) / n
+        second = whole.second - part.second - (part.mean - mean) ** 2 * part.count * n / whole.count
+        rest.append(Moments(n, mean, np.maximum(second, 0)))
+    return benjamini_hochberg(np.stack([welch(*pair).p for pair in zip(parts, rest, strict=True)]))
+
+
+def discoveries(population: Any, count: int, size: int, repeats: int) -> str:
+    """P(any), FDR and power, and P(any) of Welch's test."""
+    random, entries = np.random.default_rng(2), population.shape[1]
+    groups = np.repeat(np.arange(count), size)
+    shifted = np.zeros((count, entries), bool)
+    shifted[:: 5 if count > 5 else count, : max(1, entries // 3)] = True
+    false, found, anything, before = [], [], [], []
+    for _ in range(repeats):
+        values = population[random.integers(0, len(population), count * size)]
+        seed = int(random.integers(2**31))
+        anything.append(np.nanmin(group_differences(values, groups, seed=seed).q, initial=1) <= LEVEL)
+        if count <= 166:
+            before.append(np.nanmin(by_welch(values, groups, count), initial=1) <= LEVEL)
+        moved = values + shifted[groups] * population.std(axis=0) * SHIFT / np.sqrt(size)
+        hits = group_differences(moved, groups, seed=seed).q <= LEVEL
+        false.append(hits[:, ~shifted.any(axis=0)].sum() / max(1, hits.sum()))
+        found.append(hits[shifted].mean())
+    old = f"{np.mean(before):.2f}" if before else ""
+    return f"{np.mean(anything):.3f} | {np.mean(false):.3f} | {np.mean(found):.2f} | {old}"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, nargs="*", default=[])
+    parser.add_argument("--only", choices=["coverage", "discoveries"])
+    parser.add_argument("--values", nargs="*", help="only these, by name")
+    parser.add_argument("--samples", type=int, default=300, help="of each n")
+    parser.add_argument("--repeats", type=int, default=100, help="of each design; a tenth of 1000 x 50")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make = not options.store and "ATTLAS_SHARED" in os.environ
+        chosen = [made(Path(folder))] if make else options.store
+        all_values = [p for p in populations(chosen) if not options.values or p[0] in options.values]
+    if options.only != "discoveries":
+        print("| values | percentile bootstrap | Student's t | `interval` | there is one |\n|---|---|---|---|---|")
+        for name, population in all_values:
+            print(f"| {name} | {coverage(population, options.samples)} |", flush=True)
+    if options.only != "coverage":
+        print("| values | groups | P(any) | FDR | power | Welch |\n|---|---|---|---|---|---|")
+        for count, size in DESIGNS:
+            repeats = options.repeats if count < 1000 else max(1, options.repeats // 10)
+            for name, population in all_values:
+                cells = discoveries(population, count, size, repeats)
+                print(f"| {name} | {count} × {size} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""`attlas judge`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attlas
+import click
+
+from ..engine.amounts import duration
+from ..errors import UsageError
+from .analyze import pool
+from .shared import note, path_argument, store_path
+
+SHOWN = ("deletion", "insertion", "difference")
+
+
+@click.command(short_help="Which map explains the model? Faithfulness over the dataset.")
+@click.argument("store", type=store_path)
+@click.argument("graph", type=path_argument)
+@click.argument("images")
+@click.option(
+    "--maps",
+    multiple=True,
+    metavar="NAME,...",
+    help="Maps of the patches: rollout,readout_map:layer=11; `attlas analyze --list` shows all.",
+)
+@click.option("--steps", default=16, help="In how many steps all patches are removed.")
+@click.option("--fill", default="mean", metavar="mean|blur|black|noise", help="What takes the place of a patch.")
+@click.option(
+    "--target", default="predicted", metavar="predicted|label|N", help="The class whose logit and probability count."
+)
+@click.option(
+    "--other",
+    type=store_path,
+    metavar="STORE",
+    help="A second store of the same images, such as of random weights: its maps are judged too.",
+)
+@click.option("--heads", is_flag=True, help="Judge no maps, but what the model loses without each of its heads.")
+@click.option(
+    "--silence", default="zero", metavar="zero|mean", help="With --heads: what stands in place of a head's output."
+)
+@click.option("--provider", default="auto", help="auto, cpu, cuda or any that `doctor` lists.")
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this process."
+)
+@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
+@click.option("--overwrite", is_flag=True, help="Judge again what was judged.")
+def judge(
+    store: Path, graph: Path, images: str, maps: tuple[str, ...], heads: bool, silence: str,
+    workers: int | None, scheduler: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Remove and insert patches in the order of maps of STORE, and see what GRAPH says of IMAGES without them.
+
+    GRAPH and IMAGES are those of the run that made STORE. Every map is judged beside three that know nothing of the
+    picture. With --heads, GRAPH is one of `attlas export --ablate`. The same command resumes what was stopped.
+    docs/judge.md says what each number means.
+    """
+    from ..analysis.judge.maps import split
+
+    names = [name for text in maps for name in split(text)]
+    if heads:
+        _heads(store, graph, images, names, silence, workers, scheduler, options)
+        return
+    if not names:
+        raise UsageError("which maps? --maps rollout,readout_map:layer=11")
+    with pool(workers, scheduler) as who:
+        result = attlas.judge(store, graph, images, maps=names, progress=True, **who, **options)
+    for line in result.notes:
+        note(f"note: {line}")
+    rate = f", {result.forwards / result.judging:.1f} pictures/s" if result.forwards else ""
+    note(f"{result.images:,} images, {result.forwards:,} pictures{rate}, {duration(result.seconds)}")
+    for line in _table(result.verdict):
+        click.echo(line)
+
+
+def _heads(
+    store: Path, graph: Path, images: str, maps: list[str], silence: str,
+    workers: int | None, scheduler: str | None, options: dict[str, Any],
+) -> None:  # fmt: skip
+    """`--heads`: a line for each head, and how well first-order importance has their order."""
+    from ..analysis.judge import judge_heads
+    from ..analysis.judge.heads import LOSSES
+
+    if maps or options["other"] is not None:
+        raise UsageError("--heads: judges no maps; leave --maps and --other out")
+    given = {name: options[name] for name in ("provider", "overwrite")}
+    with pool(workers, scheduler) as who:
+        result = judge_heads(store, graph, images, silence=silence, progress=True, **who, **given)
+    note(f"{result.images:,} images, {result.forwards:,} pictures, {duration(result.seconds)}")
+    if result.rank is None:
+        note("note: the store has no gradients, from which first-order importance is computed")
+    click.echo(f"{'head':<12}  {'  '.join(f'{name:<28}' for name in LOSSES)}".rstrip())
+    for layer in range(result.loss.shape[0]):
+        for head in range(result.loss.shape[1]):
+            cells = [_cell(result.loss[layer, head, f], result.bounds[:, layer, head, f]) for f in range(len(LOSSES))]
+            click.echo(f"{f'{layer}, {head}':<12}  {'  '.join(f'{cell:<28}' for cell in cells)}".rstrip())
+    if result.rank is not None and result.rank_bounds is not None:
+        cells = [_cell(result.rank[f], result.rank_bounds[:, f]) for f in range(len(LOSSES))]
+        click.echo("rank correlation over heads with first-order importance")
+        click.echo(f"{'':<12}  {'  '.join(f'{cell:<28}' for cell in cells)}".rstrip())
+
+
+def _cell(mean: Any, bounds: Any) -> str:
+    return "–" if mean != mean else f"{mean:+.4f} ({bounds[0]:+.4f} to {bounds[1]:+.4f})"
+
+
+def _table(verdict: Any) -> Iterator[str]:
+    """Probability of the class: area of every curve with its interval, and which maps differ from the best."""
+    from ..analysis.judge.curves import FIGURES
+
+    places = [FIGURES.index(f"{name}_probability") for name in SHOWN]
+    width = max(len("map"), *map(len, verdict.maps))
+    yield f"{'map':<{width}}  {'  '.join(f'{name:<24}' for name in SHOWN)}".rstrip()
+    for i, name in enumerate(verdict.maps):
+        cells = [
+            f"{verdict.mean[0, i, f]:.3f} ({verdict.bounds[0, 0, i, f]:.3f} to {verdict.bounds[1, 0, i, f]:.3f})"
+            for f in places
+        ]
+        yield f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip()
+    last = places[-1]
+    best = max(range(len(verdict.maps)), key=lambda i: verdict.mean[0, i, last])
+    yield f"difference of {verdict.maps[best]}, the largest, from others, image by image:"
+    for i, name in enumerate(verdict.maps):
+        if i != best:
+            low, high = verdict.difference_bounds[:, 0, best, i, last]
+            yield f"{name:<{width}}  {verdict.difference[0, best, i, last]:+.3f} ({low:+.3f} to {high:+.3f})"

@@ -1,0 +1,72 @@
+"""What a store says of itself, and what it means when one does not read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import AttlasError
+from ...exporter.spec import FORMAT
+from .storage import ROOT, Storage, Url, storage_at
+
+__all__ = ["KIND", "DamagedError", "one_line", "read_attrs", "reading"]
+
+KIND = "attlas.store"
+
+
+class DamagedError(AttlasError):
+    """Stored data are damaged."""
+
+
+def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
+    """The attributes of the store at a path or URL, or in a storage.
+
+    Raises:
+        AttlasError: there is nothing, it is not an attlas store, has a newer format, or cannot be read.
+    """
+    storage = storage_at(where) if isinstance(where, str | os.PathLike) else where
+    path = storage.path
+    try:
+        data = storage.read(ROOT)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.exists():
+            raise AttlasError(
+                f"{path}: there is no such store; `attlas run GRAPH.onnx IMAGES -o {path}` makes one"
+            ) from None
+        if isinstance(path, Url):
+            raise AttlasError(f"{path}: cannot be read ({one_line(error)})") from None
+        data = b""
+    try:
+        attrs: dict[str, Any] = json.loads(data)["attributes"]
+    except (ValueError, KeyError, TypeError):
+        raise AttlasError(f"{path}: is no attention store (it has no readable zarr.json)") from None
+    if attrs.get("kind") != KIND or not {"spec", "plan"} <= attrs.keys():
+        raise AttlasError(f"{path}: is a zarr group, but no attention store")
+    if attrs.get("attlas_format", 0) > FORMAT:
+        raise AttlasError(
+            f"{path}: written in format {attrs['attlas_format']}, this attlas reads up to {FORMAT}; "
+            "install a newer attlas"
+        )
+    return attrs
+
+
+@contextlib.contextmanager
+def reading(path: Path | Url, what: str) -> Iterator[None]:
+    """Convert exceptions to ours: damaged data, or a store that cannot be reached."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and isinstance(path, Url):
+            raise AttlasError(f"{path}: {what} cannot be read now ({one_line(error)})") from None
+        raise DamagedError(
+            f"{path}: {what} does not read ({one_line(error)}); `attlas verify --repair` reopens its units"
+        ) from None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks, or its name."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,108 @@
+"""A chunk that was written and is gone reads as fill: whoever reads it says so, and writes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attlas.engine.store.store import DamagedError, Store
+from support_statistics import make_store
+
+statistics = pytest.importorskip("attlas.analysis.statistics")
+partials = pytest.importorskip("attlas.analysis.statistics.partials")
+dataset = pytest.importorskip("attlas.analysis.dataset")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's statistics, analysed, and by label."""
+    path = tmp_path_factory.mktemp("whole") / "s.zarr"
+    make_store(path, reduce=True)
+    statistics.analyze(path)
+    statistics.analyze(path, by="label")
+    return path
+
+
+@pytest.fixture
+def store(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "s.zarr"))
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+ANALYSES: dict[str, Callable[[Path], Any]] = {
+    "analyze": statistics.analyze,
+    "by label": lambda path: statistics.analyze(path, by="label"),
+    "one": lambda path: statistics.analyze(path, ["self_mass"]),
+    "overwrite": lambda path: statistics.analyze(path, by="label", overwrite=True),
+    "by predicted": lambda path: statistics.analyze(path, ["entropy"], by="predicted"),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "what", "analyses"),
+    [
+        ("entropy_patch/c.2.0.0", "entropy_patch lacks rows of unit 2", ANALYSES),
+        ("rollout/c.2.0.0", "rollout lacks rows of unit 2", ["analyze", "by label"]),
+        ("valid/c.2", "valid lacks rows of unit 2", ["analyze"]),
+        ("logits/c.2.0", "logits lacks rows of unit 2", ["by predicted"]),
+        ("attention/c.4.1.0.0.0", "attention lacks rows of unit 2", ["one"]),
+        ("label/c.0", "label/c.0 is missing; `attlas run --overwrite`", ["by label"]),
+    ],
+)
+def test_an_analysis_refuses_rows_that_were_lost(store: Path, key: str, what: str, analyses: Any) -> None:
+    """In one line that says what mends them; what was finished stays as it was."""
+    (store / key).unlink()
+    before = files(store)
+    for name in analyses:
+        with pytest.raises(DamagedError, match=what):
+            ANALYSES[name](store)
+    assert files(store) == before
+
+
+def test_every_other_reader_refuses_them(store: Path) -> None:
+    """But only where it reads them, of images that are done."""
+    (store / "entropy_patch" / "c.2.0.0").unlink()
+    readers: list[Callable[[], Any]] = [
+        lambda: Store(store).read("entropy_patch"),
+        lambda: Store(store).read("entropy_patch", (slice(None), 1)),
+        lambda: Store(store).read("entropy_patch", (8, 0)),
+        lambda: Store(store).read("entropy_patch", -12),
+        lambda: dataset.open(store),
+        lambda: statistics.pooled([store]),
+        lambda: partials.partial_statistics(store, [2], ["entropy_patch"]),
+    ]
+    for reads in readers:
+        with pytest.raises(DamagedError, match="entropy_patch lacks rows of unit 2, which is done"):
+            reads()
+    assert np.isfinite(Store(store).read("entropy_patch", slice(0, 4))).all()
+    Store(store, writable=True).reopen(2)
+    assert np.isnan(Store(store).read("entropy_patch", 8)).all()
+    assert not dataset.open(store).done[8]
+
+
+def test_layers_that_were_not_kept_are_not_lost(tmp_path: Path) -> None:
+    """They are NaN, also where zarr reads them."""
+    store = make_store(tmp_path / "s.zarr", layers=(1,))
+    read = store.read("attention", 3)
+    assert np.isnan(read[0]).all()
+    assert np.isfinite(read[1]).all()
+    assert dataset.open(tmp_path / "s.zarr").attention[3, 1].notnull().all()
+
+
+def test_a_sum_that_was_lost_is_not_added_to(store: Path) -> None:
+    """`--overwrite` makes it again; it used to read as NaN, and what was added to it was NaN."""
+    before = Store(store).read("score_matrix_mean")
+    for file in (store / "score_matrix_mean").glob("*[0-9]"):
+        file.unlink()
+    for reads in (statistics.analyze, dataset.open):
+        with pytest.raises(DamagedError, match="is missing; `attlas analyze --overwrite` writes it again"):
+            reads(store)
+    statistics.analyze(store, overwrite=True)
+    np.testing.assert_array_equal(Store(store).read("score_matrix_mean"), before)

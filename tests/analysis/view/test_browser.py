@@ -1,0 +1,167 @@
+"""The page in a real browser: what is clicked and typed, on a desk and on a phone, and that it asks nobody else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support_report import IMAGES, make_store, spec_of
+
+pytest.importorskip("attlas.analysis.view.api")
+playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright: pip install it")
+from attlas.analysis.statistics import analyze  # noqa: E402
+from attlas.analysis.view import Atlas, Server, write  # noqa: E402
+
+IDLE = "document.querySelector('.attlas').dataset.busy === '0' && document.querySelector('main').children.length > 0"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, once."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("there is no chromium: install the system's, or name one in CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two of the same pictures: with registers on a grid that is no square, and without prefix tokens."""
+    folder = tmp_path_factory.mktemp("browsed")
+    first = make_store(folder / "first.zarr", reduce=True)
+    analyze(first.path, ["offset_map_mean", "entropy"])
+    second = make_store(folder / "second.zarr", spec_of(grid=(4, 4), prefix=(), layers=3), reduce=True)
+    return [Path(first.path), Path(second.path)]
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens an address; at the end nothing was asked of others, and the console is empty."""
+    contexts, said, asked, home = [], [], [], []
+
+    def open_page(url: str, ready: str = ".cell, .box, figure", **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        home.append(url.partition("#")[0])
+        page.goto(url)
+        page.wait_for_selector(ready)
+        page.wait_for_function(IDLE)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith((*home, "data:", "blob:"))] == []
+
+
+@pytest.fixture
+def url(stores: list[Path]) -> Iterator[str]:
+    server = Server(Atlas(stores[:1])).start()
+    yield server.url
+    server.close()
+
+
+def test_from_the_grid_to_a_patch_of_a_picture(opened: Callable[..., Any], url: str) -> None:
+    page = opened(url)
+    assert page.locator(".total").inner_text() == f"{IMAGES} pictures"
+    page.keyboard.press("/")
+    page.keyboard.type("answer:wrong path:!png")
+    assert "no column" not in page.locator(".total").inner_text()
+    page.locator("input[type=search]").fill("answer:wrong")
+    page.wait_for_function("document.querySelector('.total').textContent === '10 of 22 pictures'")
+    page.locator(".cell").first.click()
+    page.wait_for_selector(".overlay[data-shows='1/1/attention']")
+    assert page.locator(".says").inner_text().startswith("Layer 1, mean of 2 heads: what the class token attends to;")
+    page.locator(".box").click(position={"x": 200, "y": 100})
+    page.wait_for_function("document.querySelector('.says').textContent.includes('what patch (1, 2) attends to')")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("d")
+    page.keyboard.press("[")
+    page.keyboard.press("1")
+    page.wait_for_function(
+        "document.querySelector('.says').textContent.includes('head 1: who attends to patch (1, 3)')"
+    )
+    for part in ("image=1&", "layer=0&", "heads=1&", "at=0.7000%2C0.5000", "from=1"):
+        assert part in page.url
+    page.keyboard.press("n")
+    page.wait_for_selector(".overlay[data-shows='3/0/attention']")  # the next of those that were found
+    linked = opened(page.url.replace(url, url))
+    assert "who attends to patch (1, 3)" in linked.locator(".says").inner_text()
+    linked.keyboard.press("m")
+    linked.wait_for_selector(".overlay[data-shows='3/0/rollout']")
+    linked.keyboard.press("Escape")
+    linked.wait_for_selector(".cell")
+    linked.keyboard.press("?")
+    assert linked.locator("dialog kbd").count() > 20
+
+
+def test_tiles_are_what_the_store_holds(opened: Callable[..., Any], url: str, stores: list[Path]) -> None:
+    """The brightest cell of every small map lies where attention is largest."""
+    from attlas.engine.store.store import Store
+
+    page = opened(f"{url}#image=4&at=0.5,0.5")
+    page.wait_for_selector(".overlay[data-shows='4/1/attention']")
+    brightest = page.evaluate(
+        """() => [...document.querySelectorAll('.tile canvas')].slice(0, 4).map(canvas => {
+          const data = canvas.getContext('2d').getImageData(0, 0, 5, 3).data, sums = [];
+          for (let i = 0; i < 15; i++) sums.push(data[4 * i] + data[4 * i + 1] + data[4 * i + 2]);
+          return sums.indexOf(Math.max(...sums));
+        })"""
+    )
+    kept = Store(stores[0]).read("attention", 4)[:, :, 2 + 7, 2:]  # (layer, head, patch); tiles are head by head
+    assert brightest == kept.argmax(axis=-1).T.ravel().tolist()
+
+
+def test_two_stores_are_linked(opened: Callable[..., Any], stores: list[Path]) -> None:
+    server = Server(Atlas(stores)).start()
+    page = opened(f"{server.url}#image=4&layer=0")
+    page.locator(".box").nth(1).hover(position={"x": 5, "y": 5})
+    page.wait_for_function("[...document.querySelectorAll('.says')].every(e => e.textContent.includes('patch (0, 0)'))")
+    page.locator(".box").nth(1).click(position={"x": 400, "y": 400})
+    page.wait_for_function("document.querySelectorAll('.says')[0].textContent.includes('patch (2, 4)')")
+    assert "patch (3, 3)" in page.locator(".says").nth(1).inner_text()
+    page.keyboard.press("]")
+    page.wait_for_selector(".overlay[data-shows='4/2/attention']")  # by depth: the last of three beside the last of two
+    server.close()
+
+
+def test_on_a_phone_in_the_dark(opened: Callable[..., Any], url: str) -> None:
+    phone = {"viewport": {"width": 420, "height": 860}, "color_scheme": "dark", "has_touch": True}
+    page = opened(f"{url}#view=dataset", **phone)
+    page.locator("circle").first.tap()
+    assert "Most at" in page.locator("dialog .offset").inner_text(timeout=15_000)
+    page.locator("dialog .toggle").tap()
+    page.wait_for_selector(".overlay[data-shows$='/0/attention']")
+    page.locator(".box").tap(position={"x": 30, "y": 20})
+    page.wait_for_function("document.querySelector('.says').textContent.includes('patch (0, 0)')")
+    for hash_ in ("#", "#image=0", "#view=dataset"):
+        page.goto(f"{url}{hash_}")
+        page.wait_for_function(IDLE)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    assert page.evaluate("getComputedStyle(document.querySelector('.attlas')).backgroundColor") == "rgb(21, 24, 29)"
+    page.keyboard.press("l")
+    assert page.evaluate("getComputedStyle(document.querySelector('.attlas')).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_the_single_file(opened: Callable[..., Any], stores: list[Path], tmp_path: Path) -> None:
+    page = opened(write(stores, tmp_path / "atlas.html", count=3).as_uri())
+    assert page.locator(".cell").count() == 3
+    page.locator(".cell").nth(1).click()
+    page.wait_for_function("document.querySelectorAll('.overlay[data-shows]:not([data-shows=\"\"])').length === 2")
+    page.locator(".box").first.hover(position={"x": 5, "y": 5})
+    page.wait_for_function("document.querySelector('.says').textContent.includes('patch (0, 0)')")
+    page.keyboard.press("s")
+    page.wait_for_selector("figure")
