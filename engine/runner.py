@@ -386,7 +386,7 @@ def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitRes
         "remarks": dict(total.remarks),
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in total.seconds.items()},
-        "alone": {name: round(rate, 2) for name, rate in total.alone(team.threads, team.workers).items()},
+        "alone": total.alone(team.threads, team.workers),
         "batches": total.batches,
         "seconds_per_batch": {
             name: {"mean": round(value / max(total.batches, 1), 6), "max": round(total.slowest[name], 6)}
