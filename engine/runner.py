@@ -71,7 +71,7 @@ class RunResult:
         path: path or URL of the store.
         images: number of images in the plan; `done`: done by this run; `errors`: unreadable, in the whole store.
         seconds: wall time of this run; `stages`: the workers' seconds by stage.
-        provider: onnxruntime's name of the execution provider, or `OpenVINO`.
+        provider: onnxruntime's name of the execution provider, `OpenVINO` or `OpenVINO, bfloat16`.
         labelled: images whose label matches a class; `top1`, `top5`: how many of them are classified correctly.
         finished: whether every unit of the store is done (with `shard`, other processes may still have to do theirs).
         notes: lines that the user should read: a resume with other versions, statistics that are left out.
