@@ -150,8 +150,8 @@ def run(
         AttlasError: choices do not fit, files cannot be read or written, the store is of another run, or `stop` is set.
     """
     with _executor(workers, scheduler, threads) as team:
-        request = Request(Path(place(graph)), locate(output), keep, layers, store_dtype, batch_size,
-            team.provider(provider), precision, target, limit, seed, reducer, statistics, overwrite, dry_run, reserved)  # fmt: skip
+        given = (keep, layers, store_dtype, batch_size, team.provider(provider), precision, target, limit, seed)
+        request = Request(Path(place(graph)), locate(output), *given, reducer, statistics, overwrite, dry_run, reserved)
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 
