@@ -113,7 +113,7 @@ def export(
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
     built = _loaded(model, progress, **choice, **recipe)
-    more: dict[str, bool] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
+    more: dict[str, Any] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
         built, path, dtype=dtype, layers=layers, overwrite=overwrite, progress=progress, started=started, **more
     )
