@@ -92,7 +92,7 @@ def _tested(store: Store, column: str) -> list[tuple[str, str]]:
 def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
     """Few groups by depth, a line each."""
     chosen = np.flatnonzero(found.enough)
-    tested = [(name, unit) for name, unit in _tested(store, found.column) if "head" in store.dims(name)]
+    tested = [one for one in _tested(store, found.column) if one[0] in store and "layer" in store.dims(one[0])]
     if not 2 <= len(chosen) <= len(SERIES) or not tested:
         return
     keys, there = read_column(store, found.column)
