@@ -34,6 +34,7 @@ from ..taps.attention import Taps
 from ..taps.facts import Facts, describe, summarize
 from ..taps.gradients import Gradients
 from ..taps.tapped import Tapped
+from .fold import fold_constants
 from .half import to_float16
 from .parity import Parity, check, example
 from .tidy import adopt_constants, free_batch, name_constants, separate_square_weights, strip
@@ -361,6 +362,7 @@ def _trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
     assert program is not None
     model = program.model
     adopt_constants(model.graph)
+    fold_constants(model.graph)
     name_constants(model.graph)
     if spec.gradients:
         separate_square_weights(model.graph)

@@ -23,7 +23,6 @@ from attlas.errors import AttlasError, UsageError
 from attlas.exporter import export
 from attlas.exporter.models.build import build
 from attlas.exporter.taps.pictures import pictures as synthetic
-from attlas.exporter.trace.export import export_model
 from attlas.exporter.trace.parity import relative_difference
 from support import make_picture
 from support_gradients import DEIT, derive, run
@@ -121,10 +120,12 @@ def test_wrong_target_is_refused_before_the_first_image(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_graph_with_gradients_runs_as_one_without(exported: Any, photos: Path, tmp_path: Path) -> None:
+def test_graph_with_gradients_runs_as_one_without(
+    exported: Any, export_once: Any, photos: Path, tmp_path: Path
+) -> None:
     """Where no gradient is kept no class is asked for, and the attention is the same."""
     built, result = exported
-    plain = export_model(built, tmp_path / "plain.onnx")
+    plain = export_once("plain", built)
     for name, graph in (("a", result.path), ("b", plain.path)):
         run_images(graph, photos, tmp_path / f"{name}.zarr")
     a, b = (Store(tmp_path / f"{name}.zarr").read("attention") for name in "ab")
