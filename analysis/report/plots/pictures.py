@@ -117,7 +117,7 @@ def _over(
         values,
         style="side" if under is None else "overlay",
         root=column.root,
-        printed=f"max {{:.3g}} {column.unit}".rstrip(),
+        printed=f"max {{:.3g}} {column.unit}".rstrip() if extent[1] - extent[0] > 0.9 else "{:.3g}",
         extent=extent,  # type: ignore[arg-type]
         size=size,
     )
