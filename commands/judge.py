@@ -55,9 +55,16 @@ SHOWN = ("deletion", "insertion", "difference")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
 @click.option("--overwrite", is_flag=True, help="Judge again what was judged.")
 def judge(
-    store: Path, graph: Path, images: str, maps: tuple[str, ...], heads: bool, silence: str,
-    workers: int | None, scheduler: str | None, **options: Any,
-) -> None:  # fmt: skip
+    store: Path,
+    graph: Path,
+    images: str,
+    maps: tuple[str, ...],
+    heads: bool,
+    silence: str,
+    workers: int | None,
+    scheduler: str | None,
+    **options: Any,
+) -> None:
     """Remove and insert patches in the order of maps of STORE, and see what GRAPH says of IMAGES without them.
 
     GRAPH and IMAGES are those of the run that made STORE. Every map is judged beside three that know nothing of the
@@ -100,9 +107,15 @@ def _masked(found: Any) -> Iterator[str]:
 
 
 def _heads(
-    store: Path, graph: Path, images: str, maps: list[str], silence: str,
-    workers: int | None, scheduler: str | None, options: dict[str, Any],
-) -> None:  # fmt: skip
+    store: Path,
+    graph: Path,
+    images: str,
+    maps: list[str],
+    silence: str,
+    workers: int | None,
+    scheduler: str | None,
+    options: dict[str, Any],
+) -> None:
     """`--heads`: a line for each head, and how well first-order importance has their order."""
     from ..analysis.judge import judge_heads
     from ..analysis.judge.heads import LOSSES

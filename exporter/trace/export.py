@@ -260,9 +260,14 @@ def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, .
 
 
 def _spec(
-    built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"], gradients: bool,
+    built: Model,
+    taps: Taps,
+    facts: Facts,
+    tapped: Tapped,
+    dtype: Literal["float32", "float16"],
+    gradients: bool,
     ablated: Ablated | None,
-) -> GraphSpec:  # fmt: skip
+) -> GraphSpec:
     dims = {
         "logits": ("image", "class"),
         "features": ("image", "feature"),
