@@ -204,9 +204,9 @@ def warnings(facts: Facts) -> list[str]:
 def first(facts: Facts) -> list[tuple[str, str, str]]:
     """(question, answer, note): what was run, on how many images, and whether the recipe is right."""
     spec, share = facts.spec, facts.top1
-    (rows, columns), (height, _) = spec.grid, spec.patch_size
+    rows, columns = spec.grid
     weights = {"pretrained": "pretrained weights", "checkpoint": "weights from a file", "random": "random weights"}
-    model = f"{weights[spec.weights.source]}; {spec.depth} blocks × {spec.heads} heads, {rows} × {columns} patches of {height} px"
+    model = f"{weights[spec.weights.source]}; {spec.depth} blocks × {spec.heads} heads, {rows} × {columns} patches"
     left = [f"{facts.images - facts.done:,} not done"] if facts.done < facts.images else []
     left += [f"{facts.errors:,} unreadable"] if facts.errors else []
     images = ", ".join([f"of {facts.images:,} planned", *left]) + f"; dataset “{facts.attrs.get('dataset', '')}”"
@@ -216,8 +216,8 @@ def first(facts: Facts) -> list[tuple[str, str, str]]:
         low, high = wilson(share.hits, share.total)
         note = f"{share.hits:,} of {share.total:,}; 95 % interval {100 * low:.1f} to {100 * high:.1f}"
         right = (f"top-1 {100 * share.value:.1f} %", note)
-    return [("What", spec.model, model), ("How many", f"{facts.valid:,} image{'s' if facts.valid != 1 else ''}", images),
-            ("Is the recipe right?", *right)]  # fmt: skip
+    count = f"{facts.valid:,} image{'s' if facts.valid != 1 else ''}"
+    return [("What", spec.model, model), ("How many", count, images), ("Is the recipe right?", *right)]
 
 
 def table(stores: Sequence[Facts]) -> list[tuple[str, list[str]]]:
