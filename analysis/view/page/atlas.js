@@ -744,18 +744,18 @@ class Atlas {
       else this.map(one.s, one.index, name).then((map) => { one.map = { name, map }; this.redraw(); }, (error) => { one.map = { name, why: error.message }; this.redraw(); });
     }
     if (!store.whole && !store.rows) return;
-    const chosen = this.place(one.s), all = store.layers.map((_, place) => place);
+    const chosen = this.place(one.s), all = store.layers.keys();
     const bytes = store.layers.length * store.heads * store.tokens ** 2;
-    const wanted = bytes <= EAGER ? [chosen, ...all.filter((place) => place !== chosen)] : [chosen];
-    for (const place of wanted) {
-      if (one.rows.has(place)) continue;
+    const load = async (place) => {
+      if (one.rows.has(place) || one.item !== item) return;
       one.rows.set(place, null);
-      this.layer(one.s, one.index, place).then((rows) => rows, (error) => error).then((rows) => {
-        if (one.item !== item) return;
-        one.rows.set(place, rows);
-        this.redraw();
-      });
-    }
+      const rows = await this.layer(one.s, one.index, place).catch((error) => error);
+      if (one.item !== item) return;
+      one.rows.set(place, rows);
+      this.redraw();
+    };
+    // What is looked at comes first, and alone; the others follow.
+    load(chosen).then(() => { if (bytes <= EAGER) for (const place of all) load(place); });
   }
 
   layer(s, image, place) {
