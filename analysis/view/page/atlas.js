@@ -322,7 +322,8 @@ class Atlas {
     s.view = given.has("image") ? "picture" : given.get("view") === "dataset" ? "data" : "grid";
     if (s.view === "picture") {
       const image = number("image", 0, Number.MAX_SAFE_INTEGER, 0);
-      s.item = this.listed ? Math.max(0, this.listed.indexOf(image)) : clamp(Math.round(image), 0, this.count - 1);
+      s.item = this.listed ? this.listed.indexOf(image) : clamp(Math.round(image), 0, this.count - 1);
+      if (s.item < 0) Object.assign(s, { view: "grid", item: 0 }); // a file holds some pictures alone
       const layers = this.stores[0].layers, place = layers.indexOf(number("layer", 0, 1e6, layers.at(-1)));
       s.depth = layers.length > 1 && place >= 0 ? place / (layers.length - 1) : 1;
       const heads = (given.get("heads") ?? "").split("_");
