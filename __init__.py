@@ -127,6 +127,7 @@ def run(
     keep: Sequence[str] = ("attention",),
     layers: Sequence[int] | None = None,
     store_dtype: str = "float16",
+    codec: str = "lz4",
     batch_size: int | None = None,
     provider: str = "auto",
     precision: Precision = "float32",
@@ -153,6 +154,7 @@ def run(
         keep: large arrays: attention, attention_mean, tokens, gradient, gradient_mean, gradient_positive; or none.
         layers: the blocks whose attention is kept, by index from 0; all by default.
         store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
+        codec: compression of the large arrays: lz4, zstd (smaller by 2 %, slower) or none.
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
         provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
         precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.

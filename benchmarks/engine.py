@@ -7,6 +7,11 @@ inference as cores times wall seconds alone at its best thread setting, each mea
 A full run makes the default statistics, too, which that limit leaves out; the row "with statistics" has them, as that
 of `--keep none` does. Images are the given ones under repeated names. Prints a Markdown table of medians with their
 spread.
+
+    python benchmarks/engine.py CHECKPOINT IMAGES --count 2000 --rounds 5 --against openvino
+
+compares whole runs alone: onnxruntime, another provider, and the plain script, in wall time and in core milliseconds,
+which other work on the machine disturbs less.
 """
 
 import argparse
@@ -185,10 +190,45 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--skip-plain", action="store_true")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--against", metavar="PROVIDER", help="compare whole runs of onnxruntime and this provider")
     parser.add_argument("--graph", type=Path, help="an exported deit_tiny; by default it is exported first")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="attlas-bench-") as place:
-        bench(Path(place), options)
+        (versus if options.against else bench)(Path(place), options)
+
+
+def versus(place: Path, options: argparse.Namespace) -> None:
+    """Whole processes in turn: `cpu`, another provider, and the plain script at two batch sizes."""
+    graph = options.graph or place / "deit_tiny.onnx"
+    if options.graph is None:
+        attlas.export("deit_tiny_patch16_224", graph, checkpoint=options.checkpoint)
+    folder, out = repeat(options.images, place / "images", options.count), place / "out"
+    run = [sys.executable, "-m", "attlas.cli", "run", str(graph), str(folder), "-o", str(out)]
+    script = [sys.executable, str(Path(__file__).with_name("plain.py")), str(options.checkpoint), str(folder), str(out)]
+    commands = {name: [*run, "--provider", name] for name in ("cpu", options.against)}
+    if not options.skip_plain:
+        commands |= {f"plain, batch {size}": [*script, "--batch", str(size)] for size in (16, 1)}
+    walls: dict[str, list[float]] = {name: [] for name in commands}
+    spent: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(options.rounds):
+        for name, command in commands.items():
+            before = os.times()
+            wall, _ = whole(command)
+            after = os.times()
+            shutil.rmtree(out)
+            walls[name].append(wall)
+            children = (after.children_user + after.children_system) - (before.children_user + before.children_system)
+            spent[name].append(children)
+        print(f"round {number + 1}: { ({name: round(v[-1], 1) for name, v in spent.items()}) }", file=sys.stderr)
+    print("| what | images/s | core ms an image | wall / that of it | core time / that of it |\n|---|---|---|---|---|")
+    for name in commands:
+        rates = [options.count / wall for wall in walls[name]]
+        costs = [1e3 * seconds / options.count for seconds in spent[name]]
+        ratios = [
+            spread([one / other for one, other in zip(of[name], of[options.against], strict=True)])
+            for of in (walls, spent)
+        ]
+        print(f"| {name} | {spread(rates, 1)} | {spread(costs, 1)} | {' | '.join(ratios)} |")
 
 
 def plain_script(

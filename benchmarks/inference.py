@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, nargs="*", default=[])
     parser.add_argument("--only", choices=["coverage", "discoveries"])
     parser.add_argument("--values", nargs="*", help="only these, by name")
+    parser.add_argument("--groups", type=int, nargs="*", help="only designs of so many groups")
     parser.add_argument("--samples", type=int, default=300, help="of each n")
     parser.add_argument("--repeats", type=int, default=100, help="of each design; a tenth of 1000 x 50")
     options = parser.parse_args()
@@ -159,7 +160,7 @@ def main() -> None:
             print(f"| {name} | {coverage(population, options.samples)} |", flush=True)
     if options.only != "coverage":
         print("| values | groups | P(any) | FDR | power | Welch |\n|---|---|---|---|---|---|")
-        for count, size in DESIGNS:
+        for count, size in (design for design in DESIGNS if not options.groups or design[0] in options.groups):
             repeats = options.repeats if count < 1000 else max(1, options.repeats // 10)
             for name, population in all_values:
                 cells = discoveries(population, count, size, repeats)

@@ -38,6 +38,12 @@ SHOWN = ("deletion", "insertion", "difference")
     metavar="STORE",
     help="A second store of the same images, such as of random weights: its maps are judged too.",
 )
+@click.option(
+    "--masks",
+    type=path_argument,
+    metavar="DIR",
+    help="PNGs named like the images, the object not 0: judge maps by them.",
+)
 @click.option("--heads", is_flag=True, help="Judge no maps, but what the model loses without each of its heads.")
 @click.option(
     "--silence", default="zero", metavar="zero|mean", help="With --heads: what stands in place of a head's output."
@@ -74,6 +80,23 @@ def judge(
     note(f"{result.images:,} images, {result.forwards:,} pictures{rate}, {duration(result.seconds)}")
     for line in _table(result.verdict):
         click.echo(line)
+    for line in _masked(result.segmentation) if result.segmentation is not None else ():
+        click.echo(line)
+
+
+def _masked(found: Any) -> Iterator[str]:
+    """Every map as a segmentation."""
+    from ..analysis.judge.segmentation import SCORES
+
+    width = max(len("map"), *map(len, found.maps))
+    yield f"against the masks of {found.images:,} images:"
+    yield f"{'map':<{width}}  {'  '.join(f'{name:<24}' for name in SCORES)}".rstrip()
+    for i, name in enumerate(found.maps):
+        cells = [
+            f"{found.mean[i, f]:.3f} ({found.bounds[0, i, f]:.3f} to {found.bounds[1, i, f]:.3f})"
+            for f in range(len(SCORES))
+        ]
+        yield f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip()
 
 
 def _heads(
@@ -84,8 +107,8 @@ def _heads(
     from ..analysis.judge import judge_heads
     from ..analysis.judge.heads import LOSSES
 
-    if maps or options["other"] is not None:
-        raise UsageError("--heads: judges no maps; leave --maps and --other out")
+    if maps or options["other"] is not None or options["masks"] is not None:
+        raise UsageError("--heads: judges no maps; leave --maps, --other and --masks out")
     given = {name: options[name] for name in ("provider", "overwrite")}
     with pool(workers, scheduler) as who:
         result = judge_heads(store, graph, images, silence=silence, progress=True, **who, **given)

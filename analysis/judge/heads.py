@@ -31,7 +31,7 @@ from ..statistics.inference import METHOD, interval
 from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
 from ..statistics.summary import Summed, spec_of
-from .judging import Where, absolute, lacking_units
+from .planning import Where, absolute, lacking_units
 from .work import once, opened
 
 __all__ = ["LOSSES", "SILENCES", "HeadsResult", "judge_heads"]
@@ -179,7 +179,7 @@ def _pass(
         forwards += sum(n for _, n in sums)
         # In the units' order, so that the number of workers does not change a bit.
         fill = (sum(total for total, _ in sums) / max(forwards, 1)).astype(np.float32)
-    return forwards + sum(over(todo, _losses, fill))
+    return forwards + sum(int(n) for n in over(todo, _losses, fill))
 
 
 def _axis(store: Store) -> str:

@@ -57,7 +57,7 @@ def _widget(atlas: Atlas) -> Any:
             '`attlas view STORE` opens a browser without it, and output="atlas.html" writes a file'
         ) from None
 
-    class Widget(anywidget.AnyWidget):  # type: ignore[misc]
+    class Widget(anywidget.AnyWidget):
         """The atlas of one or several stores."""
 
         _esm = asset("atlas.js")

@@ -17,7 +17,17 @@ from ...errors import AttlasError
 from ...exporter.spec import METADATA_KEY, GraphSpec
 from .outputs import Form, Wanted
 
-__all__ = ["APPENDED", "HEADS", "TARGET", "appended_outputs", "graph_digest", "prepare", "read_spec", "weight_files"]
+__all__ = [
+    "APPENDED",
+    "HEADS",
+    "TARGET",
+    "antialiased",
+    "appended_outputs",
+    "graph_digest",
+    "prepare",
+    "read_spec",
+    "weight_files",
+]
 
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _FORMS: dict[int, Form] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
@@ -85,6 +95,14 @@ def graph_digest(path: str | os.PathLike[str]) -> str:
         except OSError:
             raise AttlasError(f"{file}: the graph's weights are missing; keep them beside {path.name}") from None
     return hasher.hexdigest()
+
+
+def antialiased(path: str | os.PathLike[str]) -> bool:
+    """Whether a graph resizes with antialiasing, as those of naflexvit did before such constants were folded."""
+    return any(
+        node.op_type == "Resize" and any(attribute.name == "antialias" and attribute.i for attribute in node.attribute)
+        for node in load(path).graph.node
+    )
 
 
 def weight_files(path: str | os.PathLike[str]) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("timm")
@@ -17,6 +18,7 @@ from attlas.engine.runtime.session import Session
 from attlas.engine.store.store import Store
 from attlas.exporter.taps.pictures import pictures
 from attlas.exporter.trace.export import export_model
+from attlas.exporter.trace.fold import fixed_nodes
 from attlas.exporter.trace.parity import compare
 from support import make_images
 from support_export import DEIT, FAMILIES, SMALL, make, reference, run
@@ -37,6 +39,22 @@ def test_family_is_exported_with_its_own_facts_and_equals_pytorch(name: str, exp
     assert figures.row_mean <= 1e-5
     assert figures.row_max <= 1e-3
     assert figures.head <= 1e-4 * figures.head_scale
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whatever_depends_on_no_image_is_a_constant(name: str, exported: Any) -> None:
+    """A runtime may compute it wrong in silence."""
+    graph = ir.load(exported(name)[1].path).graph
+    assert [node.op_type for node in fixed_nodes(graph)] == []
+
+
+def test_a_resampled_position_table_is_right_in_openvino(exported: Any) -> None:
+    """It resizes with antialiasing wrong, so that none may be left to it."""
+    pytest.importorskip("openvino")
+    _, result = exported("naflexvit_base_patch16_map")
+    images = pictures(2, result.spec.image_size)
+    plain, other = (Session(result.path, provider=provider)(images) for provider in ("cpu", "openvino"))
+    np.testing.assert_allclose(other["attention"], plain["attention"], atol=1e-4)
 
 
 def test_maps_of_the_test_models_are_not_uniform(exported: Any) -> None:

@@ -73,6 +73,7 @@ def test_head_means_and_codes_show_what_they_can(tmp_path: Path, kind: str) -> N
         assert len(seen.captions) == 13
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_two_stores_stand_side_by_side_on_the_images_they_share(tmp_path: Path) -> None:
     """In image widths, and the paired difference is that of the stores' own numbers."""
     make_store(tmp_path / "one.zarr")
@@ -105,6 +106,7 @@ def test_stores_of_other_images_are_not_paired(tmp_path: Path) -> None:
     assert "Paired difference of" not in seen.text
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_what_an_analysis_was_asked_for_is_shown_too(tmp_path: Path) -> None:
     """Shares of attention add up to 1, and the registers' share is the sum of theirs; without, the page says how."""
     make_store(tmp_path / "s.zarr", spec_of(prefix=("class", "register", "register"), heads=4))
@@ -146,6 +148,7 @@ def test_extremes_are_the_extremes_and_said_to_be_chosen_after_looking(tmp_path:
         assert f"out of n = {len(order)} images" in shown.caption
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_a_baseline_is_compared_and_no_more(tmp_path: Path) -> None:
     """It has a name, a line and a difference, and no figures of its own; stores of one model keep their names."""
     make_store(tmp_path / "one.zarr", reduce=True)
@@ -258,6 +261,7 @@ def test_position_embeddings_are_compared_where_a_model_has_them(tmp_path: Path)
     assert "rotary" in next(positions.positions(context_of(turned))).reason
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_objects_are_found_in_the_stored_crop_and_the_rest_is_listed(tmp_path: Path) -> None:
     """A box over the left half of the picture: its mass is the map's left half, weighed at the middle column."""
     spec = spec_of(prefix=("class",), grid=(2, 4), layers=1, heads=1)

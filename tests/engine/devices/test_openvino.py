@@ -102,6 +102,16 @@ def test_what_it_cannot_do_is_refused(tiny_graph: Path, folder: Path, tmp_path: 
     assert not (tmp_path / "s.zarr").exists()
 
 
+@needs_openvino
+def test_a_graph_that_it_would_compute_wrong_is_refused(tiny_graph: Path, tmp_path: Path) -> None:
+    """Antialiased resizing, which earlier versions left in some graphs."""
+    model = onnx.load(tiny_graph)
+    model.graph.node.append(onnx.helper.make_node("Resize", ["scaled", "", "", "sizes"], ["small"], antialias=1))
+    onnx.save(model, tmp_path / "old.onnx")
+    with pytest.raises(AttlasError, match="computes wrong in silence; export it again"):
+        Session(tmp_path / "old.onnx", provider="openvino")
+
+
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line; and a run that leaves the choice to us does not speak of it."""
     monkeypatch.setattr(providers_module.importlib.util, "find_spec", lambda name: None)
