@@ -156,8 +156,8 @@ def run(
     """
     with _executor(workers, scheduler, threads) as team:
         given = (keep, layers, store_dtype, codec, batch_size, team.provider(provider), precision, target, limit, seed)
-        where = (Path(expanded(graph)), locate(output))
-        request = Request(*where, *given, reducer, statistics, overwrite, dry_run, reserved)
+        paths = Path(expanded(graph)), locate(output)
+        request = Request(paths[0], paths[1], *given, reducer, statistics, overwrite, dry_run, reserved)
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 

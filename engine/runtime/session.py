@@ -20,7 +20,7 @@ from ...errors import AttlasError, UsageError
 from ..sources.files import expanded
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, HEADS, TARGET, antialiased, appended_outputs, read_spec, weight_files
+from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
@@ -120,11 +120,7 @@ class Session:
         self.provider = self._graph.provider
         self._device = device or find(self.provider).device
         self.on_cpu = find(self.provider).host and not self._device
-        self._inputs = {
-            name: (shapes[name], "int64" if name == TARGET else "uint8")
-            for name in self._graph.inputs
-            if name not in HEADS
-        }
+        self._inputs = {n: (shapes[n], "int64" if n == TARGET else "uint8") for n in self._graph.inputs if n in shapes}
         self.derives = TARGET in self._inputs
         # A card runs one batch at a time; a second batch would only use more of its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
