@@ -93,7 +93,7 @@ class UnitResult:
         lanes = dict.fromkeys(taken, threads) | {"commit": workers}
         if device is not None:  # `inference` includes waiting for it
             taken["inference"], lanes["inference"] = device, workers
-        rates = {name: self.images * lanes[name] / spent for name, spent in taken.items() if spent > 0}
+        rates = {name: round(self.images * lanes[name] / spent, 2) for name, spent in taken.items() if spent > 0}
         return dict(sorted(rates.items(), key=lambda rate: rate[1]))
 
     @contextmanager

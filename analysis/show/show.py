@@ -148,11 +148,9 @@ def show(
     chosen = tuple(named(name) for name in ([maps] if isinstance(maps, str) else maps))
     selection = Selection(image, random, sort, count, seed)
     subjects = _subjects(source, picture, chosen, target, walk, images, selection)
-    if at is not None:
-        patch = patch_at(subjects, at)
+    patch = patch if at is None else patch_at(subjects, at)
     request = Request(Choice(layer, head), chosen, _on_grid(patch, subjects[0].spec), matrix, threshold, style)
-    figure = walked(subjects, request) if walk else drawn(subjects, request)
-    shown = Shown(figure, titled(subjects))
+    shown = Shown((walked if walk else drawn)(subjects, request), titled(subjects))
     return shown if output is None else dataclasses.replace(shown, path=shown.save(output, overwrite=overwrite))
 
 
