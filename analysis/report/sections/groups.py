@@ -96,7 +96,7 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
     if not 2 <= len(chosen) <= len(SERIES) or not tested:
         return
     keys, there = read_column(store, found.column)
-    groups = store.read(f"{found.column}_group")
+    groups = store.read(f"{found.column}_group").astype(object)
     usable = store.done_images & store.read("valid").astype(bool) & there
     plots, rows, told = [], list[tuple[Cell, ...]](), []
     layers = np.asarray(store.spec.layers, float)
@@ -108,7 +108,7 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
             values[at] = store.read(name, at).reshape(len(part), len(layers), -1).mean(axis=2)
         lines = []
         for colour, group in zip(SERIES, chosen, strict=False):
-            images = np.flatnonzero(usable & (keys == groups[group]))
+            images = np.flatnonzero(usable & (keys.astype(object) == groups[group]))
             mean = mean_of(values[images], axis=0)
             low, high = interval(values[images], clusters=cluster_codes([store], [images], cluster_of(store)))
             lines.append(Line(f"{found.words[group]}, n = {images.size:,}", colour, layers, mean, low, high))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
+from attlas.exporter.spec import Weights
 from support import make_picture
 from support_report import BROKEN, add, coco, context_of, make_store, read, spec_of
 
@@ -20,11 +21,13 @@ base = pytest.importorskip("attlas.analysis.report.sections.base")
 by_layer = pytest.importorskip("attlas.analysis.statistics.layers").by_layer
 facts = pytest.importorskip("attlas.analysis.report.facts")
 figure = pytest.importorskip("matplotlib.figure")
+groups = pytest.importorskip("attlas.analysis.report.sections.groups")
 page = pytest.importorskip("attlas.analysis.report.page")
 sections = pytest.importorskip("attlas.analysis.report.sections")
 style = pytest.importorskip("attlas.analysis.report.plots.style")
 tokens = pytest.importorskip("attlas.analysis.report.sections.tokens")
 
+WEIGHTS = Weights("pretrained", "0" * 64)
 ROOT = Path(__file__).parents[3]
 EXTRA = [
     "self_mass", "neighbour_mass", "rest_mass", "sink_share", "received_attention", "offset_map_mean", "readout_map",
@@ -44,7 +47,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
         ("token_norm", ("image", "layer", "token"), (16, 2, 17)),
         ("value_norm", ("image", "layer", "head", "key"), (16, 2, 2, 17)),
         ("tokens", ("image", "token", "channel"), (16, 17, 5)),
-        ("position_embedding", ("position", "channel"), (17, 6)),
+        ("position_embedding", ("position", "channel"), (17, 5)),
     ):
         store = add(store, name, dims, random.uniform(1, 90, shape).astype(np.float32))
     analyze(store.path, by="label")
@@ -165,7 +168,7 @@ def test_sections_are_chosen_stores_named_and_a_talk_has_larger_words(rich: tupl
 
 def test_stores_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     made = {
-        name: make_store(tmp_path / f"{name}.zarr", spec_of(model=model, tag=tag), images=1)
+        name: make_store(tmp_path / f"{name}.zarr", spec_of(model=model, tag=tag, weights=WEIGHTS), images=1)
         for name, model, tag in (
             ("a", "deit", "in1k"),
             ("b", "deit", "in21k"),
@@ -198,7 +201,7 @@ def test_norms_are_counted_and_averaged_by_kind_of_token(rich: tuple[Store, Path
 
 def test_few_groups_are_lines_by_depth(rich: tuple[Store, Path]) -> None:
     store = rich[0]
-    shown = next(part for part in sections.groups.groups(context_of(store)) if part.name == "groups_by_label")
+    shown = next(part for part in groups.groups(context_of(store)) if part.name == "groups_by_label")
     rows = [row for row in shown.rows if row[0] == "entropy" and row[2] == 1]
     values = store.read("entropy")[:, 1].astype(float).mean(axis=1)
     for row, group in zip(rows, (0, 1), strict=True):
