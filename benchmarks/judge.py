@@ -3,7 +3,9 @@
     python benchmarks/judge.py CHECKPOINT IMAGES [--count 167] [--rounds 3] [--steps 16] [--fill mean]
 
 The maps need gradients; the pictures are judged by the graph of the same weights without them, as a user would who is
-told that one with gradients computes its logits at less than half the speed. The plain graph is the timm model as torch exports it: no attention outputs, fused attention, normalised float32 input.
+told that one with gradients computes its logits at less than half the speed.
+
+The plain graph is the timm model as torch exports it: no attention outputs, fused attention, normalised float32 input.
 It runs in the best of three ways (both cores on one picture, on batches of 8, a core each on single pictures) on
 pictures that are ready in memory. In interleaved rounds both see as many pictures. Core time says more than seconds on
 a machine that does something else, too.
@@ -89,8 +91,9 @@ def bench(place: Path, options: argparse.Namespace) -> None:
         "plain, a core each on one": (1, 1, cores()),
     }
     rows: dict[str, list[tuple[float, float]]] = {}
+    used: list[float] = []
     for _ in range(options.rounds):
-        used: list[float] = []  # at the first picture and after every unit: what is computed before is not judging
+        used.clear()  # at the first picture and after every unit: what is computed before is not judging
         result = attlas.judge(
             store,
             graph,

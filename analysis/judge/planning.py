@@ -113,8 +113,8 @@ def planned(store: Store, graph: Where, images: Where | Source, choice: Choice) 
     plan = Plan(found, task, source, items, targets, lacking, masks, notes=_differing(store, asked, targets))
     if spec.gradients:
         plan.notes.append(
-            f"{Path(graph).name} has gradients, and gives logits at less than half the speed of a graph without; one of "
-            "the same weights (`attlas export` without --gradients) judges the same maps"
+            f"{Path(graph).name} has gradients, and gives logits at less than half the speed of a graph without; one "
+            "of the same weights (`attlas export` without --gradients) judges the same maps"
         )
     if masks is not None:
         plan.unsegmented = {one.name: lacking_units(found, f"segmentation.{one.name}", again) for one in task.maps}
