@@ -329,6 +329,7 @@ def compare(
         names: what they are called; by default by their models.
     """
     from .analysis.report.facts import labels
+    from .analysis.report.sections.base import Figure
     from .analysis.report.sections.comparison import comparison
 
     found = [_store(store) for store in stores]
@@ -339,12 +340,14 @@ def compare(
         raise UsageError(f"{len(called)} names for {len(found)} stores: give one each")
     sections = comparison([_context(store, label) for store, label in zip(found, called, strict=True)])
     parts = [part for one in sections[1:] for part in one.parts(_context(found[0]))]
-    wanted = [f"compare_{statistic}{'_difference' if difference else ''}", "compare_further"]
-    for name in wanted:
-        for figure in parts:
-            if getattr(figure, "name", "") == name and not (difference and name == "compare_further"):
-                return _on(figure, ax, statistic if name == "compare_further" else "")  # type: ignore[arg-type]
-    raise AttlasError(f"there is no {wanted[0]} of these stores: {_why(parts)}")
+    wanted = f"compare_{statistic}{'_difference' if difference else ''}"
+    drawn = {part.name: part for part in parts if isinstance(part, Figure)}
+    if wanted in drawn:
+        return _on(drawn[wanted], ax, "")
+    others = drawn.get("compare_further")
+    if others is not None and not difference and statistic in [getattr(plot, "title", "") for plot in others.plots]:
+        return _on(others, ax, statistic)
+    raise AttlasError(f"there is no {wanted} of these stores: {_why(parts)}")
 
 
 # -- how all of them draw ----------------------------------------------------------------------------------------------

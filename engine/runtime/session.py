@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError, UsageError
-from ..sources.files import place
+from ..sources.files import expanded
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
 from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
@@ -102,23 +102,20 @@ class Session:
         """
         if not isinstance(graph, str | os.PathLike):
             raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
-        self.path = Path(place(graph))
+        self.path = Path(expanded(graph))
         self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         check_precision(provider, precision)
-        candidates = resolve_provider(provider)
         self.appended = appended_outputs(appended) if appended is not None else {}
+        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
         shapes = {"image": (*self.spec.image_size, 3), TARGET: ()}
         threads = threads or cores()
-        if candidates == [OPENVINO]:
-            _check_openvino(self.path, ablate)
-        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
         self._graph: Compiled
-        if candidates == [OPENVINO]:
-            beside = bool(weight_files(self.path))
-            self._graph = OpenVinoGraph(model, self.path, shapes, beside=beside, threads=threads, precision=precision)
+        if resolve_provider(provider) == [OPENVINO]:
+            self._graph = _in_openvino(self.path, model, shapes, threads, precision, ablate=ablate)
         else:
             strict, half = provider.lower() != "auto", self.spec.dtype == "float16"
+            candidates = resolve_provider(provider)
             self._graph = OrtGraph(model, self.path, candidates, threads=threads, strict=strict, half=half)
         self.provider = self._graph.provider
         self._device = device or find(self.provider).device
@@ -325,12 +322,15 @@ class Session:
         return value
 
 
-def _check_openvino(graph: Path, ablate: bool) -> None:
-    """Refuse what OpenVINO cannot do, or does wrong."""
+def _in_openvino(
+    path: Path, model: bytes, shapes: Mapping[str, tuple[int, ...]], threads: int, precision: str, *, ablate: bool
+) -> OpenVinoGraph:
+    """A graph in OpenVINO, unless it would compute it wrong."""
     if ablate:
         raise UsageError("heads are silenced by onnxruntime only; choose another --provider than openvino")
-    if antialiased(graph):
-        raise AttlasError(f"{graph}: resizes a constant, which OpenVINO computes wrong in silence; export it again")
+    if antialiased(path):
+        raise AttlasError(f"{path}: resizes a constant, which OpenVINO computes wrong in silence; export it again")
+    return OpenVinoGraph(model, path, shapes, beside=bool(weight_files(path)), threads=threads, precision=precision)
 
 
 def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

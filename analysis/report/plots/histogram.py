@@ -60,5 +60,5 @@ class Histogram:
         ax.set_title(self.title, loc="left", fontweight="bold")
         ax.set_xlabel(self.unit)
         ax.set_ylabel("tokens")
-        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0}
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.23), "borderaxespad": 0}
         ax.legend(**place, frameon=False, handlelength=1.8, borderpad=0.1)

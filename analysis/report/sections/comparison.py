@@ -145,18 +145,22 @@ class _Stores:
 
 def comparison(contexts: Sequence[Context]) -> list[Section]:
     """What all stores have in common, and the paired differences from the first."""
-    stores, shown = _Stores(contexts), dict[str, list[_Read]]()
+    stores, read = _Stores(contexts), dict[str, list[_Read]]()
+    further: list[Figure] = []  # maps of the same pictures beyond the first kind
 
     def compare_pictures(_: Context) -> Iterator[Part]:
         if stores.matched[1] and contexts[0].examples:
-            yield from _pictures(contexts, stores.matched[0])
+            shown = list(_pictures(contexts, stores.matched[0]))
+            yield from shown[:1]
+            further.extend(shown[1:])
 
     def compare(_: Context) -> Iterator[Part]:
         for name in MAIN:
-            yield from _main(stores, _Measure(CATALOG[name]), shown)
+            yield from _main(stores, _Measure(CATALOG[name]), read)
 
     def compare_further(_: Context) -> Iterator[Part]:
-        yield from _others(stores, shown)
+        yield from further
+        yield from _others(stores, read)
 
     return [
         Section(TITLE, compare_pictures, TITLE),

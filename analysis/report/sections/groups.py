@@ -92,11 +92,11 @@ def _tested(store: Store, column: str) -> list[tuple[str, str]]:
 def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
     """Few groups by depth, a line each."""
     chosen = np.flatnonzero(found.enough)
-    tested = [(name, unit) for name, unit in _tested(store, found.column) if "head" in store.dims(name)]
+    tested = [one for one in _tested(store, found.column) if one[0] in store and "layer" in store.dims(one[0])]
     if not 2 <= len(chosen) <= len(SERIES) or not tested:
         return
     keys, there = read_column(store, found.column)
-    groups = store.read(f"{found.column}_group").astype(str)
+    groups = store.read(f"{found.column}_group").astype(object)
     usable = store.done_images & store.read("valid").astype(bool) & there
     plots, rows, told = [], list[tuple[Cell, ...]](), []
     layers = np.asarray(store.spec.layers, float)
@@ -108,7 +108,7 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
             values[at] = store.read(name, at).reshape(len(part), len(layers), -1).mean(axis=2)
         lines = []
         for colour, group in zip(SERIES, chosen, strict=False):
-            images = np.flatnonzero(usable & (keys.astype(str) == groups[group]))
+            images = np.flatnonzero(usable & (keys.astype(object) == groups[group]))
             mean = mean_of(values[images], axis=0)
             low, high = interval(values[images], clusters=cluster_codes([store], [images], cluster_of(store)))
             lines.append(Line(f"{found.words[group]}, n = {images.size:,}", colour, layers, mean, low, high))
@@ -119,12 +119,16 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
             told.append(f"{name} of {found.words[group]} from {mean[0]:.3g} to {mean[-1]:.3g} {unit}")
         even = CATALOG[name].uniform(store.spec) if name in CATALOG else None
         plots.append(Curves(name, unit, lines, even, "layer", float(layers.max()) + 0.4))
+    text = (
+        "Mean over heads and over the images of each group; band: its 95 % interval over images; dashed: uniform "
+        "attention."
+    )
+    n = sample(int(found.images[chosen].sum()), _attrs(store, found.column))
     yield Figure(
         name=f"groups_by_{found.column}",
         title=f"Groups by {found.column}",
         wide=len(plots) > 1,
-        caption="Mean over heads and over the images of each group; band: its 95 % interval over images; dashed: "
-        f"uniform attention. {found.left_out} n = {int(found.images[chosen].sum()):,} images.".replace("  ", " "),
+        caption=" ".join(filter(None, [text, found.left_out, f"{n}."])),
         alt=f"A line a group by layer: {'; '.join(told)}.",
         plots=plots,
         columns=("statistic", "group", "layer", "mean", "low", "high"),
