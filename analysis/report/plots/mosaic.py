@@ -42,7 +42,7 @@ class Mosaic:
 
     @property
     def _gap(self) -> int:
-        return max(1, round(0.08 * max(self.values.shape[2:])))
+        return max(1, round(0.08 * float(max(self.values.shape[2:]))))
 
     def _layout(self, width: float) -> tuple[float, float]:
         """(width, height) of all maps together, in inches."""
