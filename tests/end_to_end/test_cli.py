@@ -75,7 +75,7 @@ def test_the_way_through(tiny_graph: Path, pictures: Path, tmp_path: Path) -> No
     done = process("analyze", "s.zarr", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["layer", "0", "1", "uniform"]
-    done = attlas_command("analyze", "s.zarr", "--json", cwd=tmp_path)
+    done = process("analyze", "s.zarr", "--json", cwd=tmp_path)
     assert "distance_mean" in json.loads(done.stdout)["summed"]
 
 
