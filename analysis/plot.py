@@ -144,7 +144,8 @@ def overlay(
     height, width = one.pixels.shape[:2]
     ax = _axes(2.6, 2.6 * height / width, sheet=True) if ax is None else ax
     first = views[0]
-    given = {"root": first.root, "printed": f"max {{:.3g}} {first.unit}".rstrip(), "patch": first.patch} | options
+    printed = f"max {{:.3g}} {first.unit}".rstrip()
+    given: dict[str, Any] = {"root": first.root, "printed": printed, "patch": first.patch} | options
     over(ax, one.pixels, mean_of(views), **given)
     return ax
 

@@ -102,7 +102,8 @@ class Pictures:
             for left, column, values, own in zip(lefts[self._pictured :], self.columns, row.maps, under, strict=True):
                 _over(sheet, column, values, own, (left, left + edge, bottom, top + TITLE), small - 1)
         if self.columns:
-            where = (lefts[self._pictured] + 0.03, sheet.height - FOOT + 0.12, min(2.2, sheet.width - 0.4))
+            left = lefts[self._pictured] + 0.03
+            where = (left, sheet.height - FOOT + 0.12, min(2.2, sheet.width - left - MARGIN))
             sheet.ends(where, ("0", "largest of the map"))
         sheet.done()
 
