@@ -100,7 +100,7 @@ def screen(store: Mapping[str, Any]) -> Iterator[str]:
         "images": f"{store['images_done']:,} of {store['images']:,} done, {store['errors']:,} could not be read",
         "units": f"{units}, {store['images_per_unit']} images each, in batches of {store['batch']}",
         "kept": f"{_listed(kept.get('keep'))}, layers {_listed(kept.get('layers'))}, {kept.get('store_dtype')}, "
-        f"{kept.get('codec', CODEC)}",
+        f"codec {kept.get('codec', CODEC)}",
         "bytes": f"{amount(store['bytes'])}, format {store['attlas_format']}",
         "runs": f"{len(runs)}{f', the last by {_run(runs[-1])}' if runs else ''}",
     }

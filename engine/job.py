@@ -155,23 +155,21 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         plan = existing
         notes = _compare_files(request.output, items)
     elif not request.dry_run and (request.precision != "float32" or (accelerator and request.batch_size is None)):
-        # Probe the device's memory once; the plan keeps the result. A precision is tried before the store exists.
-        appended = contents.appended(accelerator=accelerator)
-        wanted = contents.wanted(appended=appended is not None)
-        fits = probe(
-            request.graph,
-            plan.batch,
-            provider=request.provider,
-            wanted=wanted,
-            appended=appended,
-            precision=request.precision,
-        )
+        fits = _fitting(request, contents, plan.batch, probe)
         plan = planned(fits) if fits < plan.batch else plan
     estimate = _estimate(request, source, items, plan, contents)
     if existing is None:
         notes += [*faster(request.provider), *_columns_note(renamed)]
         notes += filter(None, [duplicates(source, items)] if not source.reads_ahead else [])
     return Job(request, choices, contents, source, items, plan, estimate, targets, notes)
+
+
+def _fitting(request: Request, contents: Contents, batch: int, probe: Callable[..., int]) -> int:
+    """The batch that fits the device's memory, probed once; a processor is asked for its precision in the same way."""
+    appended = contents.appended(accelerator=accelerates(request.provider))
+    wanted = contents.wanted(appended=appended is not None)
+    choices = {"wanted": wanted, "appended": appended, "precision": request.precision}
+    return probe(request.graph, batch, provider=request.provider, **choices)
 
 
 def _check_runtime(request: Request, keep: Keep) -> None:

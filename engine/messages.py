@@ -77,7 +77,7 @@ def outcome_data(result: RunResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "images_per_second": round(result.done / result.seconds, 2) if result.seconds else None,
         "stages": {name: round(value, 3) for name, value in result.stages.items()},
-        "alone": {name: round(rate, 2) for name, rate in result.alone.items()},
+        "alone": result.alone,
         "limit": next(iter(result.alone), None),
         "provider": result.provider,
         "labelled": result.labelled,

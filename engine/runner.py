@@ -24,7 +24,7 @@ from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
 from .runtime.providers import Precision
 from .sources import Source
-from .sources.files import is_url, place
+from .sources.files import expanded, is_url
 from .store.coordinates import Reserved, nothing_reserved
 from .store.locks import locked
 from .store.schema import CODEC
@@ -73,7 +73,7 @@ class RunResult:
         images: number of images in the plan; `done`: done by this run; `errors`: unreadable, in the whole store.
         seconds: wall time of this run; `stages`: the workers' seconds by stage.
         alone: images per second that each stage could have done alone, the slowest first, which was the limit.
-        provider: onnxruntime's name of the execution provider, or `OpenVINO`.
+        provider: onnxruntime's name of the execution provider, `OpenVINO` or `OpenVINO, bfloat16`.
         labelled: images whose label matches a class; `top1`, `top5`: how many of them are classified correctly.
         finished: whether every unit of the store is done (with `shard`, other processes may still have to do theirs).
         notes: lines that the user should read: a resume with other versions, statistics that are left out.
@@ -155,10 +155,9 @@ def run(
         AttlasError: choices do not fit, files cannot be read or written, the store is of another run, or `stop` is set.
     """
     with _executor(workers, scheduler, threads) as team:
-        request = Request(
-            Path(place(graph)), locate(output), keep, layers, store_dtype, codec, batch_size, team.provider(provider),
-            precision, target, limit, seed, reducer, statistics, overwrite, dry_run, reserved,
-        )  # fmt: skip
+        given = (keep, layers, store_dtype, codec, batch_size, team.provider(provider), precision, target, limit, seed)
+        paths = Path(expanded(graph)), locate(output)
+        request = Request(paths[0], paths[1], *given, reducer, statistics, overwrite, dry_run, reserved)
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 
@@ -174,7 +173,7 @@ def _start(
     if not 1 <= shard[0] <= shard[1]:
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
     if not isinstance(team, Local) and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
-        images = os.path.abspath(place(images))  # noqa: PTH100 - workers may start in other folders
+        images = os.path.abspath(expanded(images))  # noqa: PTH100 - workers may start in other folders
     job = make_job(request, images, team.probe)
     if request.dry_run:
         return _result(job, request.output, None)
@@ -386,7 +385,7 @@ def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitRes
         "remarks": dict(total.remarks),
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in total.seconds.items()},
-        "alone": {name: round(rate, 2) for name, rate in total.alone(team.threads, team.workers).items()},
+        "alone": total.alone(team.threads, team.workers),
         "batches": total.batches,
         "seconds_per_batch": {
             name: {"mean": round(value / max(total.batches, 1), 6), "max": round(total.slowest[name], 6)}

@@ -51,7 +51,7 @@ class Unit:
 
     def alone(self) -> Unit:
         """The same unit with a source of only its images, so that a large dataset is not sent with every unit."""
-        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.places))
+        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.indices))
 
 
 @dataclass
@@ -93,7 +93,7 @@ class UnitResult:
         lanes = dict.fromkeys(taken, threads) | {"commit": workers}
         if device is not None:  # `inference` includes waiting for it
             taken["inference"], lanes["inference"] = device, workers
-        rates = {name: self.images * lanes[name] / spent for name, spent in taken.items() if spent > 0}
+        rates = {name: round(self.images * lanes[name] / spent, 2) for name, spent in taken.items() if spent > 0}
         return dict(sorted(rates.items(), key=lambda rate: rate[1]))
 
     @contextmanager

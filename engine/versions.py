@@ -15,7 +15,7 @@ __all__ = ["check_versions", "versions"]
 def versions(provider: str = "") -> dict[str, str]:
     """The installed versions by package name; OpenVINO's only for that provider."""
     names = ["attlas", "numpy", "zarr", "pillow", "numba"]
-    if provider.lower() == "openvino":
+    if provider.lower().partition(",")[0] == "openvino":
         names.append("openvino")
     found = {"python": platform.python_version()}
     for name in names:

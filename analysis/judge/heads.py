@@ -142,15 +142,25 @@ def judge_heads(
 
 
 def _pass(
-    task: _Task, store: Store, spec: GraphSpec, images: Where | Source, pool: Executor, ahead: int, overwrite: bool,
+    task: _Task,
+    store: Store,
+    spec: GraphSpec,
+    images: Where | Source,
+    pool: Executor,
+    ahead: int,
+    overwrite: bool,
     show: Callable[[Progress], None],
-) -> int:  # fmt: skip
+) -> int:
     """Everything that is not there yet; returns how many pictures the graph saw."""
     source, items = image_items(store, images)
     rows = Template(
-        task.array, ("image", _axis(store), "head", "judged_loss"), (spec.depth, spec.heads, len(LOSSES)), "float32",
-        np.nan, {"silence": task.silence, "long_name": "loss of the model without the head", "units": "1"},
-    )  # fmt: skip
+        task.array,
+        ("image", _axis(store), "head", "judged_loss"),
+        (spec.depth, spec.heads, len(LOSSES)),
+        "float32",
+        np.nan,
+        {"silence": task.silence, "long_name": "loss of the model without the head", "units": "1"},
+    )
     fresh = [] if rows.name in store else [ArraySpec.from_template(rows, store.plan)]
     if fresh:
         store.add(fresh)

@@ -109,9 +109,14 @@ def judge(
 
 
 def _judged(
-    store: Store, graph: Where, images: Where | Source, choice: Choice, who: tuple[int | None, Executor | None],
-    show: Callable[[Progress], None], say: Callable[[str], None],
-) -> JudgeResult:  # fmt: skip
+    store: Store,
+    graph: Where,
+    images: Where | Source,
+    choice: Choice,
+    who: tuple[int | None, Executor | None],
+    show: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> JudgeResult:
     started = time.perf_counter()
     plan, (workers, executor) = planned(store, graph, images, choice), who
     before = time.perf_counter()
@@ -158,9 +163,12 @@ def _all(
 
 
 def _pass[T](
-    plan: Plan, lacking: dict[str, Mask], submit: Callable[[int, list[str]], Future[T]], ahead: int,
+    plan: Plan,
+    lacking: dict[str, Mask],
+    submit: Callable[[int, list[str]], Future[T]],
+    ahead: int,
     show: Callable[[Progress], None],
-) -> list[T]:  # fmt: skip
+) -> list[T]:
     """One job for each unit that lacks something."""
     units = [int(k) for k in np.flatnonzero(np.any(list(lacking.values()), axis=0))] if lacking else []
     sizes = [len(plan.source.store.plan.unit_range(k)) for k in units]

@@ -94,9 +94,17 @@ def planned(store: Store, graph: Where, images: Where | Source, choice: Choice) 
         theirs = [Chosen(f"{OTHER}{one.name}", one.statistic, one.layer, one.head, other=True) for one in asked]
         every[len(asked) : len(asked)] = theirs
     task = Judgement(
-        absolute(store.path), absolute(graph), "" if second is None else absolute(second.path),
-        tuple(portable(every)), choice.fill, choice.steps, choice.target, choice.provider, None, uuid.uuid4().hex,
-    )  # fmt: skip
+        absolute(store.path),
+        absolute(graph),
+        "" if second is None else absolute(second.path),
+        tuple(portable(every)),
+        choice.fill,
+        choice.steps,
+        choice.target,
+        choice.provider,
+        None,
+        uuid.uuid4().hex,
+    )
     store = Store(store.path, writable=True)  # with the rows that were made
     _refuse_other(store, second, task)
     _lay_out(store, task, second, masked=masks is not None)
@@ -171,8 +179,11 @@ def lacking_units(found: Units, array: str, overwrite: bool) -> Mask:
 
 def _differing(store: Store, maps: Sequence[Chosen], targets: npt.NDArray[np.int64]) -> list[str]:
     """A note where maps follow the gradient of another class than the one that is judged."""
-    weighs = [one.name for one in maps if one.statistic is not None
-              and {"gradient", "weighted", "positive"} & set(one.statistic.needs)]  # fmt: skip
+    weighs = [
+        one.name
+        for one in maps
+        if one.statistic is not None and {"gradient", "weighted", "positive"} & set(one.statistic.needs)
+    ]
     if not weighs or "target" not in store or "logits" not in store:
         return []
     source = Units.of(store)

@@ -33,9 +33,15 @@ type Mask = npt.NDArray[np.bool_]
 
 # What is kept of an image and a map: shares of the crop's pixels, and three scores.
 COUNTS = (
-    "correct", "intersection_background", "union_background", "intersection_object", "union_object",
-    "average_precision", "pointing", "energy",
-)  # fmt: skip
+    "correct",
+    "intersection_background",
+    "union_background",
+    "intersection_object",
+    "union_object",
+    "average_precision",
+    "pointing",
+    "energy",
+)
 SCORES = ("pixel_accuracy", "mean_iou", "average_precision", "pointing", "energy")
 
 

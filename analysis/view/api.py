@@ -230,7 +230,8 @@ class Atlas:
         if name in POOLS:
             values = reader.row(name, image).astype(np.float32)
             values = values.mean(axis=store.dims(name)[1:].index(POOLS[name]))
-            return values[..., values.shape[-1] - rows * columns_ :].reshape(*values.shape[:-1], rows, columns_)
+            on_grid: npt.NDArray[np.float32] = values[..., values.shape[-1] - rows * columns_ :]
+            return on_grid.reshape(*values.shape[:-1], rows, columns_)
         if name in store:
             return np.asarray(reader.row(name, image))
         if name == "rollout":

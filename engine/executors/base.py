@@ -60,7 +60,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """The setup of a worker: `provider` is onnxruntime's name, or `OpenVINO`."""
+    """The setup of a worker: `provider` is onnxruntime's name, `OpenVINO` or `OpenVINO, bfloat16`."""
 
     provider: str
     statistics: Literal["graph", "host"]

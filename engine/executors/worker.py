@@ -52,7 +52,9 @@ class Worker:
         notes: list[str] = []
         session = _session(task, task.provider, contents, cores, notes)
         self.threads = threads
-        self.info = WorkerInfo(session.provider, "graph" if session.appended else "host", tuple(notes))
+        precision = task.plan.identity.get("precision", "")
+        provider = f"{session.provider}, {precision}" if precision else session.provider
+        self.info = WorkerInfo(provider, "graph" if session.appended else "host", tuple(notes))
         self._idle: SimpleQueue[Buffers] = SimpleQueue()
         for _ in range(threads):
             # A separate pool per thread, because readers keep an archive open and read it in order.

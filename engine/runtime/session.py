@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError, UsageError
-from ..sources.files import place
+from ..sources.files import expanded
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, HEADS, TARGET, antialiased, appended_outputs, read_spec, weight_files
+from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
@@ -102,36 +102,25 @@ class Session:
         """
         if not isinstance(graph, str | os.PathLike):
             raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
-        self.path = Path(place(graph))
+        self.path = Path(expanded(graph))
         self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         check_precision(provider, precision)
-        candidates = resolve_provider(provider)
         self.appended = appended_outputs(appended) if appended is not None else {}
+        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
         shapes = {"image": (*self.spec.image_size, 3), TARGET: ()}
         threads = threads or cores()
-        if ablate and candidates == [OPENVINO]:
-            raise UsageError("heads are silenced by onnxruntime only; choose another --provider than openvino")
-        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
         self._graph: Compiled
-        if candidates == [OPENVINO]:
-            if antialiased(self.path):
-                raise AttlasError(
-                    f"{self.path}: resizes a constant, which OpenVINO computes wrong in silence; export it again"
-                )
-            beside = bool(weight_files(self.path))
-            self._graph = OpenVinoGraph(model, self.path, shapes, beside=beside, threads=threads, precision=precision)
+        if resolve_provider(provider) == [OPENVINO]:
+            self._graph = _in_openvino(self.path, model, shapes, threads, precision, ablate=ablate)
         else:
             strict, half = provider.lower() != "auto", self.spec.dtype == "float16"
+            candidates = resolve_provider(provider)
             self._graph = OrtGraph(model, self.path, candidates, threads=threads, strict=strict, half=half)
         self.provider = self._graph.provider
         self._device = device or find(self.provider).device
         self.on_cpu = find(self.provider).host and not self._device
-        self._inputs = {
-            name: (shapes[name], "int64" if name == TARGET else "uint8")
-            for name in self._graph.inputs
-            if name not in HEADS
-        }
+        self._inputs = {n: (shapes[n], "int64" if n == TARGET else "uint8") for n in self._graph.inputs if n in shapes}
         self.derives = TARGET in self._inputs
         # A card runs one batch at a time; a second batch would only use more of its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
@@ -331,6 +320,17 @@ class Session:
         value = np.zeros(self.shapes()[name][0][1:], np.float32)
         self._graph.fill(given, {name: value})
         return value
+
+
+def _in_openvino(
+    path: Path, model: bytes, shapes: Mapping[str, tuple[int, ...]], threads: int, precision: str, *, ablate: bool
+) -> OpenVinoGraph:
+    """A graph in OpenVINO, unless it would compute it wrong."""
+    if ablate:
+        raise UsageError("heads are silenced by onnxruntime only; choose another --provider than openvino")
+    if antialiased(path):
+        raise AttlasError(f"{path}: resizes a constant, which OpenVINO computes wrong in silence; export it again")
+    return OpenVinoGraph(model, path, shapes, beside=bool(weight_files(path)), threads=threads, precision=precision)
 
 
 def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -59,7 +59,7 @@ class Url(str):
 
 def locate(where: str | os.PathLike[str]) -> Path | Url:
     """A URL unchanged; anything else, including `file://`, as a local path."""
-    text = files.place(where)
+    text = files.expanded(where)
     return Url(text.rstrip("/")) if files.is_url(text) else Path(text)
 
 

@@ -119,12 +119,16 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
             told.append(f"{name} of {found.words[group]} from {mean[0]:.3g} to {mean[-1]:.3g} {unit}")
         even = CATALOG[name].uniform(store.spec) if name in CATALOG else None
         plots.append(Curves(name, unit, lines, even, "layer", float(layers.max()) + 0.4))
+    text = (
+        "Mean over heads and over the images of each group; band: its 95 % interval over images; dashed: uniform "
+        "attention."
+    )
+    n = sample(int(found.images[chosen].sum()), _attrs(store, found.column))
     yield Figure(
         name=f"groups_by_{found.column}",
         title=f"Groups by {found.column}",
         wide=len(plots) > 1,
-        caption="Mean over heads and over the images of each group; band: its 95 % interval over images; dashed: "
-        f"uniform attention. {found.left_out} n = {int(found.images[chosen].sum()):,} images.".replace("  ", " "),
+        caption=" ".join(filter(None, [text, found.left_out, f"{n}."])),
         alt=f"A line a group by layer: {'; '.join(told)}.",
         plots=plots,
         columns=("statistic", "group", "layer", "mean", "low", "high"),

@@ -171,9 +171,10 @@ def _disagreement(context: Context, verdict: Verdict) -> Figure | None:
     store = context.store
     arrays = rows_by_map(store, verdict.tag)
     known = {
-        name: one for name in verdict.maps
+        name: one
+        for name in verdict.maps
         if (one := stored(store, name, dict(store.array(arrays[name]).attrs))) is not None
-    }  # fmt: skip
+    }
     if len(known) < 2:
         return None
     place = _place("difference_probability")
@@ -198,15 +199,12 @@ def _disagreement(context: Context, verdict: Verdict) -> Figure | None:
         caption=f"Chosen after looking: the {len(picked)} images {among} on which the area between insertion and "
         f"deletion differs most between maps ({_named(verdict).lower()}); n = 1 image each. Above each picture the "
         "areas, in the order of the columns.",
-        alt="; ".join(
-            f"{path} {name} {float(value):.2f}" for path, name, value in numbers
-        )
-        + ".",
+        alt="; ".join(f"{path} {name} {float(value):.2f}" for path, name, value in numbers) + ".",
         plots=[Pictures(rows, [Column(_wrapped(name), "× mean") for name in known], extent(store), store.spec.grid)],
         columns=("path", "map", "difference_probability"),
         rows=numbers,
         methods=("faithfulness",),
-    )  # fmt: skip
+    )
 
 
 def _row(context: Context, store: Store, image: int, known: Any, areas: Floats) -> Row:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ....engine.store.store import Store
 from ...catalog import CATALOG
+from ...statistics.clusters import cluster_codes, cluster_of
 from ...statistics.inference import interval
 from ..numbers import Floats, mean_of, why_empty
 from ..plots.canvas import Plot
@@ -40,6 +41,8 @@ def norms(context: Context) -> Iterator[Part]:
         return
     kinds = _kinds(store)
     means, counts = _read(store, there, kinds)
+    usable = store.done_images & store.read("valid").astype(bool)
+    clusters = cluster_codes([store], [usable], cluster_of(store))
     rows: list[tuple[Cell, ...]] = []
     plots: list[Plot] = []
     told = []
@@ -58,7 +61,7 @@ def norms(context: Context) -> Iterator[Part]:
             mean = mean_of(values, axis=0)
             if why_empty(mean):
                 continue
-            low, high = interval(values)
+            low, high = interval(values, clusters=clusters)
             layers = np.asarray(store.spec.layers, float)
             lines.append(Line(_label(kind), _colour(kind), layers, mean, low, high))
             rows += [

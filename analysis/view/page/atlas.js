@@ -322,7 +322,8 @@ class Atlas {
     s.view = given.has("image") ? "picture" : given.get("view") === "dataset" ? "data" : "grid";
     if (s.view === "picture") {
       const image = number("image", 0, Number.MAX_SAFE_INTEGER, 0);
-      s.item = this.listed ? Math.max(0, this.listed.indexOf(image)) : clamp(Math.round(image), 0, this.count - 1);
+      s.item = this.listed ? this.listed.indexOf(image) : clamp(Math.round(image), 0, this.count - 1);
+      if (s.item < 0) Object.assign(s, { view: "grid", item: 0 }); // a file holds some pictures alone
       const layers = this.stores[0].layers, place = layers.indexOf(number("layer", 0, 1e6, layers.at(-1)));
       s.depth = layers.length > 1 && place >= 0 ? place / (layers.length - 1) : 1;
       const heads = (given.get("heads") ?? "").split("_");
@@ -744,18 +745,18 @@ class Atlas {
       else this.map(one.s, one.index, name).then((map) => { one.map = { name, map }; this.redraw(); }, (error) => { one.map = { name, why: error.message }; this.redraw(); });
     }
     if (!store.whole && !store.rows) return;
-    const chosen = this.place(one.s), all = store.layers.map((_, place) => place);
+    const chosen = this.place(one.s), all = store.layers.keys();
     const bytes = store.layers.length * store.heads * store.tokens ** 2;
-    const wanted = bytes <= EAGER ? [chosen, ...all.filter((place) => place !== chosen)] : [chosen];
-    for (const place of wanted) {
-      if (one.rows.has(place)) continue;
+    const load = async (place) => {
+      if (one.rows.has(place) || one.item !== item) return;
       one.rows.set(place, null);
-      this.layer(one.s, one.index, place).then((rows) => rows, (error) => error).then((rows) => {
-        if (one.item !== item) return;
-        one.rows.set(place, rows);
-        this.redraw();
-      });
-    }
+      const rows = await this.layer(one.s, one.index, place).catch((error) => error);
+      if (one.item !== item) return;
+      one.rows.set(place, rows);
+      this.redraw();
+    };
+    // What is looked at comes first, and alone; the others follow.
+    load(chosen).then(() => { if (bytes <= EAGER) for (const place of all) load(place); });
   }
 
   layer(s, image, place) {

@@ -36,16 +36,21 @@ def test_shows_curves_differences_and_where_maps_disagree(made: Any, tmp_path: P
     curves, areas, differences, disagreement = parts(path)
     assert len(curves.rows) == 2 * 5 * 4  # curves, maps, points
     at = verdict.maps.index("rollout")
-    wanted = [("deletion", "rollout", float(x), float(y)) for x, y in
-              zip(verdict.removed, verdict.curves["deletion"][0, at, 1], strict=True)]  # fmt: skip
+    wanted = [
+        ("deletion", "rollout", float(x), float(y))
+        for x, y in zip(verdict.removed, verdict.curves["deletion"][0, at, 1], strict=True)
+    ]
     assert [row[:4] for row in curves.rows if row[:2] == ("deletion", "rollout")] == wanted
     assert [row[0] for row in areas.rows] == list(verdict.maps)
     assert areas.rows[at][1].startswith(f"{verdict.mean[0, at, 1]:.3f} (")
     assert [row[0] for row in differences.rows] == [
         "readout_map.layer-0 less rollout",
-        *(f"{one} less {other}" for one in ("readout_map.layer-0", "rollout")
-          for other in ("uniform", "centre", "random")),
-    ]  # fmt: skip
+        *(
+            f"{one} less {other}"
+            for one in ("readout_map.layer-0", "rollout")
+            for other in ("uniform", "centre", "random")
+        ),
+    ]
     store = Store(path)
     places = [store.read(f"judged.mean-3.{name}")[:, 5] for name in ("readout_map.layer-0", "rollout")]
     off = np.abs(places[0] - places[1])

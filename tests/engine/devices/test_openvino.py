@@ -183,6 +183,9 @@ def test_bfloat16_belongs_to_the_plan(graph_factory: Callable[..., Path], folder
     ]
     assert "precision" not in Store(paths[0]).plan.identity
     assert Store(paths[1]).plan.identity["precision"] == "bfloat16"
+    record = Store(paths[1]).record["runs"][0]
+    assert record["provider"] == "OpenVINO, bfloat16"
+    assert record["versions"]["openvino"]
     a, b = (Store(path).read("attention").astype(np.float64) for path in paths)
     valid = Store(paths[0]).read("valid")
     variation = np.abs(a - b)[valid].sum(-1) / 2

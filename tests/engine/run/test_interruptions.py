@@ -207,10 +207,10 @@ def test_a_run_says_which_stage_was_the_limit(tiny_graph: Path, pictures: Path, 
     assert set(result.alone) == {"decode", "inference", "reduce", "write", "commit"}
     assert list(result.alone.values()) == sorted(result.alone.values())
     for name in ("decode", "inference", "reduce", "write"):
-        assert result.alone[name] == pytest.approx(2 * 50 / result.stages[name])
+        assert result.alone[name] == pytest.approx(2 * 50 / result.stages[name], abs=0.01)
     limit = next(iter(result.alone))
     data = attlas.inspect(tmp_path / "s.zarr")
-    assert data["runs"][0]["alone"] == {name: round(rate, 2) for name, rate in result.alone.items()}
+    assert data["runs"][0]["alone"] == result.alone
     (line,) = (line for line in screen(data) if line.startswith("its stages"))
     assert f"{limit} was the limit; each stage alone, images/s: {limit} " in line
     assert outcome_data(result)["limit"] == limit

@@ -196,9 +196,9 @@ def test_analysis_says_what_the_run_would_have_to_keep(exported: Any, photos: Pa
     run_images(result.path, photos, tmp_path / "a.zarr", keep=["gradient_mean"])
     with pytest.raises(AttlasError, match="chefer needs gradient_positive, or attention and gradient"):
         analyze(tmp_path / "a.zarr", ["chefer"])
-    run_images(result.path, photos, tmp_path / "b.zarr", keep=["attention", "gradient"])
+    run_images(result.path, photos, tmp_path / "l.zarr", keep=["attention", "gradient"])
     with pytest.raises(AttlasError, match=r"gives gradients of the logit; a graph of .* --loss-gradients"):
-        analyze(tmp_path / "b.zarr", ["head_importance_michel"])
+        analyze(tmp_path / "l.zarr", ["head_importance_michel"])
     before = Store(tmp_path / "a.zarr").names
     with pytest.raises(AttlasError, match="head_importance needs attention and gradient"):
         analyze(tmp_path / "a.zarr", ["head_importance"])
