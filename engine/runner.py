@@ -155,9 +155,10 @@ def run(
         AttlasError: choices do not fit, files cannot be read or written, the store is of another run, or `stop` is set.
     """
     with _executor(workers, scheduler, threads) as team:
-        given = (keep, layers, store_dtype, codec, batch_size, team.provider(provider), precision, target, limit, seed)
-        paths = Path(expanded(graph)), locate(output)
-        request = Request(paths[0], paths[1], *given, reducer, statistics, overwrite, dry_run, reserved)
+        own = (keep, layers, store_dtype, codec, batch_size, team.provider(provider), precision, target, limit, seed)
+        request = Request(
+            Path(expanded(graph)), locate(output), *own, reducer, statistics, overwrite, dry_run, reserved
+        )
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 

@@ -124,15 +124,7 @@ def analyze(
     store = Store(store_path, writable=True)
     try:
         work = planned(store, asked, by, overwrite, cluster)
-        pool = executor or ThreadPoolExecutor(workers or _processors(), thread_name_prefix="analyze")
-        try:
-            _pass(work, pool, workers or _processors(), show, threads=executor is None)
-        except KeyboardInterrupt:
-            _keep(work)
-            raise
-        finally:
-            if executor is None:
-                pool.shutdown(wait=True, cancel_futures=True)
+        _carry_out(work, executor, workers or _processors(), show)
         if isinstance(progress, Display):
             progress.note("summing up")
         summed = _sum_up(work) if work.source.mask.any() else ()
@@ -148,6 +140,19 @@ def analyze(
         finished=bool(work.source.done.all()),
         notes=(*_notes(work.source, by), *_inference_notes(work.source, by, cluster)),
     )
+
+
+def _carry_out(work: Work, executor: Executor | None, workers: int, show: Callable[[Progress], None]) -> None:
+    """The pass over the units in threads of this process, or of an executor; interrupted, what it made is kept."""
+    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="analyze")
+    try:
+        _pass(work, pool, workers, show, threads=executor is None)
+    except KeyboardInterrupt:
+        _keep(work)
+        raise
+    finally:
+        if executor is None:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def pooled(
