@@ -26,6 +26,7 @@ __all__ = [
     "inspect",
     "judge",
     "open",
+    "plot",
     "report",
     "run",
     "show",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from .analysis import plot as plot
     from .analysis.dataset import open as open
     from .analysis.judge import judge as judge
     from .analysis.report.page import report as report
@@ -84,6 +86,8 @@ _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return _load("analysis.plot")
     if name not in _HOMES:
         raise AttributeError(f"module 'attlas' has no attribute {name!r}")
     if name == "Session":
@@ -123,6 +127,7 @@ def run(
     keep: Sequence[str] = ("attention",),
     layers: Sequence[int] | None = None,
     store_dtype: str = "float16",
+    codec: str = "lz4",
     batch_size: int | None = None,
     provider: str = "auto",
     precision: Precision = "float32",
@@ -149,6 +154,7 @@ def run(
         keep: large arrays: attention, attention_mean, tokens, gradient, gradient_mean, gradient_positive; or none.
         layers: the blocks whose attention is kept, by index from 0; all by default.
         store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
+        codec: compression of the large arrays: lz4, zstd (smaller by 2 %, slower) or none.
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
         provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
         precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.

@@ -25,15 +25,16 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Step(str):
-    """A line that announces a step: step `number` of `total`, counted from 1."""
+    """A line that announces a step: step `number` of `total`, counted from 1; `brief` ones move a bar and no more."""
 
     number: int
     total: int
+    brief: bool
 
-    def __new__(cls, text: str, number: int, total: int) -> Step:
+    def __new__(cls, text: str, number: int, total: int, *, brief: bool = False) -> Step:
         """The line with its number and the total."""
         made = super().__new__(cls, text)
-        made.number, made.total = number, total
+        made.number, made.total, made.brief = number, total, brief
         return made
 
 
@@ -81,7 +82,8 @@ class Display:
         match now:
             case (Step() as step,):
                 self._stepping = True
-                self._count(step.number - 1, step.total, step)  # it only begins, so one fewer is done
+                if self._moving or not step.brief:
+                    self._count(step.number - 1, step.total, step)  # it only begins, so one fewer is done
             case (str() as text,):
                 self.note(text)
             case (int() as done, int() as total):

@@ -27,7 +27,7 @@ __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolve
 ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
 BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
 # What begins the names of a judgement's arrays, which are no statistics of attention.
-JUDGED = ("deletion", "insertion", "judged", "judged_heads", "judged_heads_mean")
+JUDGED = ("deletion", "insertion", "judged", "judged_heads", "segmentation")
 PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
 DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
@@ -38,6 +38,7 @@ WALMER = "Walmer et al. 2023 (arXiv 2212.03862)", "walmer2023"
 KOBAYASHI = "Kobayashi et al. 2020 (arXiv 2004.10102)", "kobayashi2020"
 DARCET = "Darcet et al. 2024 (arXiv 2309.16588)", "darcet2024"
 CARON = "Caron et al. 2021 (arXiv 2104.14294)", "caron2021"
+MICHEL = "Michel et al. 2019 (arXiv 1905.10650)", "michel2019"
 SEED = "Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eq. 3.3", "hebbar"
 
 HEADS, MAPS, OFFSETS = ("layer", "head"), ("layer", "y", "x"), ("layer", "head", "offset_y", "offset_x")
@@ -209,16 +210,22 @@ CATALOG: dict[str, Statistic] = {
         Statistic("gradient_rollout", ("y", "x"), formulas.gradient_rollout, "1",
                   "rollout of attention times gradient, mean over heads, above 0",
                   "Hebbar, Okafor & Banerjee, Interpreting Vision Transformers, eqs. 3.4a to 3.4e", "hebbar",
-                  refuses=("pool",), **_IMAGES),
+                  refuses=("pool", "loss"), **_IMAGES),
         Statistic("chefer", ("y", "x"), formulas.chefer, "1",
                   "relevance by attention times gradient above 0, mean over heads",
-                  "Chefer et al. 2021 (arXiv 2103.15679)", "chefer2021", refuses=("pool",), **_IMAGES),
+                  "Chefer et al. 2021 (arXiv 2103.15679)", "chefer2021", refuses=("pool", "loss"), **_IMAGES),
         Statistic("gradient_rollout_vit_explain", ("y", "x"), formulas.gradient_rollout_vit_explain, "1",
                   "gradient rollout of vit-explain: gradients by the scores, of the blocks in reverse, 0.9 discarded",
-                  "github.com/jacobgil/vit-explain", "gildenblat", refuses=("codes", "pool"), **_IMAGES),
-        Statistic("head_importance", HEADS, formulas.head_importance, "logit",
-                  "absolute sum of attention times gradient",
-                  "compare Michel et al. 2019 (arXiv 1905.10650), whose score is of the loss", "michel2019", **_IMAGES),
+                  "github.com/jacobgil/vit-explain", "gildenblat", refuses=("codes", "pool", "loss"), **_IMAGES),
+        Statistic("head_importance", HEADS, functools.partial(formulas.head_importance, form="logit"), "logit",
+                  "absolute sum of attention times gradient of the logit",
+                  "compare Michel et al. 2019 (arXiv 1905.10650), whose score is of the loss", "michel2019",
+                  refuses=("loss",), **_IMAGES),
+        Statistic("head_importance_loss", HEADS, functools.partial(formulas.head_importance, form="loss"), "nats",
+                  "absolute sum of attention times gradient of the loss", *MICHEL, refuses=("logit",), **_IMAGES),
+        Statistic("head_importance_michel", HEADS, functools.partial(formulas.head_importance, form="michel"), "nats",
+                  "absolute sum over keys of attention times gradient of the loss, sum over queries", *MICHEL,
+                  refuses=("logit",), **_IMAGES),
         # What a run writes of graphs that were exported with `--norms`: their means are taken.
         Statistic("value_norm", ("layer", "head", "key"), units="1", cite="kobayashi2020",
                   long_name="norm of each key's value times its head's slice of the output projection"),

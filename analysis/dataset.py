@@ -82,7 +82,9 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
     found = found.assign_coords(done=("image", store.done_images, {"long_name": "the image's unit is done"}))
     found.attrs = _attrs(store)
     made = Dataset(found.data_vars, found.coords, found.attrs)
-    return made if chunks is None else _cut(made, chunks)
+    made = made if chunks is None else _cut(made, chunks)
+    made.encoding["source"] = str(store.path)  # where xarray keeps it, and `attlas.plot` looks for it
+    return made
 
 
 def _cut(found: Dataset, chunks: Mapping[str, Any] | str | int) -> Dataset:

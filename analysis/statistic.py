@@ -39,7 +39,7 @@ CONTEXT = (*INPUTS, "grid", "patch_size", "prefix", "kind", "readout", "spec")
 READOUTS = ("class", "mean", "distilled")
 SHORT = {"start_layer": "start"}  # how a parameter is called where it is not by its name in Python
 
-type Refusal = Literal["mixed", "codes", "pool"]
+type Refusal = Literal["mixed", "codes", "pool", "logit", "loss"]
 type Grouping = Literal["no", "asked", "always"]
 
 
@@ -112,7 +112,8 @@ class Statistic:
         units: of the values; `long_name`: a short description.
         source: the publication; `cite`: its key in the report's bibliography.
         refuses: what it cannot be computed from: "mixed" attention, which is not a probability; uint8 "codes", if it
-            depends on single values; a model with attention "pool"ing, if it needs the row that the head reads.
+            depends on single values; a model with attention "pool"ing, if it needs the row that the head reads;
+            gradients of the "logit", or of the "loss".
         rows: keep one result per image; if False, only the mean or counts over images, under the bare name.
         grouped: also summed up by groups of images: if "asked" for, or "always".
         edges: bin edges of a histogram, whose counts add up; the last dimension is the bins.
@@ -235,6 +236,9 @@ class Statistic:
             return "mixes its attention after the softmax: its rows are no probabilities"
         if "pool" in self.refuses and spec.readout == "pool":
             return "reads its tokens by attention pooling, not from a row; `pool_attention` is its map"
+        if spec.gradients and spec.objective in self.refuses:
+            option = "--gradients" if spec.objective == "loss" else "--loss-gradients"
+            return f"gives gradients of the {spec.objective}; a graph of `attlas export {option}` gives the other ones"
         return ""
 
     def uniform(self, spec: GraphSpec) -> float | None:

@@ -16,6 +16,7 @@ tables are in docs/statistics.md.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from typing import Any
 import attlas
 import numpy as np
 from attlas.analysis.catalog import CATALOG, held
+from attlas.analysis.statistics import differences
 from attlas.analysis.statistics.differences import benjamini_hochberg, group_differences, welch
 from attlas.analysis.statistics.inference import interval
 from attlas.analysis.statistics.moments import Moments
@@ -119,21 +121,35 @@ def by_welch(values: Any, groups: Any, count: int) -> Any:
     return benjamini_hochberg(np.stack([welch(*pair).p for pair in zip(parts, rest, strict=True)]))
 
 
-def discoveries(population: Any, count: int, size: int, repeats: int) -> str:
+def by_chance(values: Any, count: int, size: int, labellings: int, random: Any) -> float:
+    """How often one q is at most 0.05 with random labels: the p values of `group_differences`, of many labellings.
+
+    What random groups of these images give does not depend on the labels, and is drawn once for all of them.
+    """
+    off = values - values.mean(axis=0)
+    off = off[:, off.std(axis=0) > 0] / off.std(axis=0)[off.std(axis=0) > 0]
+    entries = off.shape[1]
+    sums = [off[random.permutation(len(off))].reshape(count, size, entries).sum(axis=1) for _ in range(labellings)]
+    observed = np.abs(np.concatenate(sums)) / differences._deviation(size, len(off))
+    needed = math.ceil(count * entries / differences.FINEST)
+    p, _ = differences._exceeded(observed, off.astype(np.float32), min(size, len(off) - size), needed, 0)
+    return float(np.mean([benjamini_hochberg(one).min() <= LEVEL for one in np.split(p, labellings)]))
+
+
+def discoveries(population: Any, count: int, size: int, samples: int, labellings: int) -> str:
     """P(any), FDR and power, and P(any) of Welch's test."""
     random, entries = np.random.default_rng(2), population.shape[1]
     groups = np.repeat(np.arange(count), size)
     shifted = np.zeros((count, entries), bool)
     shifted[:: 5 if count > 5 else count, : max(1, entries // 3)] = True
     false, found, anything, before = [], [], [], []
-    for _ in range(repeats):
+    for _ in range(samples):
         values = population[random.integers(0, len(population), count * size)]
-        seed = int(random.integers(2**31))
-        anything.append(np.nanmin(group_differences(values, groups, seed=seed).q, initial=1) <= LEVEL)
+        anything.append(by_chance(values, count, size, labellings, random))
         if count <= 166:
             before.append(np.nanmin(by_welch(values, groups, count), initial=1) <= LEVEL)
         moved = values + shifted[groups] * population.std(axis=0) * SHIFT / np.sqrt(size)
-        hits = group_differences(moved, groups, seed=seed).q <= LEVEL
+        hits = group_differences(moved, groups, seed=int(random.integers(2**31))).q <= LEVEL
         false.append(hits[:, ~shifted.any(axis=0)].sum() / max(1, hits.sum()))
         found.append(hits[shifted].mean())
     old = f"{np.mean(before):.2f}" if before else ""
@@ -146,8 +162,10 @@ def main() -> None:
     parser.add_argument("--store", type=Path, nargs="*", default=[])
     parser.add_argument("--only", choices=["coverage", "discoveries"])
     parser.add_argument("--values", nargs="*", help="only these, by name")
+    parser.add_argument("--groups", type=int, nargs="*", help="only designs of so many groups")
     parser.add_argument("--samples", type=int, default=300, help="of each n")
-    parser.add_argument("--repeats", type=int, default=100, help="of each design; a tenth of 1000 x 50")
+    parser.add_argument("--draws", type=int, default=20, help="samples of images of each design; a tenth of 1000 x 50")
+    parser.add_argument("--labellings", type=int, default=50, help="of each of them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make = not options.store and "ATTLAS_SHARED" in os.environ
@@ -159,10 +177,10 @@ def main() -> None:
             print(f"| {name} | {coverage(population, options.samples)} |", flush=True)
     if options.only != "coverage":
         print("| values | groups | P(any) | FDR | power | Welch |\n|---|---|---|---|---|---|")
-        for count, size in DESIGNS:
-            repeats = options.repeats if count < 1000 else max(1, options.repeats // 10)
+        for count, size in (design for design in DESIGNS if not options.groups or design[0] in options.groups):
+            draws = options.draws if count < 1000 else max(1, options.draws // 10)
             for name, population in all_values:
-                cells = discoveries(population, count, size, repeats)
+                cells = discoveries(population, count, size, draws, options.labellings)
                 print(f"| {name} | {count} × {size} | {cells} |", flush=True)
 
 

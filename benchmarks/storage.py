@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import zarr
 from attlas.analysis import formulas
@@ -25,6 +26,7 @@ from attlas.analysis.kernels.fused import Reducer
 from attlas.engine import Session
 from attlas.engine.plan import make_plan
 from attlas.engine.sources import Folder
+from attlas.engine.store.schema import CODECS as CHOICES
 from attlas.engine.store.store import ArraySpec, Store
 from attlas.exporter.spec import GraphSpec
 from numcodecs import Blosc, blosc
@@ -59,6 +61,36 @@ def codecs(chunks: list[np.ndarray]) -> None:
     for name, times in rounds.items():
         write, read = (raw / statistics.median(t[i] for t in times) / 1e9 for i in (0, 1))
         print(f"| {name} | {sizes[name] / raw:.2f} | {write:.2f} | {read:.2f} |")
+
+
+def choices(forms: dict[str, list[np.ndarray]], images: int) -> None:
+    """What `--codec` offers, with the checksum, chunk after chunk as in a run: CPU time of one thread."""
+    print("\n| stored | codec | of raw | write, core ms per image | GB/s | read, core ms per image | GB/s |")
+    print("|---|---|---|---|---|---|---|")
+    for form, chunks in forms.items():
+        raw, out = sum(c.nbytes for c in chunks), np.empty_like(chunks[0])
+        for name, codecs in CHOICES.items():
+            settings = codecs[0].get("configuration", {})
+            shuffle = Blosc.BITSHUFFLE if chunks[0].itemsize > 1 else Blosc.NOSHUFFLE
+            codec = Blosc(settings["cname"], settings["clevel"], shuffle) if settings else None
+            times, size = [], 0
+            for _ in range(5):
+                write = read = 0.0
+                size = 0
+                for chunk in chunks:
+                    start = time.thread_time()
+                    data = chunk.reshape(-1).view(np.uint8) if codec is None else codec.encode(chunk)
+                    google_crc32c.value(data)
+                    middle = time.thread_time()
+                    google_crc32c.value(data)
+                    part = out[: len(chunk)]
+                    np.copyto(part, chunk) if codec is None else codec.decode(data, out=part)
+                    write, read = write + middle - start, read + time.thread_time() - middle
+                    size += len(data)
+                times.append((write, read))
+            found = [statistics.median(t[i] for t in times) for i in (0, 1)]
+            cells = " | ".join(f"{t / images * 1e3:.2f} | {raw / t / 1e9:.2f}" for t in found)
+            print(f"| {form} | {name} | {size / raw:.2f} | {cells} |")
 
 
 def ways(chunks: list[np.ndarray], folder: Path, spec: GraphSpec) -> None:
@@ -140,6 +172,8 @@ def main() -> None:
     layers = [np.ascontiguousarray(attention[:, layer]) for layer in range(attention.shape[1])]
     chunks = [np.ascontiguousarray(a[i : i + 16]).astype(np.float16) for a in layers for i in range(0, len(a), 16)]
     codecs(chunks)
+    codes = [np.round(255 * np.sqrt(c.astype(np.float32))).astype(np.uint8) for c in chunks]
+    choices({"float16": chunks, "uint8 codes": codes}, len(attention))
     with tempfile.TemporaryDirectory(prefix="attlas-bench-") as place:
         ways(chunks, Path(place) / "store.zarr", session.spec)
     dtypes(session, layers)

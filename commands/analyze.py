@@ -12,7 +12,7 @@ import click
 
 from ..engine.amounts import amount, duration
 from ..errors import UsageError
-from .shared import note, store_path
+from .shared import note, say_json, store_path
 
 
 @click.command(short_help="A store gets its statistics over the dataset.")
@@ -35,11 +35,13 @@ from .shared import note, store_path
 )
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
 @click.option("--overwrite", is_flag=True, help="Recompute statistics that exist.")
+@click.option("--json", "as_json", is_flag=True, help="What was made, as JSON.")
 @click.option("--list", "list_names", is_flag=True, help="List the names of the statistics.")
 def analyze(
     store: Path | None,
     names: tuple[str, ...],
     list_names: bool,
+    as_json: bool,
     workers: int | None,
     scheduler: str | None,
     **options: Any,
@@ -61,8 +63,13 @@ def analyze(
     for line in result.notes:
         note(f"note: {line}")
     note(f"{result.images:,} images, {amount(result.read)} of attention read, {duration(result.seconds)}")
-    for name in (*result.made, *result.summed):
-        click.echo(name)
+    if as_json:
+        say_json({"images": result.images, "made": result.made, "summed": result.summed, "finished": result.finished})
+        return
+    from ..analysis.statistics.layers import by_layer
+
+    for line in by_layer(store):
+        click.echo(line)
 
 
 @contextlib.contextmanager

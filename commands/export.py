@@ -40,16 +40,26 @@ from .shared import note, path_argument
 @click.option("--layers", metavar="0,3-5", help="Only these blocks' attention, counted from 0.")
 @click.option("--num-classes", type=int, help="Number of classes of the checkpoint's head.")
 @click.option("--gradients", is_flag=True, help="Also output gradients of a class's logit by the attention.")
+@click.option("--loss-gradients", is_flag=True, help="The same of the loss, -ln of the class's probability.")
 @click.option("--norms", is_flag=True, help="Also output norms of values, attention branches and tokens.")
 @click.option("--qkv", is_flag=True, help="Also output queries, keys and values, for `attlas show --walk`.")
 @click.option("--ablate", is_flag=True, help="Also take inputs that silence heads, for `attlas judge --heads`.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing graph.")
 def export(
-    model: str, output: Path, pretrained: bool, random_init: bool, checkpoint: str | None, **options: Any
+    model: str,
+    output: Path,
+    pretrained: bool,
+    random_init: bool,
+    checkpoint: str | None,
+    loss_gradients: bool,
+    **options: Any,
 ) -> None:
     """Export timm's MODEL (with or without its pretrained tag) and check the file against PyTorch."""
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
+    if loss_gradients and options["gradients"]:
+        raise UsageError("--gradients, --loss-gradients: choose one")
+    options["gradients"] = "loss" if loss_gradients else options["gradients"]
     options["img_size"] = messages.edges(options["img_size"])
     options["layers"] = messages.layers(options["layers"])
     _end_on_sigterm()

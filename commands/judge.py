@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,21 @@ SHOWN = ("deletion", "insertion", "difference")
     metavar="STORE",
     help="A second store of the same images, such as of random weights: its maps are judged too.",
 )
+@click.option(
+    "--masks",
+    type=path_argument,
+    metavar="DIR",
+    help="PNGs named like the images, the object not 0: judge maps by them.",
+)
 @click.option("--heads", is_flag=True, help="Judge no maps, but what the model loses without each of its heads.")
 @click.option(
     "--silence", default="zero", metavar="zero|mean", help="With --heads: what stands in place of a head's output."
+)
+@click.option(
+    "--against",
+    type=store_path,
+    metavar="STORE",
+    help="Another model's store that was judged in the same way: paired differences from it.",
 )
 @click.option("--provider", default="auto", help="auto, cpu, cuda or any that `doctor` lists.")
 @click.option(
@@ -49,15 +62,24 @@ SHOWN = ("deletion", "insertion", "difference")
 @click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
 @click.option("--overwrite", is_flag=True, help="Judge again what was judged.")
 def judge(
-    store: Path, graph: Path, images: str, maps: tuple[str, ...], heads: bool, silence: str,
-    workers: int | None, scheduler: str | None, **options: Any,
-) -> None:  # fmt: skip
+    store: Path,
+    graph: Path,
+    images: str,
+    maps: tuple[str, ...],
+    heads: bool,
+    silence: str,
+    against: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    **options: Any,
+) -> None:
     """Remove and insert patches in the order of maps of STORE, and see what GRAPH says of IMAGES without them.
 
     GRAPH and IMAGES are those of the run that made STORE. Every map is judged beside three that know nothing of the
     picture. With --heads, GRAPH is one of `attlas export --ablate`. The same command resumes what was stopped.
     docs/judge.md says what each number means.
     """
+    from ..analysis.judge import between
     from ..analysis.judge.maps import split
 
     names = [name for text in maps for name in split(text)]
@@ -74,18 +96,42 @@ def judge(
     note(f"{result.images:,} images, {result.forwards:,} pictures{rate}, {duration(result.seconds)}")
     for line in _table(result.verdict):
         click.echo(line)
+    if against is not None:
+        for one in between(store, against, tag=result.verdict.tag):
+            found = _cell(one.difference, one.bounds, "+.3f")
+            click.echo(f"less {against.name}, {one.images:,} images: {one.map} {one.figure} {found}")
+    for line in _masked(result.segmentation) if result.segmentation is not None else ():
+        click.echo(line)
+
+
+def _masked(found: Any) -> Iterator[str]:
+    """Every map as a segmentation."""
+    from ..analysis.judge.segmentation import SCORES
+
+    width = max(len("map"), *map(len, found.maps))
+    yield f"against the masks of {found.images:,} images:"
+    yield f"{'map':<{width}}  {'  '.join(f'{name:<24}' for name in SCORES)}".rstrip()
+    for i, name in enumerate(found.maps):
+        cells = [_cell(found.mean[i, f], found.bounds[:, i, f], ".3f") for f in range(len(SCORES))]
+        yield f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip()
 
 
 def _heads(
-    store: Path, graph: Path, images: str, maps: list[str], silence: str,
-    workers: int | None, scheduler: str | None, options: dict[str, Any],
-) -> None:  # fmt: skip
+    store: Path,
+    graph: Path,
+    images: str,
+    maps: list[str],
+    silence: str,
+    workers: int | None,
+    scheduler: str | None,
+    options: dict[str, Any],
+) -> None:
     """`--heads`: a line for each head, and how well first-order importance has their order."""
     from ..analysis.judge import judge_heads
     from ..analysis.judge.heads import LOSSES
 
-    if maps or options["other"] is not None:
-        raise UsageError("--heads: judges no maps; leave --maps and --other out")
+    if maps or options["other"] is not None or options["masks"] is not None:
+        raise UsageError("--heads: judges no maps; leave --maps, --other and --masks out")
     given = {name: options[name] for name in ("provider", "overwrite")}
     with pool(workers, scheduler) as who:
         result = judge_heads(store, graph, images, silence=silence, progress=True, **who, **given)
@@ -103,8 +149,11 @@ def _heads(
         click.echo(f"{'':<12}  {'  '.join(f'{cell:<28}' for cell in cells)}".rstrip())
 
 
-def _cell(mean: Any, bounds: Any) -> str:
-    return "–" if mean != mean else f"{mean:+.4f} ({bounds[0]:+.4f} to {bounds[1]:+.4f})"
+def _cell(mean: Any, bounds: Any, form: str = "+.4f") -> str:
+    """A mean with its interval, which one image and equal values have not."""
+    known = math.isfinite(bounds[0]) and math.isfinite(bounds[1])
+    within = f"{bounds[0]:{form}} to {bounds[1]:{form}}" if known else "no interval"
+    return "–" if math.isnan(mean) else f"{mean:{form}} ({within})"
 
 
 def _table(verdict: Any) -> Iterator[str]:
@@ -115,15 +164,12 @@ def _table(verdict: Any) -> Iterator[str]:
     width = max(len("map"), *map(len, verdict.maps))
     yield f"{'map':<{width}}  {'  '.join(f'{name:<24}' for name in SHOWN)}".rstrip()
     for i, name in enumerate(verdict.maps):
-        cells = [
-            f"{verdict.mean[0, i, f]:.3f} ({verdict.bounds[0, 0, i, f]:.3f} to {verdict.bounds[1, 0, i, f]:.3f})"
-            for f in places
-        ]
+        cells = [_cell(verdict.mean[0, i, f], verdict.bounds[:, 0, i, f], ".3f") for f in places]
         yield f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip()
     last = places[-1]
     best = max(range(len(verdict.maps)), key=lambda i: verdict.mean[0, i, last])
     yield f"difference of {verdict.maps[best]}, the largest, from others, image by image:"
     for i, name in enumerate(verdict.maps):
         if i != best:
-            low, high = verdict.difference_bounds[:, 0, best, i, last]
-            yield f"{name:<{width}}  {verdict.difference[0, best, i, last]:+.3f} ({low:+.3f} to {high:+.3f})"
+            off, bounds = verdict.difference[0, best, i, last], verdict.difference_bounds[:, 0, best, i, last]
+            yield f"{name:<{width}}  {_cell(off, bounds, '+.3f')}"

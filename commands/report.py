@@ -29,8 +29,11 @@ from .shared import path_argument, store_path
     help="A store used only for comparison, such as random weights; may be given several times.",
 )
 @click.option("--boxes", type=path_argument, help="Objects in the original images: COCO JSON.")
+@click.option("--only", metavar="SECTIONS", default="", help="Only these sections: distance,examples,...")
+@click.option("--names", metavar="A,B", default="", help="What stores, then baselines, are called on the page.")
+@click.option("--style", default="paper", type=click.Choice(["paper", "talk"]), help="Talk has larger words and lines.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing page.")
-def report(stores: tuple[Path, ...], output: Path | None, methods: bool, **options: Any) -> None:
+def report(stores: tuple[Path, ...], output: Path | None, methods: bool, only: str, names: str, **options: Any) -> None:
     """Write a report of STORE; several stores are shown side by side."""
     if methods == (output is not None):
         raise UsageError("name the page with -o NAME.html, or print the methods alone with --methods")
@@ -39,4 +42,5 @@ def report(stores: tuple[Path, ...], output: Path | None, methods: bool, **optio
 
         click.echo(describe(stores))
         return
-    click.echo(attlas.report(list(stores), output, progress=True, **options))
+    given: dict[str, Any] = {key: text.split(",") for key, text in (("only", only), ("names", names)) if text}
+    click.echo(attlas.report(list(stores), output, progress=True, **given, **options))

@@ -41,6 +41,12 @@ from .shared import INTERRUPTED, READ_ERRORS, note, path_argument, say_json, sto
     help="Dtype of the stored attention; uint8: codes, for averages only.",
 )
 @click.option(
+    "--codec",
+    type=click.Choice(["lz4", "zstd", "none"]),
+    default="lz4",
+    help="Compression of the large arrays; none for a disk that is faster than the cores.",
+)
+@click.option(
     "--target", default="predicted", metavar="predicted|label|N", help="The class whose logit is differentiated."
 )
 @click.option("--batch-size", default="auto", help="Images per batch; one batch is one chunk.")

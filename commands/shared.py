@@ -18,9 +18,9 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path with `~` expanded."""
-        from ..engine.sources.files import place
+        from ..engine.sources.files import expanded
 
-        return Path(place(os.fsdecode(super().convert(value, param, ctx))))
+        return Path(expanded(os.fsdecode(super().convert(value, param, ctx))))
 
 
 path_argument = LocalPath(path_type=Path)

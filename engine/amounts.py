@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .job import Estimate
 
-__all__ = ["amount", "duration", "estimate_lines"]
+__all__ = ["alone_line", "amount", "duration", "estimate_lines"]
 
 
 def amount(count: float) -> str:
@@ -25,6 +26,12 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def alone_line(alone: Mapping[str, float]) -> str:
+    """What each stage of a run could have done alone, as text; the slowest, which comes first, was the limit."""
+    rates = ", ".join(f"{name} {rate:,.0f}" if rate >= 100 else f"{name} {rate:.1f}" for name, rate in alone.items())
+    return f"{next(iter(alone))} was the limit; each stage alone, images/s: {rates}"
 
 
 def estimate_lines(estimate: Estimate) -> list[str]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
-from .amounts import amount, duration
+from .amounts import alone_line, amount, duration
 from .runtime.graph import graph_digest, read_spec
 from .store.overview import ENDS, SUMMED, gathered
+from .store.schema import CODEC
 from .store.storage import locate
 from .store.store import Store
 
@@ -98,10 +99,13 @@ def screen(store: Mapping[str, Any]) -> Iterator[str]:
         "dataset": f"{store['dataset']}, {store['selection']}",
         "images": f"{store['images_done']:,} of {store['images']:,} done, {store['errors']:,} could not be read",
         "units": f"{units}, {store['images_per_unit']} images each, in batches of {store['batch']}",
-        "kept": f"{_listed(kept.get('keep'))}, layers {_listed(kept.get('layers'))}, {kept.get('store_dtype')}",
+        "kept": f"{_listed(kept.get('keep'))}, layers {_listed(kept.get('layers'))}, {kept.get('store_dtype')}, "
+        f"codec {kept.get('codec', CODEC)}",
         "bytes": f"{amount(store['bytes'])}, format {store['attlas_format']}",
         "runs": f"{len(runs)}{f', the last by {_run(runs[-1])}' if runs else ''}",
     }
+    if runs and runs[-1].get("alone"):
+        facts["its stages"] = alone_line(runs[-1]["alone"])
     yield from (f"{key:<26} {value}" for key, value in facts.items())
     arrays, analyzed = store["arrays"], store["analyzed"]
     dims = {name: list(array["dims"]) for name, array in arrays.items()}

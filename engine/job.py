@@ -27,7 +27,7 @@ from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
 from .store.coordinates import COORDINATES, Reserved, arrays, nothing_reserved, with_room
-from .store.schema import GRADIENTS
+from .store.schema import CODEC, GRADIENTS
 from .store.storage import Url
 from .store.store import Store, read_attrs
 from .targets import choose
@@ -70,6 +70,7 @@ class Request:
     keep: Sequence[str]
     layers: Sequence[int] | None
     store_dtype: str
+    codec: str
     batch_size: int | None
     provider: str
     precision: Precision
@@ -121,7 +122,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
             raise UsageError(f"{option} {number}: at least one image")
     _refuse_other(request.graph)
     spec = read_spec(request.graph)
-    keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype)
+    keep = Keep.choose(spec, request.keep, request.layers, request.store_dtype, request.codec)
     _check_runtime(request, keep)
     choices = Choices(keep, request.reducer, request.statistics)
     accelerator = accelerates(request.provider)
@@ -245,7 +246,7 @@ def _estimate(request: Request, source: Source, items: Items, plan: Plan, conten
     """The estimate for a plan, with the units that are already done."""
     spec, keep = contents.spec, contents.keep
     fixed = {o.name: np.zeros([n for n in o.shape if n], np.float32) for o in spec.outputs if None not in o.shape}
-    layout, values = arrays(spec, plan, contents.templates, items, np.zeros(len(items), np.int32), fixed)
+    layout, values = arrays(spec, plan, contents.templates, items, np.zeros(len(items), np.int32), fixed, keep.codec)
     resumed = request.output.exists() and not request.overwrite
     return Estimate(
         images=plan.images,
@@ -264,6 +265,8 @@ def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | Non
     old, new = dict(theirs.identity), dict(ours.identity)
     if "range" not in old:  # earlier version: differs only for wide-range pictures, which a unit refuses
         del new["range"]
+    for names in (old, new):
+        names.setdefault("codec", CODEC)
     if batch_size is not None:
         old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
     different = [
@@ -316,7 +319,7 @@ def open_store(job: Job) -> Store:
     contents, keep = job.contents, job.contents.keep
     labels = map_labels(job.items.labels, contents.spec.classes)
     known = constants(job.request.graph)
-    layout, values = arrays(contents.spec, job.plan, contents.templates, job.items, labels, known)
+    layout, values = arrays(contents.spec, job.plan, contents.templates, job.items, labels, known, keep.codec)
     attrs = {
         "dataset": job.source.name,
         "selection": _selection(job),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
-from .store.schema import GRADIENTS, KEEP, STORE_DTYPES, Entry
+from .store.schema import CODEC, CODECS, GRADIENTS, KEEP, STORE_DTYPES, Entry
 
 __all__ = ["Keep"]
 
@@ -21,18 +21,22 @@ class Keep:
         arrays: a subset of `KEEP` without "none".
         layers: the blocks whose attention is kept, by index from 0.
         dtype: dtype of the stored attention.
+        codec: how the large arrays are compressed, a key of `CODECS`.
     """
 
     arrays: tuple[str, ...]
     layers: tuple[int, ...]
     dtype: Literal["float16", "float32", "uint8"]
+    codec: str = CODEC
 
     @classmethod
-    def choose(cls, spec: GraphSpec, keep: Sequence[str], layers: Sequence[int] | None, dtype: str) -> Keep:
+    def choose(
+        cls, spec: GraphSpec, keep: Sequence[str], layers: Sequence[int] | None, dtype: str, codec: str = CODEC
+    ) -> Keep:
         """Check the choices against the graph.
 
         Raises:
-            UsageError: an unknown name, layer or dtype, or uint8 for attention whose rows are not distributions.
+            UsageError: an unknown name, layer, dtype or codec, or uint8 for attention whose rows are not distributions.
         """
         for name in keep:
             if name in GRADIENTS and not spec.gradients:
@@ -50,13 +54,15 @@ class Keep:
             )
         if dtype not in STORE_DTYPES:
             raise UsageError(f"--store-dtype {dtype}: choose from {', '.join(STORE_DTYPES)}")
+        if codec not in CODECS:
+            raise UsageError(f"--codec {codec}: choose from {', '.join(CODECS)}")
         if dtype == "uint8" and spec.attention_kind == "mixed":
             raise UsageError(
                 "--store-dtype uint8: needs attention whose rows are distributions, and this model's is mixed after "
                 "the softmax; use float16"
             )
         arrays = tuple(name for name in KEEP if name in keep and name != "none")
-        return cls(arrays, tuple(sorted(set(layers if layers is not None else spec.layers))), dtype)  # type: ignore[arg-type]
+        return cls(arrays, tuple(sorted(set(layers if layers is not None else spec.layers))), dtype, codec)  # type: ignore[arg-type]
 
     @property
     def gradients(self) -> bool:
@@ -87,7 +93,9 @@ class Keep:
 
     def identity(self) -> dict[str, Any]:
         """The values that must be equal for a run to resume."""
-        return {"keep": list(self.arrays), "layers": list(self.layers), "store_dtype": self.dtype}
+        chosen = {"keep": list(self.arrays), "layers": list(self.layers), "store_dtype": self.dtype}
+        # Plans of earlier versions name no codec, and theirs was the default.
+        return chosen if self.codec == CODEC else {**chosen, "codec": self.codec}
 
 
 def _ranges(numbers: Sequence[int]) -> str:

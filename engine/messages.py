@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .amounts import amount, duration, estimate_lines
+from .amounts import alone_line, amount, duration, estimate_lines
 
 if TYPE_CHECKING:
     from ..exporter.models.summary import Summary
@@ -77,6 +77,8 @@ def outcome_data(result: RunResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "images_per_second": round(result.done / result.seconds, 2) if result.seconds else None,
         "stages": {name: round(value, 3) for name, value in result.stages.items()},
+        "alone": result.alone,
+        "limit": next(iter(result.alone), None),
         "provider": result.provider,
         "labelled": result.labelled,
         "top1": result.top1,
@@ -86,12 +88,14 @@ def outcome_data(result: RunResult) -> dict[str, Any]:
 
 
 def outcome_lines(result: RunResult) -> list[str]:
-    """The result of a run, as lines: rate, accuracy, unreadable images, what is left."""
+    """The result of a run, as lines: rate, what limited it, accuracy, unreadable images, what is left."""
     if result.done:
         rate = f"{result.done:,} images in {duration(result.seconds)}, {result.done / result.seconds:.1f} images/s"
     else:
         rate = "nothing was left to do"
     lines = [f"{result.path}: {rate}, {result.provider.removesuffix('ExecutionProvider')}"]
+    if result.alone:
+        lines.append(alone_line(result.alone))
     if result.labelled:
         lines.append(
             f"top-1 {result.top1}/{result.labelled} ({result.top1 / result.labelled:.1%}), "

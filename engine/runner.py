@@ -6,7 +6,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
 from .runtime.providers import Precision
 from .sources import Source
-from .sources.files import is_url, place
+from .sources.files import expanded, is_url
 from .store.coordinates import Reserved, nothing_reserved
 from .store.locks import locked
+from .store.schema import CODEC
 from .store.storage import Url, locate
 from .store.store import Store
 from .unit import UnitResult
@@ -71,6 +72,7 @@ class RunResult:
         path: path or URL of the store.
         images: number of images in the plan; `done`: done by this run; `errors`: unreadable, in the whole store.
         seconds: wall time of this run; `stages`: the workers' seconds by stage.
+        alone: images per second that each stage could have done alone, the slowest first, which was the limit.
         provider: onnxruntime's name of the execution provider, `OpenVINO` or `OpenVINO, bfloat16`.
         labelled: images whose label matches a class; `top1`, `top5`: how many of them are classified correctly.
         finished: whether every unit of the store is done (with `shard`, other processes may still have to do theirs).
@@ -83,6 +85,7 @@ class RunResult:
     errors: int
     seconds: float
     stages: dict[str, float]
+    alone: dict[str, float]
     provider: str
     labelled: int
     top1: int
@@ -101,6 +104,7 @@ def run(
     keep: Sequence[str] = ("attention",),
     layers: Sequence[int] | None = None,
     store_dtype: str = "float16",
+    codec: str = CODEC,
     batch_size: int | None = None,
     provider: str = "auto",
     precision: Precision = "float32",
@@ -128,6 +132,7 @@ def run(
         keep: the large arrays: attention, attention_mean, gradient, gradient_mean, gradient_positive, tokens, or none.
         layers: the blocks whose attention is kept, by index from 0; all by default.
         store_dtype: dtype of the stored attention: float16, float32, or uint8 codes (for averages only).
+        codec: compression of the large arrays: lz4, zstd or none.
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
         provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
         precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
@@ -150,8 +155,9 @@ def run(
         AttlasError: choices do not fit, files cannot be read or written, the store is of another run, or `stop` is set.
     """
     with _executor(workers, scheduler, threads) as team:
-        given = (keep, layers, store_dtype, batch_size, team.provider(provider), precision, target, limit, seed)
-        request = Request(Path(place(graph)), locate(output), *given, reducer, statistics, overwrite, dry_run, reserved)
+        given = (keep, layers, store_dtype, codec, batch_size, team.provider(provider), precision, target, limit, seed)
+        paths = Path(expanded(graph)), locate(output)
+        request = Request(paths[0], paths[1], *given, reducer, statistics, overwrite, dry_run, reserved)
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 
@@ -167,13 +173,13 @@ def _start(
     if not 1 <= shard[0] <= shard[1]:
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
     if not isinstance(team, Local) and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
-        images = os.path.abspath(place(images))  # noqa: PTH100 - workers may start in other folders
+        images = os.path.abspath(expanded(images))  # noqa: PTH100 - workers may start in other folders
     job = make_job(request, images, team.probe)
     if request.dry_run:
-        return _result(job, request.output, None, UnitResult(), 0.0, "")
+        return _result(job, request.output, None)
     job, store = _laid_out(job, team)
     if not _left(job, store, shard):
-        return _result(job, request.output, store, UnitResult(), 0.0, _last_provider(store))
+        return _result(job, request.output, store, provider=_last_provider(store))
     with locked(store.path, shard):
         return _run(job, store, shard, team, show, stop)
 
@@ -212,7 +218,8 @@ def _run(
         raise Interrupted(
             f"{store.path}: stopped with {done} of {job.plan.images} images done; the same command goes on"
         )
-    return _result(job, job.request.output, store, total, count.seconds, info.provider)
+    alone = total.alone(team.threads, team.workers)
+    return _result(job, job.request.output, store, total, count.seconds, alone, info.provider)
 
 
 def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
@@ -290,17 +297,13 @@ class _Count:
     def progress(self, total: UnitResult, team: Executor) -> Progress:
         """The progress after `total`, the sum of this run's units."""
         job, rate = self._job, total.images / self.seconds if total.images else 0.0
-        # In each worker one thread commits, and all other threads do the other stages.
-        busy = {
-            name: spent / (team.workers if name == "commit" else team.threads) for name, spent in total.seconds.items()
-        }
         return Progress(
             done=self._marked(total.images >= self.mine),
             total=job.plan.images,
             rate=rate,
             bytes_rate=rate * job.estimate.bytes_raw / job.plan.images,
             left=(self.mine - total.images) / rate if rate else None,
-            limit=max(busy, key=lambda s: busy[s], default=""),
+            limit=next(iter(total.alone(team.threads, team.workers)), ""),
             estimate=job.estimate,
             workers=team.description,
         )
@@ -316,8 +319,15 @@ class _Count:
 
 
 def _result(
-    job: Job, output: Path | Url, store: Store | None, total: UnitResult, seconds: float, provider: str
+    job: Job,
+    output: Path | Url,
+    store: Store | None,
+    total: UnitResult | None = None,
+    seconds: float = 0.0,
+    alone: Mapping[str, float] = {},
+    provider: str = "",
 ) -> RunResult:
+    total = total or UnitResult()
     labelled = top1 = top5 = errors = 0
     finished = False
     if store is not None:
@@ -332,6 +342,7 @@ def _result(
         errors=errors,
         seconds=seconds,
         stages=dict(total.seconds),
+        alone=dict(alone),
         provider=provider,
         labelled=labelled,
         top1=top1,
@@ -374,6 +385,7 @@ def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitRes
         "remarks": dict(total.remarks),
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in total.seconds.items()},
+        "alone": total.alone(team.threads, team.workers),
         "batches": total.batches,
         "seconds_per_batch": {
             name: {"mean": round(value / max(total.batches, 1), 6), "max": round(total.slowest[name], 6)}

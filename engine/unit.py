@@ -30,6 +30,8 @@ from .targets import PREDICTED
 
 __all__ = ["Buffers", "Unit", "UnitResult", "commit_unit", "write_unit"]
 
+DEVICE = "device"  # the part of inference during which an accelerator runs
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -49,7 +51,7 @@ class Unit:
 
     def alone(self) -> Unit:
         """The same unit with a source of only its images, so that a large dataset is not sent with every unit."""
-        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.places))
+        return dataclasses.replace(self, items=self.items.alone(), source=self.source.subset(self.items.indices))
 
 
 @dataclass
@@ -81,6 +83,19 @@ class UnitResult:
             self.remarks + other.remarks,
         )
 
+    def alone(self, threads: int, workers: int) -> dict[str, float]:
+        """Images per second that each stage could do if there were no other, by the time that it took; slowest first.
+
+        All threads work at a stage at once, except that one per worker commits, and one device per worker infers.
+        """
+        taken = dict(self.seconds)
+        device = taken.pop(DEVICE, None)
+        lanes = dict.fromkeys(taken, threads) | {"commit": workers}
+        if device is not None:  # `inference` includes waiting for it
+            taken["inference"], lanes["inference"] = device, workers
+        rates = {name: round(self.images * lanes[name] / spent, 2) for name, spent in taken.items() if spent > 0}
+        return dict(sorted(rates.items(), key=lambda rate: rate[1]))
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A context that counts its seconds for a stage."""
@@ -88,9 +103,12 @@ class UnitResult:
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
-            self.slowest[name] = max(self.slowest.get(name, 0.0), spent)
+            self.count(name, time.perf_counter() - start)
+
+    def count(self, name: str, spent: float) -> None:
+        """Count seconds for a stage."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        self.slowest[name] = max(self.slowest.get(name, 0.0), spent)
 
 
 class Buffers:
@@ -152,7 +170,9 @@ def write_unit(plan: Plan, unit: Unit, buffers: Buffers) -> UnitResult:
             with result.stage("decode"):
                 result.remarks.update(_load(buffers, keys, reads, part))
             with result.stage("inference"):
-                buffers.session.run_into(buffers.pixels, buffers.outputs, len(batch), *buffers.given(asked))
+                device = buffers.session.run_into(buffers.pixels, buffers.outputs, len(batch), *buffers.given(asked))
+            if device:
+                result.count(DEVICE, device)
             with result.stage("reduce"):
                 _reduce(buffers, keys, asked, part)
             with result.stage("write"), _writing(buffers.store):

@@ -195,7 +195,8 @@ class GraphSpec:
         classes: the head's classes by index; empty without a head or if no names are known.
         outputs: every output, in the graph's order.
         gradients: whether the graph has a second input, `target` (image) int64: a class index, or -1 for the class
-            with the largest logit; and outputs `gradient.L`, the derivatives of the logit of that class.
+            with the largest logit; and outputs `gradient.L`, derivatives for that class.
+        objective: what these derive: the class's logit, or the loss, -ln of its probability.
         norms: whether the graph has the outputs `value_norm.L`, `branch_ratio.L` and `token_norm.L`.
         ablate: whether the graph has the inputs `head_mask` (layer, head) float32, 1 keeps a head, and `head_fill`
             (layer, head, channel) float32, what stands in place of a head that is not kept; and outputs
@@ -221,6 +222,7 @@ class GraphSpec:
     outputs: tuple[Output, ...]
     classes: tuple[ClassName, ...] = ()
     gradients: bool = False
+    objective: Literal["logit", "loss"] = "logit"
     norms: bool = False
     ablate: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)

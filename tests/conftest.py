@@ -66,12 +66,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
     """Make files once for all workers of pytest-xdist: `once(name, make)` is the folder that `make` filled."""
     own = tmp_path_factory.getbasetemp()
     common = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once"
 
-    def get(name: str, make: Callable[[Path], None]) -> Path:
+    def get(name: str, make: Callable[[Path], Any]) -> Path:
         folder, done = common / name, common / f"{name}.done"
         common.mkdir(exist_ok=True)
         with FileLock(common / f"{name}.lock"):
@@ -114,3 +114,14 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         return subprocess.CompletedProcess(arguments, code, shown.out, shown.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def deit(shared: Path, once: Callable[[str, Callable[[Path], Any]], Path]) -> Path:
+    """The graph of deit_tiny with its trained weights."""
+    pytest.importorskip("timm")
+    import attlas
+
+    name = "deit_tiny_patch16_224"
+    weights = shared / "models" / f"{name}.safetensors"
+    return once("deit", lambda folder: attlas.export(name, folder / "deit.onnx", checkpoint=weights)) / "deit.onnx"

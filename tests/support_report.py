@@ -116,6 +116,7 @@ class Seen(HTMLParser):
         self.loaded: list[str] = []
         self.tags: list[str] = []
         self.ids: list[str] = []
+        self.headings: list[str] = []
         self.open: list[str] = []
         self.feed(html)
         self.close()
@@ -125,7 +126,7 @@ class Seen(HTMLParser):
         self.tags.append(tag)
         if "id" in values:
             self.ids.append(values["id"])
-        if tag not in ("meta", "link", "img", "source", "br"):
+        if tag not in ("meta", "link", "img", "source", "br", "wbr"):
             self.open.append(tag)
         if tag == "a":
             self.links.append(values["href"])
@@ -136,6 +137,8 @@ class Seen(HTMLParser):
             self.alts.append(values["alt"])
         if tag == "figcaption":
             self.captions.append("")
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append("")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -145,6 +148,8 @@ class Seen(HTMLParser):
             self.text += data
         if "figcaption" in self.open:
             self.captions[-1] += data
+        if {"h1", "h2", "h3"} & set(self.open):
+            self.headings[-1] += data
 
 
 def read(path: Path) -> tuple[str, Seen]:

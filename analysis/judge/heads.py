@@ -31,7 +31,7 @@ from ..statistics.inference import METHOD, interval
 from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
 from ..statistics.summary import Summed, spec_of
-from .judging import Where, absolute, lacking_units
+from .planning import Where, absolute, lacking_units
 from .work import once, opened
 
 __all__ = ["LOSSES", "SILENCES", "HeadsResult", "judge_heads"]
@@ -142,15 +142,25 @@ def judge_heads(
 
 
 def _pass(
-    task: _Task, store: Store, spec: GraphSpec, images: Where | Source, pool: Executor, ahead: int, overwrite: bool,
+    task: _Task,
+    store: Store,
+    spec: GraphSpec,
+    images: Where | Source,
+    pool: Executor,
+    ahead: int,
+    overwrite: bool,
     show: Callable[[Progress], None],
-) -> int:  # fmt: skip
+) -> int:
     """Everything that is not there yet; returns how many pictures the graph saw."""
     source, items = image_items(store, images)
     rows = Template(
-        task.array, ("image", _axis(store), "head", "judged_loss"), (spec.depth, spec.heads, len(LOSSES)), "float32",
-        np.nan, {"silence": task.silence, "long_name": "loss of the model without the head", "units": "1"},
-    )  # fmt: skip
+        task.array,
+        ("image", _axis(store), "head", "judged_loss"),
+        (spec.depth, spec.heads, len(LOSSES)),
+        "float32",
+        np.nan,
+        {"silence": task.silence, "long_name": "loss of the model without the head", "units": "1"},
+    )
     fresh = [] if rows.name in store else [ArraySpec.from_template(rows, store.plan)]
     if fresh:
         store.add(fresh)
@@ -179,7 +189,7 @@ def _pass(
         forwards += sum(n for _, n in sums)
         # In the units' order, so that the number of workers does not change a bit.
         fill = (sum(total for total, _ in sums) / max(forwards, 1)).astype(np.float32)
-    return forwards + sum(over(todo, _losses, fill))
+    return forwards + sum(int(n) for n in over(todo, _losses, fill))
 
 
 def _axis(store: Store) -> str:

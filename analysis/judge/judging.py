@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from ...engine.again import check_graph, image_items
 from ...engine.runtime.providers import accelerates, cores
-from ...engine.sources import Items, Source
-from ...engine.sources.files import is_url
+from ...engine.sources import Source
 from ...engine.store.storage import Url
-from ...engine.store.store import ArraySpec, Store
-from ...engine.targets import choose
+from ...engine.store.store import Store
 from ...engine.unit import Unit
-from ...errors import AttlasError, UsageError
+from ...errors import AttlasError
 from ...progress import Display, Show, shows
-from ..catalog import CATALOG
 from ..statistic import Statistic
-from ..statistics.analysis import Progress, analyze, in_order
-from ..statistics.summary import Source as Summed
-from .fills import FILLS
-from .maps import OTHER, Chosen, baselines, chosen
+from ..statistics.analysis import Progress, in_order
+from .planning import Choice, Mask, Plan, Where, planned
+from .segmentation import Segmentation, segment_unit
+from .segmentation import sum_up as sum_up_masks
 from .summary import Verdict, sum_up
-from .work import Judgement, UnitDone, judge_unit, portable, rows_of
+from .work import UnitDone, judge_unit
 
-__all__ = ["JudgeResult", "Where", "absolute", "judge", "lacking_units"]
-
-type Where = str | os.PathLike[str]
-type Mask = npt.NDArray[np.bool_]
+__all__ = ["JudgeResult", "judge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +39,7 @@ class JudgeResult:
         forwards: pictures that the graph saw in this call.
         seconds: of the whole call; `judging`: of the pictures alone, reading and summing up not counted.
         verdict: means, intervals and paired differences, as they are in the store.
+        segmentation: against masks, where there are some.
         notes: what the user should know.
     """
 
@@ -58,6 +49,7 @@ class JudgeResult:
     seconds: float
     judging: float
     verdict: Verdict
+    segmentation: Segmentation | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -72,6 +64,7 @@ def judge(
     fill: str = "mean",
     target: str = "predicted",
     other: Where | None = None,
+    masks: Where | None = None,
     provider: str = "auto",
     workers: int | None = None,
     executor: Executor | None = None,
@@ -94,6 +87,8 @@ def judge(
         target: the class whose logit and probability are followed: `predicted` on the whole picture, `label`, or a
             class index.
         other: a second store of the same images, such as one of random weights: its maps are judged on this graph too.
+        masks: a folder of PNGs, named like the images, in which the object is not 0: maps are also judged as
+            segmentations.
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
         workers: units at once; by default a core each, or on an accelerator two.
         executor: of other processes or machines, which must reach the files by the same paths.
@@ -104,187 +99,90 @@ def judge(
         UsageError: a map is unknown or none of each image, or `steps`, `fill` or `target` do not fit.
         AttlasError: the graph is not of the store's model, images are others, or the store cannot be written.
     """
-    started = time.perf_counter()
+    choice = Choice(maps, steps, fill, target, other, masks, provider, overwrite)
     show = progress if callable(progress) else (lambda _now: None)
-    opened = Store(store, writable=True)
+    said = progress.note if isinstance(progress, Display) else (lambda _line: None)
     try:
-        plan = _planned(opened, graph, images, maps, (steps, fill, target), other, provider, overwrite)
-        before = time.perf_counter()
-        if executor is not None:
-            done = _pass(plan, executor, workers or cores(), None, show)
-        else:
-            # A session of one thread for each unit that is in work: no core ever waits for a picture to be prepared.
-            count = workers or (2 if accelerates(provider) else cores())
-            with ThreadPoolExecutor(count, thread_name_prefix="judge") as pool:
-                done = _pass(plan, pool, count, max(1, cores() // count), show)
-        judging = time.perf_counter() - before
-        if isinstance(progress, Display):
-            progress.note("summing up")
-        verdict = sum_up(plan.source, plan.task)
+        return _judged(Store(store, writable=True), graph, images, choice, (workers, executor), show, said)
     except OSError as error:
         raise AttlasError(f"{store}: cannot be written ({error.strerror or error})") from None
+
+
+def _judged(
+    store: Store,
+    graph: Where,
+    images: Where | Source,
+    choice: Choice,
+    who: tuple[int | None, Executor | None],
+    show: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> JudgeResult:
+    started = time.perf_counter()
+    plan, (workers, executor) = planned(store, graph, images, choice), who
+    before = time.perf_counter()
+    if executor is not None:
+        done = _all(plan, executor, workers or cores(), None, show)
+    else:
+        # A session of one thread for each unit that is in work: no core ever waits for a picture to be prepared.
+        count = workers or (2 if accelerates(choice.provider) else cores())
+        with ThreadPoolExecutor(count, thread_name_prefix="judge") as pool:
+            done = _all(plan, pool, count, max(1, cores() // count), show)
+    judging = time.perf_counter() - before
+    say("summing up")
+    verdict = sum_up(plan.source, plan.task)
     return JudgeResult(
-        path=opened.path,
+        path=store.path,
         images=int(plan.source.mask.sum()),
         forwards=sum(one.forwards for one in done),
         seconds=time.perf_counter() - started,
         judging=judging,
         verdict=verdict,
+        segmentation=sum_up_masks(plan.source, plan.task.maps) if plan.masks is not None else None,
         notes=(*plan.notes, *_notes(plan, done)),
     )
 
 
-@dataclass
-class _Plan:
-    """What is to be done: `lacking` are the units without rows, by the name of the map."""
-
-    source: Summed
-    task: Judgement
-    images: Source
-    items: Items
-    targets: npt.NDArray[np.int64]
-    lacking: dict[str, Mask]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def units(self) -> list[int]:
-        return [int(k) for k in np.flatnonzero(np.any(list(self.lacking.values()), axis=0))]
-
-
-def _planned(
-    store: Store, graph: Where, images: Where | Source, names: Sequence[str | Statistic],
-    choice: tuple[int, str, str], other: Where | None, provider: str, overwrite: bool,
-) -> _Plan:  # fmt: skip
-    """Everything that can be refused is refused here, before any picture is read."""
-    steps, fill, target = choice
-    spec = check_graph(store, graph)
-    if spec.output("logits") is None:
-        raise UsageError(f"{graph}: has no classes, so that there is no logit to follow")
-    if not 2 <= steps <= spec.patches:
-        raise UsageError(f"--steps {steps}: from 2 to {spec.patches}, the number of patches")
-    if fill not in FILLS:
-        raise UsageError(f"--fill {fill}: there are {', '.join(FILLS)}")
-    source, items = image_items(store, images)
-    targets = choose(target, spec, items.labels)
-    asked = chosen(store, names)
-    second = _second(store, other) if other is not None else None
-    _compute(store, asked)
-    store = Store(store.path, writable=True)  # with the rows that were made
-    every = [*asked]
-    if second is not None:
-        theirs = [Chosen(f"{OTHER}{one.name}", one.statistic, one.layer, one.head, other=True) for one in asked]
-        _compute(second, asked)
-        every += theirs
-    every += baselines()
-    task = Judgement(
-        absolute(store.path), absolute(graph), "" if second is None else absolute(second.path),
-        tuple(portable(every)), fill, steps, target, provider, None, uuid.uuid4().hex,
-    )  # fmt: skip
-    specs = [ArraySpec.from_template(rows, store.plan) for one in task.maps for rows in rows_of(task, one)]
-    _refuse_other(store, second, task)
-    fresh = [one for one in specs if one.name not in store]
-    if fresh:
-        store.add([_of_second(one, second) for one in fresh])
-    found = Summed.of(Store(store.path, writable=True))
-    lacking = {one.name: lacking_units(found, task.array("judged", one.name), overwrite) for one in task.maps}
-    return _Plan(found, task, source, items, targets, lacking, _differing(store, asked, targets))
-
-
-def _second(store: Store, where: Where) -> Store:
-    """A second store of the same images and patches."""
-    second = Store(where, writable=True)
-    if second.spec.grid != store.spec.grid:
-        raise AttlasError(f"{where}: has a grid of {second.spec.grid} patches, {store.path} of {store.spec.grid}")
-    if second.plan.images != store.plan.images or (second.read("path") != store.read("path")).any():
-        raise AttlasError(f"{where}: is of other images than {store.path}; run it on the same ones")
-    if (store.done_images & ~second.done_images).any():
-        raise AttlasError(f"{where}: lacks images that are done in {store.path}; `attlas run` goes on with it")
-    return second
-
-
-def _compute(store: Store, maps: Sequence[Chosen]) -> None:
-    """Make the rows of maps that a store lacks."""
-    needed = {one.statistic.name: one.statistic for one in maps if one.statistic is not None}
-    analyze(store.path, [one for one in needed.values() if one.formula is not None or one.name in CATALOG])
-
-
-def _refuse_other(store: Store, second: Store | None, task: Judgement) -> None:
-    """Refuse to mix the maps of two second stores under one name."""
-    for one in (one for one in task.maps if one.other):
-        name = task.array("judged", one.name)
-        if second is not None and name in store:
-            said = dict(store.array(name).attrs).get("other")
-            if said != _identity(second):
-                raise AttlasError(
-                    f"{store.path}: {one.name} was judged from another second store than {second.path}; name that one"
-                )
-
-
-def _of_second(array: ArraySpec, second: Store | None) -> ArraySpec:
-    if second is not None and f".{OTHER}" in array.name:
-        said = {"other": _identity(second), "other_weights": second.spec.weights.source}
-        return dataclasses.replace(array, attrs={**array.attrs, **said})
-    return array
-
-
-def _identity(store: Store) -> str:
-    return str(store.plan.identity.get("graph", ""))
-
-
-def lacking_units(found: Summed, array: str, overwrite: bool) -> Mask:
-    """The done units without rows: a unit is a chunk, and a chunk's file is written whole."""
-    if overwrite:
-        return found.done.copy()
-    store = found.store
-    rest = [0] * (len(store.dims(array)) - 1)
-    there = {key for key, _ in store.storage.listing(array)}
-    keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
-    return found.done & ~np.array([key in there for key in keys], np.bool_)
-
-
-def _pass(
-    plan: _Plan, pool: Executor, ahead: int, threads: int | None, show: Callable[[Progress], None]
+def _all(
+    plan: Plan, pool: Executor, ahead: int, threads: int | None, show: Callable[[Progress], None]
 ) -> list[UnitDone]:
-    store, units = plan.source.store, plan.units
-    task = dataclasses.replace(plan.task, threads=threads)
-    started, done, total = time.perf_counter(), 0, sum(len(store.plan.unit_range(k)) for k in units)
-    show(Progress(0, total, 0.0))
+    """Judge what lacks rows, and count against masks what lacks counts."""
+    task, span = dataclasses.replace(plan.task, threads=threads), plan.source.store.plan.unit_range
 
-    def submit(k: int) -> Future[UnitDone]:
-        span = store.plan.unit_range(k)
-        at = slice(span.start, span.stop)
+    def judge_of(k: int, wanted: list[str]) -> Future[UnitDone]:
+        at = slice(span(k).start, span(k).stop)
         unit = Unit(k, plan.items[at], plan.images, plan.targets[at]).alone()
-        wanted = [name for name, lacks in plan.lacking.items() if lacks[k]]
         return pool.submit(judge_unit, task, unit, plan.source.mask[at], wanted)
 
-    found = []
-    for one in in_order(submit, units, ahead):
+    def segment_of(k: int, wanted: list[str]) -> Future[int]:
+        where, valid = (task.store, task.other, task.call), plan.source.mask[span(k).start : span(k).stop]
+        return pool.submit(segment_unit, where, str(plan.masks), task.maps, k, valid, wanted)
+
+    done = _pass(plan, plan.lacking, judge_of, ahead, show)
+    _pass(plan, plan.unsegmented, segment_of, ahead, show)
+    return done
+
+
+def _pass[T](
+    plan: Plan,
+    lacking: dict[str, Mask],
+    submit: Callable[[int, list[str]], Future[T]],
+    ahead: int,
+    show: Callable[[Progress], None],
+) -> list[T]:
+    """One job for each unit that lacks something."""
+    units = [int(k) for k in np.flatnonzero(np.any(list(lacking.values()), axis=0))] if lacking else []
+    sizes = [len(plan.source.store.plan.unit_range(k)) for k in units]
+    started, done, found = time.perf_counter(), 0, []
+    show(Progress(0, sum(sizes), 0.0))
+    jobs = in_order(lambda k: submit(k, [name for name, lacks in lacking.items() if lacks[k]]), units, ahead)
+    for one, size in zip(jobs, sizes, strict=True):
         found.append(one)
-        done += one.images
-        show(Progress(done, total, time.perf_counter() - started))
+        done += size
+        show(Progress(done, sum(sizes), time.perf_counter() - started))
     return found
 
 
-def _differing(store: Store, maps: Sequence[Chosen], targets: npt.NDArray[np.int64]) -> list[str]:
-    """A note where maps follow the gradient of another class than the one that is judged."""
-    weighs = [one.name for one in maps if one.statistic is not None
-              and {"gradient", "weighted", "positive"} & set(one.statistic.needs)]  # fmt: skip
-    if not weighs or "target" not in store or "logits" not in store:
-        return []
-    source = Summed.of(store)
-    theirs = store.read("target")
-    ours = targets.copy()
-    for k in np.flatnonzero(source.done):
-        span = store.plan.unit_range(int(k))
-        at = slice(span.start, span.stop)
-        ours[at] = np.where(ours[at] < 0, store.read("logits", at).argmax(-1), ours[at])
-    other = int((source.mask & (theirs != ours)).sum())
-    if not other:
-        return []
-    return [f"{', '.join(weighs)}: of {other:,} images the run's gradients are of another class than is judged"]
-
-
-def _notes(plan: _Plan, done: Sequence[UnitDone]) -> list[str]:
+def _notes(plan: Plan, done: Sequence[UnitDone]) -> list[str]:
     found = []
     source, without = plan.source, dict[str, int]()
     if not source.done.all():
@@ -297,9 +195,3 @@ def _notes(plan: _Plan, done: Sequence[UnitDone]) -> list[str]:
             without[name] = without.get(name, 0) + count
     found += [f"{name}: {count:,} images have no finite map and are left out" for name, count in without.items()]
     return found
-
-
-def absolute(path: Where | Url) -> str:
-    """A path as other processes find it; a URL as it is."""
-    text = os.fspath(path)
-    return text if is_url(text) else os.path.abspath(text)  # noqa: PTH100 - links stay as they are named

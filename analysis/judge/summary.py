@@ -134,9 +134,9 @@ def _summed(
     for curve in CURVES:
         rows = np.stack([store.read(f"{curve}.{tag}.{name}") for name in names], axis=1).astype(np.float64)
         mean, bounds = _by_group(rows, groups)
-        dims = ("judged_group", axis, "judged_score", step)
-        found[f"{curve}_mean.{tag}"] = Summed(dims, mean, said)
-        found[f"{curve}_interval.{tag}"] = Summed(("bound", *dims), bounds, drawn)
+        axes = ("judged_group", axis, "judged_score", step)
+        found[f"{curve}_mean.{tag}"] = Summed(axes, mean, said)
+        found[f"{curve}_interval.{tag}"] = Summed(("bound", *axes), bounds, drawn)
     return found
 
 

@@ -57,8 +57,13 @@ class Judgement:
     @property
     def tag(self) -> str:
         """What names this choice in the store: `mean`, or `blur-32-label` where steps and target are not the usual."""
-        return "-".join([self.fill, *([str(self.steps)] if self.steps != 16 else []),
-                         *([self.target] if self.target != "predicted" else [])])  # fmt: skip
+        return "-".join(
+            [
+                self.fill,
+                *([str(self.steps)] if self.steps != 16 else []),
+                *([self.target] if self.target != "predicted" else []),
+            ]
+        )
 
     def array(self, what: str, name: str) -> str:
         """The array of a map: `deletion`, `insertion` or `judged`."""
@@ -85,13 +90,25 @@ def rows_of(task: Judgement, chosen: Chosen) -> list[Template]:
         "insertion": "score after the patches with the largest values are put back",
     }
     found = [
-        Template(task.array(what, chosen.name), ("image", "judged_score", step), (len(SCORES), task.steps + 1),
-                 "float32", np.nan, {"long_name": text, "units": "1", **said})
+        Template(
+            task.array(what, chosen.name),
+            ("image", "judged_score", step),
+            (len(SCORES), task.steps + 1),
+            "float32",
+            np.nan,
+            {"long_name": text, "units": "1", **said},
+        )
         for what, text in words.items()
-    ]  # fmt: skip
+    ]
     dims, text = ("image", "judged_figure"), "areas under the curves, their difference, and the correlation"
-    last = Template(task.array("judged", chosen.name), dims, (len(FIGURES),), "float32", np.nan,
-                    {"long_name": text, "units": "1", **said})  # fmt: skip
+    last = Template(
+        task.array("judged", chosen.name),
+        dims,
+        (len(FIGURES),),
+        "float32",
+        np.nan,
+        {"long_name": text, "units": "1", **said},
+    )
     return [*found, last]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from ...exporter.spec import GraphSpec
 from ..statistics.clusters import cluster_codes, cluster_of, said
 from ..statistics.inference import FEW
 
-__all__ = ["Facts", "Share", "gather", "sample", "table", "warnings", "wilson"]
+__all__ = ["Facts", "Share", "first", "gather", "labels", "sample", "table", "warnings", "wilson"]
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -45,7 +46,7 @@ class Facts:
     """A store in numbers and words.
 
     Attributes:
-        name: of the store's folder; `letter`: A, B, ... by its place on the page.
+        name: of the store's folder; `label`: what the page calls it, other than every other store on it.
         images: planned; `done`: run so far; `valid`: done and readable, the n of every statistic.
         unreadable: (path, reason) of the first ones that could not be read.
         top1, top5: where labels name classes.
@@ -55,7 +56,7 @@ class Facts:
     """
 
     name: str
-    letter: str
+    label: str
     spec: GraphSpec
     images: int
     done: int
@@ -106,17 +107,17 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def gather(store: Store, letter: str = "A", *, baseline: bool = False) -> Facts:
-    """Read a store's facts; the logits unit by unit, so that memory does not grow with the images."""
+def gather(store: Store, label: str = "", *, baseline: bool = False, accuracy: bool = True) -> Facts:
+    """Read a store's facts; the logits, if its `accuracy` is asked for, unit by unit: memory stays small."""
     done, valid = store.done_images, store.read("valid").astype(bool)
-    top1, top5 = _accuracy(store, done & valid)
+    top1, top5 = _accuracy(store, done & valid) if accuracy else (None, None)
     unread = np.flatnonzero(done & ~valid)[:10]
     column = cluster_of(store)
     codes = cluster_codes([store], [done & valid], column)
     reasons = tuple((str(store.read("path", int(i))), str(store.read("error", int(i)))) for i in unread)
     return Facts(
         name=store.path.name,
-        letter=letter,
+        label=label or store.spec.model,
         spec=store.spec,
         images=store.plan.images,
         done=int(done.sum()),
@@ -130,6 +131,30 @@ def gather(store: Store, letter: str = "A", *, baseline: bool = False) -> Facts:
         baseline=baseline,
         clusters=said(column, codes),
     )
+
+
+def labels(stores: Sequence[Store], length: int = 28) -> list[str]:
+    """What a page calls stores: by their models, with what tells models of one name apart, no longer than `length`."""
+    ways = (
+        [store.spec.model for store in stores],
+        [store.spec.name for store in stores],
+        [store.path.name.removesuffix(".zarr") for store in stores],
+        [f"{store.spec.model} {at}" for at, store in enumerate(stores, 1)],
+    )
+    for way in ways:
+        for found in (_without_common(way) if max(map(len, way)) > length else way, way):
+            short = [name if len(name) <= length else f"{name[: length - 9]}…{name[-8:]}" for name in found]
+            if len(set(short)) == len(short):
+                return short
+    return [str(at) for at in range(1, len(stores) + 1)]
+
+
+def _without_common(names: Sequence[str]) -> list[str]:
+    """Names without the words, parted by _ or a dot, that all of them end with: patch16_224 of two models."""
+    words = [re.split(r"(?<=[_.])", name) for name in names]
+    while len(names) > 1 and min(map(len, words)) > 1 and len({one[-1] for one in words}) == 1:
+        words = [one[:-1] for one in words]
+    return ["".join(one).rstrip("_.") for one in words]
 
 
 def _accuracy(store: Store, usable: npt.NDArray[np.bool_]) -> tuple[Share | None, Share | None]:
@@ -174,6 +199,25 @@ def warnings(facts: Facts) -> list[str]:
             "Attention is stored as uint8 codes, good for averages: single maps are approximate (1 to 3 % of a row)."
         )
     return found
+
+
+def first(facts: Facts) -> list[tuple[str, str, str]]:
+    """(question, answer, note): what was run, on how many images, and whether the recipe is right."""
+    spec, share = facts.spec, facts.top1
+    rows, columns = spec.grid
+    weights = {"pretrained": "pretrained weights", "checkpoint": "weights from a file", "random": "random weights"}
+    model = f"{weights[spec.weights.source]}; {spec.depth} blocks × {spec.heads} heads, {rows} × {columns} patches"
+    left = [f"{facts.images - facts.done:,} not done"] if facts.done < facts.images else []
+    left += [f"{facts.errors:,} unreadable"] if facts.errors else []
+    images = ", ".join([f"of {facts.images:,} planned", *left]) + f"; dataset “{facts.attrs.get('dataset', '')}”"
+    if share is None:
+        right = ("unknown", "no label of these images names a class of the model, so accuracy cannot tell")
+    else:
+        low, high = wilson(share.hits, share.total)
+        note = f"{share.hits:,} of {share.total:,}; 95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        right = (f"top-1 {100 * share.value:.1f} %", note)
+    count = f"{facts.valid:,} image{'s' if facts.valid != 1 else ''}"
+    return [("What", spec.model, model), ("How many", count, images), ("Is the recipe right?", *right)]
 
 
 def table(stores: Sequence[Facts]) -> list[tuple[str, list[str]]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +16,15 @@ from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Show, Step, shows
 from ..formulas.boxes import read_coco
-from .facts import gather
-from .plots.style import svg
-from .render import Chapter, Placed, rendered
+from .facts import gather, labels
+from .plots.style import STYLES, Widths, svg
+from .render import Chapter, Placed, not_drawn, rendered
 from .sections import SECTIONS
 from .sections.base import Absent, Context, Figure, Part, Section
-from .sections.comparison import comparison, named
+from .sections.comparison import comparison
 from .write import write_figure
 
 __all__ = ["report"]
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Say = Callable[[str], None]
 Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -40,6 +40,9 @@ def report(
     examples: int = 4,
     baseline: Paths = (),
     boxes: str | os.PathLike[str] | None = None,
+    only: Sequence[str] = (),
+    names: Sequence[str] = (),
+    style: str = "paper",
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> Path:
@@ -57,6 +60,9 @@ def report(
         baseline: stores that the others are compared with and of which nothing else is shown, such as one of the same
             model with random weights.
         boxes: a COCO JSON file of objects in the original images, by file name.
+        only: names of sections, such as `distance` or `examples`; by default all. `attlas.plot` lists them.
+        names: what stores and then baselines are called on the page; by default their models, or their own names.
+        style: `paper`, or `talk` for figures with larger words and lines.
         overwrite: replace a page that is at `output`, and write into a folder of figures that holds files.
         progress: True shows it; a function is called with one line as each section begins and as it ends.
 
@@ -64,21 +70,22 @@ def report(
         `output`, as a path.
 
     Raises:
-        UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, or `images` or
-            `boxes` is not there.
+        UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, `images` or `boxes`
+            is not there, a section or style is unknown, or `names` are not one for each store.
         AttlasError: a store or `boxes` does not read, or a file cannot be written.
     """
     shown, against = _located(stores), _located(baseline)
     output, folder = Path(output), None if figures is None else Path(figures)
-    _check(len(shown), len(shown) + len(against), output, folder, overwrite)
+    _check(len(shown), output, folder, overwrite)
     _check_read(images, boxes)
+    wanted, called = _check_words(only, names, style, len(shown) + len(against))
     say = progress if callable(progress) else (lambda _line: None)
-    contexts = []
-    for place, (path, letter) in enumerate(zip([*shown, *against], LETTERS, strict=False)):
-        store = _ready(path, say)
-        facts = gather(store, letter, baseline=place >= len(shown))
-        contexts.append(Context(store, facts, examples, images, boxes))
-    page = _Page(say, folder)
+    ready = [_ready(path, say) for path in (*shown, *against)]
+    contexts = [
+        Context(store, gather(store, label, baseline=place >= len(shown)), examples, images, boxes)
+        for place, (store, label) in enumerate(zip(ready, called or labels(ready), strict=True))
+    ]
+    page = _Page(say, folder, STYLES[style], wanted)
     with _appearing(output, folder) as beside:
         page.fill(contexts)
         beside.write_text(rendered(page.chapters, contexts), "utf-8")
@@ -89,12 +96,10 @@ def _located(paths: Paths) -> list[Path | Url]:
     return [locate(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
-def _check(shown: int, count: int, output: Path, folder: Path | None, overwrite: bool) -> None:
+def _check(shown: int, output: Path, folder: Path | None, overwrite: bool) -> None:
     """Refuse what would write something else than was meant, before any work."""
     if not shown:
         raise UsageError("no store is named: a report needs at least one")
-    if count > len(LETTERS):
-        raise UsageError(f"{count} stores are too many for one page; {len(LETTERS)} fit")
     if output.suffix.lower() not in (".html", ".htm"):
         named = output.with_suffix(".html").name
         raise UsageError(f"{output}: a report is an HTML page; name it {named} (--figures DIR writes PDF, SVG, PNG)")
@@ -117,6 +122,24 @@ def _check_read(images: str | os.PathLike[str] | None, boxes: str | os.PathLike[
     if not Path(boxes).is_file():
         raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
     read_coco(boxes)
+
+
+def _check_words(
+    only: Sequence[str], names: Sequence[str], style: str, stores: int
+) -> tuple[frozenset[str], list[str]]:
+    """The sections that are wanted and what stores are called, as far as they were given."""
+    known = [*(one.name for one in SECTIONS), *(one.name for one in comparison(()))]
+    for name in only:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? there" if near else "there"
+            raise UsageError(f"--only {name}: there is no such section; {hint} are {', '.join(known)}")
+    if style not in STYLES:
+        raise UsageError(f"--style {style}: there is no such style; there are {', '.join(STYLES)}")
+    found = [name.strip() for name in names]
+    if found and (len(found) != stores or len({_slug(name) for name in found} - {""}) != stores):
+        raise UsageError(f"--names {','.join(found)}: give {stores} different names, one for each store and baseline")
+    return frozenset(only), found
 
 
 @contextlib.contextmanager
@@ -166,6 +189,8 @@ class _Page:
     Attributes:
         say: told of every section.
         folder: where figures are written too, or None.
+        widths: how wide figures are laid out.
+        only: the names of the sections that are wanted, or nothing for all.
         chapters: with their figures.
         figures: how many there are.
         begun: how many sections have begun, of how many `sections`.
@@ -173,6 +198,8 @@ class _Page:
 
     say: Say
     folder: Path | None
+    widths: Widths
+    only: frozenset[str]
     chapters: list[Chapter] = field(default_factory=list)
     figures: int = 0
     begun: int = 0
@@ -180,48 +207,60 @@ class _Page:
 
     def fill(self, contexts: Sequence[Context]) -> None:
         """All chapters, in order: the comparison, then each store that is no baseline."""
-        facts, several = [c.facts for c in contexts], len(contexts) > 1
-        self.sections = several + len(SECTIONS) * sum(not one.baseline for one in facts)
-        if several:
-            section = Section("Side by side", lambda _: comparison(contexts))
-            self._chapter("Side by side", "comparison", [section], contexts[0], "", "")
-        for one in contexts:
-            letter = one.facts.letter
-            if one.facts.baseline:
-                continue
-            title = named(one.facts, facts, ". ") if several else "What attention does"
-            prefix, label = (f"{letter.lower()}-", f"{letter}, ") if several else ("", "")
-            self._chapter(title, f"store-{letter.lower()}", SECTIONS, one, prefix, label)
+        shown = [one for one in contexts if not one.facts.baseline]
+        together = self._wanted(comparison(contexts)) if len(contexts) > 1 else []
+        alone = self._wanted(SECTIONS)
+        self.sections = len(together) + len(alone) * len(shown)
+        if together:
+            self._chapter("Side by side", "comparison", together, contexts[0], "", "")
+        for one in shown if alone else ():
+            label = one.facts.label if len(contexts) > 1 else ""
+            begin, title = (f"{_slug(label)}-", label) if label else ("", "What attention does")
+            self._chapter(title, f"store-{_slug(one.facts.label)}", alone, one, begin, f"{label}, " if label else "")
+
+    def _wanted(self, sections: Sequence[Section]) -> list[Section]:
+        """By question, and of each the ones first that are not folded away."""
+        questions = list(dict.fromkeys(one.question for one in sections))
+        found = [one for one in sections if not self.only or one.name in self.only]
+        return sorted(found, key=lambda one: (questions.index(one.question), one.more))
 
     def _chapter(
-        self, title: str, anchor: str, sections: Sequence[Section], context: Context, prefix: str, label: str
+        self, title: str, anchor: str, sections: Sequence[Section], context: Context, begin: str, label: str
     ) -> None:
-        """Sections under one heading; `prefix` begins the names of their files, `label` the lines of progress."""
+        """Sections under one heading; `begin` begins the names of their files, `label` the lines of progress."""
         chapter = Chapter(title, anchor)
         self.chapters.append(chapter)
         for section in sections:
             self.begun += 1
-            self.say(Step(f"{label}{section.title}", self.begun, self.sections))
+            self.say(Step(f"{label}{section.title}", self.begun, self.sections, brief=True))
             began, before = time.perf_counter(), self.figures
-            chapter.parts += [self._placed(part, context, prefix) for part in _parts(section, context)]
-            made = self.figures - before
-            said = f"{made} figure{'s' if made != 1 else ''}" if made else "nothing to draw"
-            self.say(f"{label}{section.title}: {said}, {time.perf_counter() - began:.1f} s")
+            parts = [self._placed(part, context, begin) for part in _parts(section, context)]
+            chapter.add(section, parts)
+            if made := self.figures - before:
+                said = f"{made} figure{'s' if made != 1 else ''}, {time.perf_counter() - began:.1f} s"
+                self.say(f"{label}{section.title}: {said} ({self.begun}/{self.sections})")
+        if anchor != "comparison" and not self.only:
+            chapter.left_out = not_drawn(context.store, chapter)
 
-    def _placed(self, part: Part, context: Context, prefix: str) -> Placed | Part:
+    def _placed(self, part: Part, context: Context, begin: str) -> Placed | Part:
         """A figure with its number and its drawings; anything else as it is."""
         if not isinstance(part, Figure):
             return part
         try:
-            printed = part.draw(False)
+            printed = part.draw(False, self.widths)
             drawn = svg(printed)
             placed = Placed.of(part, self.figures + 1, drawn)
         except Exception as error:
             return Absent(part.title, _reason(error, context))
         self.figures += 1
         if self.folder is not None:
-            write_figure(part, printed, drawn, self.folder, f"{prefix}{part.name}")
+            write_figure(part, printed, drawn, self.folder, f"{begin}{part.name}", self.widths.scale)
         return placed
+
+
+def _slug(label: str) -> str:
+    """A label as names of files and anchors have it."""
+    return re.sub(r"[^\w.-]+", "-", label).strip("-.")
 
 
 def _parts(section: Section, context: Context) -> Iterator[Part]:

@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from importlib import metadata
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-from .facts import Facts, table, warnings
+from ...engine.store.store import Store
+from ..catalog import summed
+from .facts import Facts, first, table, warnings
 from .plots.style import DARK, svg
 from .plots.svg import data_url, for_page
-from .sections.base import Absent, Context, Figure, Listing, Table
+from .sections.base import Absent, Context, Figure, Listing, Section, Table
 from .text.definitions import READING
 from .text.markup import rich
 from .text.methods import methods, paragraph, references
 
-__all__ = ["Chapter", "Placed", "rendered"]
+__all__ = ["Chapter", "Group", "Placed", "not_drawn", "rendered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +42,70 @@ def _url(drawn: str) -> str:
     return data_url(for_page(drawn, DARK))
 
 
+type Shown = Placed | Figure | Absent | Table | Listing
+
+
+@dataclass
+class Group:
+    """What answers one question: `parts` in sight, `more` folded away."""
+
+    question: str
+    anchor: str
+    parts: list[Shown] = field(default_factory=list)
+    more: list[Shown] = field(default_factory=list)
+
+    @property
+    def folded(self) -> str:
+        """What is folded away, in a line."""
+        titles = [part.figure.title for part in self.more if isinstance(part, Placed)]
+        titles += [part.caption.partition(".")[0] for part in self.more if isinstance(part, Table)]
+        lacking = sum(isinstance(part, Absent) for part in self.more)
+        return "; ".join([*titles, *([f"{lacking} that this store cannot give"] if lacking else [])])
+
+
 @dataclass
 class Chapter:
-    """Parts under one heading."""
+    """Questions under one heading; `left_out` names what was computed and has no figure."""
 
     title: str
     anchor: str
-    parts: list[Placed | Figure | Absent | Table | Listing] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def add(self, section: Section, parts: Sequence[Shown]) -> None:
+        """Put what a section gave under its question; what the store cannot give is folded away."""
+        if not parts:
+            return
+        if not self.groups or self.groups[-1].question != section.question:
+            self.groups.append(Group(section.question, f"{self.anchor}-{len(self.groups) + 1}"))
+        group = self.groups[-1]
+        for part in parts:
+            (group.more if section.more or isinstance(part, Absent) else group.parts).append(part)
+
+    @property
+    def parts(self) -> list[Shown]:
+        """All that stands in it, in order."""
+        return [part for group in self.groups for part in (*group.parts, *group.more)]
 
     @property
     def placed(self) -> list[Placed]:
-        """Its figures alone, as the table of contents names them."""
+        """Its figures alone."""
         return [part for part in self.parts if isinstance(part, Placed)]
+
+
+def not_drawn(store: Store, chapter: Chapter) -> list[str]:
+    """The statistics over a store's images that no figure or table of a chapter shows, with what they are."""
+    drawn = {name for part in chapter.placed for name in part.figure.methods}
+    drawn |= {row[0].partition(" ")[0] for part in chapter.parts if isinstance(part, Table) for row in part.rows}
+    said = " ".join(part.reason for part in chapter.parts if isinstance(part, Absent))
+    found = (one for one in summed(store) if not {one.name, one.name.removesuffix("_mean")} & drawn)
+    return [f"{one.name}: {one.long_name}" for one in found if f"`{one.name}`" not in said]
 
 
 def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context]) -> str:
     """The whole file."""
     facts = [context.facts for context in contexts]
     several = len(facts) > 1
-    names = list(dict.fromkeys(one.spec.name for one in facts))
     found = methods(
         [
             *(name for chapter in chapters for part in chapter.placed for name in part.figure.methods),
@@ -70,12 +118,13 @@ def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context]) -> str:
         .get_template("page.html.jinja")
         .render(
             version=_version(),
-            names=names,
+            names=list(dict.fromkeys(one.label if several else one.spec.name for one in facts)),
             several=several,
             facts=facts,
             lede=_lede(facts),
-            warnings=[f"{one.letter}: {text}" if several else text for one in facts for text in warnings(one)],
-            tiles=[] if several else _tiles(facts[0]),
+            warnings=[f"{one.label}: {text}" if several else text for one in facts for text in warnings(one)],
+            first=[(one.label, first(one)) for one in facts],
+            known=any(one.top1 for one in facts),
             table=table(facts),
             chapters=chapters,
             reading=READING,
@@ -96,6 +145,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["rich"] = rich
+    found.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
     found.tests["figure"] = lambda part: isinstance(part, Placed)
     found.tests["absent"] = lambda part: isinstance(part, Absent)
     found.tests["table"] = lambda part: isinstance(part, Table)
@@ -111,25 +161,12 @@ def _texts(chapters: Sequence[Chapter]) -> list[str]:
 
 def _lede(facts: Sequence[Facts]) -> str:
     if len(facts) > 1:
-        counts = ", ".join(f"{f.letter} {f.valid:,}" for f in facts)
-        return f"The attention of {len(facts)} runs, side by side. Images: {counts}."
+        return f"The attention of {len(facts)} runs, side by side: {', '.join(one.label for one in facts)}."
     one = facts[0]
     dataset, selection = (str(one.attrs.get(key, "")) for key in ("dataset", "selection"))
     whole = f" ({selection})" if selection and not selection.startswith("all ") else ""
     images = f"{one.valid:,} image{'s' if one.valid != 1 else ''}"
     return f"The attention of every layer and head over {images} of the dataset “{dataset}”{whole}."
-
-
-def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
-    """(label, value, note) of the numbers that matter first."""
-    spec = facts.spec
-    tiles = [("Images", f"{facts.valid:,}", f"of {facts.images:,} planned, {facts.errors:,} unreadable")]
-    for label, share in (("Top-1", facts.top1), ("Top-5", facts.top5)):
-        if share is not None:
-            tiles.append((label, f"{100 * share.value:.1f} %", str(share).partition(" (")[2].rstrip(")")))
-    tiles.append(("Blocks × heads", f"{spec.depth} × {spec.heads}", f"{spec.tokens} tokens"))
-    tiles.append(("Patches", f"{spec.grid[0]} × {spec.grid[1]}", f"of {spec.patch_size[0]} × {spec.patch_size[1]} px"))
-    return tiles
 
 
 def _version() -> str:

@@ -13,9 +13,9 @@ from .sections.base import Figure
 __all__ = ["write_figure"]
 
 
-def write_figure(figure: Figure, printed: Any, drawn: str, folder: Path, name: str) -> None:
-    """PDF, SVG and PNG of what is `printed`, whose SVG is `drawn`, and its numbers as CSV."""
-    write(printed, drawn, folder, name)
+def write_figure(figure: Figure, printed: Any, drawn: str, folder: Path, name: str, scale: float) -> None:
+    """PDF, SVG and PNG, `scale` larger, of what is `printed`, whose SVG is `drawn`, and its numbers as CSV."""
+    write(printed, drawn, folder, name, scale)
     target = io.StringIO(newline="")
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(figure.columns)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..report.numbers import Floats
@@ -25,7 +25,7 @@ type Pixels = npt.NDArray[np.uint8]
 
 MARGIN, GAP, LABEL, HEADING, LINE = 0.1, 0.1, 0.2, 0.3, 0.13
 TALLEST = 4.5  # inches of one cell
-NARROWEST = 1.45  # of a column beside which words stand
+LEAST = 0.75  # of the aspect of a list of classes: their lines need room
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Block:
     @property
     def lines(self) -> list[str]:
         """The sentences, cut to the sheet's width."""
-        return textwrap.wrap(self.words, 118)
+        return textwrap.wrap(self.words, 130)
 
     @property
     def height(self) -> float:
@@ -74,7 +74,7 @@ def _above(row: Sequence[Cell]) -> float:
     return LABEL if any(cell.label for cell in row) else 0.0
 
 
-def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "", *, root: bool = True) -> Any:
+def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "") -> Any:
     """A figure as wide as a page: what it is of, the blocks, and how colours are read.
 
     Args:
@@ -82,23 +82,25 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "", *, ro
         facts: under it, quiet.
         blocks: from top to bottom.
         foot: a sentence beside the key of colours; "" for neither.
-        root: whether the colours of the key follow square roots.
     """
-    lines = textwrap.wrap(foot, 88)
+    lines = textwrap.wrap(foot, 100)
     head, tail = 0.47, max(0.34, LINE * len(lines) + 0.12) if foot else 0.0
     with style():
-        page = Sheet(WIDE, MARGIN + head + sum(b.height for b in blocks) + tail)
+        tall = MARGIN + head + sum(b.height for b in blocks) + tail
+        figure = Figure(figsize=(WIDE, tall))
+        page = Sheet(figure.add_axes((0, 0, 1, 1)), lambda _width: tall)
         page.text(MARGIN, MARGIN + 0.1, _cut(title, 92), 9, fontweight="bold", color=INK)
-        page.text(MARGIN, MARGIN + 0.29, _cut(facts, 128), 7, color=QUIET)
+        page.text(MARGIN, MARGIN + 0.29, _cut(facts, 134), 7, color=QUIET)
         top = MARGIN + head
         for block in blocks:
             _draw(page, block, top)
             top += block.height
         if foot:
-            _key(page, top + 0.04, root)
+            _key(page, top + 0.04)
             for at, line in enumerate(lines):
                 page.text(MARGIN + 1.62, top + 0.08 + at * LINE, line, 6.5, color=QUIET)
-    return page.figure
+        page.done()
+    return figure
 
 
 def _draw(page: Sheet, block: Block, top: float) -> None:
@@ -120,11 +122,11 @@ def _draw(page: Sheet, block: Block, top: float) -> None:
         top += max(c.aspect for c in row) * edge + GAP
 
 
-def _key(page: Sheet, top: float, root: bool) -> None:
+def _key(page: Sheet, top: float) -> None:
     """The colours from 0 to each map's printed maximum."""
-    bar = page.inset(MARGIN + 0.12, top, 0.9, 0.08)
-    page.figure.colorbar(ScalarMappable(scale_of((0, 1), root), COLOURS), cax=bar, orientation="horizontal")
-    bar.set_axis_off()
+    left = MARGIN + 0.12
+    place = {"extent": (left, left + 0.9, top + 0.08, top), "aspect": "auto"}
+    page.ax.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, **place)
     page.text(MARGIN, top + 0.04, "0", 6.5, color=QUIET)
     page.text(MARGIN + 1.06, top + 0.04, "maximum", 6.5, color=QUIET)
 
@@ -216,4 +218,4 @@ def bars(label: str, shares: Sequence[tuple[str, float]], aspect: float) -> Cell
             page.ax.add_patch(Rectangle((left, y + 0.155), right - left, 0.035, color=FAINT, lw=0))
             page.ax.add_patch(Rectangle((left, y + 0.155), (right - left) * share, 0.035, color=ACCENT, lw=0))
 
-    return Cell(label, aspect, draw)
+    return Cell(label, max(aspect, LEAST), draw)

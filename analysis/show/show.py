@@ -148,11 +148,9 @@ def show(
     chosen = tuple(named(name) for name in ([maps] if isinstance(maps, str) else maps))
     selection = Selection(image, random, sort, count, seed)
     subjects = _subjects(source, picture, chosen, target, walk, images, selection)
-    if at is not None:
-        patch = patch_at(subjects, at)
+    patch = patch if at is None else patch_at(subjects, at)
     request = Request(Choice(layer, head), chosen, _on_grid(patch, subjects[0].spec), matrix, threshold, style)
-    figure = walked(subjects, request) if walk else drawn(subjects, request)
-    shown = Shown(figure, titled(subjects))
+    shown = Shown((walked if walk else drawn)(subjects, request), titled(subjects))
     return shown if output is None else dataclasses.replace(shown, path=shown.save(output, overwrite=overwrite))
 
 
@@ -170,9 +168,9 @@ def _subjects(
         for one in pictures:
             if isinstance(one, str | os.PathLike) and Path(one).is_dir():
                 raise UsageError(f"{one}: is a folder; name one picture, or `attlas run` the folder and show the store")
-        from ...engine.sources.files import place
+        from ...engine.sources.files import expanded
 
-        return of_graph(Path(place(source)), pictures, needed(maps), WALKED if walk else (), target)
+        return of_graph(Path(expanded(source)), pictures, needed(maps), WALKED if walk else (), target)
     from ...engine.store.storage import locate
     from ...engine.store.store import Store
 

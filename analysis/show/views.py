@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from ...errors import UsageError
@@ -64,7 +65,9 @@ def drawn(subjects: Sequence[Subject], request: Request) -> Any:
 
 def titled(subjects: Sequence[Subject]) -> str:
     """What a figure is of."""
-    return subjects[0].title if len(subjects) == 1 else f"{len(subjects)} pictures of {subjects[0].where}"
+    return (
+        subjects[0].title if len(subjects) == 1 else f"{len(subjects)} pictures of {PurePath(subjects[0].where).name}"
+    )
 
 
 def views_of(subject: Subject, request: Request) -> list[View]:
@@ -90,7 +93,7 @@ def _overview(one: Subject, request: Request) -> Any:
     blocks = [Block(cells, len(cells))]
     if len(heads) > 1:
         most = max(float(view.values.max()) for view in heads)
-        each = [cell_of(one, view, request, most) for view in heads]
+        each = [cell_of(one, view, request, most, f"head {head}") for head, view in enumerate(heads)]
         heading = f"The {len(heads)} heads of layer {spec.layers[-1]}, on one scale"
         blocks.append(Block(each, _columns(len(each)), heading))
     return sheet(one.title, facts(one), blocks, _foot(one, request))
@@ -112,7 +115,7 @@ def _chosen(one: Subject, request: Request) -> Any:
         for name in dict.fromkeys(view.name for view in views):
             cells = [cell_of(one, view, request) for view in views if view.name == name]
             blocks.append(Block(cells, _columns(len(cells)), name[:1].upper() + name[1:]))
-    return sheet(title, facts(one), blocks, _foot(one, request), root=all(view.root for view in views))
+    return sheet(title, facts(one), blocks, _foot(one, request))
 
 
 def _matrices(one: Subject, request: Request) -> Any:
@@ -128,21 +131,20 @@ def _rows(subjects: Sequence[Subject], request: Request) -> Any:
     """A row for each picture."""
     if request.matrix:
         raise UsageError("--matrix: is of one picture; choose it with --image")
-    blocks, roots = [], []
+    blocks = []
     for one in subjects:
         views = views_of(one, request)
         if request.plain:
             views = [View(f"layer {one.spec.layers[-1]}", mean_of(views), name=READS[one.spec.readout])]
             rolled = rollout_map(one.store, one.image)
             views += [] if rolled is None else [View("rollout", rolled / rolled.mean(), MEAN, False)]
-        roots += [view.root for view in views]
         cells = [photograph("", one.pixels, one.spec.grid, request.patch)] if one.pixels is not None else []
         cells += [cell_of(one, view, request, label=view.title) for view in views]
         if shares := one.top():
             cells.append(bars("predicted", shares, _size(one)[0] / _size(one)[1]))
         blocks.append(Block(cells, min(len(cells), 6), one.title, largest=2.0))
     first = subjects[0]
-    return sheet(titled(subjects), facts(first), blocks, _foot(first, request), root=any(roots))
+    return sheet(titled(subjects), facts(first), blocks, _foot(first, request))
 
 
 def cell_of(one: Subject, view: View, request: Request, limit: float | None = None, label: str | None = None) -> Cell:
@@ -158,7 +160,8 @@ def _columns(count: int) -> int:
     """So many that rows are full, where that is possible, and maps are not too small."""
     if count <= 4:
         return count
-    return next((n for n in (4, 6, 5, 3) if count % n == 0 and (n != 4 or count <= 8)), 6 if count > 8 else 4)
+    likely = (3, 4, 6) if count <= 9 else (6, 4, 5)
+    return next((n for n in likely if count % n == 0), 6 if count > 9 else 4)
 
 
 def _size(one: Subject) -> tuple[int, int]:
@@ -173,8 +176,9 @@ def facts(one: Subject) -> str:
     before = [f"{spec.prefix.count(kind)} registers" if kind == "register" and spec.prefix.count(kind) > 1 else word
               for kind, word in zip(dict.fromkeys(spec.prefix), kinds, strict=True)]  # fmt: skip
     tokens = " + ".join([*before, f"{spec.grid[0]} × {spec.grid[1]} patches"])
-    random = " · random weights: these maps mean nothing" if spec.weights.source == "random" else ""
-    return f"{spec.name} · {spec.depth} layers (0 to {spec.depth - 1}) of {spec.heads} heads · {tokens}{random}"
+    random = " (random weights: these maps mean nothing)" if spec.weights.source == "random" else ""
+    layers = f"{spec.depth} layers (0 to {spec.depth - 1})" if spec.depth > 1 else "1 layer"
+    return f"{spec.name}{random} · {layers} of {spec.heads} head{'s' * (spec.heads > 1)} · {tokens}"
 
 
 def _foot(one: Subject, request: Request) -> str:

@@ -44,9 +44,10 @@ def check(store: Store, statistic: Statistic) -> None:
     if not whole and not (products and all(product in store for product in products)):
         product = f"{products[0]}, or " if products else ""
         keep = products[0] if products else "attention,gradient"
+        option = "--loss-gradients" if "logit" in statistic.refuses else "--gradients"
         raise AttlasError(
             f"{store.path}: {statistic.name} needs {product}attention and gradient; `attlas run --keep {keep}` with a "
-            "graph of `attlas export --gradients` keeps them"
+            f"graph of `attlas export {option}` keeps them"
         )
     if statistic.follows and tuple(store.attrs["kept"]["layers"]) != tuple(range(store.spec.depth)):
         raise AttlasError(

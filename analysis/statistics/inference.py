@@ -6,6 +6,7 @@ queries of one image are not independent observations.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,8 +64,8 @@ def interval(
         are equal: neither tells how far the mean may be off.
     """
     wide = np.moveaxis(np.asarray(values, np.float64), axis, 0)
-    flat = wide.reshape(len(wide), -1)
-    shape, (low, high) = wide.shape[1:], _bounds(flat, level, clusters)
+    shape = wide.shape[1:]
+    low, high = _bounds(wide.reshape(len(wide), math.prod(shape)), level, clusters)
     return low.reshape(shape), high.reshape(shape)
 
 

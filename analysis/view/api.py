@@ -34,9 +34,9 @@ from ...errors import UsageError
 from .. import formulas
 from . import columns, panels, pictures
 from .packing import coded, pack
-from .reading import MissingError, Reader
+from .reading import AbsentError, MissingError, Reader
 
-__all__ = ["MOST", "Answer", "Atlas", "MissingError"]
+__all__ = ["MOST", "AbsentError", "Answer", "Atlas", "MissingError"]
 
 MOST = 8  # stores side by side
 JSON, PACKED, JPEG = "application/json; charset=utf-8", "application/octet-stream", "image/jpeg"
@@ -92,7 +92,8 @@ class Atlas:
         """The answer to a path.
 
         Raises:
-            MissingError: it is not there, with the reason in one line.
+            AbsentError: the store does not hold it, with the reason in one line.
+            MissingError: there is no such address.
             AttlasError: the store does not read.
         """
         if path == "manifest":
@@ -216,7 +217,7 @@ class Atlas:
         reader.check(image)
         values = self._map(reader, image, name).astype(np.float32)
         if not np.isfinite(values).any():
-            raise MissingError(f"{name} of this picture holds no number")
+            raise AbsentError(f"{name} of this picture holds no number")
         values = values.reshape(*[1] * (4 - values.ndim), *values.shape)
         header = {
             "shape": values.shape,
@@ -229,7 +230,8 @@ class Atlas:
         if name in POOLS:
             values = reader.row(name, image).astype(np.float32)
             values = values.mean(axis=store.dims(name)[1:].index(POOLS[name]))
-            return values[..., values.shape[-1] - rows * columns_ :].reshape(*values.shape[:-1], rows, columns_)
+            on_grid: npt.NDArray[np.float32] = values[..., values.shape[-1] - rows * columns_ :]
+            return on_grid.reshape(*values.shape[:-1], rows, columns_)
         if name in store:
             return np.asarray(reader.row(name, image))
         if name == "rollout":
@@ -239,7 +241,7 @@ class Atlas:
 
         gradients.check(store, CATALOG[name])
         made: npt.NDArray[Any] = gradients.computed(store, [CATALOG[name]], slice(image, image + 1))[0][name][0]
-        return made
+        return np.asarray(made)
 
     def picture(self, reader: Reader, image: int) -> Answer:
         """The crop that the model saw."""
@@ -259,7 +261,7 @@ class Atlas:
         """The mean offset map of every head."""
         found = panels.offsets(reader.store)
         if found is None:
-            raise MissingError("mean offset maps were not computed: `attlas analyze STORE offset_map_mean` makes them")
+            raise AbsentError("mean offset maps were not computed: `attlas analyze STORE offset_map_mean` makes them")
         return Answer(PACKED, pack({"name": found[0], "shape": found[1].shape}, np.nan_to_num(found[1])))
 
 

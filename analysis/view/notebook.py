@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,20 +51,14 @@ def view(
 
 def _widget(atlas: Atlas) -> Any:
     try:
-        import anywidget
+        base: Any = importlib.import_module("anywidget").AnyWidget  # an extra, so that types do not depend on it
     except ImportError:
         raise AttlasError(
             "a notebook's atlas needs anywidget, which is not installed: `pip install 'attlas[notebook]'` brings it; "
             '`attlas view STORE` opens a browser without it, and output="atlas.html" writes a file'
         ) from None
 
-    class Widget(anywidget.AnyWidget):  # type: ignore[misc]
-        """The atlas of one or several stores."""
-
-        _esm = asset("atlas.js")
-        _css = asset("atlas.css")
-
-    widget = Widget()
+    widget = type("AtlasWidget", (base,), {"_esm": asset("atlas.js"), "_css": asset("atlas.css")})()
     widget.on_msg(lambda _widget, message, _buffers: _reply(widget, atlas, message))
     return widget
 

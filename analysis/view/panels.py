@@ -85,7 +85,7 @@ def offsets(store: Store) -> tuple[str, npt.NDArray[np.float32]] | None:
 
 def plain(values: npt.NDArray[Any]) -> Any:
     """Nested lists with None for what is not finite, as JSON takes them."""
-    return np.where(np.isfinite(values), values, None).tolist()
+    return np.where(np.isfinite(values), values.astype(object), np.array(None, object)).tolist()
 
 
 def offsets_name(store: Store) -> str:

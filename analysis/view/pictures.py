@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from .reading import MissingError, Reader
+from .reading import AbsentError, Reader
 
 __all__ = ["EDGE", "crop", "jpeg"]
 
@@ -21,25 +21,25 @@ def crop(reader: Reader, image: int, folder: str | os.PathLike[str] | None) -> n
     """(row, column, channel) uint8.
 
     Raises:
-        MissingError: it is neither in the store's sample nor below `folder`, or does not read.
+        AbsentError: it is neither in the store's sample nor below `folder`, or does not read.
     """
     store = reader.store
     if image in _sample(store.plan.sample):
         place = _sample(store.plan.sample)[image]
         return np.asarray(store.read("pixels", slice(place, place + 1))[0], np.uint8)
     if folder is None:
-        raise MissingError(
+        raise AbsentError(
             f"the store keeps {len(store.plan.sample)} pictures, and not this one: --images DIR gives the others"
         )
     from ...engine.runtime.decode import DecodeError, decode  # Pillow is only needed here
 
     path = PurePosixPath(str(store.read("path", image)))
     if path.is_absolute() or ".." in path.parts or "\\" in str(path) or ":" in str(path):
-        raise MissingError("the store's path of this picture leads out of the folder of --images")
+        raise AbsentError("the store's path of this picture leads out of the folder of --images")
     try:
         return decode((Path(folder) / path).read_bytes(), store.spec.recipe)[0]
     except (OSError, DecodeError, ValueError):
-        raise MissingError("this picture is not in the folder of --images, or does not read there") from None
+        raise AbsentError("this picture is not in the folder of --images, or does not read there") from None
 
 
 @functools.lru_cache(maxsize=16)

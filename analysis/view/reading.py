@@ -16,13 +16,17 @@ from ...errors import AttlasError
 from .. import formulas
 from ..formulas.arrays import Array
 
-__all__ = ["MissingError", "Reader"]
+__all__ = ["AbsentError", "MissingError", "Reader"]
 
 CACHE = 384 << 20  # bytes of decoded chunks; a picture of a large model needs 12 to 24 of them
 
 
 class MissingError(AttlasError):
-    """What was asked for is not there; the message says why, in one line for the page."""
+    """There is no such thing to ask for."""
+
+
+class AbsentError(MissingError):
+    """There could be, but the store does not hold it; the message says why, in one line for the page."""
 
 
 class Reader:
@@ -58,9 +62,9 @@ class Reader:
         if not 0 <= image < self.store.plan.images:
             raise MissingError(f"there is no image {image}; the store has {self.store.plan.images}")
         if not self.done(image):
-            raise MissingError("this picture is not done yet: the run goes on, or was stopped")
+            raise AbsentError("this picture is not done yet: the run goes on, or was stopped")
         if not self.row("valid", image):
-            raise MissingError(
+            raise AbsentError(
                 f"this picture could not be read: {self.row('error', image) or 'the reason is not known'}"
             )
 
@@ -105,7 +109,7 @@ class Reader:
         Where only the mean over heads was kept, there is one head.
 
         Raises:
-            MissingError: nothing of it was kept.
+            AbsentError: nothing of it was kept.
         """
         store = self.store
         if place in store.kept_layers:
@@ -116,7 +120,7 @@ class Reader:
             if "attention_mean" in store:
                 return _finite(self.row("attention_mean", image, place)[None])
         if "prefix_attention" not in store:
-            raise MissingError(
+            raise AbsentError(
                 f"attention of layer {store.spec.layers[place]} was not kept: `attlas run` chooses, --keep"
             )
         rows: npt.NDArray[np.float32] = self.row("prefix_attention", image, place).astype(np.float32)
@@ -129,7 +133,7 @@ class Reader:
             return np.asarray(self.row("rollout", image))
         whole = {"attention", "attention_code", "attention_mean"} & set(store.names)
         if spec.readout == "pool" or not whole or store.kept_layers != list(range(spec.depth)):
-            raise MissingError(
+            raise AbsentError(
                 "rollout was not computed, and follows all layers: `attlas run` makes it where numba is there"
             )
         layers: Sequence[Array] = [self.attention(image, place) for place in range(spec.depth)]
@@ -141,5 +145,5 @@ class Reader:
 def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     values = rows.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
-        raise MissingError("its values are not finite: the picture could not be read, or this layer was not kept")
+        raise AbsentError("its values are not finite: the picture could not be read, or this layer was not kept")
     return values

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from ...errors import AttlasError
-from .api import Answer, Atlas, MissingError
+from .api import AbsentError, Answer, Atlas, MissingError
 
 __all__ = ["Server", "asset"]
 
@@ -115,6 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             try:
                 self._send(200, page.atlas.answer(rest[0]))
+            except AbsentError as error:
+                self._send(200, _text(str(error)))  # a sentence is the answer, and no fault for the console
             except MissingError as error:
                 self._send(404, _text(str(error)))
             except AttlasError as error:

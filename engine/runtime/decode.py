@@ -7,6 +7,7 @@ bits per sample; here the range of their format is mapped to black to white inst
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import math
@@ -33,6 +34,7 @@ __all__ = [
     "crop_box",
     "decode",
     "decode_into",
+    "decode_mask",
     "prepare",
     "rgb",
     "rgbx",
@@ -184,6 +186,30 @@ def decode_into(
     except Exception as error:  # Pillow's decoders raise many types; one image must not end the run.
         text = " ".join(str(error).split()).split("<_io.BytesIO")[0].strip()
         raise DecodeError(text or type(error).__name__) from None
+
+
+def decode_mask(data: bytes, recipe: Recipe) -> tuple[npt.NDArray[np.bool_], tuple[int, int]]:
+    """A mask of an object in an encoded picture: (row, column) bool of the recipe's crop, and its own (height, width).
+
+    Every value but 0 is the object. A mask of the crop's size is taken as it is; any other is resized, by the nearest
+    pixel, and cropped as the picture is.
+
+    Raises:
+        DecodeError: Pillow cannot read it, or it is larger than `MAX_PIXELS`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+            size = (picture.height, picture.width)
+            _bounded(size, "has")
+            values = np.asarray(picture)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DecodeError(" ".join(str(error).split("<_io.BytesIO")[0].split()) or type(error).__name__) from None
+    inside = (values.reshape(*size, -1)[..., :3] != 0).any(axis=-1)
+    if size == recipe.crop:
+        return inside, size
+    white = Image.fromarray(255 * inside.astype(np.uint8)).convert("RGB")
+    nearest = dataclasses.replace(recipe, interpolation="nearest", mean=(0.0, 0.0, 0.0))
+    return np.asarray(prepare(white, nearest))[..., 0] > 0, size
 
 
 def size_of(data: bytes) -> tuple[int, int]:

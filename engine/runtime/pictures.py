@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
-from ..sources.files import place
+from ..sources.files import expanded
 from .decode import DecodeError, decode, prepare, rgb, size_of
 
 __all__ = ["crop_of", "each_picture", "name_of", "original_size"]
@@ -42,7 +42,7 @@ def each_picture(images: Any) -> list[Any]:
 
 def name_of(image: Any, index: int) -> str:
     """What a picture is called: its file's name, or its number."""
-    return Path(place(image)).name if isinstance(image, str | os.PathLike) else f"picture {index}"
+    return Path(expanded(image)).name if isinstance(image, str | os.PathLike) else f"picture {index}"
 
 
 def original_size(image: Any) -> tuple[int, int] | None:
@@ -50,7 +50,7 @@ def original_size(image: Any) -> tuple[int, int] | None:
     if hasattr(image, "convert"):
         return int(image.height), int(image.width)
     if isinstance(image, str | os.PathLike):
-        return size_of(Path(place(image)).read_bytes())
+        return size_of(Path(expanded(image)).read_bytes())
     return size_of(bytes(image)) if isinstance(image, bytes | bytearray) else None
 
 
@@ -68,7 +68,7 @@ def crop_of(image: Any, spec: GraphSpec) -> npt.NDArray[np.uint8]:
     try:
         if hasattr(image, "convert"):
             return np.asarray(prepare(rgb(image)[0], spec.recipe))
-        data = bytes(image) if isinstance(image, bytes | bytearray) else Path(place(image)).read_bytes()
+        data = bytes(image) if isinstance(image, bytes | bytearray) else Path(expanded(image)).read_bytes()
         return decode(data, spec.recipe)[0]
     except OSError as error:
         raise AttlasError(f"{image!s}: cannot be read ({error.strerror})") from None

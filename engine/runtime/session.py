@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError, UsageError
-from ..sources.files import place
+from ..sources.files import expanded
 from ..targets import PREDICTED
 from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
-from .graph import APPENDED, HEADS, TARGET, antialiased, appended_outputs, read_spec, weight_files
+from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
@@ -101,7 +102,7 @@ class Session:
         """
         if not isinstance(graph, str | os.PathLike):
             raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
-        self.path = Path(place(graph))
+        self.path = Path(expanded(graph))
         self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         check_precision(provider, precision)
@@ -119,11 +120,7 @@ class Session:
         self.provider = self._graph.provider
         self._device = device or find(self.provider).device
         self.on_cpu = find(self.provider).host and not self._device
-        self._inputs = {
-            name: (shapes[name], "int64" if name == TARGET else "uint8")
-            for name in self._graph.inputs
-            if name not in HEADS
-        }
+        self._inputs = {n: (shapes[n], "int64" if n == TARGET else "uint8") for n in self._graph.inputs if n in shapes}
         self.derives = TARGET in self._inputs
         # A card runs one batch at a time; a second batch would only use more of its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
@@ -158,12 +155,15 @@ class Session:
         buffers: Mapping[str, npt.NDArray[Any]],
         count: int,
         target: npt.NDArray[np.int64] | None = None,
-    ) -> None:
+    ) -> float:
         """Run the first `count` images of `pixels` (image, row, column, channel) and fill the front of `buffers`.
 
         `target`, as long as `pixels`, holds the class to differentiate for each image, -1 for the predicted class (the
         default). Threads may call it at the same time with their own buffers. Values beyond `count` in pixels and
         buffers are meaningless: an accelerator runs the whole padded batch, because a new shape costs more.
+
+        Returns:
+            The seconds that an accelerator took, without copies and without waiting for it; 0 on a CPU.
 
         Raises:
             AttlasError: the runtime fails, or the device does not have enough memory (`OutOfMemoryError`).
@@ -173,8 +173,7 @@ class Session:
             given[TARGET] = np.full(len(pixels), PREDICTED, np.int64) if target is None else target
         with self._failures(len(pixels)):
             if self._device:
-                self._run_on_device(given, buffers, count)
-                return
+                return self._run_on_device(given, buffers, count)
             step = CPU_STEP if self.on_cpu else len(pixels)
             with self._lock:
                 for start in range(0, count, step):
@@ -184,6 +183,7 @@ class Session:
                         {name: values[part] for name, values in given.items()},
                         {name: buffer[part] for name, buffer in buffers.items()},
                     )
+        return 0.0
 
     def run_without(
         self, pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.float32], fill: npt.NDArray[np.float32]
@@ -208,17 +208,20 @@ class Session:
 
     def _run_on_device(
         self, given: Mapping[str, npt.NDArray[Any]], buffers: Mapping[str, npt.NDArray[Any]], count: int
-    ) -> None:
+    ) -> float:
         """Upload, run, download: only the run itself holds the lock, so copies overlap with another batch's run."""
         batch = len(next(iter(given.values())))
         with self._slots(batch).slot() as slot:
             for name, values in given.items():
                 self._copies.upload(slot.inputs[name], values)
             with self._lock:
+                start = time.perf_counter()
                 # Returns when the device has finished: onnxruntime waits for its stream at the end of every run.
                 self._graph.session.run_with_iobinding(slot.binding)
+                spent = time.perf_counter() - start
             for name, buffer in buffers.items():
                 self._copies.download(buffer[:count], slot.outputs[name])
+        return spent
 
     def _slots(self, batch: int) -> Ring:
         """The ring for batches of this size; a ring for another size is released."""

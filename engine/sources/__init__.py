@@ -42,7 +42,7 @@ def open_source(images: str | os.PathLike[str]) -> Source:
     Raises:
         AttlasError: it has another form, cannot be read, or contains no image.
     """
-    path = files.place(images)
+    path = files.expanded(images)
     try:
         return _open(path)
     except OSError as error:

@@ -22,13 +22,13 @@ __all__ = [
     "READERS",
     "Stamp",
     "expand",
+    "expanded",
     "is_url",
     "join",
     "name_of",
     "opened",
     "parent",
     "persist",
-    "place",
     "read",
     "read_part",
     "reads_ahead",
@@ -56,7 +56,7 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
-def place(where: str | os.PathLike[str]) -> str:
+def expanded(where: str | os.PathLike[str]) -> str:
     """A path or URL as text; `file://` is removed and `~` is expanded."""
     return os.path.expanduser(os.fspath(where).removeprefix("file://"))  # noqa: PTH111 - may be a URL
 

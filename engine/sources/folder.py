@@ -36,9 +36,9 @@ class Folder(BaseSource):
     others: Mapping[str, int] = field(default_factory=dict)
     reads_ahead: int = 0
 
-    def subset(self, places: npt.NDArray[np.int64]) -> Folder:
+    def subset(self, indices: npt.NDArray[np.int64]) -> Folder:
         """See `Source`."""
-        return dataclasses.replace(self, items=self.items.take(places).alone())
+        return dataclasses.replace(self, items=self.items.take(indices).alone())
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> Folder:
@@ -47,7 +47,7 @@ class Folder(BaseSource):
         Raises:
             AttlasError: it is not a folder, cannot be listed, or contains no image.
         """
-        path = files.place(root)
+        path = files.expanded(root)
         found = cls.look(path)
         if not found.items:
             seen = ", ".join(f"{n} {why}" for why, n in sorted(found.others.items())) or "nothing at all"

@@ -84,7 +84,7 @@ class Items(Sequence[Item]):
         labels: (image) text.
         sizes: (image) int64, bytes.
         mtimes: (image) int64, nanoseconds.
-        places: (image) int64, index in the source's own list.
+        indices: (image) int64, index in the source's own list.
         columns: other (image) arrays by name, bool, int64, float64 or text; the store keeps them as coordinates.
     """
 
@@ -92,7 +92,7 @@ class Items(Sequence[Item]):
     labels: npt.NDArray[Any]
     sizes: npt.NDArray[np.int64]
     mtimes: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
@@ -133,18 +133,18 @@ class Items(Sequence[Item]):
             str(self.labels[where]),
             int(self.sizes[where]),
             int(self.mtimes[where]),
-            int(self.places[where]),
+            int(self.indices[where]),
         )
 
     def take(self, where: Any) -> Items:
         """The items at these indices: a slice, or integers."""
         columns = {name: values[where] for name, values in self.columns.items()}
         return Items(
-            self.keys[where], self.labels[where], self.sizes[where], self.mtimes[where], self.places[where], columns
+            self.keys[where], self.labels[where], self.sizes[where], self.mtimes[where], self.indices[where], columns
         )
 
     def alone(self) -> Items:
-        """The same items as a separate list, with `places` from 0 and without columns, which no read needs."""
+        """The same items as a separate list, with `indices` from 0 and without columns, which no read needs."""
         return Items(self.keys, self.labels, self.sizes, self.mtimes, np.arange(len(self)))
 
 
@@ -167,7 +167,7 @@ class Source(Protocol):
     def reads_ahead(self) -> int:
         """Number of concurrent reads for remote sources; 0 if the system reads ahead itself."""
 
-    def subset(self, places: npt.NDArray[np.int64]) -> Source:
+    def subset(self, indices: npt.NDArray[np.int64]) -> Source:
         """A source of only the items at these indices, in this order; it is sent to a worker with each unit."""
 
     def read(self, item: Item) -> bytes:
@@ -188,9 +188,9 @@ class BaseSource(ABC):
     others: Mapping[str, int] = MappingProxyType({})
     reads_ahead: int = 0
 
-    def subset(self, places: npt.NDArray[np.int64]) -> Source:
+    def subset(self, indices: npt.NDArray[np.int64]) -> Source:
         """See `Source`. The whole source is sent to workers; override this if it is too large."""
-        return _Part(self, Items.of(self.items).take(places))
+        return _Part(self, Items.of(self.items).take(indices))
 
     @abstractmethod
     def read(self, item: Item) -> bytes:

@@ -38,20 +38,20 @@ class Manifest(BaseSource):
     Files are not checked in advance: a missing file is one unreadable image.
 
     Attributes:
-        base: the folder or URL that keys are relative to; `place`: path or URL of the manifest itself.
+        base: the folder or URL that keys are relative to; `location`: path or URL of the manifest itself.
         items: sizes and times are unknown (-1), because finding them would take as long as a listing.
     """
 
     name: str
-    place: str
+    location: str
     base: str
     items: Items
     others: Mapping[str, int] = field(default_factory=dict)
     reads_ahead: int = 0
 
-    def subset(self, places: npt.NDArray[np.int64]) -> Manifest:
+    def subset(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """See `Source`."""
-        return dataclasses.replace(self, items=self.items.take(places).alone())
+        return dataclasses.replace(self, items=self.items.take(indices).alone())
 
     @classmethod
     def scan(cls, where: str | os.PathLike[str]) -> Manifest:
@@ -61,7 +61,7 @@ class Manifest(BaseSource):
             AttlasError: it cannot be read, a line is broken, there is no column `path`, a path is repeated or cannot be
                 stored, or none of a few checked files exists.
         """
-        path = files.place(where)
+        path = files.expanded(where)
         suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
         try:
             if suffix == ".parquet":
@@ -122,7 +122,7 @@ class Manifest(BaseSource):
             raise AttlasError(f"{first}: cannot be read ({error.strerror or error})") from None
         slashes = ", and written with /" if "\\" in first else ""
         raise AttlasError(
-            f"{self.place}: none of {len(rows)} files that were looked for is there (the first: {first}); relative "
+            f"{self.location}: none of {len(rows)} files that were looked for is there (the first: {first}); relative "
             f"paths are taken from the manifest's own folder{slashes}"
         )
 
@@ -235,7 +235,7 @@ def _keys(manifest: str, paths: npt.NDArray[Any], table: _Table) -> tuple[npt.ND
                     "store; use plain addresses"
                 )
         if "://" not in path:
-            path = files.place(path)
+            path = files.expanded(path)
             path = posixpath.normpath(path)
         outside = outside or path.startswith(("/", "../")) or "://" in path
         found.append(path)

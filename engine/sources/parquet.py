@@ -112,10 +112,10 @@ class Parquet(BaseSource):
         others = {f"columns that differ between files ({', '.join(sorted(uneven)[:5])})": len(uneven)} if uneven else {}
         return cls(name, tuple(tables), tuple(stamps), column, nested, items, table, row, tuple(groups), others)
 
-    def subset(self, places: npt.NDArray[np.int64]) -> Parquet:
+    def subset(self, indices: npt.NDArray[np.int64]) -> Parquet:
         """See `Source`."""
         return dataclasses.replace(
-            self, items=self.items.take(places).alone(), table=self.table[places], row=self.row[places]
+            self, items=self.items.take(indices).alone(), table=self.table[indices], row=self.row[indices]
         )
 
     def read(self, item: Item) -> bytes:

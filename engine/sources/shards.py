@@ -124,10 +124,10 @@ class Shards(BaseSource):
         items = Items.make(keys, labels, sizes, mtimes, columns.arrays())
         return cls(name, tuple(shards), tuple(s.stamp for s in scans), items, which, offsets, others)
 
-    def subset(self, places: npt.NDArray[np.int64]) -> Shards:
+    def subset(self, indices: npt.NDArray[np.int64]) -> Shards:
         """See `Source`."""
         return dataclasses.replace(
-            self, items=self.items.take(places).alone(), shard=self.shard[places], offset=self.offset[places]
+            self, items=self.items.take(indices).alone(), shard=self.shard[indices], offset=self.offset[indices]
         )
 
     def read(self, item: Item) -> bytes:

@@ -26,7 +26,7 @@ from zarr.errors import ChunkNotFoundError
 from zarr.storage import MemoryStore
 
 from .schema import CODECS, ArraySpec
-from .storage import ROOT, Storage
+from .storage import ROOT, Part, Storage
 
 __all__ = [
     "Array",
@@ -212,7 +212,7 @@ def _create(root: zarr.Group, array: ArraySpec) -> Array:
         chunks=chunks,
         dtype=str if text else array.dtype,
         fill_value=array.fill,
-        compressors=_compressors(array.dtype),
+        compressors=_compressors(array),
         # Zarr's default is a folder per axis: four folders for every chunk, and a fifth of the time that an analysis
         # needs to write its rows.
         chunk_key_encoding={"name": KEYS[0], "separator": "."},
@@ -222,53 +222,61 @@ def _create(root: zarr.Group, array: ArraySpec) -> Array:
     )
 
 
-def _compressors(dtype: str) -> list[Any]:
-    """The schema's codecs for numbers of this dtype; none for text, which zarr encodes without compression."""
-    if dtype == "str":
-        return [codec for codec in CODECS if codec["name"] != "blosc"]
-    size = np.dtype(dtype).itemsize
+def _compressors(array: ArraySpec) -> list[Any]:
+    """The schema's codecs for an array; without compression for text, which zarr encodes."""
+    codecs = CODECS[array.codec]
+    if array.dtype == "str":
+        return [codec for codec in codecs if codec["name"] != "blosc"]
+    size = np.dtype(array.dtype).itemsize
     own = {"typesize": size} | ({"shuffle": "noshuffle"} if size == 1 else {})
     return [
         {**codec, "configuration": {**codec["configuration"], **own}} if codec["name"] == "blosc" else codec
-        for codec in CODECS
+        for codec in codecs
     ]
 
 
-def encode(array: Array, block: npt.NDArray[Any]) -> tuple[bytes, bytes]:
+def encode(array: Array, block: npt.NDArray[Any]) -> tuple[Part, bytes]:
     """The bytes of one chunk's file: data, padded with fill at the array's end, and its checksum.
 
-    Only for arrays for which `encoded` is true.
+    Only for arrays for which `encoded` is true. Without compression the data are the block's own memory.
     """
     dtype = array.dtype.newbyteorder("<")
     if len(block) < array.chunks[0]:
         padded = np.full(array.chunks, array.fill_value, dtype)
         padded[: len(block)] = block
         block = padded
-    _, blosc, _ = _codecs(array)
-    data = _compressor(**blosc["configuration"]).encode(np.ascontiguousarray(block, dtype))
+    _, *blosc, _ = _codecs(array)
+    block = np.ascontiguousarray(block, dtype)
+    data: Part = block.reshape(-1).view(np.uint8)
+    if blosc:
+        data = _compressor(**blosc[0]["configuration"]).encode(block)
     return data, google_crc32c.value(data).to_bytes(4, "little")
 
 
 def encoded(array: Array) -> bool:
-    """Whether the array's chunks are numbers with blosc and a checksum, which `encode` and `decode` support.
+    """Whether the array's chunks are numbers, with or without blosc, and a checksum: `encode` and `decode` do these.
 
     For other arrays zarr reads and writes every chunk. The codecs' names are those in the store's metadata, which no
     version of zarr can change.
     """
     codecs = _codecs(array)
     big = codecs[0].get("configuration", {}).get("endian") == "big"
-    return [codec["name"] for codec in codecs] == ["bytes", "blosc", "crc32c"] and not big
+    return [codec["name"] for codec in codecs] in (["bytes", "blosc", "crc32c"], ["bytes", "crc32c"]) and not big
 
 
-def decode(data: bytes, out: npt.NDArray[Any]) -> None:
-    """Decode the bytes of a chunk's file into an array of the chunk's shape.
+def decode(array: Array, data: bytes, out: npt.NDArray[Any]) -> None:
+    """Decode the bytes of a chunk's file of `array` into `out`, of the chunk's shape.
 
     Raises:
         ValueError, RuntimeError: the data are damaged.
     """
     if len(data) <= 4 or google_crc32c.value(data) != RESIDUE:
         raise ValueError("its checksum does not fit")
-    numcodecs.Blosc().decode(memoryview(data)[:-4], out=out)
+    body = memoryview(data)[:-4]
+    if len(_codecs(array)) == 3:
+        numcodecs.Blosc().decode(body, out=out)
+    else:
+        out[...] = np.frombuffer(body, array.dtype.newbyteorder("<")).reshape(out.shape)
 
 
 def _codecs(array: Array) -> list[dict[str, Any]]:

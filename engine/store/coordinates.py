@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ...exporter.spec import GraphSpec
 from ..plan import Plan
 from ..sources.items import Item, Items, text
-from .schema import DESCRIBING, ArraySpec, Template
+from .schema import CODEC, DESCRIBING, ArraySpec, Template
 
 __all__ = ["COORDINATES", "Reserved", "arrays", "nothing_reserved", "with_room"]
 
@@ -111,14 +111,15 @@ def arrays(
     items: Sequence[Item],
     label_class: npt.NDArray[np.int32],
     constants: Mapping[str, npt.NDArray[np.float32]] = {},
+    codec: str = CODEC,
 ) -> tuple[list[ArraySpec], dict[str, Any]]:
     """The layout of a store: every array, and the values that are known before the run.
 
-    `constants` are outputs of the graph that do not depend on the image.
+    `constants` are outputs of the graph that do not depend on the image; `codec` is that of the large arrays.
     """
     items = Items.of(items)
     assert plan.images == len(items)
-    found = [ArraySpec.from_template(t, plan) for t in kept]
+    found = [ArraySpec.from_template(t, plan, codec) for t in kept]
     values: dict[str, Any] = {
         "path": items.keys,
         "label": items.labels,

@@ -16,6 +16,7 @@ from ..plan import Plan
 from ..runtime.outputs import Form, Wanted
 
 __all__ = [
+    "CODEC",
     "CODECS",
     "DESCRIBING",
     "FLOAT16_ATTRS",
@@ -31,12 +32,23 @@ __all__ = [
     "per_layer",
 ]
 
-# In the form of Zarr's metadata. Attention hardly compresses, so the fastest compressor is used (docs/engine.md has the
-# table). A checksum follows: a flipped bit is an error on reading, never a wrong number.
-CODECS: tuple[Mapping[str, Any], ...] = (
-    {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0}},
-    {"name": "crc32c"},
-)
+CHECKSUM: Mapping[str, Any] = {"name": "crc32c"}
+
+
+def _blosc(name: str) -> Mapping[str, Any]:
+    settings = {"cname": name, "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0}
+    return {"name": "blosc", "configuration": settings}
+
+
+# The choices of `--codec`, in the form of Zarr's metadata; the first is the default. Attention hardly compresses, so it
+# is the fastest compressor (docs/engine.md has the table). A checksum follows: a flipped bit is an error on reading,
+# never a wrong number.
+CODECS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "lz4": (_blosc("lz4"), CHECKSUM),
+    "zstd": (_blosc("zstd"), CHECKSUM),
+    "none": (CHECKSUM,),
+}
+CODEC = next(iter(CODECS))
 
 # numpy and xarray sum float16 in float16, which makes a mean over 20,000 rows a third too small. With a CF scale factor
 # xarray decodes to float64 on reading, so that `xarray.open_zarr` gives correct means.
@@ -57,7 +69,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One array of a store: `dtype` is numpy's name, or "str" for text."""
+    """One array of a store: `dtype` is numpy's name, or "str" for text; `codec` is a key of `CODECS`."""
 
     name: str
     dims: tuple[str, ...]
@@ -66,10 +78,14 @@ class ArraySpec:
     dtype: str
     fill: Any
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    codec: str = CODEC
 
     @classmethod
-    def from_template(cls, template: Template, plan: Plan) -> ArraySpec:
-        """A per-image array in chunks of the plan's units (for large arrays: of batches and single layers)."""
+    def from_template(cls, template: Template, plan: Plan, codec: str = CODEC) -> ArraySpec:
+        """A per-image array in chunks of the plan's units (for large arrays: of batches and single layers).
+
+        `codec` is that of large arrays; others have the default.
+        """
         shape = (plan.images, *template.shape)
         if template.name in LAYERED:
             chunks = (plan.batch, 1, *template.shape[1:])
@@ -78,7 +94,8 @@ class ArraySpec:
         attrs = dict(template.attrs)
         if template.dtype == "float16":
             attrs |= FLOAT16_ATTRS
-        return cls(template.name, template.dims, shape, chunks, template.dtype, template.fill, attrs)
+        codec = codec if template.name in LARGE else CODEC
+        return cls(template.name, template.dims, shape, chunks, template.dtype, template.fill, attrs, codec)
 
 
 KEPT = "kept"  # stands for the dtype of the stored attention
@@ -162,8 +179,8 @@ FROM_GRAPH: tuple[Entry, ...] = (
     ),
     # Gradients are always float32: most of them are too small for float16.
     Entry(
-        "gradient", MATRIX, "derivative of the target's logit by attention", Wanted("gradient"), keep=("gradient",),
-        chunk="layer", attrs={"units": "1"},
+        "gradient", MATRIX, "derivative of the target's logit or loss by attention", Wanted("gradient"),
+        keep=("gradient",), chunk="layer", attrs={"units": "1"},
     ),
     Entry(
         "gradient_mean", MEAN, "attention times gradient, mean over heads",

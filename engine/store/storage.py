@@ -17,16 +17,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from ...errors import AttlasError
 from ..sources import files, remote
 
-__all__ = ["ROOT", "Bucket", "Disk", "Storage", "Url", "locate", "storage_at"]
+__all__ = ["ROOT", "Bucket", "Disk", "Part", "Storage", "Url", "locate", "storage_at"]
 
 ROOT = "zarr.json"  # written last: a store exists if this file exists
 CLAIM = "run/.layout"
 DELETED = b"deleted"
 REQUESTS = 16  # concurrent requests
 SYNCS = 4  # concurrent syncs: a file system writes several files to the disk together
+
+
+type Part = bytes | npt.NDArray[np.uint8]  # of a file
 
 
 class Url(str):
@@ -53,7 +59,7 @@ class Url(str):
 
 def locate(where: str | os.PathLike[str]) -> Path | Url:
     """A URL unchanged; anything else, including `file://`, as a local path."""
-    text = files.place(where)
+    text = files.expanded(where)
     return Url(text.rstrip("/")) if files.is_url(text) else Path(text)
 
 
@@ -86,10 +92,10 @@ class Storage(Protocol):
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """(key, bytes) of every file below a folder, in no order."""
 
-    def write(self, key: str, *parts: bytes) -> None:
+    def write(self, key: str, *parts: Part) -> None:
         """Write a file atomically: no reader sees half of it, also after a crash."""
 
-    def send(self, key: str, *parts: bytes) -> None:
+    def send(self, key: str, *parts: Part) -> None:
         """Write a file in the background; `keep` waits for it, or raises its error."""
 
     def keep(self, keys: Iterable[str]) -> None:
@@ -166,7 +172,7 @@ class Disk:
             if found.is_file():
                 yield found.relative_to(self.path).as_posix(), found.stat().st_size
 
-    def write(self, key: str, *parts: bytes) -> None:
+    def write(self, key: str, *parts: Part) -> None:
         """See `Storage`."""
         target = self.path / key
         beside = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
@@ -179,7 +185,7 @@ class Disk:
             file.writelines(parts)
         beside.replace(target)
 
-    def send(self, key: str, *parts: bytes) -> None:
+    def send(self, key: str, *parts: Part) -> None:
         """See `Storage`. It is in the page cache at once, and the system starts to write it to the disk."""
         self.write(key, *parts)
         self._sent[key] = self._syncs.submit(_sync, self.path / key, forget=True)
@@ -281,15 +287,16 @@ class Bucket:
         for key, size, _ in files.persist(lambda: list(remote.listing(self._url(folder)))):
             yield f"{folder}/{key}" if folder else key, size
 
-    def write(self, key: str, *parts: bytes) -> None:
+    def write(self, key: str, *parts: Part) -> None:
         """See `Storage`."""
         data = b"".join(parts)
         files.persist(lambda: remote.write(self._url(key), data))
 
-    def send(self, key: str, *parts: bytes) -> None:
+    def send(self, key: str, *parts: Part) -> None:
         """See `Storage`. Even a small put takes about 50 ms, so many run at the same time."""
         self._room.acquire()
-        sent = self._requests.submit(self.write, key, *parts)
+        # Joined now, since a part may be memory that the caller uses again.
+        sent = self._requests.submit(self.write, key, b"".join(parts))
         sent.add_done_callback(lambda _: self._room.release())
         self._sent[key] = sent
 

@@ -173,7 +173,7 @@ class Store:
         if not layouts.encoded(self.array(name)) or (data := self.chunk(name, index)) is None:
             return False
         with reading(self.path, name):
-            layouts.decode(data, out)
+            layouts.decode(self.array(name), data, out)
         return True
 
     def check_whole(self, names: Iterable[str], units: Iterable[int] | None = None) -> None:

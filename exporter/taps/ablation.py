@@ -97,7 +97,7 @@ class Ablated(nn.Module):
     ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
         def hook(module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:
             tokens: Tensor = given[0]
-            by_head = tokens.unflatten(-1, (self.heads, self.channels))
+            by_head = tokens.view(*tokens.shape[:-1], self.heads, self.channels)
             means[layer] = by_head.mean(1)
             keep = mask[layer][:, None]
             return ((by_head * keep + fill[layer] * (1 - keep)).flatten(-2),)

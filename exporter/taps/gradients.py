@@ -1,10 +1,12 @@
-"""Gradients in the graph: d logit / d attention, as operators that every runtime has.
+"""Gradients in the graph: d logit / d attention, or of the loss, as operators that every runtime has.
 
 The backward pass is traced, not approximated: autograd runs once on tensors without data, and its operators are
 recorded. So the graph needs neither PyTorch nor a runtime that can train.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,19 +29,20 @@ class Gradients:
     """A tapped model with the gradients of one class's logit by its attention as additional outputs.
 
     `gradient.L` (image, head, query, key) float32 is the derivative of the target class's raw logit by `attention.L`,
-    through all later blocks. Images do not affect each other.
+    through all later blocks; or with the objective `loss` that of -ln of the class's probability. Images do not affect
+    each other.
 
     Raises:
         UsageError: the model's head gives no classes, so there is no logit to differentiate.
     """
 
-    def __init__(self, tapped: Tapped, name: str) -> None:
+    def __init__(self, tapped: Tapped, name: str, objective: Literal["logit", "loss"] = "logit") -> None:
         if tapped.head != "logits":
             raise UsageError(
                 f"{name}: has no classes, so there is no logit to take gradients of; name a tag that has a "
                 "classifier, or export without gradients"
             )
-        self.tapped = tapped
+        self.tapped, self.objective = tapped, objective
 
     @property
     def names(self) -> list[str]:
@@ -61,8 +64,10 @@ class Gradients:
             chosen = torch.where(target < 0, logits.argmax(-1), target)
             # The gradient of a sum over images is each image's own gradient, because images are independent.
             one_hot = (torch.arange(logits.shape[-1]) == chosen[:, None]).to(logits.dtype)
+            # The loss changes with the logits by the probabilities less 1 for the class.
+            upstream = one_hot if self.objective == "logit" else logits.detach().softmax(-1) - one_hot
             sources = [source for layer in tapped.layers for _, source in seen.sources[layer]]
-            found = iter(torch.autograd.grad(logits, sources, one_hot))
+            found = iter(torch.autograd.grad(logits, sources, upstream))
         outputs = list(tapped.outputs(seen, out).values())
         for layer in tapped.layers:
             maps = [effective_gradient(owner, next(found)) for owner, _ in seen.sources[layer]]

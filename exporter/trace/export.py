@@ -73,7 +73,7 @@ def export(
     img_size: object = None,
     preprocess: str | Mapping[str, object] | None = None,
     layers: Sequence[int] | None = None,
-    gradients: bool = False,
+    gradients: bool | Literal["logit", "loss"] = False,
     norms: bool = False,
     qkv: bool = False,
     ablate: bool = False,
@@ -94,7 +94,8 @@ def export(
         img_size: edge or (height, width) in pixels, instead of the tag's own.
         preprocess: replaces parts of the tag's recipe: `mean=..,std=..,resize=squash:256,crop=224`.
         layers: the blocks whose attention is an output, by index from 0; all by default.
-        gradients: also output gradients; needs a model with classes, and float32.
+        gradients: also output gradients of a class's logit (True), or of the loss, -ln of its probability ("loss");
+            needs a model with classes, and float32.
         norms: also output norms of values, attention branches and tokens.
         qkv: also output queries, keys and values, which are for `attlas show --walk` and are not kept by a run.
         ablate: take two more inputs, by which heads are silenced; in float32 and without gradients.
@@ -113,7 +114,7 @@ def export(
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
     built = _loaded(model, progress, **choice, **recipe)
-    more: dict[str, bool] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
+    more: dict[str, Any] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
         built, path, dtype=dtype, layers=layers, overwrite=overwrite, progress=progress, started=started, **more
     )
@@ -141,7 +142,7 @@ def export_model(
     *,
     dtype: Literal["float32", "float16"] = "float32",
     layers: Sequence[int] | None = None,
-    gradients: bool = False,
+    gradients: bool | Literal["logit", "loss"] = False,
     norms: bool = False,
     qkv: bool = False,
     ablate: bool = False,
@@ -159,9 +160,9 @@ def export_model(
     chosen = _layers(layers, taps.depth, built.full_name)
     with _step(progress, f"tracing {built.full_name}", 2) as end:
         tapped = Tapped(built, taps, facts, chosen, norms=norms, qkv=qkv)
-        derived = Gradients(tapped, built.full_name) if gradients else None
         ablated = Ablated(tapped, taps) if ablate else None
         spec = _spec(built, taps, facts, tapped, dtype, gradients, ablated)
+        derived = Gradients(tapped, built.full_name, spec.objective) if gradients else None
         graph = _trace(tapped if ablated is None else ablated, spec)
         end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
@@ -232,7 +233,9 @@ def _brief(value: object) -> str:
     return f"{text[:60]} ({type(value).__name__})"
 
 
-def _check_dtype(dtype: str, gradients: bool, ablate: bool) -> None:
+def _check_dtype(dtype: str, gradients: bool | str, ablate: bool) -> None:
+    if gradients not in (False, True, "logit", "loss"):
+        raise UsageError(f"gradients {_brief(gradients)}: there are those of the logit (True) and of the loss")
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
     if gradients and dtype != "float32":
@@ -261,8 +264,8 @@ def _layers(layers: Sequence[int] | None, depth: int, name: str) -> tuple[int, .
 
 
 def _spec(
-    built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"], gradients: bool,
-    ablated: Ablated | None,
+    built: Model, taps: Taps, facts: Facts, tapped: Tapped, dtype: Literal["float32", "float16"],
+    gradients: bool | str, ablated: Ablated | None,
 ) -> GraphSpec:  # fmt: skip
     dims = {
         "logits": ("image", "class"),
@@ -306,7 +309,8 @@ def _spec(
         position=facts.position,
         outputs=tuple(outputs),
         classes=built.classes if built.head == "logits" else (),
-        gradients=gradients,
+        gradients=bool(gradients),
+        objective="loss" if gradients == "loss" else "logit",
         norms=tapped.branches is not None,
         ablate=ablated is not None,
         versions={
@@ -341,7 +345,7 @@ def _trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
     try:
         with _silence():
             if spec.gradients and isinstance(tapped, Tapped):
-                module = Gradients(tapped, spec.name).module(**given)
+                module = Gradients(tapped, spec.name, spec.objective).module(**given)
             program = torch.onnx.export(
                 module,
                 tuple(given.values()),

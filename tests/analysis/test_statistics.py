@@ -132,6 +132,22 @@ def test_every_name_of_the_catalog_gives_an_array_of_its_dims(tmp_path: Path) ->
     assert "distance_mean" not in store
 
 
+def test_outlying_norms_need_no_attention(tmp_path: Path) -> None:
+    """Of a run that kept none: share and place of patches above a multiple of the median, or above a cut."""
+    made = make_store(tmp_path / "s.zarr", keep=("none",), spec=NORMED, reduce=True)
+    asked = ["norm_outlier_share:times=1.2", "norm_outlier_map:above=1.7"]
+    assert statistics.analyze(tmp_path / "s.zarr", [*asked, "norm_outlier_share"]).made
+    store, norms = Store(tmp_path / "s.zarr"), good(made.read("token_norm"))[..., 1:]
+    share = (norms > 1.2 * np.median(norms, axis=-1, keepdims=True)).mean(-1)
+    assert 0 < share.mean() < 1
+    np.testing.assert_allclose(good(store.read("norm_outlier_share.times-1.2")), share, rtol=1e-6)
+    places = (norms > 1.7).reshape(-1, 2, 2, 3)
+    np.testing.assert_allclose(store.read("norm_outlier_map.above-1.7_mean"), places.mean(0), rtol=1e-6)
+    make_store(tmp_path / "n.zarr")
+    with pytest.raises(AttlasError, match=r"norm_outlier_share needs token_norm, .* --norms"):
+        statistics.analyze(tmp_path / "n.zarr", ["norm_outlier_share"])
+
+
 def test_some_layers_give_what_needs_no_others(tmp_path: Path) -> None:
     make_store(tmp_path / "s.zarr", layers=(1,))
     statistics.analyze(tmp_path / "s.zarr")

@@ -22,6 +22,8 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", GUIDE, re.M | re.S)
 def commands() -> list[list[str]]:
     """Every command of ours in the guide, as words."""
     text = "\n".join(block for kind, block in BLOCKS if kind == "sh").replace("\\\n", " ")
+    _, _, table = GUIDE.partition("<!-- table of commands -->")
+    text += "\n" + "\n".join(re.findall(r"^\| .* \| `(.+)` \|$", table.partition("\n\n")[0], re.M))
     parts = [part.strip() for line in text.splitlines() for part in line.split("&&")]
     return [shlex.split(part, comments=True)[1:] for part in parts if part.startswith("attlas ")]
 
@@ -35,6 +37,11 @@ def test_every_command_is_one_that_the_program_takes(words: list[str]) -> None:
     if words[0] == "analyze":
         catalog = pytest.importorskip("attlas.analysis.catalog")
         assert len(catalog.find(context.params["names"])) == len(context.params["names"])
+    if words[0] == "show":
+        maps = pytest.importorskip("attlas.analysis.show.maps")
+        assert [maps.named(name).formula is not None for name in context.params["maps"]] == [True] * len(
+            context.params["maps"]
+        )
 
 
 def test_every_figure_is_there_and_has_words() -> None:

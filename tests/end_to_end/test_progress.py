@@ -128,7 +128,7 @@ CALLS: dict[str, Callable[[Path, Path, Path, Any], Any]] = {
     "analyze": lambda _graph, _pictures, store, progress: attlas.analyze(store, ["score_matrix"], progress=progress),
     "verify": lambda _graph, _pictures, store, progress: attlas.verify(store, progress=progress),
     "report": lambda _graph, _pictures, store, progress: attlas.report(
-        store, store.with_suffix(".html"), overwrite=True, examples=0, progress=progress
+        store, store.with_suffix(".html"), overwrite=True, only=["distance"], progress=progress
     ),
 }
 

@@ -19,6 +19,8 @@ CHOICES = {
     "uint8": {"keep": ["attention"], "store_dtype": "uint8"},
     "float32": {"keep": ["attention", "attention_mean", "tokens"], "store_dtype": "float32"},
     "layers": {"keep": ["attention"], "layers": [1]},
+    "zstd": {"keep": ["attention", "attention_mean", "tokens"], "codec": "zstd"},
+    "not compressed": {"keep": ["attention", "tokens"], "codec": "none"},
 }
 
 
@@ -65,14 +67,6 @@ def test_pixels_of_larger_pictures_are_in_the_estimate(
     pixels = 50 * 96 * 96 * 3
     assert estimate.bytes_raw > pixels
     assert 0.85 * pixels < estimate.bytes_expected
-
-
-@pytest.fixture(scope="module")
-def deit(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("timm")
-    path = tmp_path_factory.mktemp("graph") / "deit.onnx"
-    attlas.export("deit_tiny_patch16_224", path, checkpoint=shared / "models" / "deit_tiny_patch16_224.safetensors")
-    return path
 
 
 @pytest.mark.slow

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,21 +22,41 @@ from attlas.exporter.trace.parity import Parity
 from support_export import make
 
 
-@pytest.fixture(scope="session")
-def exported(once: Callable[[str, Callable[[Path], None]], Path]) -> Callable[[str], tuple[Model, ExportResult]]:
-    """Each family is exported once for all tests, and all workers of pytest-xdist."""
-    made = dict[str, tuple[Model, ExportResult]]()
+@pytest.fixture(scope="session", autouse=True)
+def _translations() -> Iterator[None]:
+    """Keep torch's table of ONNX translations, which it makes anew for each export in a fifth of a small one's time."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    def export_into(folder: Path, built: Model) -> None:
-        parity = export_model(built, folder / "graph.onnx").parity
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+        return
+    yield
+
+
+@pytest.fixture(scope="session")
+def export_once(once: Callable[[str, Callable[[Path], Any]], Path]) -> Callable[..., ExportResult]:
+    """`export_once(key, built, **options)` exports once for all tests, and all workers of pytest-xdist."""
+
+    def export_into(folder: Path, built: Model, options: dict[str, Any]) -> None:
+        parity = export_model(built, folder / "graph.onnx", **options).parity
         (folder / "parity.json").write_text(json.dumps(dataclasses.asdict(parity)))
 
+    def get(key: str, built: Model, **options: Any) -> ExportResult:
+        folder = once(f"export-{key}", lambda folder: export_into(folder, built, options))
+        path, parity = folder / "graph.onnx", Parity(**json.loads((folder / "parity.json").read_text()))
+        return ExportResult(path, read_spec(path), parity, 0.0, path.stat().st_size)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def exported(export_once: Callable[..., ExportResult]) -> Callable[[str], tuple[Model, ExportResult]]:
+    """A small model of each family, and its graph."""
+
+    @functools.cache
     def get(name: str) -> tuple[Model, ExportResult]:
-        if name not in made:
-            built = make(name)
-            folder = once(f"export-{name}", lambda folder: export_into(folder, built))
-            path, parity = folder / "graph.onnx", Parity(**json.loads((folder / "parity.json").read_text()))
-            made[name] = built, ExportResult(path, read_spec(path), parity, 0.0, path.stat().st_size)
-        return made[name]
+        built = make(name)
+        return built, export_once(name, built)
 
     return get

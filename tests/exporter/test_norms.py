@@ -88,21 +88,21 @@ def pixels(built: Model, images: np.ndarray) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ExportResult]:
-    """A small deit with norms, made once for all tests."""
+def exported(export_once: Any) -> tuple[Model, ExportResult]:
+    """A small deit with norms."""
     built = make()
-    return built, export_model(built, tmp_path_factory.mktemp("graph") / "deit.onnx", norms=True)
+    return built, export_once("norms", built, norms=True)
 
 
 # What the graph gives ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_norms_are_those_of_the_definition(name: str, tmp_path: Path) -> None:
+def test_norms_are_those_of_the_definition(name: str, exported: Any, export_once: Any) -> None:
     """Stream, branch and projected values, caught by hooks of another kind and squared by hand."""
     then, kwargs = FAMILIES[name]
     built = make(name, **kwargs)
-    result = export_model(built, tmp_path / "graph.onnx", norms=True)
+    result = exported[1] if name == DEIT else export_once(f"norms-{name}", built, norms=True)
     images = pictures(3, built.image_size)
     outputs = run(result.path, images)
     for layer in result.spec.layers:
@@ -149,10 +149,10 @@ def test_attention_weighted_values_are_bounded_by_their_norms(exported: Any) -> 
         assert branch.mean() > 0.05 * weighted.mean()
 
 
-def test_norms_leave_everything_else_as_it_was(tmp_path: Path, exported: Any) -> None:
+def test_norms_leave_everything_else_as_it_was(exported: Any, export_once: Any) -> None:
     """Attention and logits are those of the graph without them."""
     built, result = exported
-    plain = export_model(built, tmp_path / "plain.onnx")
+    plain = export_once("plain", built)
     images = pictures(2, built.image_size)
     with_norms, without = run(result.path, images), run(plain.path, images)
     for name, values in without.items():

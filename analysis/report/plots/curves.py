@@ -79,5 +79,5 @@ class Curves:
         ax.set_xlim(min(0.0, self.end - 1.03), self.end)
         if all(np.nanmin(line.low, initial=0.0) >= 0 for line in self.lines):
             ax.set_ylim(bottom=0)
-        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0}
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.23), "borderaxespad": 0}
         ax.legend(**place, frameon=False, ncols=1, handlelength=1.8, borderpad=0.1)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .sheet import Panel, Sheet, is_narrow, limits_of, scale_of
+from .overlay import overlay
+from .sheet import Panel, Sheet, is_narrow, limits_of, scale_of, thinned
 
 __all__ = ["Maps", "Panel", "across"]
 
@@ -21,7 +22,7 @@ def across(count: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """Maps under their titles, a colour bar below them all.
+    """Maps under their titles, alone or over their pictures; a colour bar below them all.
 
     Attributes:
         panels: the maps.
@@ -44,7 +45,11 @@ class Maps:
         height, wide = self.panels[0].size
         columns = min(self.columns[is_narrow(width)], len(self.panels))
         edge = min((width - 2 * MARGIN - (columns - 1) * GAP) / columns, LARGEST)
-        return columns, edge, edge * height / wide + TITLE + 0.05
+        return columns, edge, edge * height / wide + self._title + 0.05
+
+    @property
+    def _title(self) -> float:
+        return TITLE if any(panel.title for panel in self.panels) else 0.0
 
     def height(self, width: float) -> float:
         """Inches."""
@@ -59,8 +64,21 @@ class Maps:
         for place, panel in enumerate(self.panels):
             row, column = divmod(place, columns)
             left, top = MARGIN + column * (edge + GAP), MARGIN + row * step
-            image = sheet.panel(panel, left, top + TITLE, edge, scale)
+            if panel.under is None:
+                image = sheet.panel(panel, left, top + self._title, edge, scale)
+            else:
+                image = _over(sheet, panel, (left, left + edge, top + step - 0.05, top + self._title), scale, self.root)
             sheet.text(left + edge / 2, top + 0.6 * TITLE, panel.title, 7, ha="center")
-        place = (MARGIN + 0.04, sheet.height - FOOT + 0.145, min(2.56, sheet.width - 0.6))
-        sheet.bar(image, place, self.label, self.root)
+        where = (MARGIN + 0.04, sheet.height - FOOT + 0.145, min(2.56, sheet.width - 0.6))
+        sheet.bar(image, where, self.label, self.root)
         sheet.done()
+
+
+def _over(sheet: Sheet, panel: Panel, extent: tuple[float, float, float, float], scale: Any, root: bool) -> Any:
+    """A map over its picture; all share one scale, and each says its own maximum."""
+    assert panel.under is not None
+    picture = thinned(panel.under, extent[1] - extent[0])
+    options: dict[str, Any] = {"limit": scale.vmax, "root": root, "patch": panel.mark, "extent": extent}
+    image = overlay(sheet.ax, picture, panel.values, printed="max {:.3g}", size=5.5, **options)
+    image.set_norm(scale)
+    return image

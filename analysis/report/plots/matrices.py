@@ -43,7 +43,9 @@ class Matrices:
         sheet, top = Sheet(ax, self.height), 0.0
         narrow, (edge, heights) = is_narrow(sheet.width), self._heights(sheet.width)
         low = min(0.0, *(float(values.min()) for _, values in self.tables))
-        for place, (title, height) in enumerate(zip([self.panel.title, *(t for t, _ in self.tables)], heights)):
+        for place, (title, height) in enumerate(
+            zip([self.panel.title, *(t for t, _ in self.tables)], heights, strict=True)
+        ):
             left = MARGIN + (0 if narrow else place * (edge + GAP)) + (0.2 if narrow and place else 0)
             sheet.text(left, top + HEAD / 2, title, 7.5, fontweight="bold")
             if place:

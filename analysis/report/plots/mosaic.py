@@ -42,7 +42,8 @@ class Mosaic:
 
     @property
     def _gap(self) -> int:
-        return max(1, round(0.08 * max(self.values.shape[2:])))
+        edge: int = max(self.values.shape[2:])
+        return max(1, round(0.08 * edge))
 
     def _layout(self, width: float) -> tuple[float, float]:
         """(width, height) of all maps together, in inches."""

@@ -6,6 +6,7 @@ means attention and nothing else, and what is there can still be recognised.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -113,7 +114,7 @@ def blended(
     share = np.asarray(scale(smooth).filled(0.0), np.float64).clip(0, 1)[..., None]
     colour = mpl.colormaps[COLOURS](share[..., 0])[..., :3]
     bright = picture.astype(np.float64) / 255
-    grey = (bright @ [0.299, 0.587, 0.114])[..., None]
+    grey = np.einsum("yxc,c->yx", bright, (0.299, 0.587, 0.114))[..., None]
     # The map's colour is lit by the picture: what is there stays visible where the map is high.
     lit = colour * (0.6 + 0.55 * grey)
     alpha = opacity * (VEIL + (1 - VEIL) * share)
@@ -127,10 +128,12 @@ def blended(
 def resized(values: Floats, size: tuple[int, int]) -> Floats:
     """A map (rows, columns) at the pixels of its picture, `size` = (height, width): cubic, within the map's range."""
     down, across = (_cubic(n, edge) for n, edge in zip(values.shape, size, strict=True))
-    smooth: Floats = (down @ values @ across.T).clip(values.min(), values.max())
-    return smooth
+    # So small that BLAS would spend more on waking its threads.
+    smooth: Floats = np.einsum("yc,xc->yx", np.einsum("yr,rc->yc", down, values), across)
+    return smooth.clip(values.min(), values.max())
 
 
+@functools.cache
 def _cubic(count: int, edge: int) -> Floats:
     """(edge, count): how much of each of `count` cells each of `edge` pixels takes (Catmull-Rom, edges repeated)."""
     at = (np.arange(edge) + 0.5) * count / edge - 0.5

@@ -18,6 +18,8 @@ __all__ = ["Column", "Pictures", "Row"]
 GAP, TITLE, MARGIN, LARGEST, FOOT = 0.12, 0.24, 0.04, 2.2, 0.45
 GREY = 190  # of a picture that a store does not hold
 
+type Pixels = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -27,11 +29,13 @@ class Row:
         title: a line of text above it.
         pixels: (row, column, 3) uint8, or None where the store does not hold it.
         maps: a map (y, x) for each column.
+        under: the picture under each map; by default the one above.
     """
 
     title: str
-    pixels: npt.NDArray[np.uint8] | None
+    pixels: Pixels | None
     maps: tuple[Floats, ...]
+    under: tuple[Pixels | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,28 +97,36 @@ class Pictures:
             sheet.text(MARGIN, top + 0.55 * TITLE, _shortened(row.title, 54 if narrow else 100), 6.5 if narrow else 7.5)
             if self._pictured and row.pixels is not None:
                 sheet.panel(Panel("", row.pixels, self.size, self.grid), lefts[0], top + TITLE, edge)
-            for left, column, values in zip(lefts[self._pictured :], self.columns, row.maps, strict=True):
-                bottom = top + TITLE + edge * self.size[0] / self.size[1]
-                self._over(sheet, row, column, values, (left, left + edge, bottom, top + TITLE), small)
+            under = row.under or (row.pixels,) * len(row.maps)
+            bottom = top + TITLE + edge * self.size[0] / self.size[1]
+            for left, column, values, own in zip(lefts[self._pictured :], self.columns, row.maps, under, strict=True):
+                _over(sheet, column, values, own, (left, left + edge, bottom, top + TITLE), small - 1)
         if self.columns:
-            place = (lefts[self._pictured] + 0.03, sheet.height - FOOT + 0.12, min(2.2, sheet.width - 0.4))
-            sheet.ends(place, ("0", "largest of the map"))
+            left = lefts[self._pictured] + 0.03
+            where = (left, sheet.height - FOOT + 0.12, min(2.2, sheet.width - left - MARGIN))
+            sheet.ends(where, ("0", "largest of the map"))
         sheet.done()
 
-    def _over(
-        self, sheet: Sheet, row: Row, column: Column, values: Floats, extent: tuple[float, ...], size: float
-    ) -> None:
-        blank = np.full((*values.shape, 3), GREY, np.uint8)
-        overlay(
-            sheet.ax,
-            blank if row.pixels is None else thinned(row.pixels),
-            values,
-            style="side" if row.pixels is None else "overlay",
-            root=column.root,
-            printed=f"{{:.3g}} {column.unit}".rstrip(),
-            extent=extent,  # type: ignore[arg-type]
-            size=size - 1,
-        )
+
+def _over(
+    sheet: Sheet,
+    column: Column,
+    values: Floats,
+    under: Pixels | None,
+    extent: tuple[float, float, float, float],
+    size: float,
+) -> None:
+    """A map over its picture, its maximum printed on it."""
+    overlay(
+        sheet.ax,
+        np.full((*values.shape, 3), GREY, np.uint8) if under is None else thinned(under, extent[1] - extent[0]),
+        values,
+        style="side" if under is None else "overlay",
+        root=column.root,
+        printed=f"max {{:.3g}} {column.unit}".rstrip() if extent[1] - extent[0] > 0.9 else "{:.3g}",
+        extent=extent,
+        size=size,
+    )
 
 
 def _shortened(text: str, length: int) -> str:

@@ -23,7 +23,8 @@ __all__ = ["Box", "Panel", "Sheet", "is_narrow", "limits_of", "scale_of", "thinn
 type Box = tuple[float, float, float, float]
 
 MARK, LINES = "#5eead4", "#fefefe"  # what is drawn over pictures looks alike on light and dark pages
-PIXELS = 320  # across a picture: no report shows more
+# Across a picture: no report shows more where it is large, nor where it is less than so many inches.
+PIXELS, FEW, SMALL = 320, 160, 1.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Panel:
         mark: (y, x) of a cell to frame, or None.
         lines: after how many rows and columns a line is drawn, 0 for none.
         boxes: (top, left, bottom, right) frames in units of `size`, counted in their order.
+        under: (row, column, 3) uint8, the picture that a map lies over, or None for the map alone.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Panel:
     mark: tuple[int, int] | None = None
     lines: int = 0
     boxes: tuple[Box, ...] = ()
+    under: npt.NDArray[np.uint8] | None = None
 
 
 class Sheet:
@@ -76,7 +79,7 @@ class Sheet:
         height = width * panel.size[0] / panel.size[1]
         place = {"extent": (left, left + width, top + height, top), "aspect": "auto"}
         if panel.values.ndim == 3:
-            image = self.ax.imshow(thinned(panel.values), **place)
+            image = self.ax.imshow(thinned(panel.values, width), **place)
         else:
             image = self.ax.imshow(panel.values, cmap=COLOURS, norm=scale, **place)
         self._marks(panel, left, top, width, height)
@@ -179,9 +182,9 @@ def _root_ticks(low: float, high: float) -> list[float]:
     return sorted({tick for tick in ticks if low <= tick <= high})
 
 
-def thinned(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Means of blocks of a picture that has more pixels than a report shows."""
-    step = -(-picture.shape[1] // PIXELS)
+def thinned(picture: npt.NDArray[np.uint8], inches: float) -> npt.NDArray[np.uint8]:
+    """Means of blocks of a picture that has more pixels than a report shows where it is so many inches wide."""
+    step = -(-picture.shape[1] // (FEW if inches < SMALL else PIXELS))
     if step == 1:
         return picture
     rows, columns = (n // step * step for n in picture.shape[:2])

@@ -21,13 +21,18 @@ def for_page(svg: str, dark: Mapping[str, str]) -> str:
         dark: the colour on a dark page by the colour on a light one, "#rrggbb".
     """
     svg = re.sub(r'(?<= d=")[^"]+', lambda path: _shorter(path[0]), svg)
+    # Once instead of at every word, and without quotes, which a data URL could not tell from its own.
+    family = re.search(r"font-family: ([^;\"]+); ", svg)
+    svg = svg.replace(family[0], "") if family else svg
+    svg = re.sub(r'(?<= style=")[^"]+', lambda style: style[0].replace("'", ""), svg)
+    words = f"text{{font-family:{family[1]}}}".replace("'", "") if family else ""
     svg = re.sub(r"data:image/png;base64,([^\"]+)", lambda image: _repacked(image[1]), svg)
     used = [light for light in dark if light in svg]
     for light in used:
         svg = re.sub(rf"((?:fill|stroke): ){light}\b", rf"\1var(--c{light[1:]})", svg)
     named = [";".join(f"--c{c[1:]}:{shade[c]}" for c in used) for shade in ({c: c for c in used}, dark)]
     rules = f":root{{{named[0]}}}@media (prefers-color-scheme:dark){{:root{{{named[1]}}}}}"
-    return re.sub(r"(<svg[^>]*>)", lambda tag: f"{tag[1]}<style>{rules}</style>", svg, count=1)
+    return re.sub(r"(<svg[^>]*>)", lambda tag: f"{tag[1]}<style>{words}{rules}</style>", svg, count=1)
 
 
 def data_url(svg: str) -> str:

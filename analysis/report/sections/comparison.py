@@ -5,74 +5,80 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from ....engine.plan import spread
 from ....engine.store.store import Store
-from ...catalog import CATALOG
+from ...catalog import CATALOG, held
+from ...statistic import Statistic
 from ...statistics.clusters import cluster_codes, cluster_of, said
 from ...statistics.inference import interval
 from ...statistics.moments import Moments
 from ..facts import Facts, sample
-from ..images import MAPS, example, map_of
+from ..images import MAPS, Example, example, map_of
 from ..numbers import Floats, between, mean_of, why_empty
-from ..plots.curves import Line, curves
-from ..plots.pictures import Column, Row, pictures
-from ..plots.sheet import Panel
+from ..plots.curves import Curves, Line
+from ..plots.pictures import Column, Pictures, Row
 from ..plots.style import DIFFERENCES, QUIET, SERIES
-from .base import Absent, Cell, Context, Figure, Part, Table, extent
+from .base import Absent, Cell, Context, Figure, Listing, Part, Section, Table, extent
 
-__all__ = ["comparison", "named"]
+__all__ = ["comparison"]
 
 Images = npt.NDArray[np.int64]
+
+TITLE = "Side by side"
+MAIN = {
+    "distance_renormalized": "Mean attention distance among patches, rows renormalised, divided by the input's width "
+    "([@park2023]).",
+    "entropy": "Mean entropy of attention rows over all N keys, divided by ln N, which uniform attention has.",
+}
+HEADINGS = {
+    "distance_renormalized": "Attention distance over relative depth",
+    "entropy": "Attention entropy over relative depth",
+}
+NOT_COMPARED = {"rows_without_patch_mass"}  # counts of what is left out
 
 
 @dataclass(frozen=True, slots=True)
 class _Measure:
-    """A statistic in a unit that compares across models.
+    """A statistic in a unit that compares across models: pixels in image widths, nats in what uniform attention has."""
 
-    Attributes:
-        name: the statistic.
-        title: of its figure.
-        axis: what stands at the axis and in the table; `unit`: after a number in a sentence.
-        text: begins the caption.
-    """
+    statistic: Statistic
 
-    name: str
-    title: str
-    axis: str
-    unit: str
-    text: str
+    @property
+    def name(self) -> str:
+        return self.statistic.name
+
+    @property
+    def axis(self) -> str:
+        """What stands at the axis and in the table."""
+        units = self.statistic.units
+        if units == "nats":
+            return {"entropy": "share of ln N"}.get(self.name, "share of uniform attention's")
+        return {"pixels": "image widths", "1": "share" if "mass" in self.name else "1"}.get(units, units)
+
+    @property
+    def unit(self) -> str:
+        """After a number in a sentence."""
+        return {"share of ln N": "as a share of ln N", "1": "", "share": "as a share"}.get(self.axis, f"in {self.axis}")
 
     def scale(self, store: Store) -> float:
         """By what the store's own numbers are multiplied."""
-        spec = store.spec
-        return 1 / spec.image_size[1] if self.name == "distance_renormalized" else 1 / math.log(spec.tokens)
+        if self.statistic.units == "pixels":
+            return 1 / store.spec.image_size[1]
+        even = self.statistic.uniform(store.spec) if self.statistic.units == "nats" else None
+        return 1 / even if even else 1.0
 
     def uniform(self, store: Store) -> float:
         """What uniform attention gives."""
-        value = CATALOG[self.name].uniform(store.spec)
-        return math.nan if value is None else value * self.scale(store)
-
-
-MEASURES = (
-    _Measure(
-        "distance_renormalized",
-        "Attention distance over relative depth",
-        "image widths",
-        "in image widths",
-        "Mean attention distance among patches, rows renormalised, divided by the input's width ([@park2023]).",
-    ),
-    _Measure(
-        "entropy",
-        "Attention entropy over relative depth",
-        "share of ln N",
-        "as a share of ln N",
-        "Mean entropy of attention rows over all N keys, divided by ln N, which uniform attention has.",
-    ),
-)
+        value = self.statistic.uniform(store.spec)
+        if value is None:
+            return math.nan
+        tokens = len(store.spec.prefix) if self.statistic.dims[-1] == "prefix" else 1
+        return value * tokens * self.scale(store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ class _Read:
     context: Context
     x: Floats
     rows: Floats
-    heads: Floats
+    heads: Floats | None
     colour: str
     clusters: Images | None
 
@@ -94,66 +100,136 @@ class _Read:
         return self.context.facts
 
 
-def comparison(contexts: Sequence[Context]) -> Iterator[Part]:
-    """The figures of all stores together, and the paired differences from the first."""
-    stores, facts = [c.store for c in contexts], [c.facts for c in contexts]
-    chosen, paired = _images(stores)
-    if paired:
-        column = cluster_of(stores[0])
-        size = sample(len(chosen[0]), said(column, cluster_codes(stores[:1], chosen[:1], column)))
-        n = f"The same {size} in every store, matched by path."
-    else:
-        size = "; ".join(f"{f.letter} {f.n}" for f in facts)
-        n = f"The stores share no images by path, so each is on its own: {size}."
-    lines: list[tuple[str, ...]] = []
-    for measure in MEASURES:
-        lacking = [f.letter for store, f in zip(stores, facts, strict=True) if measure.name not in store]
-        if lacking:
-            yield Absent(measure.title, f"Store {', '.join(lacking)} has no `{measure.name}`.")
+class _Stores:
+    """Stores to compare: their images, matched by path where they can be, and each one's colour."""
+
+    def __init__(self, contexts: Sequence[Context]) -> None:
+        self.contexts, self.facts = contexts, [context.facts for context in contexts]
+        self.colours = [QUIET if one.baseline else SERIES[at % len(SERIES)] for at, one in enumerate(self.facts)]
+
+    @cached_property
+    def matched(self) -> tuple[list[Images], bool]:
+        """The images of each store to use: the ones all share, in one order; else each store's own valid ones."""
+        found = []
+        for store in (context.store for context in self.contexts):
+            usable = np.flatnonzero(store.done_images & store.read("valid").astype(bool))
+            paths = store.read("path")
+            found.append({str(paths[i]): int(i) for i in usable})
+        common = sorted(set(found[0]).intersection(*found[1:]))
+        if common:
+            return [np.array([index[path] for path in common], np.int64) for index in found], True
+        return [np.array(sorted(index.values()), np.int64) for index in found], False
+
+    @property
+    def size(self) -> str:
+        """How many images."""
+        chosen, paired = self.matched
+        if not paired:
+            return "; ".join(f"{f.label} {f.n}" for f in self.facts)
+        store = self.contexts[0].store
+        column = cluster_of(store)
+        return sample(len(chosen[0]), said(column, cluster_codes([store], chosen[:1], column)))
+
+    @property
+    def n(self) -> str:
+        """The same as captions say it."""
+        if self.matched[1]:
+            return f"The same {self.size} in every store, matched by path."
+        return f"The stores share no images by path, so each is on its own: {self.size}."
+
+    def read(self, measure: _Measure) -> list[_Read]:
+        """A statistic of every store."""
+        chosen, _ = self.matched
+        return [_read(*one, measure) for one in zip(self.contexts, chosen, self.colours, strict=True)]
+
+
+def comparison(contexts: Sequence[Context]) -> list[Section]:
+    """What all stores have in common, and the paired differences from the first."""
+    stores, read = _Stores(contexts), dict[str, list[_Read]]()
+    further: list[Figure] = []  # maps of the same pictures beyond the first kind
+
+    def compare_pictures(_: Context) -> Iterator[Part]:
+        if stores.matched[1] and contexts[0].examples:
+            shown = list(_pictures(contexts, stores.matched[0]))
+            yield from shown[:1]
+            further.extend(shown[1:])
+
+    def compare(_: Context) -> Iterator[Part]:
+        for name in MAIN:
+            yield from _main(stores, _Measure(CATALOG[name]), read)
+
+    def compare_further(_: Context) -> Iterator[Part]:
+        yield from further
+        yield from _others(stores, read)
+
+    return [
+        Section(TITLE, compare_pictures, TITLE),
+        Section(TITLE, compare, TITLE),
+        Section("Further statistics, side by side", compare_further, TITLE, more=True),
+    ]
+
+
+def _main(stores: _Stores, measure: _Measure, shown: dict[str, list[_Read]]) -> Iterator[Part]:
+    """One of the two statistics that say most: all stores, and their differences from the first."""
+    title = HEADINGS[measure.name]
+    lacking = [c.facts.label for c in stores.contexts if measure.name not in c.store]
+    if lacking:
+        yield Absent(title, f"{', '.join(lacking)}: there is no `{measure.name}`.")
+        return
+    read = stores.read(measure)
+    empty = [f"In `{measure.name}` of {one.facts.label} {why}." for one in read if (why := why_empty(one.rows))]
+    if empty:
+        yield Absent(title, " ".join(empty))
+        return
+    shown[measure.name] = read
+    yield _side_by_side(read, measure, title, f"{MAIN[measure.name]} {stores.n}")
+    if stores.matched[1]:
+        yield from _difference(read, measure, title, stores.n)
+
+
+def _others(stores: _Stores, shown: dict[str, list[_Read]]) -> Iterator[Part]:
+    """Every other number of heads or layers that all stores hold, and a table of all differences."""
+    names = [{one.name: one for one in held(c.store) if one.scalar and one.name in c.store} for c in stores.contexts]
+    everywhere = [one for name, one in names[0].items() if all(name in found for found in names[1:])]
+    curves, rows, methods = [], list[tuple[Cell, ...]](), []
+    for one in everywhere:
+        if one.name in {*MAIN, *NOT_COMPARED} or "layer" not in one.dims:
             continue
-        read = [_read(*one, measure) for one in zip(contexts, chosen, _colours(facts), strict=True)]
-        empty = [f"In `{measure.name}` of {one.facts.letter} {why}." for one in read if (why := why_empty(one.rows))]
-        if empty:
-            yield Absent(measure.title, " ".join(empty))
+        measure = _Measure(one)
+        read = stores.read(measure)
+        if any(why_empty(part.rows) for part in read):
             continue
-        yield _side_by_side(read, facts, measure, n)
-        if paired:
-            yield from _difference(read, measure, n)
-            lines += _table_rows(read, measure)
-    if paired and contexts[0].examples:
-        yield from _pictures(contexts, chosen)
-    if lines:
-        caption = f"Paired differences of the mean over layers and heads; {size}."
-        yield Table(caption, ("", "statistic", "difference", "95 % interval"), lines)
-
-
-def named(one: Facts, facts: Sequence[Facts], after: str = "  ") -> str:
-    """A store in a legend: its letter, its model, and where that is not enough its own name."""
-    alone = sum(other.spec.name == one.spec.name for other in facts) == 1
-    return f"{one.letter}{after}{one.spec.name}" + ("" if alone else f", {one.name.removesuffix('.zarr')}")
-
-
-def _colours(facts: Sequence[Facts]) -> list[str]:
-    """One for each store, grey for baselines."""
-    return [QUIET if one.baseline else SERIES[at % len(SERIES)] for at, one in enumerate(facts)]
-
-
-def _images(stores: Sequence[Store]) -> tuple[list[Images], bool]:
-    """The images of each store to use: the ones all share, in one order; else each store's own valid ones."""
-    found = []
-    for store in stores:
-        usable = np.flatnonzero(store.done_images & store.read("valid").astype(bool))
-        paths = store.read("path")
-        found.append({str(paths[i]): int(i) for i in usable})
-    common = sorted(set(found[0]).intersection(*found[1:]))
-    if common:
-        return [np.array([index[path] for path in common], np.int64) for index in found], True
-    return [np.array(sorted(index.values()), np.int64) for index in found], False
+        shown[one.name] = read
+        lines = _lines(read)
+        curves.append(Curves(one.name, measure.axis, lines, _reference(read, measure)))
+        rows += [(one.name, *row) for row in _numbers(read, lines)]
+        methods.append(one.name)
+    if curves:
+        yield Figure(
+            name="compare_further",
+            title="Further statistics over relative depth",
+            wide=len(curves) > 1,
+            caption="Every other number of heads or layers that all stores hold: distances in image widths, entropies "
+            f"as a share of what uniform attention has, masses summed over prefix tokens. {stores.n} Line: mean over "
+            "heads and images; band: its 95 % interval over images; dots: heads; dashed: uniform attention.",
+            alt=" ".join(_told(c.title, c.unit, c.lines) for c in curves),
+            plots=curves,
+            columns=("statistic", "store", "layer", "relative_depth", "mean", "low", "high"),
+            rows=rows,
+            methods=("comparison", *methods, "intervals"),
+        )
+    some = {name for found in names for name in found} - {one.name for one in everywhere}
+    if some:
+        yield Listing("Not compared, since not all stores hold them:", sorted(some))
+    if stores.matched[1] and shown:
+        caption = f"Paired differences of the mean over layers and heads; {stores.size}."
+        head = ("", "statistic", "difference", "95 % interval")
+        yield Table(caption, head, [row for name, read in shown.items() for row in _table_rows(read, name)])
 
 
 def _read(context: Context, images: Images, colour: str, measure: _Measure) -> _Read:
     """A statistic is read a unit at a time; what stays in memory is one number an image and layer."""
-    store = context.store
+    store, one = context.store, measure.statistic
     rows = np.full((store.plan.images, len(store.spec.layers)), np.nan)
     wanted = np.zeros(store.plan.images, np.bool_)
     wanted[images] = True
@@ -161,47 +237,65 @@ def _read(context: Context, images: Images, colour: str, measure: _Measure) -> _
     for k in np.flatnonzero(store.done):
         part = store.plan.unit_range(int(k))
         at = slice(part.start, part.stop)
-        values = store.read(measure.name, at).astype(np.float64) * measure.scale(store)
+        values = store.read(one.name, at).astype(np.float64) * measure.scale(store)
+        if one.dims[-1] == "prefix":
+            values = values.sum(axis=-1)
+        values = values.reshape(*values.shape[:2], -1)
         rows[at] = mean_of(values, axis=2)
         moments = Moments.of(values[wanted[at]])
         total = moments if total is None else total + moments
     assert total is not None
     x = (np.asarray(store.spec.layers, float) + 1) / store.spec.depth
-    clusters = cluster_codes([store], [images], cluster_of(store))
-    return _Read(context, x, rows[images], total.average, colour, clusters)
+    heads = total.average if "head" in one.dims else None
+    return _Read(context, x, rows[images], heads, colour, cluster_codes([store], [images], cluster_of(store)))
 
 
-def _side_by_side(read: Sequence[_Read], facts: Sequence[Facts], measure: _Measure, n: str) -> Figure:
+def _lines(read: Sequence[_Read]) -> list[Line]:
     """Every store as a line over relative depth."""
     lines = []
     for one in read:
         low, high = interval(one.rows, clusters=one.clusters)
         mean = Moments.of(one.rows).average
-        lines.append(Line(named(one.facts, facts), one.colour, one.x, mean, low, high, one.heads, one.facts.baseline))
-    numbers: list[tuple[Cell, ...]] = [
-        (one.facts.letter, int(layer), *(float(v[i]) for v in (line.x, line.mean, line.low, line.high)))
+        lines.append(Line(one.facts.label, one.colour, one.x, mean, low, high, one.heads, one.facts.baseline))
+    return lines
+
+
+def _numbers(read: Sequence[_Read], lines: Sequence[Line]) -> list[tuple[Cell, ...]]:
+    return [
+        (one.facts.label, int(layer), *(float(v[i]) for v in (line.x, line.mean, line.low, line.high)))
         for one, line in zip(read, lines, strict=True)
         for i, layer in enumerate(one.context.store.spec.layers)
     ]
-    references = {round(measure.uniform(one.context.store), 6) for one in read}
-    reference = references.pop() if len(references) == 1 else None
-    told = "; ".join(f"{line.label} from {line.mean[0]:.3g} to {line.mean[-1]:.3g}" for line in lines)
+
+
+def _reference(read: Sequence[_Read], measure: _Measure) -> float | None:
+    """What uniform attention gives, where it gives the same for every store."""
+    found = {round(measure.uniform(one.context.store), 6) for one in read}
+    return found.pop() if len(found) == 1 and not math.isnan(next(iter(found))) else None
+
+
+def _told(name: str, unit: str, lines: Sequence[Line]) -> str:
+    ends = "; ".join(f"{line.label} from {line.mean[0]:.3g} to {line.mean[-1]:.3g}" for line in lines)
+    return f"{name}, {unit}: {ends}."
+
+
+def _side_by_side(read: Sequence[_Read], measure: _Measure, title: str, text: str) -> Figure:
+    lines, reference = _lines(read), _reference(read, measure)
     dashed = f" Dashed: uniform attention, {reference:.3g}." if reference is not None else ""
     return Figure(
         name=f"compare_{measure.name}",
-        title=measure.title,
+        title=title,
         wide=False,
-        alt=f"{measure.title}, {measure.axis}: {told}.",
-        caption=f"{measure.text} {n} Line: mean over heads and images; band: its 95 % interval over images; "
-        f"dots: heads.{dashed}",
-        draw=lambda narrow: curves(lines, measure.name, measure.axis, reference, narrow=narrow),
+        alt=_told(title, measure.axis, lines),
+        caption=f"{text} Line: mean over heads and images; band: its 95 % interval over images; dots: heads.{dashed}",
+        plots=[Curves(measure.name, measure.axis, lines, reference)],
         columns=("store", "layer", "relative_depth", "mean", "low", "high"),
-        rows=numbers,
+        rows=_numbers(read, lines),
         methods=("comparison", measure.name, "intervals"),
     )
 
 
-def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Figure]:
+def _difference(read: Sequence[_Read], measure: _Measure, title: str, n: str) -> Iterator[Figure]:
     """Every store less the first, image by image, at the relative depths of the shallower of the two."""
     first, lines = read[0], []
     for place, one in enumerate(read[1:]):
@@ -210,21 +304,21 @@ def _difference(read: Sequence[_Read], measure: _Measure, n: str) -> Iterator[Fi
             continue
         difference = _at(one.rows, one.x, grid) - _at(first.rows, first.x, grid)
         low, high = interval(difference, clusters=first.clusters)
-        label, colour = f"{one.facts.letter} − {first.facts.letter}", DIFFERENCES[place % len(DIFFERENCES)]
+        label, colour = f"{one.facts.label} − {first.facts.label}", DIFFERENCES[place % len(DIFFERENCES)]
         lines.append(Line(label, colour, grid, Moments.of(difference).average, low, high, None, one.facts.baseline))
     if not lines:
         return
-    letter = first.facts.letter
+    label = first.facts.label
     told = "; ".join(f"{line.label} from {line.mean.min():+.3g} to {line.mean.max():+.3g}" for line in lines)
     yield Figure(
         name=f"compare_{measure.name}_difference",
-        title=f"{measure.title}: difference from {letter}",
+        title=f"{title}: difference from {label}",
         wide=False,
         alt=f"Paired differences of {measure.name}, {measure.axis}: {told}.",
-        caption=f"Difference from {letter} ({first.facts.spec.name}) {measure.unit}, image by image, of the mean over "
+        caption=f"Difference from {label} {measure.unit}, image by image, of the mean over "
         "heads; line: mean over images, band: its 95 % interval over images. Where blocks differ in number, "
         f"the deeper model is read between its layers. {n}",
-        draw=lambda narrow: curves(lines, f"{measure.name}, difference", measure.axis, 0.0, narrow=narrow),
+        plots=[Curves(f"{measure.name}, difference", measure.axis, lines, 0.0)],
         columns=("difference", "relative_depth", "mean", "low", "high"),
         rows=[
             (line.label, *(float(v[i]) for v in (line.x, line.mean, line.low, line.high)))
@@ -245,22 +339,15 @@ def _at(values: Floats, x: Floats, grid: Floats) -> Floats:
     return between
 
 
-def _table_rows(read: Sequence[_Read], measure: _Measure) -> list[tuple[str, ...]]:
+def _table_rows(read: Sequence[_Read], name: str) -> Iterator[tuple[str, ...]]:
     """Every store against the first, image by image, of the mean over layers and heads."""
     whole = [mean_of(one.rows, axis=1) for one in read]
-    found: list[tuple[str, ...]] = []
+    axis = _Measure(next(one for one in held(read[0].context.store) if one.name == name)).axis
     for one, values in list(zip(read, whole, strict=True))[1:]:
         difference = values - whole[0]
         low, high = (float(v) for v in interval(difference, clusters=read[0].clusters))
-        found.append(
-            (
-                f"{one.facts.letter} − {read[0].facts.letter}",
-                f"{measure.name}, {measure.axis}",
-                f"{float(mean_of(difference, axis=0)):+.3g}",
-                between(low, high),
-            )
-        )
-    return found
+        label = f"{one.facts.label} − {read[0].facts.label}"
+        yield label, f"{name}, {axis}", f"{float(mean_of(difference, axis=0)):+.3g}", between(low, high)
 
 
 # -- the same pictures -------------------------------------------------------------------------------------------------
@@ -280,60 +367,54 @@ def _pictures(contexts: Sequence[Context], chosen: Sequence[Images]) -> Iterator
     titles = []
     for examples in zip(*own, strict=True):
         said = [
-            f"{c.facts.letter}: {one.predicted} ({one.probability:.2f})"
+            f"{c.facts.label}: {one.predicted} ({one.probability:.2f})"
             for c, one in zip(contexts, examples, strict=True)
             if one.predicted
         ]
         known = [f"label {examples[0].truth}"] if examples[0].truth else []
         titles.append(" · ".join(said + known) or examples[0].path)
-    pixels = [one.pixels for one in own[0]]
     for kind in MAPS:
         maps = [[map_of(c.store, one.image, kind) for one in row] for c, row in zip(contexts, own, strict=True)]
         found = [[values for values in row if values is not None] for row in maps]
         if all(len(row) == len(at) for row in found):
-            yield _one_kind(contexts, kind, [one.path for one in own[0]], titles, pixels, found)
+            yield _one_kind(contexts, kind, titles, own, found)
 
 
 def _one_kind(
     contexts: Sequence[Context],
     kind: str,
-    paths: Sequence[str],
     titles: Sequence[str],
-    pixels: Sequence[npt.NDArray[np.uint8] | None],
+    own: Sequence[Sequence[Example]],
     maps: Sequence[Sequence[Floats]],
 ) -> Figure:
-    """A row for each picture, a column for each store."""
+    """A row for each picture, a column for each store, whose map lies over the crop that it saw."""
     how, facts = MAPS[kind], [context.facts for context in contexts]
-    letters = [one.letter for one in facts]
-    shown = [Panel("", one, extent(contexts[0].store)) for one in pixels if one is not None]
-    pictured = len(shown) == len(paths)
+    labels, paths = [one.label for one in facts], [one.path for one in own[0]]
     rows = [
         Row(
             title,
-            (
-                *([shown[at]] if pictured else []),
-                *(Panel("", row[at], extent(c.store)) for c, row in zip(contexts, maps, strict=True)),
-            ),
+            own[0][at].pixels,
+            tuple(row[at] for row in maps),
+            tuple(row[at].pixels if row[at].pixels is not None else own[0][at].pixels for row in own),
         )
         for at, title in enumerate(titles)
     ]
-    columns = [Column(f"input,\nas {letters[0]} saw it")] if pictured else []
-    columns += [Column(f"{f.letter}{' (baseline)' if f.baseline else ''}", how.unit, how.root) for f in facts]
+    columns = [Column(f"{f.label}{' (baseline)' if f.baseline else ''}", how.unit, how.root) for f in facts]
     unit = "uniform attention" if kind == "attention" else "their mean over patches"
-    title, legend = how.heading.partition(",")[0], "; ".join(named(one, facts) for one in facts)
+    title = how.heading.partition(",")[0]
     return Figure(
         name=f"compare_{kind}",
         title=f"The same pictures: {title}",
-        caption=f"{len(paths)} images that all stores share, evenly spread over the sample of {letters[0]} by order "
-        f"alone; above each what every model said of it. Maps are divided by {unit}, on one scale. Recipes may crop "
-        f"differently. {legend}. n = 1 image each.",
+        caption=f"{len(paths)} images that all stores share, evenly spread over the sample of {labels[0]} by order "
+        f"alone; above each what every model said of it. Maps are divided by {unit}; each has its own scale, from 0 to "
+        "its maximum, which is printed on it. Recipes may crop differently. n = 1 image each.",
         alt=f"{len(paths)} pictures with the {title} of {len(facts)} stores: {'; '.join(titles)}.",
-        draw=lambda narrow: pictures(rows, columns, narrow=narrow, shared=True),
+        plots=[Pictures(rows, columns, extent(contexts[0].store), first=f"input of\n{labels[0]}")],
         columns=("path", "store", "y", "x", "times_uniform"),
         rows=[
-            (path, letter, *cell, float(value))
+            (path, label, *cell, float(value))
             for at, path in enumerate(paths)
-            for letter, row in zip(letters, maps, strict=True)
+            for label, row in zip(labels, maps, strict=True)
             for cell, value in np.ndenumerate(row[at])
         ],
         methods=(how.method,),

@@ -183,14 +183,14 @@ def heads_of_one(context: Context) -> Iterator[Part]:
     if reason := why_empty(values):
         yield Absent(title, f"Of {code(one.path)} {reason}.")
         return
-    panels = [Panel(f"head {i}", v, extent(store)) for i, v in enumerate(values)]
+    panels = [Panel(f"head {i}", v, extent(store), under=one.pixels) for i, v in enumerate(values)]
     few = 4 if len(panels) % 4 == 0 else 3 if len(panels) % 3 == 0 else 4
     columns = few if len(panels) < 12 else 6
     yield Figure(
         name="heads",
         title=title,
-        caption=f"{row_name(store).capitalize()} of layer {layer}, head by head, × uniform, on one scale "
-        f"([@caron2021]). n = 1 image: {code(one.path)}, {FIRST}.",
+        caption=f"{row_name(store).capitalize()} of layer {layer}, head by head, × uniform, on one scale; the "
+        f"maximum of each is printed on it ([@caron2021]). n = 1 image: {code(one.path)}, {FIRST}.",
         alt=f"{len(panels)} maps, one a head of layer {layer}. "
         + " ".join(f"Head {i}: at most {v.max():.1f} times uniform, at {where(v)}." for i, v in enumerate(values)),
         plots=[Maps(panels, "attention, × uniform", (columns, min(few, 3)), root=True)],

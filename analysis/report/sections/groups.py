@@ -11,13 +11,17 @@ import numpy.typing as npt
 
 from ....engine.store.store import Store
 from ...catalog import CATALOG, held
+from ...statistics.clusters import cluster_codes, cluster_of
 from ...statistics.differences import TEST
+from ...statistics.groups import read_column
+from ...statistics.inference import interval
 from ..facts import sample
 from ..images import class_name
-from ..numbers import why_empty
+from ..numbers import mean_of, why_empty
+from ..plots.curves import Curves, Line
 from ..plots.maps import Maps
 from ..plots.sheet import Panel
-from ..plots.style import colour_of
+from ..plots.style import SERIES, colour_of
 from ..plots.volcano import Volcano
 from .base import Absent, Cell, Context, Figure, Part, extent
 
@@ -71,6 +75,7 @@ def groups(context: Context) -> Iterator[Part]:
         )
     for column in columns:
         found = _Groups.read(store, column)
+        yield from _lines(store, found)
         yield _differences(store, found)
         yield from _maps(store, found)
 
@@ -82,6 +87,54 @@ def _tested(store: Store, column: str) -> list[tuple[str, str]]:
     best = [name for name in ("distance_renormalized", "entropy") if name in tested]
     units = {one.name: one.units for one in (*CATALOG.values(), *held(store))}
     return [(name, units.get(name, "")) for name in best or tested[:1]]
+
+
+def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
+    """Few groups by depth, a line each."""
+    chosen = np.flatnonzero(found.enough)
+    tested = [one for one in _tested(store, found.column) if one[0] in store and "layer" in store.dims(one[0])]
+    if not 2 <= len(chosen) <= len(SERIES) or not tested:
+        return
+    keys, there = read_column(store, found.column)
+    groups = store.read(f"{found.column}_group").astype(object)
+    usable = store.done_images & store.read("valid").astype(bool) & there
+    plots, rows, told = [], list[tuple[Cell, ...]](), []
+    layers = np.asarray(store.spec.layers, float)
+    for name, unit in tested:
+        values = np.full((store.plan.images, len(layers)), np.nan)
+        for k in np.flatnonzero(store.done):
+            part = store.plan.unit_range(int(k))
+            at = slice(part.start, part.stop)
+            values[at] = store.read(name, at).reshape(len(part), len(layers), -1).mean(axis=2)
+        lines = []
+        for colour, group in zip(SERIES, chosen, strict=False):
+            images = np.flatnonzero(usable & (keys.astype(object) == groups[group]))
+            mean = mean_of(values[images], axis=0)
+            low, high = interval(values[images], clusters=cluster_codes([store], [images], cluster_of(store)))
+            lines.append(Line(f"{found.words[group]}, n = {images.size:,}", colour, layers, mean, low, high))
+            rows += [
+                (name, found.words[group], int(layer), *(float(v[i]) for v in (mean, low, high)))
+                for i, layer in enumerate(store.spec.layers)
+            ]
+            told.append(f"{name} of {found.words[group]} from {mean[0]:.3g} to {mean[-1]:.3g} {unit}")
+        even = CATALOG[name].uniform(store.spec) if name in CATALOG else None
+        plots.append(Curves(name, unit, lines, even, "layer", float(layers.max()) + 0.4))
+    text = (
+        "Mean over heads and over the images of each group; band: its 95 % interval over images; dashed: uniform "
+        "attention."
+    )
+    n = sample(int(found.images[chosen].sum()), _attrs(store, found.column))
+    yield Figure(
+        name=f"groups_by_{found.column}",
+        title=f"Groups by {found.column}",
+        wide=len(plots) > 1,
+        caption=" ".join(filter(None, [text, found.left_out, f"{n}."])),
+        alt=f"A line a group by layer: {'; '.join(told)}.",
+        plots=plots,
+        columns=("statistic", "group", "layer", "mean", "low", "high"),
+        rows=rows,
+        methods=("groups", *(name for name, _ in tested), "intervals"),
+    )
 
 
 def _attrs(store: Store, column: str) -> dict[str, Any]:

@@ -24,13 +24,22 @@ __all__ = ["judgement"]
 BASELINES = ("uniform", "centre", "random")
 GREYS = dict(zip(BASELINES, (POINTS, INK, QUIET), strict=True))
 SHOWN = ("deletion_probability", "insertion_probability", "difference_probability")
-MOST = 10  # images on which maps disagree
+MOST = 10  # images on which maps disagree; heads without which most is lost
+SILENCES = {"zero": "nothing", "mean": "what it writes on average"}  # what stands in place of a head
 
 
 def judgement(context: Context) -> Iterator[Part]:
-    """Of every choice of fill, steps and target: curves, paired differences, and where maps disagree."""
-    if not any(name.startswith("judged_mean.") for name in context.store.names):
-        return
+    """Of every choice of fill, steps and target: curves, paired differences, and where maps disagree; masks; heads."""
+    if any(name.startswith("judged_mean.") for name in context.store.names):
+        yield from _judged(context)
+    if "segmentation_mean" in context.store:
+        yield _segmentation(context.store)
+    for silence in SILENCES:
+        if f"judged_heads_mean.{silence}" in context.store:
+            yield _heads(context.store, silence)
+
+
+def _judged(context: Context) -> Iterator[Part]:
     from ...judge import verdicts  # which needs onnxruntime
 
     found = verdicts(context.store)
@@ -162,9 +171,10 @@ def _disagreement(context: Context, verdict: Verdict) -> Figure | None:
     store = context.store
     arrays = rows_by_map(store, verdict.tag)
     known = {
-        name: one for name in verdict.maps
+        name: one
+        for name in verdict.maps
         if (one := stored(store, name, dict(store.array(arrays[name]).attrs))) is not None
-    }  # fmt: skip
+    }
     if len(known) < 2:
         return None
     place = _place("difference_probability")
@@ -177,7 +187,7 @@ def _disagreement(context: Context, verdict: Verdict) -> Figure | None:
     if not picked:
         return None
     rows = [_row(context, store, image, known, areas[:, image]) for image in picked]
-    numbers = [
+    numbers: list[tuple[Cell, ...]] = [
         (str(store.read("path", image)), name, float(areas[at, image]))
         for image in picked
         for at, name in enumerate(known)
@@ -189,15 +199,12 @@ def _disagreement(context: Context, verdict: Verdict) -> Figure | None:
         caption=f"Chosen after looking: the {len(picked)} images {among} on which the area between insertion and "
         f"deletion differs most between maps ({_named(verdict).lower()}); n = 1 image each. Above each picture the "
         "areas, in the order of the columns.",
-        alt="; ".join(
-            f"{path} {name} {value:.2f}" for path, name, value in numbers
-        )
-        + ".",
+        alt="; ".join(f"{path} {name} {float(value):.2f}" for path, name, value in numbers) + ".",
         plots=[Pictures(rows, [Column(_wrapped(name), "× mean") for name in known], extent(store), store.spec.grid)],
         columns=("path", "map", "difference_probability"),
         rows=numbers,
         methods=("faithfulness",),
-    )  # fmt: skip
+    )
 
 
 def _row(context: Context, store: Store, image: int, known: Any, areas: Floats) -> Row:
@@ -212,3 +219,46 @@ def _wrapped(name: str) -> str:
     """A map's name on two lines, where it has parameters."""
     base, dot, rest = name.partition(".")
     return f"{base}\n{rest}" if dot else f"{base}\n"
+
+
+# -- masks and heads --------------------------------------------------------------------------------------------------
+
+
+def _segmentation(store: Store) -> Table:
+    """Every map against masks."""
+    maps, figures = store.read("segmentation_map"), [str(name) for name in store.read("segmentation_figure")]
+    mean, bounds = store.read("segmentation_mean"), store.read("segmentation_interval")
+    rows = [
+        (str(name), *(_number(mean[i, f], bounds[:, i, f]) for f in range(len(figures)))) for i, name in enumerate(maps)
+    ]
+    said: Any = store.array("segmentation_mean").attrs
+    caption = (
+        "Maps against masks of the objects, by the protocol of Chefer, Gur and Wolf 2021: a map says object above its "
+        "own mean. 95 % intervals over images. A large object makes every map look good: read the centre and the "
+        f"uniform map first. n = {int(said['images']):,} images."
+    )
+    return Table(caption, ("map", *(name.replace("_", " ") for name in figures)), rows)
+
+
+def _heads(store: Store, silence: str) -> Table:
+    """The heads without which most is lost."""
+    mean, bounds = store.read(f"judged_heads_mean.{silence}"), store.read(f"judged_heads_interval.{silence}")
+    order = np.argsort(-mean[..., 0], axis=None, kind="stable")[:MOST]
+    rows = []
+    for at in order:
+        layer, head = divmod(int(at), mean.shape[1])
+        cells = [_number(mean[layer, head, f], bounds[:, layer, head, f], sign=True) for f in range(mean.shape[2])]
+        rows.append((f"layer {layer}, head {head}", *cells))
+    rank = ""
+    if (name := f"judged_heads_rank.{silence}") in store:
+        value, edges = store.read(name)[0], store.read(f"judged_heads_rank_interval.{silence}")[:, 0]
+        rank = " Spearman's correlation of the logit's drop with first-order importance over all heads: "
+        rank += f"{_number(value, edges, sign=True)}."
+    said: Any = store.array(f"judged_heads_mean.{silence}").attrs
+    caption = (
+        f"What the model loses without a head, in whose place stands {SILENCES[silence]}: the {len(rows)} of "
+        f"{mean.shape[0] * mean.shape[1]} heads with the largest drop of the predicted class's logit; the divergence "
+        "of the class probabilities from those of the whole model, in nats; and the drop in accuracy. 95 % intervals "
+        f"over images.{rank} n = {int(said['images']):,} images."
+    )
+    return Table(caption, ("head", "logit", "divergence", "accuracy"), rows)

@@ -145,8 +145,15 @@ DEFINITIONS: dict[str, str] = {
     ),
     "head_importance": (
         "|Σ A·G| over queries and keys, G the gradient of the target class's logit by the attention; in the logit's "
-        "unit. The score of [@michel2019] is the same of the loss (`form=loss`), and in their code of each query "
-        "(`form=michel`)."
+        "unit. The score of [@michel2019] is the same of the loss."
+    ),
+    "head_importance_loss": (
+        "|Σ A·G| over queries and keys, G the gradient of the loss, −ln of the target class's probability, by the "
+        "attention. [@michel2019], eq. 2."
+    ),
+    "head_importance_michel": (
+        "Σ~i~ |Σ~j~ A~ij~ G~ij~|, G as in `head_importance_loss`: what the code of [@michel2019] computes, before it "
+        "divides by the number of tokens and each layer by the norm over its heads."
     ),
     "score_matrix": (
         "Prefix tokens dropped, the maximum over queries for each key, then the mean over heads, on the patch grid; "

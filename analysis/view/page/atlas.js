@@ -60,7 +60,7 @@ function served() {
     url: async (path) => path,
     async get(path) {
       const answer = await fetch(path);
-      if (!answer.ok) throw new Error(await answer.text());
+      if (!answer.ok || answer.headers.get("Content-Type").startsWith("text/plain")) throw new Error((await answer.text()).trim());
       return answer.arrayBuffer();
     },
   };
@@ -235,12 +235,12 @@ class Atlas {
     try { localStorage.setItem("attlas-theme", this.root.dataset.theme); } catch { /* likewise */ }
   }
 
-  dialog(title, lines, wide) {
+  dialog(title, lines, docked) {
     const close = () => dialog.close();
     const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove(), onclick: (event) => event.target === dialog && close() },
       h("div", { class: "sheet" }, h("h2", { text: title }), ...lines.map((line) => (typeof line === "string" ? h("p", { text: line }) : line)),
         h("button", { class: "plain close", "aria-label": "Close", onclick: close, text: "×" })));
-    if (wide) dialog.classList.add("wide");
+    dialog.classList.toggle("docked", Boolean(docked)); // beside what it speaks of, where there is room
     this.root.append(dialog);
     dialog.showModal();
     return dialog;
@@ -322,7 +322,8 @@ class Atlas {
     s.view = given.has("image") ? "picture" : given.get("view") === "dataset" ? "data" : "grid";
     if (s.view === "picture") {
       const image = number("image", 0, Number.MAX_SAFE_INTEGER, 0);
-      s.item = this.listed ? Math.max(0, this.listed.indexOf(image)) : clamp(Math.round(image), 0, this.count - 1);
+      s.item = this.listed ? this.listed.indexOf(image) : clamp(Math.round(image), 0, this.count - 1);
+      if (s.item < 0) Object.assign(s, { view: "grid", item: 0 }); // a file holds some pictures alone
       const layers = this.stores[0].layers, place = layers.indexOf(number("layer", 0, 1e6, layers.at(-1)));
       s.depth = layers.length > 1 && place >= 0 ? place / (layers.length - 1) : 1;
       const heads = (given.get("heads") ?? "").split("_");
@@ -639,8 +640,7 @@ class Atlas {
     one.tokens = h("div", { class: "tokens" });
     const readout = { class: "class token", mean: "mean of patches", pool: "mean of patches", distilled: "class and distillation tokens" }[store.readout];
     const chips = [[null, `readout: ${readout}`], ...store.prefix.map((kind, i) => [{ prefix: i }, kind === "register" ? `register ${i - store.prefix.indexOf("register") + 1}` : kind])];
-    if (!(store.readout === "class" && store.prefix.length === 1)) one.chips = chips;
-    else one.chips = chips.slice(0, 1);
+    one.chips = chips.filter(([at]) => at === null || store.readout !== "class" || at.prefix !== store.readout_rows[0]);
     one.chipButtons = one.chips.map(([at, text]) => h("button", { class: "toggle", onclick: () => this.set({ at, map: "attention" }), text }));
     one.tokens.append(...one.chipButtons);
     one.facts = h("div", { class: "facts" });
@@ -745,18 +745,18 @@ class Atlas {
       else this.map(one.s, one.index, name).then((map) => { one.map = { name, map }; this.redraw(); }, (error) => { one.map = { name, why: error.message }; this.redraw(); });
     }
     if (!store.whole && !store.rows) return;
-    const chosen = this.place(one.s), all = store.layers.map((_, place) => place);
+    const chosen = this.place(one.s), all = store.layers.keys();
     const bytes = store.layers.length * store.heads * store.tokens ** 2;
-    const wanted = bytes <= EAGER ? [chosen, ...all.filter((place) => place !== chosen)] : [chosen];
-    for (const place of wanted) {
-      if (one.rows.has(place)) continue;
+    const load = async (place) => {
+      if (one.rows.has(place) || one.item !== item) return;
       one.rows.set(place, null);
-      this.layer(one.s, one.index, place).then((rows) => rows, (error) => error).then((rows) => {
-        if (one.item !== item) return;
-        one.rows.set(place, rows);
-        this.redraw();
-      });
-    }
+      const rows = await this.layer(one.s, one.index, place).catch((error) => error);
+      if (one.item !== item) return;
+      one.rows.set(place, rows);
+      this.redraw();
+    };
+    // What is looked at comes first, and alone; the others follow.
+    load(chosen).then(() => { if (bytes <= EAGER) for (const place of all) load(place); });
   }
 
   layer(s, image, place) {
@@ -974,7 +974,7 @@ class Atlas {
       if (bounds?.every((bound) => bound !== null)) svg.append(h("line", { x1: x(place, head), x2: x(place, head), y1: y(bounds[0]), y2: y(bounds[1]), class: "interval" }));
       const text = `layer ${layers[place]}, head ${head}: ${digits(value)} ${unit}${bounds ? ` (${digits(bounds[0])} to ${digits(bounds[1])})` : ""}`;
       const open = () => this.openHead(s, place, head);
-      svg.append(h("circle", { cx: x(place, head), cy: y(value), r: store.heads > 8 ? 2.6 : 3.2, tabindex: "0", role: "button", "aria-label": text, "data-head": `${place}.${head}`, onclick: open, onkeydown: (event) => { if (event.key === "Enter") open(); } }, h("title", { text })));
+      svg.append(h("circle", { cx: x(place, head), cy: y(value), r: store.heads > 8 ? 2.6 : 3.2, tabindex: "0", role: "button", "aria-label": text, "data-head": `${s}.${place}.${head}`, onclick: open, onkeydown: (event) => { if (event.key === "Enter") open(); } }, h("title", { text })));
     }
     const caption = h("figcaption", {}, h("strong", { text: panel.name.replaceAll("_", " ") }), ` ${unit}`, this.stores.length > 1 ? h("span", { class: "quiet", text: ` · ${store.name.replace(/\.zarr$/, "")}` }) : null, h("span", { class: "quiet block", text: panel.title + (panel.analysed ? "" : "; mean over the images done so far") }));
     return h("figure", { "data-panel": panel.name }, caption, svg);
@@ -992,8 +992,14 @@ class Atlas {
       sheet.close();
       this.go("picture", { depth: store.layers.length > 1 ? place / (store.layers.length - 1) : 1, heads, map: "attention" });
     }, text: "see this head on a picture" });
-    const sheet = this.dialog(`${this.stores.length > 1 ? `${store.name.replace(/\.zarr$/, "")}: ` : ""}layer ${store.layers[place]}, head ${head}`, [body, see]);
-    sheet.addEventListener("close", () => { this.state.panel = null; this.writeHash(false); });
+    const sheet = this.dialog(`${this.stores.length > 1 ? `${store.name.replace(/\.zarr$/, "")}: ` : ""}layer ${store.layers[place]}, head ${head}`, [body, see], true);
+    const dots = [...this.main.querySelectorAll(`[data-head="${s}.${place}.${head}"]`)];
+    for (const dot of dots) dot.classList.add("open");
+    sheet.addEventListener("close", () => {
+      for (const dot of dots) dot.classList.remove("open");
+      this.state.panel = null;
+      this.writeHash(false);
+    });
     try {
       if (!store.offsets) throw new Error("mean offset maps were not computed: `attlas analyze STORE offset_map_mean` makes them");
       this.offsets ??= [];

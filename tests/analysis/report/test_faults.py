@@ -18,6 +18,7 @@ from support_report import add, context_of, make_store, read, spec_of
 
 pytest.importorskip("matplotlib")
 base = pytest.importorskip("attlas.analysis.report.sections.base")
+canvas = pytest.importorskip("attlas.analysis.report.plots.canvas")
 comparison = pytest.importorskip("attlas.analysis.report.sections.comparison")
 depth = pytest.importorskip("attlas.analysis.report.sections.depth")
 groups = pytest.importorskip("attlas.analysis.report.sections.groups")
@@ -78,7 +79,7 @@ def test_a_statistic_of_zeros_is_told_and_the_others_are_drawn(small: Store) -> 
 
 def test_one_image_has_no_distribution(tmp_path: Path) -> None:
     make_store(tmp_path / "s.zarr", images=1, reduce=True)
-    _, seen = read(page.report(tmp_path / "s.zarr", tmp_path / "r.html", examples=0))
+    _, seen = read(page.report(tmp_path / "s.zarr", tmp_path / "r.html", only=["over_images"]))
     assert "Distributions over images is not shown. One image only" in seen.text
     assert "It cannot be drawn" not in seen.text
 
@@ -109,15 +110,28 @@ def test_statistics_that_are_unknown_or_missing_cost_their_own_figures_only(tmp_
     assert base.summary(add(store, "head_importance_mean", HEADS, np.ones((2, 2))), "head_importance") is None
 
 
+class Breaks:
+    """A plot that cannot be drawn."""
+
+    sheet = named_once = False
+
+    def height(self, width: float) -> float:
+        return width / 0
+
+    def draw(self, ax: Any) -> None:
+        raise AssertionError
+
+
 def test_a_section_that_fails_says_why_in_one_line_without_a_path(
     small: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(context: Any) -> Any:
-        yield base.Figure("a", "Breaks on paper", "n = 1 image", "words", lambda narrow: 1 / 0, (), [])
+        yield base.Figure("a", "Breaks on paper", "n = 1 image", "words", [Breaks()], (), [])
         raise AttlasError(f"{context.store.path}: chunk 3\nis damaged")
 
     told: list[str] = []
-    monkeypatch.setattr(page, "SECTIONS", (base.Section("Damaged", broken), *sections.SECTIONS[:1]))
+    distance = next(one for one in sections.SECTIONS if one.name == "distance")
+    monkeypatch.setattr(page, "SECTIONS", (base.Section("Damaged", broken), distance))
     html, seen = read(page.report(small.path, tmp_path / "r.html", examples=0, progress=told.append))
     assert "Breaks on paper is not shown. It cannot be drawn (ZeroDivisionError: division by zero)." in seen.text
     assert "Damaged is not shown. It cannot be drawn (s.zarr: chunk 3 is damaged)." in seen.text
@@ -126,9 +140,9 @@ def test_a_section_that_fails_says_why_in_one_line_without_a_path(
     assert [(str(line), line.number, line.total) for line in told if isinstance(line, Step)] == [
         ("Damaged", 1, 2), ("Attention distance", 2, 2),
     ]  # fmt: skip
-    ends = [line for line in told if not isinstance(line, Step)][-2:]
-    assert re.fullmatch(r"Damaged: nothing to draw, \d+\.\d s", ends[0])
-    assert re.fullmatch(r"Attention distance: 1 figure, \d+\.\d s", ends[1])
+    assert all(line.brief for line in told if isinstance(line, Step))
+    (end,) = [line for line in told if not isinstance(line, Step)]  # what draws nothing is no line
+    assert re.fullmatch(r"Attention distance: 1 figure, \d+\.\d s \(2/2\)", end)
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
@@ -167,7 +181,7 @@ def test_no_name_covers_a_point() -> None:
     names = tuple((i, f"a rather long name {i}, 11.2") for i in (40, 41, 42))
     panel = volcano.Volcano("entropy", "nats", x, y, y > 1.3, 1.3, names)
     for narrow in (False, True):
-        figure = volcano.volcano([panel] * 2, narrow=narrow)
+        figure = canvas.composed([panel] * 2, 2, style.STYLES["paper"], narrow=narrow)
         figure.canvas.draw()
         for ax in figure.axes:
             dots = ax.transData.transform(np.column_stack([x, y]))
@@ -212,7 +226,8 @@ def test_a_difference_has_the_colour_of_no_store(tmp_path: Path) -> None:
     stores = [make_store(tmp_path / f"{name}.zarr", spec_of(tag=name), reduce=True, images=8, seed=i)
               for i, name in enumerate(("one", "two", "three"))]  # fmt: skip
     contexts = [context_of(store, letter) for store, letter in zip(stores, "ABC", strict=True)]
-    shown = {part.name: part for part in comparison.comparison(contexts) if isinstance(part, base.Figure)}
+    parts = [part for one in comparison.comparison(contexts) for part in one.parts(contexts[0])]
+    shown = {part.name: part for part in parts if isinstance(part, base.Figure)}
     lines, differences = (
         [line.get_color() for line in shown[name].draw(False).axes[0].lines if line.get_label()[0] in "ABC"]
         for name in ("compare_entropy", "compare_entropy_difference")
@@ -220,16 +235,14 @@ def test_a_difference_has_the_colour_of_no_store(tmp_path: Path) -> None:
     assert lines == list(style.SERIES[:3])
     assert len(set(differences)) == 2
     assert not set(differences) & set(style.SERIES)
-    assert "Difference from A (tiny_test) as a share of ln N, image by image" in (
-        shown["compare_entropy_difference"].caption
-    )
+    assert "Difference from A as a share of ln N, image by image" in (shown["compare_entropy_difference"].caption)
     assert not [part for part in shown.values() if re.search(r"\b(in of|of of|in in)\b", part.caption + part.alt)]
 
 
 def test_random_weights_have_no_other_name_than_the_specs_own(tmp_path: Path) -> None:
     spec = make_spec(tag="in1k")
     make_store(tmp_path / "s.zarr", spec, images=4, reduce=True)
-    html, seen = read(page.report(tmp_path / "s.zarr", tmp_path / "r.html", examples=0))
+    html, seen = read(page.report(tmp_path / "s.zarr", tmp_path / "r.html", only=["distance"]))
     assert "Pretrained tag" not in seen.text
     named = set(re.findall(r"tiny_test[\w.]*", re.sub(r'"data:[^"]*"', "", html)))
     assert {name.rstrip(".") for name in named} == {spec.name}
@@ -248,7 +261,7 @@ def test_a_folder_that_holds_files_is_not_mixed_with_figures(small: Store, tmp_p
     assert not (tmp_path / "r.html").exists()
     with pytest.raises(UsageError, match="is a file"):
         page.report(small.path, tmp_path / "r.html", figures=folder / "distance.pdf", overwrite=True)
-    page.report(small.path, tmp_path / "r.html", figures=folder, examples=0, overwrite=True)
+    page.report(small.path, tmp_path / "r.html", figures=folder, only=["distance"], overwrite=True)
     assert (folder / "distance.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -281,7 +294,7 @@ def test_figures_are_fluid_tables_scroll_in_their_own_box_and_drawings_follow_a_
     assert html.count("<table") == html.count('<div class="scroll"><table')
     assert not re.search(r"<(img|figure|table|div)[^>]*(width=|style=)", re.sub(r'"data:[^"]*"', "", html))
     assert "break-inside: avoid" in css.partition("@media print")[2]
-    assert "nav, details, .absent { display: none; }" in css.partition("@media print")[2]
+    assert "details:not([open]):not(#facts), .absent, .hint { display: none; }" in css.partition("@media print")[2]
     drawings = [unquote(url) for url in seen.loaded if url.startswith("data:image/svg")]
     assert drawings
     for drawing in drawings:

@@ -77,10 +77,10 @@ def test_wilsons_interval_is_the_published_one() -> None:
 
 def test_every_caption_states_n_and_every_figure_has_words(made: tuple[Store, Path, Path]) -> None:
     _, seen = read(made[1])
-    assert len(seen.captions) == len(seen.alts) == 12
+    assert len(seen.captions) == len(seen.alts) == 13
     assert all(re.search(r"n = (21 images|7 images|1 image)", caption) for caption in seen.captions)
     assert all(len(alt) > 40 for alt in seen.alts)
-    assert [c.partition(".")[0] for c in seen.captions] == [f"Figure {i}" for i in range(1, 13)]
+    assert [c.partition(".")[0] for c in seen.captions] == [f"Figure {i}" for i in range(1, 14)]
 
 
 def test_figures_are_printed_with_their_numbers_beside_them(made: tuple[Store, Path, Path]) -> None:
@@ -88,7 +88,7 @@ def test_figures_are_printed_with_their_numbers_beside_them(made: tuple[Store, P
     names = {p.stem for p in folder.iterdir()}
     assert names == {
         "distance", "entropy", "prefix_mass", "rollout_mean", "examples", "heads", "score_matrix", "score_matrix_mean",
-        "query_map", "matrices", "extremes", "distributions",
+        "query_map", "matrices", "extremes", "distributions", "distance_sorted",
     }  # fmt: skip
     for name in names:
         pdf, png = ((folder / f"{name}.{suffix}").read_bytes() for suffix in ("pdf", "png"))
@@ -150,7 +150,7 @@ def test_a_page_that_exists_is_kept_unless_told_otherwise(made: tuple[Store, Pat
     with pytest.raises(UsageError, match="--overwrite"):
         page.report([made[0].path], output)
     assert output.read_text() == "mine"
-    page.report([made[0].path], output, overwrite=True, examples=1)
+    page.report([made[0].path], output, overwrite=True, only=["distance"])
     assert "Attention report" in output.read_text("utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
@@ -167,5 +167,5 @@ def test_what_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_page_of_a_small_store_is_small(made: tuple[Store, Path, Path]) -> None:
-    """Vectors are rounded and rasters packed: 12 figures in two forms each stay well below a megabyte."""
+    """Vectors are rounded and rasters packed: 13 figures in two forms each stay well below a megabyte."""
     assert made[1].stat().st_size < 1_200_000

@@ -31,7 +31,7 @@ def test_random_weights_and_an_unfinished_store_are_said_before_all_else(tmp_pat
     assert all(re.search(r"n = (8 images|1 image)", caption) for caption in seen.captions)
     for k in (1, 3, 4, 5):
         fill_unit(store, k, attention_of(spec), None)
-    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=0, overwrite=True))
+    _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", only=["distance"], overwrite=True))
     assert "Partial" not in seen.text
     assert "n = 21 images" in seen.captions[0]
 
@@ -42,6 +42,7 @@ def test_where_attention_was_not_kept_the_prefix_rows_still_show_and_the_rest_na
     names = {p.stem for p in (tmp_path / "f").iterdir()}
     assert names == {
         "distance", "entropy", "prefix_mass", "distributions", "rollout_mean", "examples", "heads", "extremes",
+        "distance_sorted",
     }  # fmt: skip
     assert seen.text.count("attlas run --keep attention would have kept the score matrix") == 2
     assert "no large array" in seen.text

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from attlas.engine import Session, Store
 from attlas.engine.runner import run
+from attlas.engine.store.schema import CODECS
 from attlas.errors import AttlasError, UsageError
 from support import chunk_files, make_images, make_picture
 from support_run import paths
@@ -25,6 +26,8 @@ def test_another_graph_is_refused_with_the_difference(
         run(graph_factory(seed=5), pictures, tmp_path / "s.zarr")
     with pytest.raises(AttlasError, match="store_dtype float16 there, float32 now"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", store_dtype="float32")
+    with pytest.raises(AttlasError, match="codec lz4 there, none now"):
+        run(tiny_graph, pictures, tmp_path / "s.zarr", codec="none")
     with pytest.raises(AttlasError, match="images 50 there, 9 now"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", limit=9)
     assert chunk_files(tmp_path / "s.zarr") == before
@@ -49,6 +52,27 @@ def test_a_limit_takes_images_evenly_spread(tiny_graph: Path, pictures: Path, tm
     keys = sorted(p.relative_to(pictures).as_posix() for p in pictures.rglob("*.*"))
     assert paths(store) == keys[2::5]
     assert store.attrs["selection"] == "10 of 50 images, evenly spread over the sorted list"
+
+
+def test_a_codec_changes_the_bytes_of_large_arrays_alone(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """In a folder and in a bucket; the values are the same."""
+    keep = ("attention", "tokens")
+    stores = {
+        codec: Store(run(tiny_graph, pictures, tmp_path / f"{codec}.zarr", keep=keep, codec=codec).path)
+        for codec in CODECS
+    }
+    default = chunk_files(stores["lz4"].path)
+    assert "codec" not in stores["lz4"].plan.identity  # as in stores of earlier versions
+    for codec in ("zstd", "none"):
+        store = stores[codec]
+        assert store.plan.identity["codec"] == store.attrs["kept"]["codec"] == codec
+        files = chunk_files(store.path)
+        assert {name.split("/")[0] for name in files if files[name] != default[name]} == set(keep)
+        for name in store.names:
+            np.testing.assert_array_equal(store.read(name), stores["lz4"].read(name))
+    assert len(stores["none"].chunk("attention", (0, 0, 0, 0, 0)) or b"") == stores["none"].plan.batch * 2 * 49 * 2 + 4
+    with pytest.raises(UsageError, match="--codec gzip: choose from lz4, zstd, none"):
+        run(tiny_graph, pictures, tmp_path / "s.zarr", codec="gzip")
 
 
 def test_keep_none_leaves_rows_results_and_statistics(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:

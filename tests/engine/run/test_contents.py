@@ -221,7 +221,7 @@ def test_a_provider_that_falls_back_is_an_error(tiny_graph: Path) -> None:
     assert Session(tiny_graph, provider="auto").provider == "CPUExecutionProvider"
 
 
-def test_real_weights_classify_the_real_images(shared: Path, tmp_path: Path) -> None:
+def test_real_weights_classify_the_real_images(deit: Path, shared: Path, tmp_path: Path) -> None:
     """deit_tiny's store gives PyTorch's own predictions, 132 of 167 right; rows and statistics are within 1e-3."""
     torch = pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
@@ -230,8 +230,7 @@ def test_real_weights_classify_the_real_images(shared: Path, tmp_path: Path) -> 
     from safetensors.torch import load_file
 
     weights = shared / "models" / "deit_tiny_patch16_224.safetensors"
-    attlas.export("deit_tiny_patch16_224", tmp_path / "deit.onnx", checkpoint=weights)
-    result = attlas.run(tmp_path / "deit.onnx", shared / "images", tmp_path / "s.zarr")
+    result = attlas.run(deit, shared / "images", tmp_path / "s.zarr")
     assert (result.labelled, result.top1, result.errors) == (167, 132, 0)
     store = Store(result.path)
     timm.layers.set_fused_attn(False)

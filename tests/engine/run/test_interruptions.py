@@ -15,7 +15,11 @@ import attlas
 import numpy as np
 import pytest
 from attlas.engine import Store
+from attlas.engine.inspect import screen
+from attlas.engine.messages import outcome_data, outcome_lines
 from attlas.engine.runner import run
+from attlas.engine.store.schema import CODECS
+from attlas.engine.unit import UnitResult
 from attlas.errors import AttlasError, Interrupted
 from support import chunk_files, make_images, make_picture
 from support_run import paths
@@ -31,9 +35,10 @@ def test_a_finished_store_is_left_as_it_is(tiny_graph: Path, pictures: Path, tmp
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "s.zarr").rglob("*") if p.is_file()}
 
 
-def test_a_stopped_run_resumes_to_the_same_bytes(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_stopped_run_resumes_to_the_same_bytes(tiny_graph: Path, pictures: Path, tmp_path: Path, codec: str) -> None:
     """Every chunk file of every array, statistics included."""
-    attlas.run(tiny_graph, pictures, tmp_path / "whole.zarr")
+    attlas.run(tiny_graph, pictures, tmp_path / "whole.zarr", codec=codec)
     stop = threading.Event()
     seen = []
 
@@ -43,12 +48,13 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tiny_graph: Path, pictures: Pat
             stop.set()
 
     with pytest.raises(Interrupted, match="same command"):
-        attlas.run(tiny_graph, pictures, tmp_path / "parts.zarr", progress=progress, stop=stop)
+        attlas.run(tiny_graph, pictures, tmp_path / "parts.zarr", codec=codec, progress=progress, stop=stop)
     part = Store(tmp_path / "parts.zarr")
     assert 0 < part.done.sum() < part.plan.units
-    result = attlas.run(tiny_graph, pictures, tmp_path / "parts.zarr")
+    result = attlas.run(tiny_graph, pictures, tmp_path / "parts.zarr", codec=codec)
     assert result.finished
     assert result.done < 50
+    assert attlas.verify(tmp_path / "parts.zarr").faults == {}
     assert chunk_files(tmp_path / "parts.zarr") == chunk_files(tmp_path / "whole.zarr")
 
 
@@ -181,6 +187,35 @@ def test_the_record_has_seconds_of_each_stage_and_batch(tiny_graph: Path, pictur
     for name, seconds in record["seconds_per_batch"].items():
         assert 0 < seconds["mean"] <= 25 * seconds["max"]
         assert seconds["mean"] * 25 == pytest.approx(record["stages"][name], abs=2e-3)
+
+
+def test_a_stage_alone_is_as_fast_as_its_threads_are() -> None:
+    """One thread per worker commits, and one device per worker infers, whatever the threads wait for it."""
+    seconds = {"decode": 2.0, "inference": 8.0, "write": 4.0, "commit": 0.5}
+    assert UnitResult(images=100, seconds=seconds).alone(4, 2) == {
+        "inference": 50.0, "write": 100.0, "decode": 200.0, "commit": 400.0,
+    }  # fmt: skip
+    on_card = UnitResult(images=100, seconds={**seconds, "device": 1.0}).alone(4, 2)
+    assert next(iter(on_card.items())) == ("write", 100.0)
+    assert on_card["inference"] == 200.0
+    assert UnitResult().alone(4, 2) == {}
+
+
+def test_a_run_says_which_stage_was_the_limit(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """At its end, in its record and in `inspect`: the same rates, the slowest first."""
+    result = run(tiny_graph, pictures, tmp_path / "s.zarr", threads=2)
+    assert set(result.alone) == {"decode", "inference", "reduce", "write", "commit"}
+    assert list(result.alone.values()) == sorted(result.alone.values())
+    for name in ("decode", "inference", "reduce", "write"):
+        assert result.alone[name] == pytest.approx(2 * 50 / result.stages[name], abs=0.01)
+    limit = next(iter(result.alone))
+    data = attlas.inspect(tmp_path / "s.zarr")
+    assert data["runs"][0]["alone"] == result.alone
+    (line,) = (line for line in screen(data) if line.startswith("its stages"))
+    assert f"{limit} was the limit; each stage alone, images/s: {limit} " in line
+    assert outcome_data(result)["limit"] == limit
+    assert outcome_lines(result)[1] in line
+    assert run(tiny_graph, pictures, tmp_path / "s.zarr").alone == {}  # nothing was left to do
 
 
 def test_a_full_disk_ends_the_run_resumably(

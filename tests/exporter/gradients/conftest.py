@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 pytest.importorskip("timm")
 
 
 from attlas.exporter.models.build import Model
-from attlas.exporter.trace.export import ExportResult, export_model
+from attlas.exporter.trace.export import ExportResult
 from support_gradients import make
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, ExportResult]:
-    """A small deit with gradients, made once for all tests."""
+def exported(export_once: Callable[..., ExportResult]) -> tuple[Model, ExportResult]:
+    """A small deit with gradients."""
     built = make()
-    return built, export_model(built, tmp_path_factory.mktemp("graph") / "deit.onnx", gradients=True)
+    return built, export_once("gradients", built, gradients=True)

@@ -34,10 +34,10 @@ KINDS = (
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_gradients_equal_autograd_for_any_batch_and_target(name: str, tmp_path: Path) -> None:
+def test_gradients_equal_autograd_for_any_batch_and_target(name: str, exported: Any, export_once: Any) -> None:
     """Predicted and given classes in one batch of another size than the traced one."""
     built = make(name)
-    result = export_model(built, tmp_path / "graph.onnx", gradients=True)
+    result = exported[1] if name == DEIT else export_once(f"gradients-{name}", built, gradients=True)
     images = synthetic(5, built.image_size, seed=9)
     target = np.array([-1, 7, 0, 999, -1])
     outputs = run(result.path, images, target)
@@ -45,6 +45,23 @@ def test_gradients_equal_autograd_for_any_batch_and_target(name: str, tmp_path: 
     assert list(outputs) == list(expected) == [o.name for o in result.spec.outputs]
     assert relative_difference(outputs, expected, "gradient").max() <= 1e-4
     assert all(np.abs(expected[f"gradient.{layer}"]).max() > 0 for layer in result.spec.layers)
+
+
+def test_gradients_of_the_loss_are_those_of_cross_entropy(tmp_path: Path) -> None:
+    """By autograd from the logits on, and the spec says which they are."""
+    built = make()
+    result = export_model(built, tmp_path / "graph.onnx", gradients="loss")
+    assert (result.spec.gradients, result.spec.objective) == (True, "loss")
+    images, target = synthetic(3, built.image_size, seed=9), np.array([7, 0, 999])
+    outputs = run(result.path, images, target)
+    tapped = derive(built).tapped
+    seen, out = tapped.look(tapped.pixels(torch.from_numpy(images)).requires_grad_())
+    loss = torch.nn.functional.cross_entropy(tapped.pooled(out), torch.from_numpy(target), reduction="sum")
+    sources = [source for layer in tapped.layers for _, source in seen.sources[layer]]
+    for layer, wanted in zip(tapped.layers, torch.autograd.grad(loss, sources), strict=True):
+        np.testing.assert_allclose(outputs[f"gradient.{layer}"], wanted, atol=1e-4 * float(wanted.abs().max()))
+    with pytest.raises(UsageError, match="of the logit"):
+        export_model(built, tmp_path / "other.onnx", gradients="both")
 
 
 @pytest.mark.parametrize("name", [DEIT, "vit_small_patch16_18x2_224", "vit_dpwee_patch16_reg1_gap_256"])

@@ -23,7 +23,6 @@ from attlas.errors import AttlasError, UsageError
 from attlas.exporter import export
 from attlas.exporter.models.build import build
 from attlas.exporter.taps.pictures import pictures as synthetic
-from attlas.exporter.trace.export import export_model
 from attlas.exporter.trace.parity import relative_difference
 from support import make_picture
 from support_gradients import DEIT, derive, run
@@ -121,10 +120,12 @@ def test_wrong_target_is_refused_before_the_first_image(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_graph_with_gradients_runs_as_one_without(exported: Any, photos: Path, tmp_path: Path) -> None:
+def test_graph_with_gradients_runs_as_one_without(
+    exported: Any, export_once: Any, photos: Path, tmp_path: Path
+) -> None:
     """Where no gradient is kept no class is asked for, and the attention is the same."""
     built, result = exported
-    plain = export_model(built, tmp_path / "plain.onnx")
+    plain = export_once("plain", built)
     for name, graph in (("a", result.path), ("b", plain.path)):
         run_images(graph, photos, tmp_path / f"{name}.zarr")
     a, b = (Store(tmp_path / f"{name}.zarr").read("attention") for name in "ab")
@@ -168,7 +169,7 @@ def test_analysis_gives_the_published_maps(exported: Any, photos: Path, tmp_path
     built, result = exported
     run_images(result.path, photos, tmp_path / "s.zarr", keep=keep, store_dtype="float32", batch_size=2)
     both = keep[0] == "attention"
-    names = ["gradient_rollout", "chefer", *(["head_importance"] if both else [])]
+    names = ["gradient_rollout", "chefer", *(["head_importance", "gradient_rollout_vit_explain"] if both else [])]
     analyzed = analyze(tmp_path / "s.zarr", names)
     assert set(analyzed.made) == set(names)
     store = Store(tmp_path / "s.zarr")
@@ -180,6 +181,7 @@ def test_analysis_gives_the_published_maps(exported: Any, photos: Path, tmp_path
         "gradient_rollout": rollouts.gradient_rollout([rollouts.gradient_mean(a, g) for a, g in layers], (4, 4)),
         "chefer": rollouts.chefer([rollouts.gradient_positive(a, g) for a, g in layers], (4, 4)),
         "head_importance": np.stack([formulas.head_importance(a, g) for a, g in layers], axis=1),
+        "gradient_rollout_vit_explain": rollouts.gradient_rollout_vit_explain(*zip(*layers, strict=True), (4, 4)),
     }
     for name in names:
         stored = store.read(name)
@@ -194,6 +196,9 @@ def test_analysis_says_what_the_run_would_have_to_keep(exported: Any, photos: Pa
     run_images(result.path, photos, tmp_path / "a.zarr", keep=["gradient_mean"])
     with pytest.raises(AttlasError, match="chefer needs gradient_positive, or attention and gradient"):
         analyze(tmp_path / "a.zarr", ["chefer"])
+    run_images(result.path, photos, tmp_path / "l.zarr", keep=["attention", "gradient"])
+    with pytest.raises(AttlasError, match=r"gives gradients of the logit; a graph of .* --loss-gradients"):
+        analyze(tmp_path / "l.zarr", ["head_importance_michel"])
     before = Store(tmp_path / "a.zarr").names
     with pytest.raises(AttlasError, match="head_importance needs attention and gradient"):
         analyze(tmp_path / "a.zarr", ["head_importance"])

@@ -1,0 +1,251 @@
+"""How well maps find objects that people have outlined, by the protocol of Chefer, Gur & Wolf 2021 (arXiv 2012.09838).
+
+The map is enlarged to the crop bilinearly. Above its own mean it says object, elsewhere background. Of these two
+classes pixel accuracy and mean IoU are taken over the dataset's pixels, and average precision of each image; the
+pointing game and the mass inside are taken on patches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...engine.runtime.decode import DecodeError, decode_mask
+from ...engine.store.store import Store, Template
+from ...errors import AttlasError, UsageError
+from ...exporter.spec import GraphSpec
+from ..formulas.boxes import box_mass, pointing_hit
+from ..statistics.inference import METHOD, interval
+from ..statistics.summary import Source, Summed, spec_of
+from .maps import Chosen
+from .work import once, opened
+
+__all__ = ["COUNTS", "SCORES", "Segmentation", "check_masks", "counted", "rows_of", "segment_unit", "sum_up"]
+
+type Floats = npt.NDArray[np.float64]
+type Mask = npt.NDArray[np.bool_]
+
+# What is kept of an image and a map: shares of the crop's pixels, and three scores.
+COUNTS = (
+    "correct",
+    "intersection_background",
+    "union_background",
+    "intersection_object",
+    "union_object",
+    "average_precision",
+    "pointing",
+    "energy",
+)
+SCORES = ("pixel_accuracy", "mean_iou", "average_precision", "pointing", "energy")
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """How well maps find the objects, as the store holds it.
+
+    Attributes:
+        maps: their names.
+        images: that have a mask with an object in the crop.
+        mean: (map, figure), as in `SCORES`; `bounds`: (bound, map, figure), 95 %.
+        difference: (map, other, figure), paired; `difference_bounds`: (bound, map, other, figure).
+    """
+
+    maps: tuple[str, ...]
+    images: int
+    mean: Floats
+    bounds: Floats
+    difference: Floats
+    difference_bounds: Floats
+
+
+def counted(values: npt.NDArray[Any], inside: Mask, spec: GraphSpec) -> Floats:
+    """The numbers of `COUNTS` of one map (y, x) and the mask of an object (row, column)."""
+    whole = enlarged(values, inside.shape)
+    found = whole > whole.mean()
+    low, high = whole.min(), whole.max()
+    certain = (whole - low) / (high - low) if high > low else np.zeros_like(whole)
+    both, neither = (found & inside).mean(), (~found & ~inside).mean()
+    precision = average_precision(
+        np.concatenate([1 - certain.ravel(), certain.ravel()]), np.concatenate([~inside.ravel(), inside.ravel()])
+    )
+    covered = _cover(inside, spec).tolist()
+    hit, mass = (float(np.asarray(score(np.asarray(values), covered))) for score in (pointing_hit, box_mass))
+    ious = (neither, (~found | ~inside).mean(), both, (found | inside).mean())
+    return np.array([both + neither, *ious, precision, hit, mass])
+
+
+def enlarged(values: npt.NDArray[Any], size: tuple[int, ...]) -> Floats:
+    """A map (y, x) on `size` pixels, bilinearly between the patches' middles."""
+    down, across = (_weights(n, m) for n, m in zip(size, np.shape(values), strict=True))
+    return np.asarray(down @ np.asarray(values, np.float64) @ across.T)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(pixels: int, patches: int) -> Floats:
+    """(pixel, patch), rows that sum to 1."""
+    place = np.clip((np.arange(pixels) + 0.5) * patches / pixels - 0.5, 0, patches - 1)
+    low = np.minimum(place.astype(int), max(patches - 2, 0))
+    found = np.zeros((pixels, patches))
+    at = np.arange(pixels)
+    found[at, low] = 1 - (place - low)
+    found[at, np.minimum(low + 1, patches - 1)] += place - low
+    return found
+
+
+def average_precision(certain: Floats, true: Mask) -> float:
+    """Area under precision by recall, in steps over distinct values: sum of (R_n - R_n-1) P_n; 0 without a true one."""
+    order = np.argsort(-certain, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(certain[order]) != 0, True))
+    hits = np.cumsum(true[order])[last]
+    if not hits[-1]:
+        return 0.0
+    return float((np.diff(np.concatenate([[0], hits])) * hits / (last + 1)).sum() / hits[-1])
+
+
+def _cover(inside: Mask, spec: GraphSpec) -> Floats:
+    """Share of each patch inside the mask, (y, x)."""
+    (height, width), (rows, columns) = spec.patch_size, spec.grid
+    part = inside[: rows * height, : columns * width].reshape(rows, height, columns, width)
+    return np.asarray(part.mean(axis=(1, 3)))
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+def check_masks(store: Store, folder: Path, usable: Mask) -> None:
+    """Refuse a folder that lacks the mask of a valid image.
+
+    Raises:
+        UsageError: there is no such folder.
+        AttlasError: a mask is missing.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--masks {folder}: there is no such folder")
+    paths = [str(path) for path in store.read("path")[usable]]
+    missing = [path for path in paths if _mask_file(folder, path) is None]
+    if missing:
+        named = PurePosixPath(missing[0]).with_suffix(".png")
+        raise AttlasError(
+            f"{folder}: lacks the masks of {len(missing):,} of {len(paths):,} images (the first: {named}); a mask is a "
+            "PNG of the image's name"
+        )
+
+
+def _mask_file(folder: Path, path: str) -> Path | None:
+    """`class/name.png`, or `name.png`."""
+    named = PurePosixPath(path).with_suffix(".png")
+    return next((file for file in (folder / named, folder / named.name) if file.is_file()), None)
+
+
+def _read_mask(store: Store, folder: Path, image: int) -> Mask:
+    file = _mask_file(folder, str(store.read("path", image)))
+    assert file is not None
+    try:
+        inside, size = decode_mask(file.read_bytes(), store.spec.recipe)
+    except (OSError, DecodeError) as error:
+        raise AttlasError(f"{file}: cannot be read as a mask ({error})") from None
+    known = (int(store.read("height", image)), int(store.read("width", image)))
+    if size not in (known, store.spec.recipe.crop):
+        raise AttlasError(f"{file}: has {size[1]}x{size[0]} pixels, its image {known[1]}x{known[0]}; make them equal")
+    return inside
+
+
+# -- units and the dataset --------------------------------------------------------------------------------------------
+
+
+def rows_of(chosen: Chosen) -> Template:
+    """The array of one map's rows."""
+    attrs = {"long_name": "counts and scores of the map as a segmentation", "units": "1", "map": chosen.name}
+    dims = ("image", "segmentation_count")
+    return Template(f"segmentation.{chosen.name}", dims, (len(COUNTS),), "float32", np.nan, attrs | chosen.attrs)
+
+
+def segment_unit(
+    where: tuple[str, str, str], folder: str, maps: Sequence[Chosen], k: int, valid: Mask, wanted: Sequence[str]
+) -> int:
+    """Write the rows of one unit; returns its number of images.
+
+    Args:
+        where: path of the store, of the second store or "", and the call's own name.
+        folder: of the masks.
+        maps: without formulas; `wanted` are the names of those that lack rows.
+        k: the unit.
+        valid: its images that could be read.
+        wanted: names of maps.
+    """
+    store = once(opened, where[0], where[2])
+    other = once(opened, where[1], where[2]) if where[1] else store
+    images = store.plan.unit_range(k)
+    masks = {i: _read_mask(store, Path(folder), images[i]) for i in np.flatnonzero(valid)}
+    for chosen in (one for one in maps if one.name in wanted):
+        values = chosen.read(other if chosen.other else store, images)
+        rows = np.full((len(images), len(COUNTS)), np.nan, np.float32)
+        for i, inside in masks.items():
+            if inside.any() and np.isfinite(values[i]).all():  # an object that the crop has cut off is found by none
+                rows[i] = counted(values[i], inside, store.spec)
+        store.write(f"segmentation.{chosen.name}", images.start, rows)
+    return len(images)
+
+
+def sum_up(source: Source, maps: Sequence[Chosen]) -> Segmentation:
+    """Means, intervals and paired differences of these maps, written into the store, all at once."""
+    store = Store(source.store.path, writable=True)
+    names = [one.name for one in maps]
+    rows = np.stack([store.read(f"segmentation.{name}")[source.mask] for name in names], axis=1).astype(np.float64)
+    rows = rows[~np.isnan(rows).any(axis=(1, 2))]
+    values = _values(rows)
+    one, two = np.triu_indices(len(names), 1)
+    shape = (len(names), len(names), len(SCORES))
+    difference, edges = np.zeros(shape), np.zeros((2, *shape))
+    off = values[:, one] - values[:, two]
+    mean, bounds = off.mean(axis=0) if len(off) else np.full(off.shape[1:], np.nan), np.stack(interval(off))
+    difference[one, two], difference[two, one] = mean, -mean
+    edges[:, one, two], edges[:, two, one] = bounds, -bounds[::-1]
+    average = values.mean(axis=0) if len(values) else np.full(values.shape[1:], np.nan)
+    found = Segmentation(tuple(names), len(rows), average, np.stack(interval(values)), difference, edges)
+    _write(store, found)
+    return found
+
+
+def _values(rows: Floats) -> Floats:
+    """(image, map, count) to (image, map, figure) whose means over images are the dataset's figures.
+
+    An IoU of the dataset is a ratio of two sums over images. An image's value is what it adds to the ratio, linearised,
+    so that the interval of the mean is that of the ratio.
+    """
+    ious = []
+    for kind in ("background", "object"):
+        inter, union = (rows[..., COUNTS.index(f"{what}_{kind}")] for what in ("intersection", "union"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = inter.sum(axis=0) / union.sum(axis=0)
+            ious.append(ratio + (inter - ratio * union) / union.mean(axis=0) if len(rows) else inter)
+    plain = [rows[..., COUNTS.index(name)] for name in ("correct", "average_precision", "pointing", "energy")]
+    return np.stack([plain[0], (ious[0] + ious[1]) / 2, *plain[1:]], axis=-1)
+
+
+def _write(store: Store, found: Segmentation) -> None:
+    said: dict[str, Any] = {"images": found.images}
+    dims = ("segmentation_map", "segmentation_figure")
+    pairs = ("segmentation_map", "segmentation_other", "segmentation_figure")
+    arrays = {
+        "segmentation_map": Summed(("segmentation_map",), _text(found.maps), {}),
+        "segmentation_figure": Summed(("segmentation_figure",), _text(SCORES), {}),
+        "segmentation_count": Summed(("segmentation_count",), _text(COUNTS), {}),
+        "segmentation_mean": Summed(dims, found.mean, said),
+        "segmentation_interval": Summed(("bound", *dims), found.bounds, {**said, "method": METHOD}),
+        "segmentation_difference": Summed(pairs, found.difference, said),
+        "segmentation_difference_interval": Summed(
+            ("bound", *pairs), found.difference_bounds, {**said, "method": METHOD}
+        ),
+    }
+    store.add([spec_of(name, one) for name, one in arrays.items()], {name: one.values for name, one in arrays.items()})
+
+
+def _text(values: Sequence[str]) -> npt.NDArray[Any]:
+    return np.array(list(values), dtype=np.dtypes.StringDType())

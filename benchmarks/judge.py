@@ -1,0 +1,125 @@
+"""`attlas judge` against plain classification by onnxruntime: forwards a second, and core milliseconds a forward.
+
+    python benchmarks/judge.py CHECKPOINT IMAGES [--count 167] [--rounds 3] [--steps 16] [--fill mean]
+
+The maps need gradients; the pictures are judged by the graph of the same weights without them, as a user would who is
+told that one with gradients computes its logits at less than half the speed.
+
+The plain graph is the timm model as torch exports it: no attention outputs, fused attention, normalised float32 input.
+It runs in the best of three ways (both cores on one picture, on batches of 8, a core each on single pictures) on
+pictures that are ready in memory. In interleaved rounds both see as many pictures. Core time says more than seconds on
+a machine that does something else, too.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import attlas
+import numpy as np
+import onnxruntime
+import timm
+import torch
+from attlas.engine.runtime.providers import cores
+from safetensors.torch import load_file
+
+MODEL, MAPS = "deit_tiny_patch16_224", ["rollout", "readout_map:layer=11", "chefer", "gradient_rollout"]
+
+
+def plain_graph(checkpoint: Path, path: Path) -> None:
+    """The classifier alone."""
+    model = timm.create_model(MODEL).eval()
+    model.load_state_dict(load_file(checkpoint))
+    example = torch.zeros(2, 3, 224, 224)
+    torch.onnx.export(
+        model, (example,), path, dynamo=True, input_names=["x"], dynamic_shapes=({0: "batch"},), verbose=False
+    )
+
+
+def classify(path: Path, pictures: int, threads: int, batch: int, workers: int) -> tuple[float, float]:
+    """(seconds, core seconds) of so many pictures."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).normal(size=(batch, 3, 224, 224)).astype(np.float32)
+    session.run(None, {"x": x})
+    began, used = time.perf_counter(), cpu()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda _: session.run(None, {"x": x}), range(-(-pictures // batch))))
+    scale = pictures / (batch * -(-pictures // batch))
+    return (time.perf_counter() - began) * scale, (cpu() - used) * scale
+
+
+def cpu() -> float:
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return own.ru_utime + own.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--gradients", type=Path, help="graph exported with --gradients; by default exported first")
+    parser.add_argument("--graph", type=Path, help="graph without; by default exported first")
+    parser.add_argument("--count", type=int, default=167)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--fill", default="mean")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="attlas-bench-") as place:
+        bench(Path(place), options)
+
+
+def bench(place: Path, options: argparse.Namespace) -> None:
+    derived, graph = options.gradients or place / "gradients.onnx", options.graph or place / "deit.onnx"
+    store = place / "s.zarr"
+    for path, given, gradients in ((derived, options.gradients, True), (graph, options.graph, False)):
+        if given is None:
+            attlas.export(MODEL, path, checkpoint=options.checkpoint, gradients=gradients)
+    plain_graph(options.checkpoint, place / "plain.onnx")
+    keep = ("attention", "gradient_mean", "gradient_positive")
+    attlas.run(derived, options.images, store, keep=keep, limit=options.count)
+    attlas.analyze(store, ["rollout", "readout_map", "chefer", "gradient_rollout"])
+    ways = {
+        f"plain, {cores()} cores on one picture": (cores(), 1, 1),
+        f"plain, {cores()} cores on 8": (cores(), 8, 1),
+        "plain, a core each on one": (1, 1, cores()),
+    }
+    rows: dict[str, list[tuple[float, float]]] = {}
+    used: list[float] = []
+    for _ in range(options.rounds):
+        used.clear()  # at the first picture and after every unit: what is computed before is not judging
+        result = attlas.judge(
+            store,
+            graph,
+            options.images,
+            maps=MAPS,
+            steps=options.steps,
+            fill=options.fill,
+            overwrite=True,
+            progress=lambda _now: used.append(cpu()),
+        )
+        core = used[-1] - used[0]
+        count = result.forwards
+        rows.setdefault("attlas judge", []).append((count / result.judging, 1000 * core / count))
+        for name, way in ways.items():
+            seconds, core = classify(place / "plain.onnx", count, *way)
+            rows.setdefault(name, []).append((count / seconds, 1000 * core / count))
+    print(f"{result.images} images, {count} forwards a round, load {os.getloadavg()[0]:.1f}\n")
+    print("| who | forwards/s | core ms a forward |\n|---|---|---|")
+    for name, found in rows.items():
+        print(f"| {name} | {' '.join(f'{a:.1f}' for a, _ in found)} | {' '.join(f'{b:.1f}' for _, b in found)} |")
+    best = [max(rows[name][i][0] for name in ways) for i in range(options.rounds)]
+    least = [min(rows[name][i][1] for name in ways) for i in range(options.rounds)]
+    rate = statistics.median(mine[0] / other for mine, other in zip(rows["attlas judge"], best, strict=True))
+    core = statistics.median(other / mine[1] for mine, other in zip(rows["attlas judge"], least, strict=True))
+    print(f"\nagainst the best plain way: {rate:.2f} of its rate, {core:.2f} of its pictures a core second")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Maps as segmentations of objects that people have outlined."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import attlas
+import numpy as np
+import pytest
+from attlas.engine.runtime.decode import decode_mask
+from attlas.engine.store.store import Store
+from attlas.errors import AttlasError, UsageError
+from PIL import Image
+
+segmentation = pytest.importorskip("attlas.analysis.judge.segmentation")
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def masked(made: Any, tmp_path: Path) -> tuple[Path, Path]:
+    """The store, and a mask of each picture's own size: a rectangle somewhere."""
+    path, folder = Path(shutil.copytree(made.store, tmp_path / "s.zarr")), tmp_path / "masks"
+    store, random = Store(path), np.random.default_rng(0)
+    for i in np.flatnonzero(store.read("valid")):
+        height, width = int(store.read("height", i)), int(store.read("width", i))
+        mask = np.zeros((height, width), np.uint8)
+        top, left = random.integers(0, height // 2), random.integers(0, width // 2)
+        mask[top : top + height // 2, left : left + width // 2] = 7
+        file = folder / Path(str(store.read("path", i))).with_suffix(".png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(file)
+    return path, folder
+
+
+def slow(values: np.ndarray, inside: np.ndarray) -> dict[str, float]:
+    """Chefer's protocol, in torch and pixel by pixel."""
+    given = torch.from_numpy(np.asarray(values, np.float64))[None, None]
+    whole = torch.nn.functional.interpolate(given, size=inside.shape, mode="bilinear")[0, 0].numpy()
+    found = whole > whole.mean()
+    pairs = list(zip(found.ravel().tolist(), inside.ravel().tolist(), strict=True))
+    size = len(pairs)
+    counts = {
+        "correct": sum(a == b for a, b in pairs) / size,
+        "intersection_background": sum(not a and not b for a, b in pairs) / size,
+        "union_background": sum(not a or not b for a, b in pairs) / size,
+        "intersection_object": sum(a and b for a, b in pairs) / size,
+        "union_object": sum(a or b for a, b in pairs) / size,
+    }
+    certain = (whole - whole.min()) / (whole.max() - whole.min())
+    scores, true = np.concatenate([1 - certain.ravel(), certain.ravel()]), np.r_[~inside.ravel(), inside.ravel()]
+    precision, recalled = 0.0, 0.0
+    for level in sorted(set(scores.tolist()), reverse=True):
+        above = scores >= level
+        recall = true[above].sum() / true.sum()
+        precision += (recall - recalled) * true[above].mean()
+        recalled = recall
+    patches = inside.reshape(2, 8, 3, 8).mean((1, 3))
+    counts["average_precision"] = precision
+    counts["pointing"] = float(patches.ravel()[values.argmax()] >= 0.5)
+    counts["energy"] = float((values * patches).sum() / values.sum())
+    return counts
+
+
+def test_counts_are_chefer_s(made: Any, masked: tuple[Path, Path]) -> None:
+    path, folder = masked
+    result = attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, masks=folder).segmentation
+    store, rows = Store(path), []
+    for i in np.flatnonzero(store.read("valid")):
+        file = folder / Path(str(store.read("path", int(i)))).with_suffix(".png")
+        inside, _ = decode_mask(file.read_bytes(), store.spec.recipe)
+        wanted = slow(store.read("rollout", int(i)), inside)
+        rows.append(wanted)
+        found = store.read("segmentation.rollout", int(i))
+        np.testing.assert_allclose(found, [wanted[name] for name in segmentation.COUNTS], atol=1e-6)
+    assert result is not None
+    assert result.maps == ("rollout", "uniform", "centre", "random")
+    assert result.images == len(rows) == 12
+    total = {name: sum(row[name] for row in rows) for name in rows[0]}
+    parts = [total[f"intersection_{kind}"] / total[f"union_{kind}"] for kind in ("background", "object")]
+    at = result.maps.index("rollout")
+    assert result.mean[at, segmentation.SCORES.index("mean_iou")] == pytest.approx(sum(parts) / 2, rel=1e-6)
+    assert result.mean[at, segmentation.SCORES.index("energy")] == pytest.approx(total["energy"] / 12, rel=1e-6)
+    assert (result.bounds[0, at] < result.mean[at]).all()
+    again = attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, masks=folder)
+    assert again.forwards == 0
+
+
+def test_a_mask_is_cropped_as_its_picture_is(made: Any) -> None:
+    recipe = dataclasses.replace(Store(made.store).spec.recipe, crop_mode="center", resize=(32, 32), crop=(16, 24))
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 32:] = 255
+    import io
+
+    data = io.BytesIO()
+    Image.fromarray(mask).save(data, "png")
+    inside, size = decode_mask(data.getvalue(), recipe)
+    wanted = np.zeros((16, 24), bool)
+    wanted[:, 12:] = True  # rows 8 to 24 of 32, columns 4 to 28
+    assert size == (64, 64)
+    np.testing.assert_array_equal(inside, wanted)
+
+
+def test_refuses_masks_that_are_missing_or_of_another_size(made: Any, masked: tuple[Path, Path]) -> None:
+    path, folder = masked
+
+    def judge(where: Path) -> None:
+        attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, masks=where)
+
+    with pytest.raises(UsageError, match="there is no such folder"):
+        judge(folder / "nowhere")
+    first = sorted(folder.rglob("*.png"))[0]
+    data = first.read_bytes()
+    first.unlink()
+    with pytest.raises(AttlasError, match="lacks the masks of 1 of 12 images"):
+        judge(folder)
+    Image.new("L", (9, 9)).save(first)
+    with pytest.raises(AttlasError, match="has 9x9 pixels, its image"):
+        judge(folder)
+    first.write_bytes(data[:30])
+    with pytest.raises(AttlasError, match="cannot be read as a mask"):
+        judge(folder)

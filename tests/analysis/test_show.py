@@ -1,0 +1,256 @@
+"""One picture at once: what is drawn is what the formulas give, and every wrong request is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attlas
+import numpy as np
+import pytest
+from attlas.engine import runner
+from attlas.engine.runtime.session import Session
+from attlas.errors import AttlasError, UsageError
+from PIL import Image
+from support import make_graph, make_picture
+
+pytest.importorskip("matplotlib")
+
+from attlas.analysis import formulas
+from attlas.analysis.report.plots.overlay import blended, colours_of, resized
+from attlas.analysis.show.choose import Selection
+from attlas.analysis.show.folder import overlays
+from attlas.analysis.show.maps import Choice, maps_of, matrices, named, query_views, readout_views
+from attlas.analysis.show.show import patch_at
+from attlas.analysis.show.subject import Subject, of_graph, of_store
+from attlas.analysis.show.views import Request, views_of
+
+GRID = (2, 3)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("show") / "tiny.onnx"
+    make_graph(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    for seed in range(5):
+        make_picture(seed).save(root / f"p{seed}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def subject(graph: Path, folder: Path) -> Subject:
+    return of_graph(graph, [folder / "p1.png"], ())[0]
+
+
+@pytest.fixture(scope="module")
+def attention(graph: Path, folder: Path) -> Any:
+    """(layer, head, query, key) of the same picture."""
+    return Session(graph)([folder / "p1.png"])["attention"][0].astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def store(graph: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("store") / "tiny.zarr"
+    runner.run(graph, folder, path, store_dtype="float32")
+    return attlas.Store(path)
+
+
+# -- the overlay -------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_is_resized_smoothly_and_within_its_range() -> None:
+    """A constant stays, a ramp rises, the middle of a cell keeps its value, and nothing is outside the map's range."""
+    np.testing.assert_allclose(resized(np.full((3, 5), 2.0), (30, 40)), 2.0)
+    ramp = resized(np.arange(6.0)[None].repeat(4, 0), (40, 60))
+    assert (np.diff(ramp, axis=1) >= -1e-12).all()
+    values = np.random.default_rng(0).random((4, 6))
+    large = resized(values, (36, 54))  # 9 pixels a cell: the fifth is its middle
+    np.testing.assert_allclose(large[4::9, 4::9], values, atol=1e-12)
+    assert values.min() <= large.min() <= large.max() <= values.max()
+
+
+def test_colour_means_attention_and_nothing_else() -> None:
+    """Without attention the picture is grey; the more, the brighter; outside a mask there is no colour."""
+    picture = np.zeros((20, 20, 3), np.uint8) + np.array([200, 60, 20], np.uint8)
+    values = np.array([[0.0, 0.5], [0.75, 1.0]])
+    made = blended(picture, values, colours_of(values)).astype(int)
+    corners = made[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert np.ptp(corners[0]) < 40 < np.ptp(corners[1])  # the darkest of magma is nearly black
+    assert (np.diff(corners.sum(axis=1)) > 0).all()
+    masked = blended(picture, values, colours_of(values), mask=values > 0.6)
+    assert not np.ptp(masked[:10], axis=2).any()
+    assert np.ptp(masked[15, 15]) > 30
+    unknown = blended(picture, np.array([[np.nan, 1.0]]), colours_of(np.array([[np.nan, 1.0]])))
+    np.testing.assert_array_equal(unknown[:, :10], picture[:, :10])
+
+
+# -- what is drawn -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_drawn_is_what_the_formulas_give(subject: Subject, attention: Any) -> None:
+    n = 7
+    (first, second) = readout_views(subject, Choice(layers=0))
+    np.testing.assert_allclose(second.values, attention[0, 1, 0, 1:].reshape(GRID) * n, rtol=1e-5)
+    assert (first.label, second.label) == ("layer 0, head 0", "layer 0, head 1")
+    (view,) = query_views(subject, (1, 2), Choice(head=1))
+    np.testing.assert_allclose(view.values, attention[1, 1, 6, 1:].reshape(GRID) * n, rtol=1e-5)
+    every = query_views(subject, (0, 1), Choice("all"))
+    np.testing.assert_allclose(every[0].values, attention[0, :, 2, 1:].mean(0).reshape(GRID) * n, rtol=1e-5)
+    whole = matrices(subject, Choice())
+    np.testing.assert_allclose(whole[0].values, attention[1].mean(0) * n, rtol=1e-5)
+    (rolled,) = maps_of(subject, named("rollout:fusion=max"), Choice())
+    expected = formulas.rollout(list(attention), GRID, fusion="max")
+    np.testing.assert_allclose(rolled.values, expected / expected.mean(), rtol=1e-5)
+    (weight,) = maps_of(subject, named("class_token_weight"), Choice())
+    np.testing.assert_allclose(weight.values, attention[1, :, 0, 1:].max(0).reshape(GRID) * n, rtol=1e-5)
+
+
+def test_a_store_gives_the_same_as_its_graph(subject: Subject, store: Any, folder: Path) -> None:
+    one = of_store(store, 1, folder)
+    assert (one.name, one.size) == ("p1.png", (30, 40)) == ("p1.png", subject.size)
+    np.testing.assert_array_equal(one.pixels, subject.pixels)
+    assert one.top() == pytest.approx(subject.top()) if not one.top() else one.top()[0][0] == subject.top()[0][0]
+    request = Request(maps=(named("rollout"), named("readout_map"), named("score_matrix")), patch=(1, 0))
+    for a, b in zip(views_of(one, request), views_of(subject, request), strict=True):
+        assert a.title == b.title
+        np.testing.assert_allclose(a.values, b.values, rtol=1e-5)
+
+
+def test_a_pixel_of_the_original_is_found_in_its_patch(graph: Path) -> None:
+    """The crop squashes 40 x 30 pixels onto 2 x 3 patches."""
+    (one,) = of_graph(graph, [make_picture(0)], ())
+    assert [patch_at([one], at) for at in ((0, 0), (39.9, 29.9), (14, 14), (27, 15))] == [
+        (0, 0),
+        (1, 2),
+        (0, 1),
+        (1, 2),
+    ]
+    for at in ((-1, 0), (0, 30), (40, 3)):
+        with pytest.raises(UsageError, match=r"x 0 to 40, y 0 to 30"):
+            patch_at([one], at)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"maps": "rollout", "threshold": 0.6}, {"layer": "all"}, {"patch": (1, 1), "style": "side"}, {"matrix": True},
+    {"walk": True, "head": 1},
+], ids=str)  # fmt: skip
+def test_every_figure_is_a_file_of_its_kind(graph: Path, folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    shown = attlas.show(graph, folder / "p2.png", output=tmp_path / "p.png", **options)
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.width == 1350
+    assert "p2.png · name" in repr(shown)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png"]
+
+
+@pytest.mark.parametrize(("prefix", "grid", "changes"), [
+    (("class", "register", "register"), (4, 4), {}), ((), (2, 5), {}),
+    (("class", "distillation"), (3, 2), {"pooling": "distilled", "heads": 1, "layers": 1}),
+], ids=str)  # fmt: skip
+def test_every_kind_of_model_is_shown(tmp_path: Path, prefix: Any, grid: Any, changes: dict[str, Any]) -> None:
+    make_graph(tmp_path / "g.onnx", prefix=prefix, grid=grid, **changes)
+    for options in ({}, {"walk": True}):
+        attlas.show(tmp_path / "g.onnx", make_picture(1), output=tmp_path / "g.svg", overwrite=True, **options)
+        assert (tmp_path / "g.svg").read_text("utf-8").startswith("<?xml")
+
+
+# -- from a store ------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_chosen_by_name_by_chance_and_in_order(store: Any) -> None:
+    assert Selection(image=["p3.png", 1]).of(store) == [3, 1]
+    assert Selection(random=3, seed=1).of(store) == Selection(random=3, seed=1).of(store)
+    assert Selection(count=2).of(store) == [0, 1]
+    entropy = store.read("entropy")[:, -1].mean(axis=1) if "entropy" in store else None
+    if entropy is not None:
+        assert Selection(sort="entropy", count=5).of(store) == list(np.argsort(entropy))
+
+
+def test_a_folder_holds_an_overlay_of_every_image(store: Any, folder: Path, tmp_path: Path) -> None:
+    assert overlays(store.path, tmp_path / "o", maps=("rollout",), images=folder) == 5
+    one = of_store(store, 2, folder)
+    (view,) = maps_of(one, named("rollout"), Choice())
+    assert one.pixels is not None
+    with Image.open(tmp_path / "o" / "p2.png.png") as picture:
+        made = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(made, blended(one.pixels, view.values, colours_of(view.values)))
+    with pytest.raises(UsageError, match="holds files"):
+        overlays(store.path, tmp_path / "o", maps=("rollout",), images=folder)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"layer": 2}, "--layer 2: .*has the layers 0 to 1"),
+    ({"layer": 0, "head": 2}, "--head 2: there are heads 0 to 1"),
+    ({"patch": (2, 0)}, "rows 0 to 1 and columns 0 to 2"),
+    ({"at": (99, 0)}, "--at 99,0: lies outside"),
+    ({"maps": "chefer"}, "gives no gradient; export it again with `attlas export --gradients`"),
+    ({"maps": "distance"}, "--map distance: is no map over a picture's patches"),
+    ({"maps": "rolout"}, "did you mean rollout"),
+    ({"threshold": 0}, "threshold 0 does not lie"),
+    ({"random": 2}, "is a graph; --image"),
+    ({"output": "x.gif"}, "a figure is NAME.png"),
+    ({"walk": True, "head": 5}, "--head 5"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda value: str(value)[:30])
+def test_a_wrong_request_is_one_line(graph: Path, folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(AttlasError, match=message):
+        attlas.show(graph, folder / "p0.png", **options)
+
+
+def test_what_is_no_picture_no_graph_and_what_exists_is_refused(
+    graph: Path, folder: Path, store: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "there.png").write_text("mine")
+    with pytest.raises(AttlasError, match=r"text.jpg: cannot be decoded"):
+        attlas.show(graph, tmp_path / "text.jpg")
+    with pytest.raises(UsageError, match="is a folder"):
+        attlas.show(graph, folder)
+    with pytest.raises(UsageError, match="which picture"):
+        attlas.show(graph)
+    with pytest.raises(AttlasError, match=r"no attlas metadata|is no ONNX model"):
+        attlas.show(folder / "p0.png", folder / "p0.png")
+    with pytest.raises(UsageError, match="is a store"):
+        attlas.show(store.path, folder / "p0.png")
+    with pytest.raises(UsageError, match="has images 0 to 4"):
+        attlas.show(store.path, image=5)
+    with pytest.raises(UsageError, match=r"there.png: exists"):
+        attlas.show(graph, folder / "p0.png", output=tmp_path / "there.png")
+    assert (tmp_path / "there.png").read_text() == "mine"
+
+
+# -- notebooks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_a_result_and_a_store_on_one_screen(graph: Path, folder: Path, store: Any) -> None:
+    session = attlas.Session(graph)
+    result = session([folder / "p0.png", folder / "p1.png"])
+    page = result._repr_html_()
+    assert page.count("data:image/png") == 4
+    assert "p1.png" in page
+    assert result.top(1)[0][0][0] in page
+    assert "attention            float32  (image 2, layer 2, head 2, query 7, key 7)" in repr(result)
+    assert "tiny_test (random weights)" in repr(session)
+    for text in (repr(store), store._repr_html_()):
+        assert "image 5, layer 2, head 2, query 7, key 7" in text
+        assert len(text.splitlines()) < 30
+
+
+def test_a_dataset_of_many_variables_is_shown_on_one_screen(store: Any) -> None:
+    xr = pytest.importorskip("xarray")
+    dataset = attlas.open(store.path)
+    assert isinstance(dataset, xr.Dataset)
+    many = dataset.assign({f"extra{i}_mean": ("layer", np.zeros(2)) for i in range(60)})
+    for text in (repr(many), many._repr_html_()):
+        assert "image 5, layer 2, head 2, query 7, key 7" in text
+        assert len(text.splitlines()) < 30
+    assert "Data variables" in repr(dataset[["attention"]])
