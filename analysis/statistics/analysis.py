@@ -124,7 +124,7 @@ def analyze(
     store = Store(store_path, writable=True)
     try:
         work = planned(store, asked, by, overwrite, cluster)
-        _carry_out(work, executor, workers or _processors(), show)
+        _work_through(work, executor, workers or _processors(), show)
         if isinstance(progress, Display):
             progress.note("summing up")
         summed = _sum_up(work) if work.source.mask.any() else ()
@@ -140,19 +140,6 @@ def analyze(
         finished=bool(work.source.done.all()),
         notes=(*_notes(work.source, by), *_inference_notes(work.source, by, cluster)),
     )
-
-
-def _carry_out(work: Work, executor: Executor | None, workers: int, show: Callable[[Progress], None]) -> None:
-    """The pass over the units in threads of this process, or of an executor; interrupted, what it made is kept."""
-    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="analyze")
-    try:
-        _pass(work, pool, workers, show, threads=executor is None)
-    except KeyboardInterrupt:
-        _keep(work)
-        raise
-    finally:
-        if executor is None:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def pooled(
@@ -223,6 +210,19 @@ def _refuse_behind(source: Source, one: Statistic, array: str, by: str = "") -> 
 
 
 # -- the pass over the attention --------------------------------------------------------------------------------------
+
+
+def _work_through(work: Work, executor: Executor | None, workers: int, show: Callable[[Progress], None]) -> None:
+    """The pass by an executor or by threads; what an interruption leaves is kept."""
+    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="analyze")
+    try:
+        _pass(work, pool, workers, show, threads=executor is None)
+    except KeyboardInterrupt:
+        _keep(work)
+        raise
+    finally:
+        if executor is None:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _pass(work: Work, pool: Executor, ahead: int, show: Callable[[Progress], None], *, threads: bool) -> None:

@@ -166,7 +166,7 @@ def test_groups_of_one_image_are_told_instead_of_drawn_empty(small: Store) -> No
 
 
 def test_groups_of_one_image_are_left_out_and_counted(small: Store) -> None:
-    scatter, maps = groups.groups(context_of(grouped(small, [1, 4, 5, 9])))
+    scatter, *_, maps = groups.groups(context_of(grouped(small, [1, 4, 5, 9])))
     assert "1 of 4 groups have one image only, and no test." in scatter.caption
     assert "A point for each of 3 groups" in scatter.caption
     assert "n = 18 images." in scatter.caption
