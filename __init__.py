@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from . import plot as plot
+    from .analysis import plot as plot
     from .analysis.dataset import open as open
     from .analysis.judge import judge as judge
     from .analysis.report.page import report as report
@@ -87,7 +87,7 @@ _EXTRAS = {"exporter": "exporter", "analysis": "analysis"}
 
 def __getattr__(name: str) -> Any:
     if name == "plot":
-        return _load("plot")
+        return _load("analysis.plot")
     if name not in _HOMES:
         raise AttributeError(f"module 'attlas' has no attribute {name!r}")
     if name == "Session":

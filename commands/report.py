@@ -42,5 +42,5 @@ def report(stores: tuple[Path, ...], output: Path | None, methods: bool, only: s
 
         click.echo(describe(stores))
         return
-    given = {key: text.split(",") for key, text in (("only", only), ("names", names)) if text}
+    given: dict[str, Any] = {key: text.split(",") for key, text in (("only", only), ("names", names)) if text}
     click.echo(attlas.report(list(stores), output, progress=True, **given, **options))

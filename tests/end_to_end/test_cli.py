@@ -74,7 +74,9 @@ def test_the_way_through(tiny_graph: Path, pictures: Path, tmp_path: Path) -> No
     assert process("verify", "s.zarr", cwd=tmp_path).returncode == 0
     done = process("analyze", "s.zarr", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "distance_mean" in done.stdout.split()
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["layer", "0", "1", "uniform"]
+    done = process("analyze", "s.zarr", "--json", cwd=tmp_path)
+    assert "distance_mean" in json.loads(done.stdout)["summed"]
 
 
 def test_unreadable_images_end_with_3(tiny_graph: Path, tmp_path: Path) -> None:

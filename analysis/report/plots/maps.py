@@ -69,8 +69,8 @@ class Maps:
             else:
                 image = _over(sheet, panel, (left, left + edge, top + step - 0.05, top + self._title), scale, self.root)
             sheet.text(left + edge / 2, top + 0.6 * TITLE, panel.title, 7, ha="center")
-        foot = (MARGIN + 0.04, sheet.height - FOOT + 0.145, min(2.56, sheet.width - 0.6))
-        sheet.bar(image, foot, self.label, self.root)
+        where = (MARGIN + 0.04, sheet.height - FOOT + 0.145, min(2.56, sheet.width - 0.6))
+        sheet.bar(image, where, self.label, self.root)
         sheet.done()
 
 

@@ -99,18 +99,22 @@ class Pictures:
                 sheet.panel(Panel("", row.pixels, self.size, self.grid), lefts[0], top + TITLE, edge)
             under = row.under or (row.pixels,) * len(row.maps)
             bottom = top + TITLE + edge * self.size[0] / self.size[1]
-            for left, column, values, picture in zip(
-                lefts[self._pictured :], self.columns, row.maps, under, strict=True
-            ):
-                _over(sheet, column, values, picture, (left, left + edge, bottom, top + TITLE), small - 1)
+            for left, column, values, own in zip(lefts[self._pictured :], self.columns, row.maps, under, strict=True):
+                _over(sheet, column, values, own, (left, left + edge, bottom, top + TITLE), small - 1)
         if self.columns:
-            foot = (lefts[self._pictured] + 0.03, sheet.height - FOOT + 0.12, min(2.2, sheet.width - 0.4))
-            sheet.ends(foot, ("0", "largest of the map"))
+            left = lefts[self._pictured] + 0.03
+            where = (left, sheet.height - FOOT + 0.12, min(2.2, sheet.width - left - MARGIN))
+            sheet.ends(where, ("0", "largest of the map"))
         sheet.done()
 
 
 def _over(
-    sheet: Sheet, column: Column, values: Floats, under: Pixels | None, extent: tuple[float, ...], size: float
+    sheet: Sheet,
+    column: Column,
+    values: Floats,
+    under: Pixels | None,
+    extent: tuple[float, float, float, float],
+    size: float,
 ) -> None:
     """A map over its picture, its maximum printed on it."""
     overlay(
@@ -120,7 +124,7 @@ def _over(
         style="side" if under is None else "overlay",
         root=column.root,
         printed=f"max {{:.3g}} {column.unit}".rstrip() if extent[1] - extent[0] > 0.9 else "{:.3g}",
-        extent=extent,  # type: ignore[arg-type]
+        extent=extent,
         size=size,
     )
 

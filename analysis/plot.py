@@ -14,17 +14,16 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import AttlasError, UsageError
+from ..errors import AttlasError, UsageError
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from ..engine.runtime.results import Result
+    from ..engine.store.store import Store
+    from .dataset import Dataset
+    from .report.sections.base import Context, Figure
+    from .show.subject import Subject
 
-    from .analysis.report.sections.base import Context, Figure
-    from .analysis.show.subject import Subject
-    from .engine.runtime.results import Result
-    from .engine.store.store import Store
-
-    type Where = str | os.PathLike[str] | Store | xr.Dataset
+    type Where = str | os.PathLike[str] | Store | Dataset
 
 __all__ = [
     "compare",
@@ -132,8 +131,8 @@ def overlay(
         AttlasError: the store lacks the picture's pixels, or what the map needs.
         UsageError: there is no such picture, map, layer, head or patch.
     """
-    from .analysis.report.plots.overlay import overlay as over
-    from .analysis.show.maps import Choice, maps_of, mean_of, named, query_views, readout_views
+    from .report.plots.overlay import overlay as over
+    from .show.maps import Choice, maps_of, mean_of, named, query_views, readout_views
 
     one, choice = _subject(of, image), Choice(layer, head)
     if map:
@@ -145,14 +144,15 @@ def overlay(
     height, width = one.pixels.shape[:2]
     ax = _axes(2.6, 2.6 * height / width, sheet=True) if ax is None else ax
     first = views[0]
-    given = {"root": first.root, "printed": f"max {{:.3g}} {first.unit}".rstrip(), "patch": first.patch} | options
+    printed = f"max {{:.3g}} {first.unit}".rstrip()
+    given: dict[str, Any] = {"root": first.root, "printed": printed, "patch": first.patch} | options
     over(ax, one.pixels, mean_of(views), **given)
     return ax
 
 
 def _subject(of: Any, image: int) -> Subject:
-    from .analysis.show.subject import of_result, of_store
-    from .engine.runtime.results import Result
+    from ..engine.runtime.results import Result
+    from .show.subject import of_result, of_store
 
     store = None if isinstance(of, Result) else _store(of)
     count = len(of.pixels) if store is None else store.plan.images
@@ -328,9 +328,9 @@ def compare(
         difference: draw differences from the first store, image by image; of distance_renormalized and entropy.
         names: what they are called; by default by their models.
     """
-    from .analysis.report.facts import labels
-    from .analysis.report.sections.base import Figure
-    from .analysis.report.sections.comparison import comparison
+    from .report.facts import labels
+    from .report.sections.base import Figure
+    from .report.sections.comparison import comparison
 
     found = [_store(store) for store in stores]
     if len(found) < 2:
@@ -354,7 +354,7 @@ def compare(
 
 
 def _store(of: Any) -> Store:
-    from .engine.store.store import Store
+    from ..engine.store.store import Store
 
     if isinstance(of, Store):
         return of
@@ -365,16 +365,16 @@ def _store(of: Any) -> Store:
 
 
 def _context(store: Store, label: str = "", **options: Any) -> Context:
-    from .analysis.report.facts import gather
-    from .analysis.report.sections.base import Context
+    from .report.facts import gather
+    from .report.sections.base import Context
 
     return Context(store, gather(store, label, accuracy=False), **{"examples": 4} | options)
 
 
 def _drawn(name: str, of: Any, ax: Any, panel: str = "", named: str = "", **options: Any) -> Any:
     """A figure of a section on the Axes."""
-    from .analysis.report.sections import SECTIONS
-    from .analysis.report.sections.base import Figure
+    from .report.sections import SECTIONS
+    from .report.sections.base import Figure
 
     wanted, pattern = _FIGURES[name]
     (section,) = (one for one in SECTIONS if one.name == wanted)
@@ -388,7 +388,7 @@ def _drawn(name: str, of: Any, ax: Any, panel: str = "", named: str = "", **opti
 
 def _why(parts: Sequence[Any]) -> str:
     """What the report would say instead."""
-    from .analysis.report.text.markup import plain
+    from .report.text.markup import plain
 
     reasons = [plain(part.reason) for part in parts if hasattr(part, "reason")]
     return " ".join(reasons) or "it holds nothing of it"
@@ -396,7 +396,7 @@ def _why(parts: Sequence[Any]) -> str:
 
 def _on(figure: Figure, ax: Any, panel: str) -> Any:
     """One plot of a figure, on Axes with the user's settings, or on new ones with the report's."""
-    from .analysis.report.plots.style import NARROW, WIDE, style
+    from .report.plots.style import NARROW, WIDE, style
 
     titles = [getattr(plot, "title", "") for plot in figure.plots]
     if panel and panel not in titles:
