@@ -116,7 +116,7 @@ class Breaks:
     sheet = named_once = False
 
     def height(self, width: float) -> float:
-        return width / 0
+        return 1 / 0
 
     def draw(self, ax: Any) -> None:
         raise AssertionError
