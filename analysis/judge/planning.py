@@ -111,6 +111,11 @@ def planned(store: Store, graph: Where, images: Where | Source, choice: Choice) 
     found, again = Units.of(Store(store.path, writable=True)), choice.overwrite
     lacking = {one.name: lacking_units(found, task.array("judged", one.name), again) for one in task.maps}
     plan = Plan(found, task, source, items, targets, lacking, masks, notes=_differing(store, asked, targets))
+    if spec.gradients:
+        plan.notes.append(
+            f"{Path(graph).name} has gradients, and gives logits at less than half the speed of a graph without; one "
+            "of the same weights (`attlas export` without --gradients) judges the same maps"
+        )
     if masks is not None:
         plan.unsegmented = {one.name: lacking_units(found, f"segmentation.{one.name}", again) for one in task.maps}
     return plan
