@@ -109,6 +109,8 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
         lines = []
         for colour, group in zip(SERIES, chosen, strict=False):
             images = np.flatnonzero(usable & (keys.astype(object) == groups[group]))
+            if not images.size:  # the column has changed since it was grouped by
+                continue
             mean = mean_of(values[images], axis=0)
             low, high = interval(values[images], clusters=cluster_codes([store], [images], cluster_of(store)))
             lines.append(Line(f"{found.words[group]}, n = {images.size:,}", colour, layers, mean, low, high))
@@ -117,6 +119,8 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
                 for i, layer in enumerate(store.spec.layers)
             ]
             told.append(f"{name} of {found.words[group]} from {mean[0]:.3g} to {mean[-1]:.3g} {unit}")
+        if len(lines) < 2:
+            return
         even = CATALOG[name].uniform(store.spec) if name in CATALOG else None
         plots.append(Curves(name, unit, lines, even, "layer", float(layers.max()) + 0.4))
     text = (
