@@ -124,15 +124,7 @@ def analyze(
     store = Store(store_path, writable=True)
     try:
         work = planned(store, asked, by, overwrite, cluster)
-        pool = executor or ThreadPoolExecutor(workers or _processors(), thread_name_prefix="analyze")
-        try:
-            _pass(work, pool, workers or _processors(), show, threads=executor is None)
-        except KeyboardInterrupt:
-            _keep(work)
-            raise
-        finally:
-            if executor is None:
-                pool.shutdown(wait=True, cancel_futures=True)
+        _read(work, executor, workers or _processors(), show)
         if isinstance(progress, Display):
             progress.note("summing up")
         summed = _sum_up(work) if work.source.mask.any() else ()
@@ -218,6 +210,19 @@ def _refuse_behind(source: Source, one: Statistic, array: str, by: str = "") -> 
 
 
 # -- the pass over the attention --------------------------------------------------------------------------------------
+
+
+def _read(work: Work, executor: Executor | None, workers: int, show: Callable[[Progress], None]) -> None:
+    """The pass by an executor, or by threads of this process; an interruption keeps what was gathered."""
+    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="analyze")
+    try:
+        _pass(work, pool, workers, show, threads=executor is None)
+    except KeyboardInterrupt:
+        _keep(work)
+        raise
+    finally:
+        if executor is None:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _pass(work: Work, pool: Executor, ahead: int, show: Callable[[Progress], None], *, threads: bool) -> None:
