@@ -141,8 +141,10 @@ def run(
         scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.
         threads: units processed at once in this process, or in each of `workers`; by default one per core.
         shard: (k, n): do every n-th unit starting with the k-th, counted from 1, so that n processes share a store.
-        limit: take this many images, evenly spread over the sorted list; `seed`: for choosing the sample pictures.
-        dry_run: plan only; write nothing. `overwrite`: replace an existing store at `output`.
+        limit: take this many images, evenly spread over the sorted list.
+        seed: seed for choosing the sample pictures.
+        dry_run: plan only; write nothing.
+        overwrite: replace an existing store at `output`.
         reducer: makes a `Reducer` for the graph's spec; `attlas.run` passes the analysis room's.
         reserved: whether a name is reserved, given all columns, so that no column of the images may have it.
         statistics: where statistics are computed: `graph`, `host`, or `auto` (in the graph on an accelerator).
@@ -153,8 +155,10 @@ def run(
         AttlasError: choices do not fit, files cannot be read or written, the store is of another run, or `stop` is set.
     """
     with _executor(workers, scheduler, threads) as team:
-        given = (keep, layers, store_dtype, codec, batch_size, team.provider(provider), precision, target, limit, seed)
-        request = Request(Path(expanded(graph)), locate(output), *given, reducer, statistics, overwrite, dry_run, reserved)
+        own = (keep, layers, store_dtype, codec, batch_size, team.provider(provider), precision, target, limit, seed)
+        request = Request(
+            Path(expanded(graph)), locate(output), *own, reducer, statistics, overwrite, dry_run, reserved
+        )
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 

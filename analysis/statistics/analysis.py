@@ -124,7 +124,7 @@ def analyze(
     store = Store(store_path, writable=True)
     try:
         work = planned(store, asked, by, overwrite, cluster)
-        _read(work, executor, workers or _processors(), show)
+        _work_through(work, executor, workers or _processors(), show)
         if isinstance(progress, Display):
             progress.note("summing up")
         summed = _sum_up(work) if work.source.mask.any() else ()
@@ -212,8 +212,8 @@ def _refuse_behind(source: Source, one: Statistic, array: str, by: str = "") -> 
 # -- the pass over the attention --------------------------------------------------------------------------------------
 
 
-def _read(work: Work, executor: Executor | None, workers: int, show: Callable[[Progress], None]) -> None:
-    """The pass by an executor, or by threads of this process; an interruption keeps what was gathered."""
+def _work_through(work: Work, executor: Executor | None, workers: int, show: Callable[[Progress], None]) -> None:
+    """The pass by an executor or by threads; what an interruption leaves is kept."""
     pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="analyze")
     try:
         _pass(work, pool, workers, show, threads=executor is None)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("exporter", "engine", "analysis")  # each imports those before it, and none after it
 SHARED = ("errors", "progress")  # at the root: every room may import them, and they import none
 MODULE_LINES = 450
-FUNCTION_LINES = 60
+FUNCTION_LINES = 60  # without the docstring
 FORMATS_SKIPPED = 60  # in the package
 # What only one place may know: a foreign library and the room, or the module, that speaks to it.
 HOMES = {"torch": "exporter", "timm": "exporter", "torchvision": "exporter", "xarray": "analysis"}
@@ -146,12 +146,14 @@ def test_no_module_is_long() -> None:
 
 
 def test_no_function_is_long() -> None:
-    """Its signature and docstring count: whoever reads it sees it whole."""
+    """Its signature counts, its docstring does not: a public function has a line there for every parameter."""
     long = {}
     for path in sources():
         for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                first = node.body[0]
+                told = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1 - told
                 if lines > FUNCTION_LINES:
                     long[f"{path.relative_to(ROOT).as_posix()}:{node.lineno} {node.name}"] = lines
     assert not long, f"above {FUNCTION_LINES} lines: {long}"

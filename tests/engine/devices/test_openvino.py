@@ -135,7 +135,7 @@ def test_doctor_tells_when_it_is_faster_here(milliseconds: tuple[float, float], 
     names = dict(zip((CPU, OPENVINO), milliseconds, strict=True))
     data = {
         "python": "", "system": "", "providers": dict.fromkeys(names, "works"), "milliseconds": names, "versions": {},
-        "extras": {}, "problems": [],
+        "extras": {}, "problems": [], "decoding": {},
     }  # fmt: skip
     lines = [line for line in doctor_lines(data) if "times as fast" in line]
     assert len(lines) == bool(told)
