@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..report.images import leads_out
 from .reading import AbsentError, Reader
 
 __all__ = ["EDGE", "crop", "jpeg"]
@@ -33,8 +34,8 @@ def crop(reader: Reader, image: int, folder: str | os.PathLike[str] | None) -> n
         )
     from ...engine.runtime.decode import DecodeError, decode  # Pillow is only needed here
 
-    path = PurePosixPath(str(store.read("path", image)))
-    if path.is_absolute() or ".." in path.parts or "\\" in str(path) or ":" in str(path):
+    path = str(store.read("path", image))
+    if leads_out(path):
         raise AbsentError("the store's path of this picture leads out of the folder of --images")
     try:
         return decode((Path(folder) / path).read_bytes(), store.spec.recipe)[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
 from attlas.progress import Step
+from PIL import Image
 from support import make_spec
 from support_report import add, context_of, make_store, read, spec_of
 
@@ -23,6 +25,7 @@ comparison = pytest.importorskip("attlas.analysis.report.sections.comparison")
 depth = pytest.importorskip("attlas.analysis.report.sections.depth")
 groups = pytest.importorskip("attlas.analysis.report.sections.groups")
 further = pytest.importorskip("attlas.analysis.report.sections.further")
+images = pytest.importorskip("attlas.analysis.report.images")
 markup = pytest.importorskip("attlas.analysis.report.text.markup")
 bibliography = pytest.importorskip("attlas.analysis.report.text.bibliography")
 definitions = pytest.importorskip("attlas.analysis.report.text.definitions")
@@ -324,3 +327,14 @@ def test_every_citation_of_a_definition_is_a_publication() -> None:
     found = {key for text in texts for key in markup.cited(text)}
     assert found <= bibliography.REFERENCES.keys()
     assert not [text for text in texts if re.search(r"[{}<>]|\[@(?!\w+\])", text)]
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "..\\secret.png", "C:secret.png"])
+def test_a_path_that_leads_out_of_the_folder_of_images_is_not_read(tmp_path: Path, path: str) -> None:
+    """A store from somebody else may hold any text."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    store = cast("Store", SimpleNamespace(plan=SimpleNamespace(sample=())))
+    assert images.leads_out(path)
+    assert images._pixels(store, 0, path, tmp_path / "images") is None
+    assert not images.leads_out("n01/cat 12:30.png")
