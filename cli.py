@@ -43,8 +43,10 @@ def cli() -> None:
 
     \b
     attlas export deit_tiny_patch16_224 -o deit.onnx  timm model to ONNX graph
+    attlas show deit.onnx cat.jpg                     one picture at once
     attlas run deit.onnx IMAGES -o deit.zarr          images to attention store
     attlas analyze deit.zarr                          statistics of the dataset
+    attlas view deit.zarr                             walk through it in the browser
     attlas report deit.zarr -o report.html            one page with the figures
 
     Exit codes: 0 fine; 1 failed; 2 wrong usage; 3 finished, but some images could not be read; 130 interrupted (the
