@@ -27,6 +27,8 @@ from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ...progress import Show, shows
 from ..statistics.analysis import Progress, in_order
+from ..statistics.clusters import Codes, cluster_codes, cluster_of
+from ..statistics.clusters import said as said_of
 from ..statistics.inference import METHOD, interval
 from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
@@ -262,20 +264,24 @@ def _summed(task: _Task, spec: GraphSpec) -> tuple[int, Floats, Floats, Floats |
     store = Store(task.store, writable=True)
     source = Units.of(store)
     rows = store.read(task.array)[source.mask].astype(np.float64)
-    mean, bounds = Moments.of(rows).average, np.stack(interval(rows))
+    column = cluster_of(store)
+    codes = cluster_codes([store], [source.mask], column)
+    mean, bounds = Moments.of(rows).average, np.stack(interval(rows, clusters=codes))
     dims = (_axis(store), "head", "judged_loss")
     said: dict[str, Any] = {"silence": task.silence, "images": int(source.mask.sum())}
     text = np.array(list(LOSSES), dtype=np.dtypes.StringDType())
     found = {
         "judged_loss": Summed(("judged_loss",), text, {}),
         f"judged_heads_mean.{task.silence}": Summed(dims, mean, said),
-        f"judged_heads_interval.{task.silence}": Summed(("bound", *dims), bounds, {**said, "method": METHOD}),
+        f"judged_heads_interval.{task.silence}": Summed(
+            ("bound", *dims), bounds, {**said, "method": METHOD, **said_of(column, codes)}
+        ),
     }
     rank = rank_bounds = None
     importance = _importance(store)
     if importance is not None:
         heads = rows[:, list(store.spec.layers)]
-        rank, rank_bounds = rank_correlation(importance[source.mask], heads)
+        rank, rank_bounds = rank_correlation(importance[source.mask], heads, codes=codes)
         drawn = {"method": "Spearman's correlation over heads; percentile bootstrap over images", "seed": 0}
         found[f"judged_heads_rank.{task.silence}"] = Summed(("judged_loss",), rank, {**said, **drawn})
         found[f"judged_heads_rank_interval.{task.silence}"] = Summed(("bound", "judged_loss"), rank_bounds, drawn)
@@ -294,13 +300,16 @@ def _importance(store: Store) -> Floats | None:
     return Store(store.path).read("head_importance").astype(np.float64)
 
 
-def rank_correlation(importance: Floats, rows: Floats, seed: int = 0) -> tuple[Floats, Floats]:
+def rank_correlation(
+    importance: Floats, rows: Floats, seed: int = 0, codes: Codes | None = None
+) -> tuple[Floats, Floats]:
     """Spearman's correlation over heads of mean importance with mean losses, and its interval over images.
 
     Args:
         importance: (image, layer, head).
         rows: (image, layer, head, figure); NaN is left out.
         seed: of the bootstrap's draws.
+        codes: (image), the cluster of each; whole clusters are drawn then.
 
     Returns:
         (figure), and (bound, figure) of the percentile bootstrap; NaN where a figure is never known.
@@ -315,12 +324,13 @@ def rank_correlation(importance: Floats, rows: Floats, seed: int = 0) -> tuple[F
             means = ((weights @ known) / (weights @ there.astype(np.float64))).reshape(shape)
         return _spearman((weights @ flat)[..., None], means)
 
-    random, count = np.random.default_rng(seed), len(flat)
-    whole = correlations(np.ones((1, count)))[0]
+    own = np.arange(len(flat)) if codes is None else np.unique(codes, return_inverse=True)[1]
+    random, count = np.random.default_rng(seed), int(own.max(initial=-1)) + 1
+    whole = correlations(np.ones((1, len(flat))))[0]
     drawn = []
     for start in range(0, RESAMPLES, STEP):
         draws = random.integers(0, count, (min(STEP, RESAMPLES - start), count))
-        drawn.append(correlations(np.stack([np.bincount(row, minlength=count) for row in draws]).astype(np.float64)))
+        drawn.append(correlations(np.stack([np.bincount(row, minlength=count)[own] for row in draws]).astype(float)))
     every = np.concatenate(drawn)
     bounds = np.full((2, rows.shape[-1]), np.nan)
     some = ~np.isnan(every).all(axis=0)

@@ -21,6 +21,7 @@ from ...engine.store.store import Store, Template
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ..formulas.boxes import box_mass, pointing_hit
+from ..statistics.clusters import cluster_codes, cluster_of, said
 from ..statistics.inference import METHOD, interval
 from ..statistics.summary import Source, Summed, spec_of
 from .maps import Chosen
@@ -198,18 +199,25 @@ def sum_up(source: Source, maps: Sequence[Chosen]) -> Segmentation:
     store = Store(source.store.path, writable=True)
     names = [one.name for one in maps]
     rows = np.stack([store.read(f"segmentation.{name}")[source.mask] for name in names], axis=1).astype(np.float64)
-    rows = rows[~np.isnan(rows).any(axis=(1, 2))]
+    whole = ~np.isnan(rows).any(axis=(1, 2))
+    rows, column = rows[whole], cluster_of(store)
+    codes = cluster_codes([store], [np.flatnonzero(source.mask)[whole]], column)
     values = _values(rows)
     one, two = np.triu_indices(len(names), 1)
     shape = (len(names), len(names), len(SCORES))
     difference, edges = np.zeros(shape), np.zeros((2, *shape))
     off = values[:, one] - values[:, two]
-    mean, bounds = off.mean(axis=0) if len(off) else np.full(off.shape[1:], np.nan), np.stack(interval(off))
+    mean, bounds = (
+        off.mean(axis=0) if len(off) else np.full(off.shape[1:], np.nan),
+        np.stack(interval(off, clusters=codes)),
+    )
     difference[one, two], difference[two, one] = mean, -mean
     edges[:, one, two], edges[:, two, one] = bounds, -bounds[::-1]
     average = values.mean(axis=0) if len(values) else np.full(values.shape[1:], np.nan)
-    found = Segmentation(tuple(names), len(rows), average, np.stack(interval(values)), difference, edges)
-    _write(store, found)
+    found = Segmentation(
+        tuple(names), len(rows), average, np.stack(interval(values, clusters=codes)), difference, edges
+    )
+    _write(store, found, {"method": METHOD, **said(column, codes)})
     return found
 
 
@@ -229,20 +237,18 @@ def _values(rows: Floats) -> Floats:
     return np.stack([plain[0], (ious[0] + ious[1]) / 2, *plain[1:]], axis=-1)
 
 
-def _write(store: Store, found: Segmentation) -> None:
-    said: dict[str, Any] = {"images": found.images}
+def _write(store: Store, found: Segmentation, drawn: dict[str, Any]) -> None:
+    images: dict[str, Any] = {"images": found.images}
     dims = ("segmentation_map", "segmentation_figure")
     pairs = ("segmentation_map", "segmentation_other", "segmentation_figure")
     arrays = {
         "segmentation_map": Summed(("segmentation_map",), _text(found.maps), {}),
         "segmentation_figure": Summed(("segmentation_figure",), _text(SCORES), {}),
         "segmentation_count": Summed(("segmentation_count",), _text(COUNTS), {}),
-        "segmentation_mean": Summed(dims, found.mean, said),
-        "segmentation_interval": Summed(("bound", *dims), found.bounds, {**said, "method": METHOD}),
-        "segmentation_difference": Summed(pairs, found.difference, said),
-        "segmentation_difference_interval": Summed(
-            ("bound", *pairs), found.difference_bounds, {**said, "method": METHOD}
-        ),
+        "segmentation_mean": Summed(dims, found.mean, images),
+        "segmentation_interval": Summed(("bound", *dims), found.bounds, {**images, **drawn}),
+        "segmentation_difference": Summed(pairs, found.difference, images),
+        "segmentation_difference_interval": Summed(("bound", *pairs), found.difference_bounds, {**images, **drawn}),
     }
     store.add([spec_of(name, one) for name, one in arrays.items()], {name: one.values for name, one in arrays.items()})
 

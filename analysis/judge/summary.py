@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
+from ..statistics.clusters import Codes, cluster_codes, cluster_of
+from ..statistics.clusters import said as said_of
 from ..statistics.inference import METHOD, interval, paired
 from ..statistics.moments import Moments
 from ..statistics.summary import Source, Summed, spec_of
@@ -113,10 +115,12 @@ def _summed(
     """The arrays of the dataset by name."""
     tag, axis, step = task.tag, f"judged_map.{task.tag}", f"step_{task.steps}"
     said: dict[str, Any] = {"fill": task.fill, "steps": task.steps, "target": task.target, "units_judged": source.units}
-    drawn = {**said, "level": 0.95, "method": METHOD}
+    column, everyone = cluster_of(store), np.arange(store.plan.images)
+    codes = cluster_codes([store], [everyone], column)
+    drawn = {**said, "level": 0.95, "method": METHOD, **said_of(column, None if codes is None else codes[groups[0]])}
     values = np.stack([store.read(f"judged.{tag}.{name}") for name in names], axis=1).astype(np.float64)
-    mean, bounds = _by_group(values, groups)
-    difference, difference_bounds = _paired(values, groups)
+    mean, bounds = _by_group(values, groups, codes)
+    difference, difference_bounds = _paired(values, groups, codes)
     dims = ("judged_group", axis, "judged_figure")
     pairs = ("judged_group", axis, f"judged_other.{tag}", "judged_figure")
     found = {
@@ -133,25 +137,28 @@ def _summed(
     }
     for curve in CURVES:
         rows = np.stack([store.read(f"{curve}.{tag}.{name}") for name in names], axis=1).astype(np.float64)
-        mean, bounds = _by_group(rows, groups)
+        mean, bounds = _by_group(rows, groups, codes)
         axes = ("judged_group", axis, "judged_score", step)
         found[f"{curve}_mean.{tag}"] = Summed(axes, mean, said)
         found[f"{curve}_interval.{tag}"] = Summed(("bound", *axes), bounds, drawn)
     return found
 
 
-def _by_group(values: Floats, groups: Sequence[Mask]) -> tuple[Floats, Floats]:
-    """Mean (group, ...) and interval (bound, group, ...) of (image, ...) values; NaN is left out."""
-    parts = [values[mask] for mask in groups]
-    means = [Moments.of(rows).average for rows in parts]
-    return np.stack(means), np.stack([np.stack(interval(rows)) for rows in parts], axis=1)
+def _by_group(values: Floats, groups: Sequence[Mask], codes: Codes | None) -> tuple[Floats, Floats]:
+    """Mean (group, ...) and interval (bound, group, ...) of (image, ...) values; NaN is left out.
+
+    `codes` are the clusters of the images, where they have some.
+    """
+    means = [Moments.of(values[mask]).average for mask in groups]
+    bounds = [interval(values[mask], clusters=None if codes is None else codes[mask]) for mask in groups]
+    return np.stack(means), np.stack([np.stack(pair) for pair in bounds], axis=1)
 
 
-def _paired(values: Floats, groups: Sequence[Mask]) -> tuple[Floats, Floats]:
+def _paired(values: Floats, groups: Sequence[Mask], codes: Codes | None) -> tuple[Floats, Floats]:
     """Of every pair of maps the difference image by image: (group, map, other, figure) and with bounds in front."""
     maps = values.shape[1]
     one, two = np.triu_indices(maps, 1)
-    mean, bounds = _by_group(values[:, one] - values[:, two], groups)
+    mean, bounds = _by_group(values[:, one] - values[:, two], groups, codes)
     shape = (len(groups), maps, maps, values.shape[-1])
     whole, edges = np.zeros(shape), np.zeros((2, *shape))
     whole[:, one, two], whole[:, two, one] = mean, -mean

@@ -13,6 +13,7 @@ from typing import Any
 import attlas
 import numpy as np
 import pytest
+from attlas.analysis.statistics.inference import interval
 from attlas.engine.runtime.pictures import crop_of
 from attlas.engine.store.store import ArraySpec, Store
 from attlas.errors import AttlasError, UsageError
@@ -181,6 +182,21 @@ def test_right_and_wrong_predictions_are_summed_apart(judged: Store) -> None:
     both = rows - judged.read("judged.mean-3.centre")
     np.testing.assert_allclose(verdict.difference[0, at, other], both[valid].mean(0), rtol=1e-6)
     np.testing.assert_allclose(verdict.difference[0, other, at], -both[valid].mean(0), rtol=1e-6)
+
+
+def test_intervals_are_over_the_clusters_of_the_store(made: Any, copy: Callable[[str], Path]) -> None:
+    """As those of every other mean, once an analysis has named the column."""
+    path = copy("clusters.zarr")
+    attlas.analyze(path, ["entropy"], cluster="label")
+    attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=3)
+    store = Store(path)
+    verdict, valid = judging.verdicts(store)[0], store.read("valid").astype(bool)
+    rows = store.read("judged.mean-3.rollout").astype(float)[valid]
+    codes = np.unique(store.read("label")[valid], return_inverse=True)[1]
+    bounds = np.stack(interval(rows, clusters=codes))
+    assert 1 < codes.max() + 1 < valid.sum()
+    np.testing.assert_allclose(verdict.bounds[:, 0, verdict.maps.index("rollout")], bounds, rtol=1e-6)
+    assert dict(store.array("judged_interval.mean-3").attrs)["cluster"] == "label"
 
 
 def test_without_labels_there_is_nothing_right_or_wrong(made: Any, tmp_path: Path) -> None:
