@@ -46,7 +46,7 @@ def cli() -> None:
     attlas show deit.onnx cat.jpg                     one picture at once
     attlas run deit.onnx IMAGES -o deit.zarr          images to attention store
     attlas analyze deit.zarr                          statistics of the dataset
-    attlas view deit.zarr                             walk through it in the browser
+    attlas view deit.zarr                             the browser walks through it
     attlas report deit.zarr -o report.html            one page with the figures
 
     Exit codes: 0 fine; 1 failed; 2 wrong usage; 3 finished, but some images could not be read; 130 interrupted (the
@@ -54,7 +54,7 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, run, analyze, compare, judge, report, show, view, inspect, verify, models, doctor, demo):
+for command in (export, show, run, analyze, view, report, judge, compare, inspect, verify, models, doctor, demo):
     cli.add_command(command)
 
 

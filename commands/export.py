@@ -11,7 +11,7 @@ import click
 
 from ..engine import messages
 from ..errors import Interrupted, UsageError
-from .shared import note, path_argument
+from .shared import end_on, note, path_argument
 
 
 @click.command(short_help="A timm model becomes an ONNX graph with attention outputs.")
@@ -62,7 +62,7 @@ def export(
     options["gradients"] = "loss" if loss_gradients else options["gradients"]
     options["img_size"] = messages.edges(options["img_size"])
     options["layers"] = messages.layers(options["layers"])
-    _end_on_sigterm()
+    end_on(signal.SIGTERM)
     try:
         result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=True, **options)
     except KeyboardInterrupt:
@@ -72,12 +72,3 @@ def export(
     for line in messages.export_lines(result):
         note(line)
     click.echo(result.path)
-
-
-def _end_on_sigterm() -> None:
-    """Handle SIGTERM like Ctrl-C, so that half-written files are removed."""
-
-    def handle(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, handle)

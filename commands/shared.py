@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def store_path(value: str) -> Any:
     from ..engine.store.storage import locate
 
     return locate(value)
+
+
+def end_on(*signals: signal.Signals) -> None:
+    """Handle these signals like Ctrl-C, so that half-written files are removed."""
+
+    def handle(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    for one in signals:
+        signal.signal(one, handle)
 
 
 def note(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .shared import INTERRUPTED, LocalPath, note, path_argument, store_path
+from .shared import INTERRUPTED, LocalPath, end_on, note, path_argument, store_path
 
 
 class _Images(LocalPath):
@@ -58,6 +59,8 @@ def view(
     if counts:
         raise UsageError(f"--images {counts[0]}: a number of pictures is for a file, -o NAME.html; a page shows all")
     server = Server(Atlas(list(stores), folder), port)
+    # The shell sets SIGINT aside for what it starts in the background; a server there must still end.
+    end_on(signal.SIGINT, signal.SIGTERM)
     click.echo(server.url)
     note("the page is for this machine alone; Ctrl-C ends it")
     if not no_browser:

@@ -21,7 +21,7 @@ from .labels import map_labels
 from .plan import Plan, digest, make_plan, spread
 from .runtime.decode import RANGE
 from .runtime.graph import graph_digest, read_spec
-from .runtime.providers import OPENVINO, Precision, accelerates, check_precision, faster, resolve_provider
+from .runtime.providers import OPENVINO, Precision, accelerates, check_precision, resolve_provider
 from .runtime.session import constants, probe_batch
 from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
@@ -159,7 +159,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         plan = planned(fits) if fits < plan.batch else plan
     estimate = _estimate(request, source, items, plan, contents)
     if existing is None:
-        notes += [*faster(request.provider), *_columns_note(renamed)]
+        notes += _columns_note(renamed)
         notes += filter(None, [duplicates(source, items)] if not source.reads_ahead else [])
     return Job(request, choices, contents, source, items, plan, estimate, targets, notes)
 

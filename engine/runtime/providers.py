@@ -30,7 +30,6 @@ __all__ = [
     "check_precision",
     "cores",
     "create_session",
-    "faster",
     "find",
     "on_cards",
     "providers",
@@ -145,16 +144,6 @@ def check_precision(provider: str, precision: str) -> None:
         raise UsageError(f"--precision {precision}: a run computes in {' or '.join(known)}")
     if precision != "float32" and resolve_provider(provider) != [OPENVINO]:
         raise UsageError(f"--precision {precision}: only `--provider openvino` computes in it, not {provider}")
-
-
-def faster(provider: str) -> list[str]:
-    """A note for a run that leaves the choice to us, on a processor where OpenVINO is installed."""
-    if provider.lower() != "auto" or resolve_provider(provider) != [CPU] or OPENVINO not in providers():
-        return []
-    return [
-        "OpenVINO is installed and may infer faster, by 10 to 35 % where it was measured: `attlas doctor` measures it "
-        "here, `--provider openvino` takes it"
-    ]
 
 
 def accelerates(provider: str) -> bool:

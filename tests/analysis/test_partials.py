@@ -173,6 +173,8 @@ def test_stores_sum_up_to_what_one_store_of_all_images_gives(tmp_path: Path) -> 
         assert dims == whole.dims(name)
         if values.dtype.kind != "f":
             assert (values == wanted).all()
+        elif "_q_by_" in name:  # permutations draw other images where these stand in another order
+            np.testing.assert_allclose(values, wanted, atol=0.15)
         else:
             np.testing.assert_allclose(values, wanted, rtol=1e-9 if "_std" in name else 1e-12, atol=1e-14)
 

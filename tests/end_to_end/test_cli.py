@@ -173,7 +173,8 @@ def test_help_lists_the_commands_in_the_order_of_the_work(command: Command, tmp_
     """And the exit codes."""
     done = command("--help", cwd=tmp_path)
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].strip().splitlines()]
-    assert listed == ["export", "run", "analyze", "report", "inspect", "verify", "models", "doctor", "demo"]
+    work = ["export", "show", "run", "analyze", "view", "report", "judge", "compare"]
+    assert listed == [*work, "inspect", "verify", "models", "doctor", "demo"]
     assert "130" in done.stdout
     assert attlas.__version__ in command("--version", cwd=tmp_path).stdout
 
@@ -228,7 +229,7 @@ def test_the_help_keeps_examples_apart() -> None:
     """One a line, as they are typed."""
     lines = [line.strip() for line in CliRunner().invoke(cli, ["--help"]).output.splitlines()]
     examples = [line for line in lines if line.startswith("attlas ")]
-    assert [line.split()[1] for line in examples] == ["export", "run", "analyze", "report"]
+    assert [line.split()[1] for line in examples] == ["export", "show", "run", "analyze", "view", "report"]
     text = CliRunner().invoke(cli, ["run", "--help"]).output
     assert "\n    a folder of images, or of .tar or .parquet files\n" in text
     assert "\n    a .parquet with a column of images\n" in text

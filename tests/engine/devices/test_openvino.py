@@ -113,20 +113,11 @@ def test_a_graph_that_it_would_compute_wrong_is_refused(tiny_graph: Path, tmp_pa
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line; and a run that leaves the choice to us does not speak of it."""
+    """In one line."""
     monkeypatch.setattr(providers_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"not installed; `pip install 'attlas\[openvino\]'`"):
         resolve_provider("openvino")
     assert resolve_provider("cpu") == [CPU]
-    assert providers_module.faster("auto") == []
-
-
-def test_a_run_that_could_be_faster_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it is installed, and the user has not chosen."""
-    monkeypatch.setattr(providers_module, "providers", lambda: [CPU, OPENVINO])
-    (line,) = providers_module.faster("auto")
-    assert "--provider openvino" in line
-    assert providers_module.faster("cpu") == providers_module.faster("openvino") == []
 
 
 @pytest.mark.parametrize(("milliseconds", "told"), [((4.0, 3.0), "1.3 times"), ((3.3, 3.0), ""), ((3.0, 0.0), "")])
