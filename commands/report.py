@@ -32,6 +32,9 @@ from .shared import path_argument, store_path
 @click.option("--only", metavar="SECTIONS", default="", help="Only these sections: distance,examples,...")
 @click.option("--names", metavar="A,B", default="", help="What stores, then baselines, are called on the page.")
 @click.option("--style", default="paper", type=click.Choice(["paper", "talk"]), help="Talk has larger words and lines.")
+@click.option(
+    "--explore", default=0, metavar="N", type=click.IntRange(0), help="Let readers walk through N pictures on the page."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing page.")
 def report(stores: tuple[Path, ...], output: Path | None, methods: bool, only: str, names: str, **options: Any) -> None:
     """Write a report of STORE; several stores are shown side by side."""

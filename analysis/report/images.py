@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,6 @@ __all__ = [
     "class_name",
     "example",
     "lacking",
-    "leads_out",
     "map_of",
     "mean_attention",
     "patches",
@@ -126,20 +125,17 @@ def class_name(store: Store, index: int) -> str:
 def _pixels(store: Store, image: int, path: str, images: str | os.PathLike[str] | None) -> npt.NDArray[np.uint8] | None:
     if image in store.plan.sample:
         return store.read("pixels", store.plan.sample.index(image)).astype(np.uint8)
-    if images is None or leads_out(path):
+    if images is None:
         return None
     from ...engine.runtime.decode import DecodeError, decode  # Pillow is only needed here
+    from ...engine.sources.files import leads_out
 
+    if leads_out(path):
+        return None
     try:
         return decode((Path(images) / path).read_bytes(), store.spec.recipe)[0]
     except (OSError, DecodeError):
         return None
-
-
-def leads_out(path: str) -> bool:
-    """Whether an image's path, below a folder, would leave it: a store from somebody else may hold any text."""
-    parts = PurePosixPath(path)
-    return parts.is_absolute() or ".." in parts.parts or PureWindowsPath(path).anchor != "" or "..\\" in path
 
 
 def attention(store: Store, image: int, place: int) -> Floats | None:

@@ -16,6 +16,7 @@ from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Show, Step, shows
 from ..formulas.boxes import read_coco
+from ..view.single import embedded
 from .facts import gather, labels
 from .plots.style import STYLES, Widths, svg
 from .render import Chapter, Placed, not_drawn, rendered
@@ -43,6 +44,7 @@ def report(
     only: Sequence[str] = (),
     names: Sequence[str] = (),
     style: str = "paper",
+    explore: int = 0,
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> Path:
@@ -63,6 +65,8 @@ def report(
         only: names of sections, such as `distance` or `examples`; by default all. `attlas.plot` lists them.
         names: what stores and then baselines are called on the page; by default their models, or their own names.
         style: `paper`, or `talk` for figures with larger words and lines.
+        explore: of how many pictures the page also holds the atlas (`attlas view`), patch by patch; 1 MB each for
+            deit_tiny.
         overwrite: replace a page that is at `output`, and write into a folder of figures that holds files.
         progress: True shows it; a function is called with one line as each section begins and as it ends.
 
@@ -71,7 +75,7 @@ def report(
 
     Raises:
         UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, `images` or `boxes`
-            is not there, a section or style is unknown, or `names` are not one for each store.
+            is not there, a section or style is unknown, `names` are not one for each store, or `explore` is too many.
         AttlasError: a store or `boxes` does not read, or a file cannot be written.
     """
     shown, against = _located(stores), _located(baseline)
@@ -88,7 +92,8 @@ def report(
     page = _Page(say, folder, STYLES[style], wanted)
     with _appearing(output, folder) as beside:
         page.fill(contexts)
-        beside.write_text(rendered(page.chapters, contexts), "utf-8")
+        atlas = embedded(shown, explore, images) if explore else ""
+        beside.write_text(rendered(page.chapters, contexts, atlas), "utf-8")
     return output
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from ...engine.store.store import Store
 from ..catalog import summed
+from ..view.single import script_hash
 from .facts import Facts, first, table, warnings
 from .plots.style import DARK, svg
 from .plots.svg import data_url, for_page
@@ -102,8 +103,8 @@ def not_drawn(store: Store, chapter: Chapter) -> list[str]:
     return [f"{one.name}: {one.long_name}" for one in found if f"`{one.name}`" not in said]
 
 
-def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context]) -> str:
-    """The whole file."""
+def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context], atlas: str = "") -> str:
+    """The whole file; `atlas` is a page that stands in a frame of it."""
     facts = [context.facts for context in contexts]
     several = len(facts) > 1
     found = methods(
@@ -127,6 +128,8 @@ def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context]) -> str:
             known=any(one.top1 for one in facts),
             table=table(facts),
             chapters=chapters,
+            atlas=atlas,
+            script=script_hash() if atlas else "",
             reading=READING,
             methods=found,
             paragraph=paragraph([context.store for context in contexts], facts),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..report.images import leads_out
+from ...engine.sources.files import leads_out
 from .reading import AbsentError, Reader
 
 __all__ = ["EDGE", "crop", "jpeg"]

@@ -21,7 +21,7 @@ from ...progress import Show, shows
 from .api import Atlas, MissingError
 from .server import asset
 
-__all__ = ["LEVELS", "write"]
+__all__ = ["LEVELS", "embedded", "script_hash", "write"]
 
 LEVELS = 56
 LARGEST = 400 << 20  # bytes; browsers take no string of more than 512 MB
@@ -78,6 +78,26 @@ def write(
     return output
 
 
+def embedded(stores: Paths, count: int, images: str | os.PathLike[str] | None = None) -> str:
+    """The same page as text, to stand in a frame of another page, whose policy must allow `script_hash`.
+
+    Args and errors are those of `write`.
+    """
+    atlas = Atlas([stores] if isinstance(stores, str | os.PathLike) else list(stores), images, levels=LEVELS)
+    atlas.only = chosen(atlas, count)
+    _check_size(atlas)
+    return "".join(_page(atlas, None))
+
+
+def script_hash() -> str:
+    """What a content security policy must allow so that the page's script runs."""
+    return _hash(asset("atlas.js"))
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
 def chosen(atlas: Atlas, count: int) -> list[int]:
     """Images of the first store, evenly spread over those that are done, valid and at hand, in the order of the store.
 
@@ -111,11 +131,8 @@ def _check_size(atlas: Atlas) -> None:
 
 def _page(atlas: Atlas, progress: object) -> Iterator[str]:
     script, style = asset("atlas.js"), asset("atlas.css")
-    allowed = " ".join(
-        f"{kind} 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}';"
-        for kind, text in (("script-src", script), ("style-src", style))
-    )
-    policy = f"default-src 'none'; {allowed} img-src data: blob:; base-uri 'none'; form-action 'none'"
+    allowed = f"script-src {_hash(script)}; style-src {_hash(style)}"
+    policy = f"default-src 'none'; {allowed}; img-src data: blob:; base-uri 'none'; form-action 'none'"
     names = " · ".join(reader.store.path.name.removesuffix(".zarr") for reader in atlas.readers)
     yield (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
 from ...errors import AttlasError
@@ -25,6 +25,7 @@ __all__ = [
     "expanded",
     "is_url",
     "join",
+    "leads_out",
     "name_of",
     "opened",
     "parent",
@@ -59,6 +60,12 @@ def is_url(where: str) -> bool:
 def expanded(where: str | os.PathLike[str]) -> str:
     """A path or URL as text; `file://` is removed and `~` is expanded."""
     return os.path.expanduser(os.fspath(where).removeprefix("file://"))  # noqa: PTH111 - may be a URL
+
+
+def leads_out(path: str) -> bool:
+    """Whether an image's path, below a folder, would leave it: a store from somebody else may hold any text."""
+    parts = PurePosixPath(path)
+    return parts.is_absolute() or ".." in parts.parts or PureWindowsPath(path).anchor != "" or "..\\" in path
 
 
 def join(base: str, key: str) -> str:

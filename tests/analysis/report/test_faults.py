@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from attlas.engine.sources.files import leads_out
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
 from attlas.progress import Step
@@ -335,6 +336,6 @@ def test_a_path_that_leads_out_of_the_folder_of_images_is_not_read(tmp_path: Pat
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     store = cast("Store", SimpleNamespace(plan=SimpleNamespace(sample=())))
-    assert images.leads_out(path)
+    assert leads_out(path)
     assert images._pixels(store, 0, path, tmp_path / "images") is None
-    assert not images.leads_out("n01/cat 12:30.png")
+    assert not leads_out("n01/cat 12:30.png")

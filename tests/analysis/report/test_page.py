@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -44,6 +45,20 @@ def test_it_loads_nothing_and_every_tag_is_closed(made: tuple[Store, Path, Path]
     assert all(LINK.match(link) or link.startswith("#") for link in seen.links)
     assert {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
     assert len(seen.ids) == len(set(seen.ids))
+
+
+def test_pictures_to_walk_through_stand_in_a_frame_and_only_its_script_may_run(
+    made: tuple[Store, Path, Path], tmp_path: Path
+) -> None:
+    """The atlas of `attlas view`, whole, in the page itself; the policy allows that one script by its hash."""
+    single = pytest.importorskip("attlas.analysis.view.single")
+    text = page.report(made[0].path, tmp_path / "r.html", only=["distance"], explore=2).read_text("utf-8")
+    assert f"img-src data: blob:; script-src {single.script_hash()}; style-src 'unsafe-inline'" in text
+    frame = re.search(r'<iframe class="atlas"[^>]* srcdoc="([^"]*)"', text)
+    assert frame is not None
+    assert unescape(frame[1]) == single.embedded(made[0].path, 2)
+    assert unescape(frame[1]).count('data-path="picture/0/') == 2
+    assert "<script" not in text.replace(frame[1], "")
 
 
 def test_no_path_of_this_machine_is_on_the_page(made: tuple[Store, Path, Path]) -> None:
