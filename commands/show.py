@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .shared import note, path_argument
 
 
-class _Numbers(click.ParamType):
+class _Numbers(click.types.StringParamType):
     """Two numbers with a comma between them."""
 
     def __init__(self, kind: type, name: str) -> None:
@@ -29,7 +29,7 @@ class _Numbers(click.ParamType):
         return first, second
 
 
-class _Layer(click.ParamType):
+class _Layer(click.types.StringParamType):
     name = "N|all"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

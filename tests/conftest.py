@@ -27,11 +27,6 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: tests of processes that are killed, or of a bucket that is down, wait much."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real weights and images: `models/`, `images/`, `golden/`."""
