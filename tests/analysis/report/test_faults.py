@@ -299,7 +299,10 @@ def test_figures_are_fluid_tables_scroll_in_their_own_box_and_drawings_follow_a_
     assert html.count("<table") == html.count('<div class="scroll"><table')
     assert not re.search(r"<(img|figure|table|div)[^>]*(width=|style=)", re.sub(r'"data:[^"]*"', "", html))
     assert "break-inside: avoid" in css.partition("@media print")[2]
-    assert "details:not([open]):not(#facts), .absent, .hint, #explore { display: none; }" in css.partition("@media print")[2]
+    assert (
+        "details:not([open]):not(#facts), .absent, .hint, #explore { display: none; }"
+        in css.partition("@media print")[2]
+    )
     drawings = [unquote(url) for url in seen.loaded if url.startswith("data:image/svg")]
     assert drawings
     for drawing in drawings:
