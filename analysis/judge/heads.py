@@ -32,7 +32,7 @@ from ..statistics.clusters import said as said_of
 from ..statistics.inference import METHOD, interval
 from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
-from ..statistics.summary import Summed, spec_of
+from ..statistics.summary import Summed, spec_of, texts
 from .planning import Where, absolute, lacking_units
 from .work import once, opened
 
@@ -269,9 +269,8 @@ def _summed(task: _Task, spec: GraphSpec) -> tuple[int, Floats, Floats, Floats |
     mean, bounds = Moments.of(rows).average, np.stack(interval(rows, clusters=codes))
     dims = (_axis(store), "head", "judged_loss")
     said: dict[str, Any] = {"silence": task.silence, "images": int(source.mask.sum())}
-    text = np.array(list(LOSSES), dtype=np.dtypes.StringDType())
     found = {
-        "judged_loss": Summed(("judged_loss",), text, {}),
+        "judged_loss": Summed(("judged_loss",), texts(list(LOSSES)), {}),
         f"judged_heads_mean.{task.silence}": Summed(dims, mean, said),
         f"judged_heads_interval.{task.silence}": Summed(
             ("bound", *dims), bounds, {**said, "method": METHOD, **said_of(column, codes)}

@@ -172,14 +172,8 @@ def _identity(store: Store) -> str:
 
 
 def lacking_units(found: Units, array: str, overwrite: bool) -> Mask:
-    """The done units without rows: a unit is a chunk, and a chunk's file is written whole."""
-    if overwrite:
-        return found.done.copy()
-    store = found.store
-    rest = [0] * (len(store.dims(array)) - 1)
-    there = {key for key, _ in store.storage.listing(array)}
-    keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
-    return found.done & ~np.array([key in there for key in keys], np.bool_)
+    """The done units without rows of an array; all of them to overwrite it."""
+    return found.done.copy() if overwrite else found.done & ~found.store.has_rows(array)
 
 
 def _differing(store: Store, maps: Sequence[Chosen], targets: npt.NDArray[np.int64]) -> list[str]:

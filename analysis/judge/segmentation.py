@@ -23,7 +23,7 @@ from ...exporter.spec import GraphSpec
 from ..formulas.boxes import box_mass, pointing_hit
 from ..statistics.clusters import cluster_codes, cluster_of, said
 from ..statistics.inference import METHOD, interval
-from ..statistics.summary import Source, Summed, spec_of
+from ..statistics.summary import Source, Summed, spec_of, texts
 from .maps import Chosen
 from .work import once, opened
 
@@ -242,16 +242,12 @@ def _write(store: Store, found: Segmentation, drawn: dict[str, Any]) -> None:
     dims = ("segmentation_map", "segmentation_figure")
     pairs = ("segmentation_map", "segmentation_other", "segmentation_figure")
     arrays = {
-        "segmentation_map": Summed(("segmentation_map",), _text(found.maps), {}),
-        "segmentation_figure": Summed(("segmentation_figure",), _text(SCORES), {}),
-        "segmentation_count": Summed(("segmentation_count",), _text(COUNTS), {}),
+        "segmentation_map": Summed(("segmentation_map",), texts(found.maps), {}),
+        "segmentation_figure": Summed(("segmentation_figure",), texts(SCORES), {}),
+        "segmentation_count": Summed(("segmentation_count",), texts(COUNTS), {}),
         "segmentation_mean": Summed(dims, found.mean, images),
         "segmentation_interval": Summed(("bound", *dims), found.bounds, {**images, **drawn}),
         "segmentation_difference": Summed(pairs, found.difference, images),
         "segmentation_difference_interval": Summed(("bound", *pairs), found.difference_bounds, {**images, **drawn}),
     }
     store.add([spec_of(name, one) for name, one in arrays.items()], {name: one.values for name, one in arrays.items()})
-
-
-def _text(values: Sequence[str]) -> npt.NDArray[Any]:
-    return np.array(list(values), dtype=np.dtypes.StringDType())

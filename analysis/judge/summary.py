@@ -15,7 +15,7 @@ from ..statistics.clusters import Codes, cluster_codes, cluster_of
 from ..statistics.clusters import said as said_of
 from ..statistics.inference import METHOD, interval, paired
 from ..statistics.moments import Moments
-from ..statistics.summary import Source, Summed, spec_of
+from ..statistics.summary import Source, Summed, spec_of, texts
 from .curves import FIGURES, SCORES
 from .maps import BASELINES
 from .work import Judgement
@@ -86,11 +86,7 @@ def rows_by_map(store: Store, tag: str, what: str = "judged") -> dict[str, str]:
 def _complete(source: Source, tag: str) -> list[str]:
     """The maps that were judged on all done units, baselines last."""
     store = source.store
-    names = []
-    for name, array in rows_by_map(store, tag).items():
-        there = {key for key, _ in store.storage.listing(array)}
-        if all(store.chunk_key(array, (int(k), 0)) in there for k in np.flatnonzero(source.done)):
-            names.append(name)
+    names = [name for name, array in rows_by_map(store, tag).items() if store.has_rows(array)[source.done].all()]
     return sorted(names, key=lambda name: (name in BASELINES, list(BASELINES).index(name) if name in BASELINES else 0))
 
 
@@ -124,11 +120,11 @@ def _summed(
     dims = ("judged_group", axis, "judged_figure")
     pairs = ("judged_group", axis, f"judged_other.{tag}", "judged_figure")
     found = {
-        axis: Summed((axis,), _text(names), said),
-        "judged_group": Summed(("judged_group",), _text(GROUPS), {}),
-        "judged_figure": Summed(("judged_figure",), _text(FIGURES), {}),
-        "judged_score": Summed(("judged_score",), _text(SCORES), {}),
-        "bound": Summed(("bound",), _text(["lower", "upper"]), {}),
+        axis: Summed((axis,), texts(names), said),
+        "judged_group": Summed(("judged_group",), texts(GROUPS), {}),
+        "judged_figure": Summed(("judged_figure",), texts(FIGURES), {}),
+        "judged_score": Summed(("judged_score",), texts(SCORES), {}),
+        "bound": Summed(("bound",), texts(["lower", "upper"]), {}),
         f"judged_images.{tag}": Summed(("judged_group",), np.array([int(g.sum()) for g in groups]), said),
         f"judged_mean.{tag}": Summed(dims, mean, said),
         f"judged_interval.{tag}": Summed(("bound", *dims), bounds, drawn),
@@ -184,10 +180,6 @@ def _verdict(store: Store, tag: str) -> Verdict:
         curve_bounds={curve: store.read(f"{curve}_interval.{tag}") for curve in CURVES},
         removed=np.rint(np.linspace(0, patches, steps + 1)) / patches,
     )
-
-
-def _text(values: Sequence[str]) -> npt.NDArray[Any]:
-    return np.array(list(values), dtype=np.dtypes.StringDType())
 
 
 # -- between models ---------------------------------------------------------------------------------------------------

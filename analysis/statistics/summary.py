@@ -18,7 +18,7 @@ from .groups import Key, gathered, key_order, read_column
 from .inference import METHOD, interval
 from .moments import QUANTILES, Moments, Totals, quantiles
 
-__all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "summed_units", "sums_up"]
+__all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "summed_units", "sums_up", "texts"]
 
 COLUMN_BYTES = 256 * 2**20  # of per-image values held at once while they are summed up
 
@@ -134,7 +134,7 @@ def sums_up(
     found |= _scalars(sources, [one for one in statistics if one.scalar and one.name not in sums], images)
     if any(summed.dims[:1] == ("quantile",) for summed in found.values()):
         found["quantile"] = Summed(("quantile",), np.array(QUANTILES), {})
-        found["bound"] = Summed(("bound",), _text(["lower", "upper"]), {})
+        found["bound"] = Summed(("bound",), texts(["lower", "upper"]), {})
     if by:
         found |= _by_group(sources, by, list(grouped), groups)
     return found
@@ -255,7 +255,7 @@ def _by_group(
         return {}
     left_out = int((~there).sum())
     found = {
-        dim: Summed((dim,), _text(keys) if isinstance(keys[0], str) else np.array(keys), {"column": by}),
+        dim: Summed((dim,), texts(keys) if isinstance(keys[0], str) else np.array(keys), {"column": by}),
         f"{dim}_images": Summed((dim,), np.array([sizes[key] for key in keys], np.int64), {"left_out": left_out}),
     }
     clusters = _clusters(sources)
@@ -301,5 +301,6 @@ def _group_scalars(
     }
 
 
-def _text(values: Sequence[Any]) -> Array:
+def texts(values: Sequence[Any]) -> Array:
+    """Text as zarr keeps it: (value) of variable length."""
     return np.array(values, dtype=np.dtypes.StringDType())

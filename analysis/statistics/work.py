@@ -199,14 +199,7 @@ def _whole(store: Store, one: Statistic) -> bool:
     """Whether a statistic that can only be read has rows of all that is done."""
     if one.formula is not None or one.name in CATALOG:
         return True
-    return bool(_has_rows(store, one.name)[store.done].all())
-
-
-def _has_rows(store: Store, array: str) -> Mask:
-    """Which units' rows are there: a unit is a chunk, and a chunk's file is written whole."""
-    there, rest = set(store.storage.names(array)), [0] * (len(store.dims(array)) - 1)
-    keys = (store.chunk_key(array, (k, *rest)) for k in range(store.plan.units))
-    return np.array([key.rpartition("/")[2] in there for key in keys], np.bool_)
+    return bool(store.has_rows(one.name)[store.done].all())
 
 
 def _refuse_columns(work: Work) -> None:
@@ -235,6 +228,6 @@ def _rows_lacking(work: Work, one: Statistic, known: dict[str, Mask]) -> Mask:
     lacking = np.zeros_like(done)
     for array in beside(store, one):
         if array not in known:
-            known[array] = done if work.anew else done & ~_has_rows(store, array)
+            known[array] = done if work.anew else done & ~store.has_rows(array)
         lacking |= known[array]
     return lacking

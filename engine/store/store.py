@@ -214,6 +214,12 @@ class Store:
             touched = touched[(touched >= start // self.plan.unit) & (touched * self.plan.unit < stop)]
         self.check_whole([name], touched)
 
+    def has_rows(self, name: str) -> npt.NDArray[np.bool_]:
+        """Which units have rows of an array, (unit) bool: a unit is a chunk, and a chunk's file is written whole."""
+        there, rest = set(self.storage.names(name)), [0] * (len(self.dims(name)) - 1)
+        keys = (self.chunk_key(name, (k, *rest)) for k in range(self.plan.units))
+        return np.array([key.rpartition("/")[2] in there for key in keys], np.bool_)
+
     @property
     def done(self) -> npt.NDArray[np.bool_]:
         """Which units are done: (unit) bool. Read again at each call."""
