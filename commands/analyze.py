@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import click
 
 from ..engine.amounts import amount, duration
 from ..errors import UsageError
-from .shared import note, say_json, store_path
+from .shared import note, pool, say_json, store_path, who_works
 
 
 @click.command(short_help="A store gets its statistics over the dataset.")
@@ -30,10 +28,7 @@ from .shared import note, say_json, store_path
     metavar="COLUMN",
     help="Images of one value depend on each other (patient, video): intervals and tests over clusters. image: undo.",
 )
-@click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this process."
-)
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
+@who_works
 @click.option("--overwrite", is_flag=True, help="Recompute statistics that exist.")
 @click.option("--json", "as_json", is_flag=True, help="What was made, as JSON.")
 @click.option("--list", "list_names", is_flag=True, help="List the names of the statistics.")
@@ -70,23 +65,3 @@ def analyze(
 
     for line in by_layer(store):
         click.echo(line)
-
-
-@contextlib.contextmanager
-def pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]:
-    """The arguments of `analyze` that say who does the work; by default none, and this process does it."""
-    if workers is not None and scheduler is not None:
-        raise UsageError("--workers, --scheduler: choose one")
-    if scheduler is not None:
-        from ..engine.executors.cluster import Cluster
-
-        with Cluster(scheduler) as cluster, cluster.pool() as executor:
-            note(cluster.description)
-            yield {"executor": executor, "workers": 2 * cluster.threads}
-    elif workers is not None:
-        from ..engine.executors.processes import pool
-
-        with pool(workers) as executor:
-            yield {"executor": executor, "workers": workers}
-    else:
-        yield {}

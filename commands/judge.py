@@ -12,8 +12,7 @@ import click
 
 from ..engine.amounts import duration
 from ..errors import UsageError
-from .analyze import pool
-from .shared import note, path_argument, store_path
+from .shared import note, path_argument, pool, store_path, who_works
 
 SHOWN = ("deletion", "insertion", "difference")
 
@@ -56,10 +55,7 @@ SHOWN = ("deletion", "insertion", "difference")
     help="Another model's store that was judged in the same way: paired differences from it.",
 )
 @click.option("--provider", default="auto", help="auto, cpu, cuda or any that `doctor` lists.")
-@click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this process."
-)
-@click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
+@who_works
 @click.option("--overwrite", is_flag=True, help="Judge again what was judged.")
 def judge(
     store: Path,

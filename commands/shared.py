@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+
+from ..errors import UsageError
 
 READ_ERRORS = 3
 INTERRUPTED = 130
@@ -42,6 +46,35 @@ def end_on(*signals: signal.Signals) -> None:
 
     for one in signals:
         signal.signal(one, handle)
+
+
+def who_works[F: Callable[..., Any]](command: F) -> F:
+    """Add the options that say who does the work; `pool` takes them."""
+    scheduler = click.option("--scheduler", metavar="tcp://HOST:PORT", help="Do the work on a Dask cluster.")
+    workers = click.option(
+        "--workers", type=click.IntRange(1), metavar="N", help="N local processes; by default threads of this process."
+    )
+    return workers(scheduler(command))
+
+
+@contextlib.contextmanager
+def pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]:
+    """The arguments of `analyze` and `judge` that say who does the work; by default none, and this process does it."""
+    if workers is not None and scheduler is not None:
+        raise UsageError("--workers, --scheduler: choose one")
+    if scheduler is not None:
+        from ..engine.executors.cluster import Cluster
+
+        with Cluster(scheduler) as cluster, cluster.pool() as executor:
+            note(cluster.description)
+            yield {"executor": executor, "workers": 2 * cluster.threads}
+    elif workers is not None:
+        from ..engine.executors.processes import pool
+
+        with pool(workers) as executor:
+            yield {"executor": executor, "workers": workers}
+    else:
+        yield {}
 
 
 def note(line: str) -> None:
