@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from ...engine.plan import spread
 from ...errors import AttlasError
 from .. import formulas
 from ..catalog import CATALOG
+from ..originals import NoPictureError, crop
 from ..statistics import gradients
 from .numbers import Floats
 
@@ -113,7 +113,7 @@ def example(store: Store, image: int, images: str | os.PathLike[str] | None = No
     truth = class_name(store, target) if target >= 0 else label.replace("_", " ")
     derived = int(store.read("target", image)) if "target" in store else best
     asked = class_name(store, derived) if derived != best and derived >= 0 else ""
-    return Example(image, path, label, _pixels(store, image, path, images), predicted, probability, truth, asked)
+    return Example(image, path, label, _pixels(store, image, images), predicted, probability, truth, asked)
 
 
 def class_name(store: Store, index: int) -> str:
@@ -122,19 +122,10 @@ def class_name(store: Store, index: int) -> str:
     return classes[index].name.split(",")[0].strip() if index < len(classes) else f"class {index}"
 
 
-def _pixels(store: Store, image: int, path: str, images: str | os.PathLike[str] | None) -> npt.NDArray[np.uint8] | None:
-    if image in store.plan.sample:
-        return store.read("pixels", store.plan.sample.index(image)).astype(np.uint8)
-    if images is None:
-        return None
-    from ...engine.runtime.decode import DecodeError, decode  # Pillow is only needed here
-    from ...engine.sources.files import leads_out
-
-    if leads_out(path):
-        return None
+def _pixels(store: Store, image: int, images: str | os.PathLike[str] | None) -> npt.NDArray[np.uint8] | None:
     try:
-        return decode((Path(images) / path).read_bytes(), store.spec.recipe)[0]
-    except (OSError, DecodeError):
+        return crop(store, image, images)
+    except NoPictureError:
         return None
 
 

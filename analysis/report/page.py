@@ -16,6 +16,7 @@ from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Show, Step, shows
 from ..formulas.boxes import read_coco
+from ..originals import folder_of
 from ..view.single import embedded
 from .facts import gather, labels
 from .plots.style import STYLES, Widths, svg
@@ -120,8 +121,7 @@ def _check(shown: int, output: Path, folder: Path | None, overwrite: bool) -> No
 
 def _check_read(images: str | os.PathLike[str] | None, boxes: str | os.PathLike[str] | None) -> None:
     """Refuse pictures and boxes that are not there, or that do not read."""
-    if images is not None and not Path(images).is_dir():
-        raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
+    folder_of(images)
     if boxes is None:
         return
     if not Path(boxes).is_file():

@@ -16,6 +16,7 @@ from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Show, shows
 from ..formulas import mass_mask
+from ..originals import folder_of
 from ..report.plots.overlay import Look, blended, colours_of
 from ..statistic import INPUTS, Statistic
 from .maps import Choice, Layers, mean_of, named
@@ -83,8 +84,7 @@ def _check(store: Store, folder: Path, images: str | os.PathLike[str] | None, ov
         raise UsageError(f"{folder}: is a file; overlays need a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise UsageError(f"{folder}: holds files; choose another folder, or --overwrite")
-    if images is not None and not Path(images).is_dir():
-        raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
+    folder_of(images)
     if images is None and len(store.plan.sample) < store.plan.images:
         raise UsageError(
             f"{store.path}: holds the pictures of {len(store.plan.sample)} of its {store.plan.images} images; "

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
+from ..originals import folder_of
 from ..report.plots.overlay import Look
 from ..report.plots.style import style as styled
 from .choose import Selection
@@ -177,9 +178,7 @@ def _subjects(
     store = Store(locate(source))
     if picture is not None:
         raise UsageError(f"{source}: is a store; choose its images with --image PATH or INDEX, --random N or --sort")
-    if images is not None and not Path(images).is_dir():
-        raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
-    folder = None if images is None else Path(images)
+    folder = folder_of(images)
     return [of_store(store, one, folder) for one in selection.of(store)]
 
 

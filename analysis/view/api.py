@@ -22,7 +22,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -32,6 +31,7 @@ import numpy.typing as npt
 from ...engine.store.store import Store
 from ...errors import UsageError
 from .. import formulas
+from ..originals import folder_of
 from . import columns, panels, pictures
 from .packing import coded, pack
 from .reading import AbsentError, MissingError, Reader
@@ -79,9 +79,7 @@ class Atlas:
         """
         if not 0 < len(stores) <= MOST:
             raise UsageError(f"{len(stores)} stores: name 1 to {MOST}")
-        if images is not None and not Path(images).is_dir():
-            raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
-        self.only, self.levels, self.folder = only, levels, images
+        self.only, self.levels, self.folder = only, levels, folder_of(images)
         self.readers = [Reader(Store(path)) for path in stores]
         self._columns: dict[tuple[Reader, str, int], bytes] = {}
         self._computing = threading.Lock()
