@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ....engine.store.store import Store
+from ....exporter.spec import GraphSpec
 from ... import formulas
 from ..images import (
     MAPS,
@@ -28,7 +29,16 @@ from ..plots.sheet import Panel
 from ..text.markup import code
 from .base import Absent, Cell, Context, Figure, Part, analyze_first, extent, keep, no_rollout, row_name, where
 
-__all__ = ["examples", "extremes", "heads_of_one", "matrices_of_one", "mean_scores", "query_of_one", "scores_of_one"]
+__all__ = [
+    "examples",
+    "extremes",
+    "heads_of_one",
+    "matrices",
+    "matrices_of_one",
+    "mean_scores",
+    "query_of_one",
+    "scores_of_one",
+]
 
 # What a caption says of each kind of map.
 TOLD = {
@@ -298,23 +308,38 @@ def matrices_of_one(context: Context) -> Iterator[Part]:
     if not found:
         return
     n = spec.tokens
-    # A few entries on the diagonal would leave all others black.
-    top = float(np.quantile(np.stack(list(found.values())), 0.995)) or 1.0
-    panels = [Panel(f"layer {layer}", v, (n, n), lines=len(spec.prefix)) for layer, v in found.items()]
     count = len(spec.prefix)
     told = f" Lines part the prefix token{'s' if count > 1 else ''} from the patches." if count else ""
-    yield Figure(
+    yield matrices(
+        found,
+        spec,
         name="matrices",
         title="Attention matrices",
         caption=f"All {n} × {n} entries, mean over heads, × uniform, on one scale, the largest 0.5 % in its last "
         f"colour; rows are queries, columns keys.{told} Stripes beside the diagonal are neighbouring rows of patches; "
         "columns are tokens that all queries look at. "
         f"n = 1 image: {code(one.path)}, {FIRST}.",
+        methods=("readout",),
+    )
+
+
+def matrices(
+    found: Mapping[int, Floats], spec: GraphSpec, *, name: str, title: str, caption: str, methods: tuple[str, ...]
+) -> Figure:
+    """Whole (query, key) matrices, × uniform, by layer and on one scale."""
+    n = spec.tokens
+    # A few entries on the diagonal would leave all others black.
+    top = float(np.quantile(np.stack(list(found.values())), 0.995)) or 1.0
+    panels = [Panel(f"layer {layer}", v, (n, n), lines=len(spec.prefix)) for layer, v in found.items()]
+    return Figure(
+        name=name,
+        title=title,
+        caption=caption,
         alt=f"{len(panels)} matrices of {n} by {n}, layers {', '.join(map(str, found))}. On the diagonal: "
         + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in found.values())
         + " times uniform on average.",
         plots=[Maps(panels, "attention, × uniform", (3, 3), (0.0, top), root=True)],
         columns=("layer", "query", "key", "times_uniform"),
         rows=[(layer, *at, float(value)) for layer, v in found.items() for at, value in np.ndenumerate(v)],
-        methods=("readout",),
+        methods=methods,
     )

@@ -15,10 +15,9 @@ from ..numbers import Floats, mean_of, why_empty
 from ..plots.canvas import Plot
 from ..plots.curves import Curves, Line
 from ..plots.histogram import Counts, Histogram
-from ..plots.maps import Maps
-from ..plots.sheet import Panel
 from ..plots.style import CATEGORIES, QUIET
 from .base import Absent, Cell, Context, Figure, Part
+from .examples import matrices
 
 __all__ = ["BINS", "mean_matrices", "norms"]
 
@@ -139,19 +138,13 @@ def mean_matrices(context: Context) -> Iterator[Part]:
         return
     kept = [i for i in range(len(spec.layers)) if np.isfinite(values[i]).all()]
     shown = {spec.layers[i]: values[i] for i in sorted({kept[0], kept[len(kept) // 2], kept[-1]})}
-    top = float(np.quantile(np.stack(list(shown.values())), 0.995)) or 1.0
-    panels = [Panel(f"layer {i}", v, (spec.tokens, spec.tokens), lines=len(spec.prefix)) for i, v in shown.items()]
-    yield Figure(
+    yield matrices(
+        shown,
+        spec,
         name="matrices_mean",
         title=title,
         caption=f"All {spec.tokens} × {spec.tokens} entries of `attention_matrix_mean`, mean over heads and images, × "
         "uniform, on one scale, the largest 0.5 % in its last colour; rows are queries, columns keys. What single "
         f"images look at averages out; what remains is where positions look. {context.facts.n}.",
-        alt=f"{len(panels)} matrices, layers {', '.join(map(str, shown))}. On the diagonal: "
-        + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in shown.values())
-        + " times uniform on average.",
-        plots=[Maps(panels, "attention, × uniform", (3, 3), (0.0, top), root=True)],
-        columns=("layer", "query", "key", "times_uniform"),
-        rows=[(layer, *at, float(value)) for layer, v in shown.items() for at, value in np.ndenumerate(v)],
         methods=("attention_matrix_mean",),
     )
