@@ -7,45 +7,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from ...errors import UsageError
 from ..spec import QKV
 from .attention import Taps
+from .following import Following
 
 __all__ = ["Heads"]
 
 
-class Heads(TorchFunctionMode):
+class Heads(Following):
     """A context that records the queries, keys and values of every block in a forward pass of the tapped model.
 
     The last product before `attn_drop` is that of queries and keys, the next one after it that of attention and values.
     """
 
     def __init__(self, taps: Taps) -> None:
-        super().__init__()
-        self.taps = taps
+        super().__init__(taps)
         self.of: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self._layer: int | None = None
         self._last: tuple[Any, ...] = ()
         self._asked: tuple[Any, ...] = ()
-        self._hooks: list[RemovableHandle] = []
 
-    def __enter__(self) -> Heads:
+    def _begin(self) -> None:
         self.of.clear()
         for layer, owners in self.taps.owners.items():
             for owner in owners:
                 self._hooks.append(owner.register_forward_pre_hook(self._entering(layer)))
                 self._hooks.append(owner.get_submodule("attn_drop").register_forward_hook(self._weighing))
                 self._hooks.append(owner.register_forward_hook(self._leaving))
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
 
-    def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)  # type: ignore[no-untyped-call]
-        while self._hooks:
-            self._hooks.pop().remove()
+    def _end(self) -> None:
         self._layer = None
 
     def _entering(self, layer: int) -> Callable[[nn.Module, object], None]:

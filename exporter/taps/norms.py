@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from ...errors import UsageError
 from ..spec import NORMS
 from .attention import Taps
+from .following import Following
 
 __all__ = ["Branches"]
 
@@ -41,32 +40,25 @@ class _Branch:
     left: object = None
 
 
-class Branches(TorchFunctionMode):
+class Branches(Following):
     """A context that records every block's attention branch in a forward pass of the tapped model."""
 
     def __init__(self, taps: Taps, option: str = "--norms") -> None:
         """`option`: who needs the branches, for errors."""
-        super().__init__()
-        self.taps = taps
+        super().__init__(taps)
         self._option = option
         self.of: dict[int, _Branch] = {}
         self._now: _Branch | None = None
-        self._hooks: list[RemovableHandle] = []
 
-    def __enter__(self) -> Branches:
+    def _begin(self) -> None:
         self.of.clear()
         for layer, owners in self.taps.owners.items():
             block = self.taps.blocks[layer]
             self._hooks.append(block.register_forward_pre_hook(self._entering(layer)))
             self._hooks += [o.get_submodule("attn_drop").register_forward_hook(self._weighing) for o in owners]
             self._hooks.append(block.register_forward_hook(self._leaving))
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
 
-    def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)  # type: ignore[no-untyped-call]
-        while self._hooks:
-            self._hooks.pop().remove()
+    def _end(self) -> None:
         self._now = None
 
     def _entering(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
