@@ -80,6 +80,13 @@ class Dask:
         self.workers.append(worker)
         return worker
 
+    def ready(self) -> None:
+        """Wait until the scheduler knows every worker: with fewer, fewer units are in flight."""
+        import distributed
+
+        with distributed.Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(len(self.workers), timeout=PATIENCE)
+
     def _start(self, what: str, *options: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "dask", what, *options, "--no-dashboard"],
@@ -118,6 +125,7 @@ def test_a_cluster_of_two_workers_writes_what_one_process_does(
     """Through the command line; the same cluster then analyses the store as this process does."""
     dask.add()
     dask.add()
+    dask.ready()
     process = command(tiny_graph, pictures, tmp_path / "s.zarr", "--scheduler", dask.address)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
@@ -135,6 +143,7 @@ def test_a_cluster_whose_workers_are_killed_finishes(
     """Kill -9, with another worker in its place: no unit that was marked is done again."""
     dask.add()
     dask.add()
+    dask.ready()
 
     def kill() -> None:
         dask.workers[0].kill()
@@ -156,10 +165,11 @@ def test_an_answer_that_dies_with_its_worker_is_asked_for_again(
     """The unit is marked, and so not done again; that no answer came is no reason to think the scheduler gone."""
     dask.add()
     dask.add()
+    dask.ready()
 
     def kill_with_answers() -> None:
-        # Whoever asked is held up here, so that what its workers finish meanwhile stays with them.
-        until(lambda: len(list(marks.folder.glob("c.*"))) > marks.calls)
+        # Whoever asked is held up here, at the first of four answers, so that those that follow stay with the workers.
+        until(lambda: len(list(marks.folder.glob("c.*"))) > 1)
         time.sleep(0.5)  # and said to be done
         for worker in dask.workers:
             worker.kill()
