@@ -123,8 +123,8 @@ class Taps:
         sizes = {layer: maps[0].shape[-1] for layer, maps in seen.maps.items() if len(maps[0]) == images}
         if tokens in sizes.values() and (early := [layer for layer, size in sizes.items() if size < tokens]):
             raise self.refusal(
-                f"its first {len(early)} blocks attend over {sizes[early[0]]} tokens and the others over {tokens}: a class "
-                "token joins on the way, so that their maps are not of the same tokens"
+                f"its first {len(early)} blocks attend over {sizes[early[0]]} tokens and the others over {tokens}: a "
+                "class token joins on the way, so that their maps are not of the same tokens"
             )
         for layer, owners in self.owners.items():
             maps = seen.maps.get(layer, [])
