@@ -13,44 +13,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import AttlasError, first_line
+from ..differences import GRADIENT_MAX, GRADIENT_MEDIAN, LIMITS, relative, row_variation, same_first
 from ..spec import NORMS, QKV, GraphSpec
 from ..taps.pictures import pictures
 
-__all__ = [
-    "LIMITS",
-    "Limits",
-    "Parity",
-    "check",
-    "compare",
-    "example",
-    "relative_difference",
-    "row_variation",
-]
+__all__ = ["Parity", "check", "compare", "example", "relative_difference"]
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Allowed differences: rows of attention by total variation, the head's output relative to its largest value.
-
-    `tie` is also relative to the largest logit: classes that are closer than that in PyTorch may swap ranks.
-    """
-
-    row_max: float
-    head: float
-    tie: float
-
-
-LIMITS: dict[str, Limits] = {
-    "float32": Limits(row_max=1e-3, head=1e-3, tie=1e-5),
-    # Half precision has 11 bits. Scores of trained models reach 26, where its step is 0.016. With softmax, norms and
-    # scores in float32, the remaining error is that of their input tokens.
-    "float16": Limits(row_max=1e-1, head=5e-2, tie=1e-2),
-}
-
-# Allowed largest and median difference from autograd's gradients, relative to the largest gradient per image and layer.
-GRADIENT_MAX, GRADIENT_MEDIAN = 5e-4, 5e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +95,7 @@ def compare(outputs: Arrays, expected: Arrays, spec: GraphSpec) -> Parity:
     scale = max(1.0, float(np.abs(expected[head]).max()))
     same = np.ones(len(difference), bool)
     if head == "logits":
-        same = _same_first(outputs[head], expected[head], limits.tie * scale)
+        same = same_first(outputs[head], expected[head], limits.tie * scale)
     figures = Parity(
         images=len(expected[head]),
         row_mean=float(np.concatenate([r.ravel() for r in rows]).mean()),
@@ -187,18 +156,7 @@ def relative_difference(outputs: Arrays, expected: Arrays, kind: str) -> NDArray
 
     Where all values are 0 (gradients of a layer that the head does not read), the absolute difference.
     """
-    found = []
-    for name in (n for n in expected if n.startswith(f"{kind}.")):
-        a, b = (values[name].astype(np.float64).reshape(len(values[name]), -1) for values in (outputs, expected))
-        scale = np.abs(b).max(1)
-        found.append(np.abs(a - b).max(1) / np.where(scale == 0, 1, scale))
-    return np.stack(found)
-
-
-def row_variation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """Half the L1 distance of each row: maps (..., query, key) -> (..., query)."""
-    distance: NDArray[np.float64] = np.abs(a.astype(np.float64) - b.astype(np.float64)).sum(-1) / 2
-    return distance
+    return np.stack([relative(outputs[n], expected[n]) for n in expected if n.startswith(f"{kind}.")])
 
 
 def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
@@ -230,11 +188,3 @@ def _same_outputs(outputs: Arrays, spec: GraphSpec, images: int) -> None:
             f"{spec.name}: the exported graph gives {name} as {given.get(name)}, promised was {promised.get(name)}, "
             "float32; nothing was written"
         )
-
-
-def _same_first(a: NDArray[Any], b: NDArray[Any], slack: float) -> NDArray[np.bool_]:
-    """Whether a and b have the same first class, or b has a tie: two arrays (image, class) -> (image,)."""
-    first = a.argmax(-1)
-    rows = np.arange(len(a))
-    same: NDArray[np.bool_] = (first == b.argmax(-1)) | (b.max(-1) - b[rows, first] <= slack)
-    return same
