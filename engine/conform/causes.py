@@ -149,7 +149,8 @@ def _rounding(specimen: Specimen, graph: Path) -> str:
         return ""
     how = min(same, key=lambda one: same[one])
     if same[how] < distance / 2:
-        return f"{how}: the graph with that rounding lies {distance / max(same[how], 1e-12):.2g} x nearer"
+        times = min(distance / max(same[how], 1e-12), 1000)
+        return f"{how}: the graph with that rounding lies {times:.0f} x nearer"
     how = min(alike, key=lambda one: alike[one])
     if alike[how] < math.log(3):
         return f"a rounding: it is as large as where {how}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,21 @@ class _Editor:
         return self.add("Cast", [self.add("Cast", [value], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
 
 
-def _edit(graph: onnx.GraphProto, ops: tuple[str, ...], change: Callable[[_Editor, str], str], *, after: bool) -> None:
-    """Change the first two inputs of the operators `ops`, and with `after` also what they give."""
+def _edit(
+    graph: onnx.GraphProto,
+    ops: tuple[str, ...],
+    change: Callable[[_Editor, str], str],
+    *,
+    after: bool = False,
+    only: str | None = None,
+) -> None:
+    """Change the first two inputs of the operators `ops`, and with `after` also what they give.
+
+    With `only`, of the one that gives this value.
+    """
     editor = _Editor(graph)
     for node in graph.node:
-        if node.op_type not in ops:
+        if node.op_type not in ops or only not in (None, node.output[0]):
             editor.nodes.append(node)
             continue
         for i, name in enumerate(node.input[:2]):
@@ -70,28 +80,79 @@ def _edit(graph: onnx.GraphProto, ops: tuple[str, ...], change: Callable[[_Edito
     graph.node.extend(editor.nodes)
 
 
-def _tf32(graph: onnx.GraphProto) -> None:
-    _edit(graph, _PRODUCTS, lambda editor, name: editor.split(name, 13), after=False)
+def _tf32_products(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, ("MatMul", "Gemm"), lambda editor, name: editor.split(name, 13))
 
 
-def _bfloat16(graph: onnx.GraphProto) -> None:
+def _tf32(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, _PRODUCTS, lambda editor, name: editor.split(name, 13))
+
+
+def _bfloat16(graph: onnx.GraphProto, _output: str) -> None:
     _edit(graph, _PRODUCTS, lambda editor, name: editor.split(name, 16), after=True)
 
 
-def _scores(graph: onnx.GraphProto) -> None:
-    _edit(graph, ("Softmax",), lambda editor, name: editor.half(name), after=False)
+def _scores(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, ("Softmax",), lambda editor, name: editor.half(name))
 
 
-def _float16(graph: onnx.GraphProto) -> None:
+def _scores_here(graph: onnx.GraphProto, output: str) -> None:
+    _edit(graph, ("Softmax",), lambda editor, name: editor.half(name), only=_nearest(graph, output, "Softmax"))
+
+
+def _float16(graph: onnx.GraphProto, _output: str) -> None:
     _edit(graph, (*_PRODUCTS, "Softmax"), lambda editor, name: editor.half(name), after=True)
 
 
-# What hardware rounds, in words, with the edit that does the same.
-ROUNDINGS: dict[str, Callable[[onnx.GraphProto], None]] = {
-    "the factors of its products are rounded to TF32 (10 bits)": _tf32,
-    "its scores are rounded to float16 before the softmax": _scores,
+def _last_bit(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, _PRODUCTS, lambda editor, name: editor.split(name, 1))
+
+
+def _tf32_here(graph: onnx.GraphProto, output: str) -> None:
+    scores = _nearest(graph, _nearest(graph, output, "Softmax"), "MatMul")
+    _edit(graph, ("MatMul",), lambda editor, name: editor.split(name, 13), only=scores)
+
+
+def _nearest(graph: onnx.GraphProto, value: str, op: str) -> str:
+    """What the nearest operator `op` at or before a value gives; "" if there is none."""
+    return next((str(node.output[0]) for node in _before(graph, value) if node.op_type == op), "")
+
+
+def _before(graph: onnx.GraphProto, value: str) -> Iterator[onnx.NodeProto]:
+    """The nodes that a value is computed from, nearest first."""
+    by_output = {name: node for node in graph.node for name in node.output}
+    front, seen = [value], {value}
+    while front:
+        node = by_output.pop(front.pop(0), None)
+        if node is None:
+            continue
+        yield node
+        fresh = [name for name in node.input if name not in seen]
+        front += fresh
+        seen.update(fresh)
+
+
+def _keep_only(graph: onnx.GraphProto, output: str) -> None:
+    """Leave out what the output does not need: without optimisations onnxruntime would compute it, too."""
+    needed = {name for node in _before(graph, output) for name in node.output}
+    nodes = [node for node in graph.node if needed.intersection(node.output)]
+    used = {name for node in nodes for name in node.input}
+    weights = [one for one in graph.initializer if one.name in used]
+    for part, kept in ((graph.node, nodes), (graph.initializer, weights)):
+        del part[:]
+        part.extend(kept)
+
+
+# What hardware rounds, in words, with the edit that does the same to the graph before an output.
+ROUNDINGS: dict[str, Callable[[onnx.GraphProto, str], None]] = {
+    "the factors of matrix products are rounded to TF32 (10 bits)": _tf32_products,
+    "the factors of matrix products and convolutions are rounded to TF32 (10 bits)": _tf32,
+    "queries and keys of this layer are rounded to TF32 (10 bits) where they are multiplied": _tf32_here,
+    "scores, of this layer at least, are rounded to float16 before the softmax": _scores_here,
+    "all scores are rounded to float16 before the softmax": _scores,
     "it computes in float16": _float16,
     "it computes in bfloat16": _bfloat16,
+    "the last bit of float32 is dropped: the model is that sharp, and the runtime may be sound": _last_bit,
 }
 
 
@@ -111,7 +172,8 @@ def run_rounded(
         AttlasError: onnxruntime cannot load it.
     """
     model = onnx.load_from_string(prepare(path, [Wanted(output)]))
-    ROUNDINGS[how](model.graph)
+    _keep_only(model.graph, output)
+    ROUNDINGS[how](model.graph, output)
     graph = OrtGraph(
         model.SerializeToString(), Path(path), [CPU], threads=cores(), strict=False, half=False, optimize=False
     )
