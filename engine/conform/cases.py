@@ -25,7 +25,7 @@ from ...exporter.spec import FORMAT, GraphSpec
 from ...files import appearing
 from ...progress import Show, shows
 from ..again import differing
-from ..runtime.graph import TARGET, read_spec
+from ..runtime.graph import HEADS, TARGET, read_spec
 from .inputs import Batch, Computed, pictures_of
 from .measures import MAPS, Interval, has_maps
 
@@ -33,7 +33,7 @@ __all__ = ["META", "Cases", "Results", "write_cases"]
 
 META = "attlas"
 BATCH = 8
-HEADS = ("logits", "features")
+READ_OUT = ("logits", "features")
 
 
 class Archive:
@@ -139,9 +139,8 @@ class Cases:
         self.names = [str(name) for name in said["pictures"]]
         self.count, self.dtype = len(self.names), of.dtype
         self.words = f"{path}, {said['by']}"
-        self.shapes = {
-            name: shape[1:] for name, shape in self._archive.shapes.items() if name not in (META, "image", TARGET)
-        }
+        known = {output.name for output in spec.outputs}
+        self.shapes = {name: shape[1:] for name, shape in self._archive.shapes.items() if name in known}
         self.outputs = frozenset(self.shapes)
         self._check(graph, spec)
 
@@ -187,7 +186,7 @@ class Results:
         self.path = self._archive.path
         shapes, dtypes = self._archive.shapes, self._archive.dtypes
         lacking = sorted(cases.outputs - shapes.keys())
-        needed = [name for name in lacking if name in HEADS or name.partition(".")[0] in MAPS]
+        needed = [name for name in lacking if name in READ_OUT or name.partition(".")[0] in MAPS]
         if needed:
             holds = ", ".join(shapes) or "nothing"
             raise AttlasError(
@@ -252,6 +251,7 @@ def write_cases(
     try:
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.stem}.") as folder:
             names, files = _fill(Path(folder), expected, spec, progress if callable(progress) else None)
+            files += _heads(Path(folder), spec)
             about = {"format": FORMAT, "by": expected.words, "pictures": names}
             about["spec"] = {**spec.to_dict(), "versions": {}}
             np.save(Path(folder) / "meta.npy", np.array(json.dumps(about, ensure_ascii=False)))
@@ -289,6 +289,18 @@ def _fill(
     for array in arrays.values():
         array.flush()
     return names, files
+
+
+def _heads(folder: Path, spec: GraphSpec) -> list[tuple[str, Path]]:
+    """The inputs that silence heads, which keep all of them, if the graph has any: (input, file)."""
+    written = next((o for o in spec.outputs if o.name.startswith("head_output.")), None)
+    if not spec.ablate or written is None:
+        return []
+    head, channel = (n or 0 for n in written.shape[1:])
+    shapes = {"head_mask": (spec.depth, head), "head_fill": (spec.depth, head, channel)}
+    for name, shape in shapes.items():
+        np.save(folder / f"{name}.npy", np.full(shape, HEADS[name], np.float32))
+    return [(name, folder / f"{name}.npy") for name in shapes]
 
 
 def _pack(path: Path, files: Iterable[tuple[str, Path]]) -> None:
