@@ -25,7 +25,7 @@ from typing import Any
 import timm
 import torch
 from attlas.errors import AttlasError, UsageError
-from attlas.exporter.models.build import MODULES, Model, build
+from attlas.exporter.libraries.timm.build import MODULES, Model, build
 from attlas.exporter.taps.attention import Taps
 from attlas.exporter.taps.facts import describe
 from attlas.exporter.taps.pictures import pictures

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 
-from attlas.exporter.models.build import Model, build  # noqa: E402
+from attlas.exporter.libraries.timm.build import Model, build  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.facts import describe  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402

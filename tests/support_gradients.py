@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("timm")
 
 
-from attlas.exporter.models.build import Model, build
+from attlas.exporter.libraries.timm.build import Model, build
 from attlas.exporter.taps.attention import Taps
 from attlas.exporter.taps.facts import describe
 from attlas.exporter.taps.gradients import Gradients

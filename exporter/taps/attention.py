@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from ..models.build import refusal
+from ..libraries.timm.build import refusal
 
 __all__ = ["Seen", "Taps", "effective_gradient"]
 

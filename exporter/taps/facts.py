@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UsageError, first_line
-from ..models.build import Model, build, indivisible, refusal
+from ..libraries.timm.build import Model, build, indivisible, refusal
 from ..models.recipe import pair
 from ..models.summary import Summary
 from .attention import Taps

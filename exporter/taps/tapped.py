@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import UsageError, first_line
-from ..models.build import Model
+from ..libraries.timm.build import Model
 from .attention import Seen, Taps
 from .facts import Facts
 from .heads import Heads

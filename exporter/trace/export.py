@@ -26,7 +26,7 @@ from torch import nn
 
 from ...errors import AttlasError, UsageError, first_line
 from ...progress import Show, Step, shows
-from ..models.build import Model, build
+from ..libraries.timm.build import Model, build
 from ..models.memory import refuse_too_large
 from ..spec import LARGEST_FILE, METADATA_KEY, QKV, GraphSpec, Output
 from ..taps.ablation import Ablated

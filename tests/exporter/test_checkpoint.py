@@ -18,7 +18,7 @@ pytest.importorskip("timm")
 
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec  # noqa: E402
-from attlas.exporter.models.build import Model, build  # noqa: E402
+from attlas.exporter.libraries.timm.build import Model, build  # noqa: E402
 from attlas.exporter.models.checkpoint import locate  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402

@@ -21,7 +21,7 @@ import timm  # noqa: E402
 from attlas.engine.runtime.session import Session  # noqa: E402
 from attlas.errors import UsageError, first_line  # noqa: E402
 from attlas.exporter import export  # noqa: E402
-from attlas.exporter.models.build import build  # noqa: E402
+from attlas.exporter.libraries.timm.build import build  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from attlas.exporter.trace.parity import Parity  # noqa: E402

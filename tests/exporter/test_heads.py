@@ -14,7 +14,7 @@ from attlas.engine.contents import Choices, Contents  # noqa: E402
 from attlas.engine.keep import Keep  # noqa: E402
 from attlas.engine.runtime.session import Session  # noqa: E402
 from attlas.errors import UsageError  # noqa: E402
-from attlas.exporter.models.build import build  # noqa: E402
+from attlas.exporter.libraries.timm.build import build  # noqa: E402
 from attlas.exporter.spec import QKV  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.facts import describe  # noqa: E402

@@ -17,9 +17,9 @@ pytest.importorskip("timm")
 
 from attlas.errors import AttlasError, UsageError
 from attlas.exporter import export, list_models, listing
+from attlas.exporter.libraries.timm.build import build, names
 from attlas.exporter.listing import summaries
 from attlas.exporter.models import memory
-from attlas.exporter.models.build import build, names
 from attlas.exporter.models.summary import Summary
 from attlas.exporter.taps.attention import Taps
 from attlas.exporter.taps.facts import describe, summarize
@@ -129,7 +129,7 @@ def new_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         built.append(name)
         return summarize(name)
 
-    monkeypatch.setattr("attlas.exporter.models.build.names", lambda: names)
+    monkeypatch.setattr("attlas.exporter.libraries.timm.build.names", lambda: names)
     monkeypatch.setattr("attlas.exporter.taps.facts.summarize", count)
     monkeypatch.setattr(listing, "_version", lambda: "999.0")
     monkeypatch.setenv("XDG_CACHE_HOME" if os.name != "nt" else "LOCALAPPDATA", str(tmp_path / "cache"))

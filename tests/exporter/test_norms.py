@@ -17,7 +17,7 @@ from attlas.engine.runtime.session import Session  # noqa: E402
 from attlas.engine.store.store import Store  # noqa: E402
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec  # noqa: E402
-from attlas.exporter.models.build import Model, build  # noqa: E402
+from attlas.exporter.libraries.timm.build import Model, build  # noqa: E402
 from attlas.exporter.spec import NORMS  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402

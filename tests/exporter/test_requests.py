@@ -16,7 +16,7 @@ pytest.importorskip("timm")
 import timm  # noqa: E402
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
-from attlas.exporter.models.build import _recipe, build  # noqa: E402
+from attlas.exporter.libraries.timm.build import _recipe, build  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.facts import summarize  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402

@@ -20,7 +20,7 @@ pytest.importorskip("timm")
 from attlas.engine.runtime.graph import read_spec  # noqa: E402
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import export  # noqa: E402
-from attlas.exporter.models.build import build  # noqa: E402
+from attlas.exporter.libraries.timm.build import build  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
 from attlas.exporter.trace import export as graph_module  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
@@ -94,7 +94,7 @@ def test_pretrained_weights_come_through_timm(monkeypatch: pytest.MonkeyPatch) -
         asked.append((hub_id, kwargs.get("weights_only")))
         return dict(state)
 
-    monkeypatch.setattr("attlas.exporter.models.build._reach", lambda *a: None)
+    monkeypatch.setattr("attlas.exporter.libraries.timm.build._reach", lambda *a: None)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", answer)
     built = build(f"{DEIT}.fb_in1k", model_kwargs=SMALL)
     assert asked == [("timm/deit_tiny_patch16_224.fb_in1k", True)]

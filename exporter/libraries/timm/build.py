@@ -24,11 +24,11 @@ from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import get_pretrained_cfg, model_entrypoint, split_model_name_tag
 from torch import nn
 
-from ...errors import AttlasError, UsageError, first_line
-from ..spec import ClassName, Recipe, Weights
-from .checkpoint import StateDict, choose, locate, read
-from .recipe import override, pair
-from .weights import digest, load_into
+from ....errors import AttlasError, UsageError, first_line
+from ...models.checkpoint import StateDict, choose, locate, read
+from ...models.recipe import override, pair
+from ...models.weights import digest, load_into
+from ...spec import ClassName, Recipe, Weights
 
 __all__ = ["MODULES", "Model", "build", "indivisible", "names", "refusal"]
 
