@@ -17,7 +17,8 @@ pytest.importorskip("timm")
 
 from attlas.errors import AttlasError, UsageError
 from attlas.exporter import export, list_models, listing
-from attlas.exporter.libraries.timm.build import build, names
+from attlas.exporter.libraries.build import build
+from attlas.exporter.libraries.timm.build import names
 from attlas.exporter.listing import summaries
 from attlas.exporter.models import memory
 from attlas.exporter.models.summary import Summary
@@ -49,7 +50,7 @@ def test_summary_is_the_models_own(
 def test_summary_agrees_with_the_built_model() -> None:
     """What is read without data is what is read with it."""
     built = build("vit_tiny_patch16_224", random_init=True)
-    facts, found = describe(built, Taps(built.module, built.name)), summarize("vit_tiny_patch16_224")
+    facts, found = describe(built, Taps(built)), summarize("vit_tiny_patch16_224")
     assert (found.prefix, found.grid, found.pooling, found.tokens) == (
         facts.prefix, facts.grid, facts.pooling, facts.tokens,
     )  # fmt: skip
