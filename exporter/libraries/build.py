@@ -11,7 +11,7 @@ from .protocol import Library, Model, Request
 __all__ = ["LIBRARIES", "build", "find"]
 
 # The adapters by the prefix of a model's name, `PREFIX:NAME`; each has its `LIBRARY`, and is imported when asked for.
-LIBRARIES = {"timm": ".timm.adapter"}
+LIBRARIES = {"timm": ".timm.adapter", "transformers": ".transformers.adapter"}
 
 
 def find(model: str) -> tuple[Library, str]:
