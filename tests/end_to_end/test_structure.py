@@ -179,7 +179,8 @@ EXTRAS = {
     "torch": "exporter", "timm": "exporter", "torchvision": "exporter", "onnxscript": "exporter",
     "onnx_ir": "exporter", "safetensors": "exporter", "numba": "analysis", "simplejpeg": "fast", "scipy": "analysis",
     "xarray": "analysis", "matplotlib": "analysis", "dask": "analysis", "distributed": "distributed",
-    "transformers": "transformers", "ndonnx": "gpu", "pyarrow": "parquet", "fsspec": "remote", "s3fs": "remote", "skimage": "demo",
+    "ndonnx": "gpu", "pyarrow": "parquet", "fsspec": "remote", "s3fs": "remote", "skimage": "demo",
+    "transformers": "transformers",
 }  # fmt: skip
 
 

@@ -134,9 +134,7 @@ def _positions(embeddings: Any, prefix: list[str], grid: tuple[int, int], size: 
     table: Tensor
     with torch.no_grad():
         if hasattr(embeddings, "resize_positional_embeddings"):
-            edge = int(embeddings.position_embedding_size)
-            shape = torch.tensor([grid], device="cpu")
-            table = embeddings.resize_positional_embeddings(weight.view(edge, edge, -1), shape, patches)[0]
+            table = embeddings.resize_positional_embeddings()[0]  # fixed for this grid
         elif hasattr(embeddings, "_resize_pos_embed"):
             table = embeddings._resize_pos_embed(weight[None], *grid)[0]
         else:

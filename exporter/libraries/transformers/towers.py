@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -113,6 +114,7 @@ def tower(model: PreTrainedModel, read: str, grid: tuple[int, int], resample: bo
     options = {"interpolate_pos_encoding": True} if resample else {}
     name = type(model).__name__
     if name.startswith("Siglip2"):
+        _fix_positions(model, grid)
         return _Patches(model, read)
     if name.startswith("ViTMAE"):
         model.config.mask_ratio = 0.0
@@ -120,6 +122,16 @@ def tower(model: PreTrainedModel, read: str, grid: tuple[int, int], resample: bo
     if name.endswith("Backbone"):
         return _Backbone(model, read)
     return Tower(model, read, **options)
+
+
+def _fix_positions(model: nn.Module, grid: tuple[int, int]) -> None:
+    """Resample SigLIP2's position embeddings once: its code does it for every image, in operators that ONNX lacks."""
+    embeddings: Any = next(p for p in model.modules() if hasattr(p, "resize_positional_embeddings"))
+    edge = int(embeddings.position_embedding_size)
+    table = embeddings.position_embedding.weight.detach().view(edge, edge, -1)
+    shape = torch.tensor([grid], device="cpu")
+    fixed = embeddings.resize_positional_embeddings(table, shape, max_length=math.prod(grid))
+    embeddings.resize_positional_embeddings = lambda *given, **options: fixed
 
 
 def attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
