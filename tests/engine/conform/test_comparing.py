@@ -122,10 +122,13 @@ def test_gradients_are_of_the_first_class_of_the_reference(tiny_graph: Path, tmp
     """The cases give it to the runtime, and a run here takes it, too."""
     model, path = onnx.load(tiny_graph), tmp_path / "derives.onnx"
     model.graph.input.append(helper.make_tensor_value_info("target", TensorProto.INT64, ["batch"]))
-    axes = numpy_helper.from_array(np.array([1, 2, 3]), "axes")
-    model.graph.initializer.append(axes)
+    for name, values in (("axes", [1, 2, 3]), ("none", 0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
     model.graph.node.extend([
-        helper.make_node("Cast", ["target"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
+        helper.make_node("Less", ["target", "none"], ["open"]),
+        helper.make_node("Where", ["open", "best", "target"], ["class"]),
+        helper.make_node("Cast", ["class"], ["number"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["number", "axes"], ["spread"]),
         helper.make_node("Mul", ["attention.1", "spread"], ["gradient.1"]),
     ])  # fmt: skip
