@@ -95,6 +95,8 @@ class Gradients:
         table = dict(default_decompositions())
         # Not decomposed: OpenVINO 2026.4 takes the concatenation and reshape for a shuffle of channels.
         table.pop(torch.ops.aten.stack.default, None)
+        # It becomes a squeeze of several axes, which ONNX has no translation of.
+        table.pop(torch.ops.aten.squeeze.dim, None)
         trace = make_fx(
             lambda *given: self(*given),
             decomposition_table=table,

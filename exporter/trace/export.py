@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import mmap
 import os
 import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,24 +21,21 @@ import timm
 import torch
 from torch import nn
 
-from ...errors import AttlasError, UsageError, first_line
+from ...errors import AttlasError, UsageError
 from ...progress import Show, Step, shows
 from ..models.build import Model, build
 from ..models.memory import refuse_too_large
-from ..spec import LARGEST_FILE, METADATA_KEY, QKV, GraphSpec, Output
+from ..spec import LARGEST_FILE, QKV, GraphSpec, Output
 from ..taps.ablation import Ablated
 from ..taps.attention import Taps
 from ..taps.facts import Facts, describe, summarize
 from ..taps.gradients import Gradients
 from ..taps.tapped import Tapped
-from .fold import fold_constants
-from .half import to_float16
-from .parity import Parity, check, example
-from .tidy import adopt_constants, free_batch, name_constants, separate_square_weights, strip
+from .parity import Parity, check
+from .program import trace, version
 
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
-OPSET = 20
 STEPS = 4  # load, trace, write, compare: the steps that progress counts
 
 
@@ -163,7 +157,7 @@ def export_model(
         ablated = Ablated(tapped, taps) if ablate else None
         spec = _spec(built, taps, facts, tapped, dtype, gradients, ablated)
         derived = Gradients(tapped, built.full_name, spec.objective) if gradients else None
-        graph = _trace(tapped if ablated is None else ablated, spec)
+        graph = trace(tapped if ablated is None else ablated, spec)
         end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
         draft = folder / path.name
@@ -314,82 +308,13 @@ def _spec(
         norms=tapped.branches is not None,
         ablate=ablated is not None,
         versions={
-            "attlas": _version(),
+            "attlas": version(),
             "torch": torch.__version__.partition("+")[0],
             "timm": timm.__version__,
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
         },
     )
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("attlas")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
-
-
-# Tracing -------------------------------------------------------------------------------------------------------------
-
-
-def _trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
-    """The graph, with a dynamic batch and the spec inside, and without any trace of this machine.
-
-    It is traced with two images: with one, torch's exporter would fix the batch at 1.
-    """
-    given = {name: torch.from_numpy(values) for name, values in example(2, spec).items()}
-    module: nn.Module = tapped
-    try:
-        with _silence():
-            if spec.gradients and isinstance(tapped, Tapped):
-                module = Gradients(tapped, spec.name, spec.objective).module(**given)
-            program = torch.onnx.export(
-                module,
-                tuple(given.values()),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(given),
-                output_names=[o.name for o in spec.outputs],
-                dynamic_shapes=tuple({} if name.startswith("head_") else {0: "batch"} for name in given),
-            )
-    except Exception as error:
-        raise AttlasError(
-            f"{spec.name}: torch {torch.__version__} cannot trace it to ONNX: {first_line(error)}"
-        ) from error
-    assert program is not None
-    model = program.model
-    adopt_constants(model.graph)
-    fold_constants(model.graph)
-    name_constants(model.graph)
-    if spec.gradients:
-        separate_square_weights(model.graph)
-    free_batch(model, spec)
-    strip(model)
-    model.producer_name, model.producer_version = "attlas", _version()
-    model.metadata_props[METADATA_KEY] = spec.to_json()
-    if spec.dtype == "float16":
-        to_float16(model)
-    return model
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress what torch's exporter writes to stdout, stderr, warnings and logs."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 # Writing -------------------------------------------------------------------------------------------------------------

@@ -50,14 +50,14 @@ def test_batch_axis_is_dynamic_everywhere(exported: Any) -> None:
 
 def test_graph_that_differs_from_pytorch_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parity is proven before the file gets its name."""
-    trace = graph_module._trace
+    trace = graph_module.trace
 
     def wrong(tapped: Tapped, spec: GraphSpec) -> Any:
         model = trace(tapped, spec)
         tapped.model.blocks[0].attn.scale *= 1.5
         return model
 
-    monkeypatch.setattr(graph_module, "_trace", wrong)
+    monkeypatch.setattr(graph_module, "trace", wrong)
     with pytest.raises(AttlasError, match=r"rows of attention.0 differ .* nothing was written"):
         export_model(make(DEIT), tmp_path / "deit.onnx")
     assert list(tmp_path.iterdir()) == []
