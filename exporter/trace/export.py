@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,17 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import timm
 import torch
 from torch import nn
 
-from ...errors import AttlasError, UsageError
+from ...errors import UsageError
 from ...progress import Show, Step, shows
 from ..models.build import Model, build
 from ..models.memory import refuse_too_large
-from ..spec import LARGEST_FILE, QKV, GraphSpec, Output
+from ..spec import QKV, GraphSpec, Output
 from ..taps.ablation import Ablated
 from ..taps.attention import Taps
 from ..taps.facts import Facts, describe, summarize
@@ -33,6 +30,7 @@ from ..taps.gradients import Gradients
 from ..taps.tapped import Tapped
 from .parity import Parity, check
 from .program import trace, version
+from .write import save
 
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
@@ -162,7 +160,8 @@ def export_model(
     with _beside(path) as folder:
         draft = folder / path.name
         with _step(progress, f"writing {path.name}", 3) as end:
-            _save(graph, draft, spec)
+            save(graph, draft)
+            spec_path(draft).write_text(spec.to_json(indent=1) + "\n", encoding="utf-8")
             del graph
             size = sum(f.stat().st_size for f in folder.iterdir())
             end(f"wrote {size / 1e6:.1f} MB")
@@ -339,23 +338,6 @@ def _beside(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _save(model: ir.Model, path: Path, spec: GraphSpec) -> None:
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights > LARGEST_FILE else None)
-    _refuse_paths(path, spec)
-    spec_path(path).write_text(spec.to_json(indent=1) + "\n", encoding="utf-8")
-
-
-def _refuse_paths(path: Path, spec: GraphSpec) -> None:
-    """Refuse a graph that contains a path of this machine."""
-    paths = (Path.cwd(), Path.home(), path.parent.resolve(), Path(sys.prefix), Path(__file__).parents[1])
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # A short path such as "/" reveals nothing and is in every file.
-        found = [str(p) for p in paths if len(p.parts) > 2 and content.find(str(p).encode()) >= 0]
-    if found:
-        raise AttlasError(f"{spec.name}: the graph would hold the path {found[0]}; nothing was written")
 
 
 def _publish(folder: Path, path: Path) -> None:
