@@ -14,18 +14,18 @@ from typing import Any, Literal, SupportsIndex
 
 import onnx
 import onnxruntime
-import timm
 import torch
 from torch import nn
 
 from ...errors import UsageError
 from ...progress import Show, Step, shows
-from ..models.build import Model, build
+from ..libraries.build import build
+from ..libraries.protocol import Facts, Model
 from ..models.memory import refuse_too_large
 from ..spec import QKV, GraphSpec, Output
 from ..taps.ablation import Ablated
 from ..taps.attention import Taps
-from ..taps.facts import Facts, describe, summarize
+from ..taps.facts import describe, summarize
 from ..taps.gradients import Gradients
 from ..taps.tapped import Tapped
 from .parity import Parity, check
@@ -147,7 +147,7 @@ def export_model(
     path = _target(output, overwrite)
     _check_dtype(dtype, gradients, ablate)
     _check_recipe(built)
-    taps = Taps(built.module, built.full_name)
+    taps = Taps(built)
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
     with _step(progress, f"tracing {built.full_name}", 2) as end:
@@ -306,10 +306,11 @@ def _spec(
         objective="loss" if gradients == "loss" else "logit",
         norms=tapped.branches is not None,
         ablate=ablated is not None,
+        library=built.library.name,
         versions={
             "attlas": version(),
             "torch": torch.__version__.partition("+")[0],
-            "timm": timm.__version__,
+            **built.library.versions(),
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
         },
