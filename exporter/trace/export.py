@@ -28,6 +28,7 @@ from ..taps.attention import Taps
 from ..taps.facts import describe, summarize
 from ..taps.gradients import Gradients
 from ..taps.tapped import Tapped
+from .exact import in_float64
 from .parity import Parity, check
 from .program import trace, version
 from .write import save
@@ -166,10 +167,22 @@ def export_model(
             size = sum(f.stat().st_size for f in folder.iterdir())
             end(f"wrote {size / 1e6:.1f} MB")
         with _step(progress, "comparing with PyTorch", 4) as end:
-            parity = check(draft, spec, (ablated or derived or tapped).run)
-            end(f"compared on {parity.images} pictures")
+            run = (ablated or derived or tapped).run
+            parity = check(draft, spec, run, in_float64(run, tapped), progress=_moving(progress))
+            end(f"compared on {parity.images} picture{'s' if parity.images > 1 else ''}")
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
+
+
+def _moving(progress: Show[str]) -> Callable[[int, int], None]:
+    """Show how many layers are compared: on a bar, a moving note; elsewhere the steps' own lines do."""
+    say = progress if callable(progress) else (lambda _line: None)
+
+    def moved(done: int, total: int) -> None:
+        if done:
+            say(Step(f"compared {done} of {total} layers", 4, STEPS, brief=True))
+
+    return moved
 
 
 @contextlib.contextmanager
