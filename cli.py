@@ -7,6 +7,7 @@ images could not be read; 130 interrupted, the same command resumes.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import attlas
@@ -20,7 +21,7 @@ from .commands.judge import judge
 from .commands.machine import demo, doctor, models
 from .commands.report import report
 from .commands.run import run
-from .commands.shared import INTERRUPTED, note
+from .commands.shared import INTERRUPTED, end_on, note
 from .commands.show import show
 from .commands.view import view
 from .errors import AttlasError
@@ -52,6 +53,7 @@ def cli() -> None:
     Exit codes: 0 fine; 1 failed; 2 wrong usage; 3 finished, but some images could not be read; 130 interrupted (the
     same command resumes).
     """  # noqa: D301 - \b tells click not to rewrap
+    end_on(signal.SIGTERM)  # `run` and `view` have their own ways to end
 
 
 for command in (export, show, run, analyze, view, report, judge, compare, inspect, verify, models, doctor, demo):

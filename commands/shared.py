@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ def end_on(*signals: signal.Signals) -> None:
     def handle(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
 
-    for one in signals:
-        signal.signal(one, handle)
+    if threading.current_thread() is threading.main_thread():  # elsewhere, signals are the program's that calls
+        for one in signals:
+            signal.signal(one, handle)
 
 
 def who_works[F: Callable[..., Any]](command: F) -> F:

@@ -108,12 +108,16 @@ class Taps:
 
     def _check_map(self, layer: int, shape: tuple[int, ...], images: int, tokens: int) -> None:
         text = " x ".join(map(str, shape[1:]))
+        if len(shape) == 3 and shape[1] == shape[2] != tokens:
+            raise self.refusal(f"its attention runs inside windows of {shape[2]} tokens, of {tokens} in the picture")
         if len(shape) != 4:
             raise self.refusal(f"the attention of block {layer} is no map of heads, queries and keys ({text})")
         if shape[0] != images:
             raise self.refusal(f"its attention runs inside windows of {shape[-1]} tokens, not over the whole picture")
         if shape[2] != shape[3]:
             raise self.refusal(f"the attention of block {layer} reads pooled keys ({shape[2]} x {shape[3]})")
+        if shape[2] == tokens - 1:
+            raise self.refusal(f"the attention of block {layer} is over the patches alone: a class token joins later")
         if shape[2] != tokens:
             raise self.refusal(
                 f"the attention of block {layer} is {shape[2]} x {shape[3]}, not {tokens} x {tokens} tokens: it is "

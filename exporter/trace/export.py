@@ -106,6 +106,8 @@ def export(
     path = _target(_own(output), overwrite)
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
+    with contextlib.suppress(UsageError):  # any other problem is reported by `build`
+        refuse_too_large(summarize(model, img_size=img_size), layers, gradients=bool(gradients))
     built = _loaded(model, progress, **choice, **recipe)
     more: dict[str, Any] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
@@ -113,12 +115,10 @@ def export(
     )
 
 
-def _loaded(model: str, progress: Show[str], *, img_size: object, **choice: Any) -> Model:
+def _loaded(model: str, progress: Show[str], **choice: Any) -> Model:
     """The model with its weights; arguments as for `build`."""
     with _step(progress, f"loading {model}", 1) as end:
-        with contextlib.suppress(UsageError):  # any other problem is reported by `build`
-            refuse_too_large(summarize(model, img_size=img_size))
-        built = build(model, img_size=img_size, **choice)
+        built = build(model, **choice)
         part = f" ({built.key})" if built.key else ""
         end(f"loaded {built.full_name}, {built.source} weights{part}")
     return built

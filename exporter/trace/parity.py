@@ -14,12 +14,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import AttlasError, first_line
+from ..models.memory import at_once, pictures_of
 from ..spec import NORMS, QKV, GraphSpec
 from ..taps.pictures import pictures
 
 __all__ = [
-    "AT_ONCE",
-    "LARGEST_BLOCK",
     "LIMITS",
     "Differences",
     "Limits",
@@ -63,10 +62,6 @@ GRADIENT_MAX, GRADIENT_MEDIAN = 5e-4, 5e-5
 # mistake would not be seen.
 TIMES_OWN, MOST_OWN = 3.0, 1e-2
 ROW_MEAN = 1e-5  # what is added to the mean's bound, so that layers without any error of PyTorch pass
-
-# Maps of the compared pictures are kept for a few blocks at a time, so that a model with many tokens fits: as many
-# bytes in onnxruntime and in PyTorch each. One block of more than LARGEST_BLOCK is compared on one picture.
-AT_ONCE, LARGEST_BLOCK = 1.0e9, 1.0e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +153,7 @@ def check(
     Raises:
         AttlasError: the file does not load or run, or differs by more than `LIMITS` and the model's own rounding allow.
     """
-    images = images or (3 if 3 * _map_bytes(spec) <= LARGEST_BLOCK else 1)
+    images = images or pictures_of(spec.heads, spec.tokens)
     given = example(images, spec)
     graph = _Graph(path, spec, images)
 
@@ -236,15 +231,11 @@ def _layer(name: str) -> int | None:
     return int(layer) if kind in _BY_LAYER else None
 
 
-def _map_bytes(spec: GraphSpec) -> int:
-    """Bytes of one block's maps of one image in float32."""
-    return 4 * spec.heads * spec.tokens**2
-
-
 def _groups(spec: GraphSpec, images: int) -> list[tuple[int, ...]]:
-    """The layers in groups whose maps of all images take at most `AT_ONCE` bytes."""
-    # With gradients there are as many again, and autograd holds those of all layers anyway.
-    size = max(1, int(AT_ONCE // (images * _map_bytes(spec) * (2 if spec.gradients else 1))))
+    """The layers in groups whose maps of all images fit into memory at once."""
+    # With gradients there are as many again.
+    each = images * 4 * spec.heads * spec.tokens**2 * (2 if spec.gradients else 1)
+    size = max(1, int(at_once() // each))
     return [spec.layers[i : i + size] for i in range(0, len(spec.layers), size)]
 
 

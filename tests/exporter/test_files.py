@@ -76,7 +76,7 @@ def test_export_says_its_stages_and_prints_nothing(tmp_path: Path, capfd: pytest
 def test_interrupted_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the graph is compared: what was not proven is gone."""
 
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **options: object) -> None:
         assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
         raise KeyboardInterrupt
 

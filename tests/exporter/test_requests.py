@@ -71,6 +71,9 @@ def test_unknown_model_suggests_near_names(tmp_path: Path) -> None:
         ("hiera_tiny_224", "MaskUnitAttention.* shows no map"),
         ("pit_ti_224", "blocks|grid"),
         ("pvt_v2_b0", "reads pooled keys"),
+        ("tnt_s_patch16_224", r"two sequences, inside each patch .*widths 24, 384"),
+        ("convit_tiny", "block 0 is over the patches alone: a class token joins later"),
+        ("samvit_base_patch16", "windows of 196 tokens, of 4096"),
     ],
 )
 def test_model_without_global_attention_is_refused_with_the_reason(name: str, reason: str, tmp_path: Path) -> None:

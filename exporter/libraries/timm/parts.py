@@ -49,6 +49,11 @@ def find(model: Model) -> Parts:
     if without := sorted(set(range(len(blocks))) - set(owners)):
         reason = f"{path}.{without[0]} has no attention over patches (convolutional or local, or in stages)"
         raise refuse(model.full_name, reason)
+    widths = {int(getattr(getattr(owner, "proj", None), "out_features", 0)) for owner in owners[0]}
+    if len(widths) > 1:
+        each = ", ".join(map(str, sorted(widths)))
+        reason = f"its blocks attend to two sequences, inside each patch and over the patches (widths {each})"
+        raise refuse(model.full_name, reason)
     # A final norm, if there is one, runs last.
     ends = [m for m in (blocks[-1], getattr(trunk, "norm", None)) if isinstance(m, nn.Module)]
     pool = next((m for m in module.modules() if _is_pool(m)), None)
