@@ -53,7 +53,6 @@ def cli() -> None:
     Exit codes: 0 fine; 1 failed; 2 wrong usage; 3 finished, but some images could not be read; 130 interrupted (the
     same command resumes).
     """  # noqa: D301 - \b tells click not to rewrap
-    end_on(signal.SIGTERM)  # `run` and `view` have their own ways to end
 
 
 for command in (export, show, run, analyze, view, report, judge, compare, inspect, verify, models, doctor, demo):
@@ -62,6 +61,8 @@ for command in (export, show, run, analyze, view, report, judge, compare, inspec
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that the user can fix are one line."""
+    # What a batch system sends before it kills; `run` and `view` have more to do on a signal.
+    end_on(signal.SIGTERM)
     try:
         cli.main(args=arguments, prog_name="attlas", standalone_mode=False)
     except AttlasError as error:

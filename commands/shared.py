@@ -40,12 +40,15 @@ def store_path(value: str) -> Any:
 
 
 def end_on(*signals: signal.Signals) -> None:
-    """Handle these signals like Ctrl-C, so that half-written files are removed."""
+    """Handle these signals like Ctrl-C, so that half-written files are removed.
+
+    Only a process's main thread can; in another, as in a notebook's, signals stay as they are.
+    """
 
     def handle(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():  # elsewhere, signals are the program's that calls
+    if threading.current_thread() is threading.main_thread():
         for one in signals:
             signal.signal(one, handle)
 

@@ -57,8 +57,9 @@ class Recipe:
 
     The names are timm's. `resize` is (height, width) in pixels; `crop_mode` says how it applies: `center` scales the
     shorter edge to it, `squash` scales both edges, `border` scales the longer edge and pads. `crop` is (height, width)
-    in pixels. `mean` and `std` apply to RGB pixels in 0..1. Reading a graph does not call `check`, so graphs of earlier
-    versions load even if their recipe would be refused today.
+    in pixels. `mean` and `std` apply to RGB pixels in 0..1. `crop_rounding` says where the crop begins if an odd number
+    of pixels is cut off: at half of it, rounded to the even pixel (timm) or down (transformers). Reading a graph does
+    not call `check`, so graphs of earlier versions load even if their recipe would be refused today.
     """
 
     resize: tuple[int, int]
@@ -67,6 +68,7 @@ class Recipe:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_rounding: Literal["even", "down"] = "even"
 
     def check(self, where: str = "recipe") -> None:
         """Refuse a recipe that no model was trained with.
@@ -90,7 +92,7 @@ class Recipe:
                 f"{where}: resize {size} is smaller than crop {crop}, and what is missing would be filled with one "
                 f"colour; pass a resize of {crop} or more"
             )
-        for name in ("crop_mode", "interpolation"):
+        for name in ("crop_mode", "interpolation", "crop_rounding"):
             allowed = typing.get_args(_hints(Recipe)[name])
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{where}: {name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
@@ -208,6 +210,7 @@ class GraphSpec:
             `head_output.L`.
         library: the library that the model comes from: timm, transformers, open_clip, or module for a model of one's
             own. Graphs of earlier versions are all of timm.
+        processor: what the recipe reproduces, if not timm's transform: the image processor's class and its backend.
         versions: versions of the packages that wrote the graph.
     """
 
@@ -233,6 +236,7 @@ class GraphSpec:
     norms: bool = False
     ablate: bool = False
     library: str = "timm"
+    processor: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     attlas_format: int = FORMAT
 

@@ -82,7 +82,7 @@ class Model:
     (image, value), or the tokens (image, token, channel). `head` names the first output: `logits` if the head gives
     classes, `features` without a head or if it projects to a space shared with text. `resized`: whether the user chose
     another picture size than the model's own. `key` is the part of the checkpoint that was used, see `Weights`; `notes`
-    are lines that the user should read.
+    are lines that the user should read; `processor` is what the recipe reproduces, see `GraphSpec`.
     """
 
     module: nn.Module
@@ -97,6 +97,7 @@ class Model:
     resized: bool = False
     key: str = ""
     notes: tuple[str, ...] = ()
+    processor: str = ""
 
     @property
     def full_name(self) -> str:

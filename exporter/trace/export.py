@@ -74,10 +74,10 @@ def export(
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
-    """Export a timm model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
+    """Export a model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
 
     Args:
-        model: timm's name, with or without a pretrained tag.
+        model: timm's name, with or without a pretrained tag; `transformers:ORG/NAME` or `transformers:FOLDER`.
         output: the graph, `NAME.onnx`; its spec is written next to it as `NAME.json`.
         checkpoint: a file with weights (safetensors or torch), or `FILE:KEY` for one part of it, such as `model_ema`.
         pretrained: use the tag's own weights if no other source is given.
@@ -320,6 +320,7 @@ def _spec(
         norms=tapped.branches is not None,
         ablate=ablated is not None,
         library=built.library.name,
+        processor=built.processor,
         versions={
             "attlas": version(),
             "torch": torch.__version__.partition("+")[0],

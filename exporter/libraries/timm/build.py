@@ -8,9 +8,6 @@ import importlib
 import logging
 import math
 import os
-import socket
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +25,7 @@ from ...models.checkpoint import StateDict, choose, locate, read
 from ...models.recipe import override, pair
 from ...models.weights import load_into
 from ...spec import ClassName, Recipe
+from ..hub import lacking
 from ..protocol import Library, Model, Request, edges, indivisible, nearest
 
 __all__ = ["MODULES", "build", "names", "refusal"]
@@ -137,19 +135,9 @@ def _reach(name: str, cfg: Mapping[str, Any]) -> None:
     """Fail at once if the hub's host name does not resolve: its own client would retry for 46 seconds."""
     if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
         raise UsageError(f"{name}: has no pretrained weights; pass --checkpoint FILE or --random-init")
-    if not cfg.get("hf_hub_id") or urllib.request.getproxies():
-        return
-    hub = importlib.import_module("huggingface_hub")
     files = (cfg.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
-    if any(isinstance(hub.try_to_load_from_cache(cfg["hf_hub_id"], f), str) for f in files if f):
-        return
-    if hub.constants.HF_HUB_OFFLINE:
-        raise _no_weights(name, "HF_HUB_OFFLINE is set and they are not in the cache")
-    host = urllib.parse.urlsplit(hub.constants.ENDPOINT).hostname or ""
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        raise _no_weights(name, f"{host} cannot be reached") from None
+    if cfg.get("hf_hub_id") and (cause := lacking(cfg["hf_hub_id"], files)):
+        raise _no_weights(name, cause)
 
 
 def _no_weights(name: str, cause: str) -> AttlasError:

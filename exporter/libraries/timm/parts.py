@@ -32,6 +32,9 @@ def find(model: Model) -> Parts:
         numbers = [i for i, name in enumerate(names) if name.isdigit()]
         if not (numbers and isinstance(getattr(part, "attn_drop", None), nn.Module)):
             continue
+        if names[-1] == "attn_in":  # TNT
+            reason = "each block has a second attention, among the pixels inside a patch (attn_in)"
+            raise model.library.refusal(model.full_name, reason)
         if type(part).__name__ in _CLASS_ATTENTION:
             class_owners.append(part)
         else:
@@ -48,11 +51,6 @@ def find(model: Model) -> Parts:
     blocks = list(module.get_submodule(path).children())
     if without := sorted(set(range(len(blocks))) - set(owners)):
         reason = f"{path}.{without[0]} has no attention over patches (convolutional or local, or in stages)"
-        raise refuse(model.full_name, reason)
-    widths = {int(getattr(getattr(owner, "proj", None), "out_features", 0)) for owner in owners[0]}
-    if len(widths) > 1:
-        each = ", ".join(map(str, sorted(widths)))
-        reason = f"its blocks attend to two sequences, inside each patch and over the patches (widths {each})"
         raise refuse(model.full_name, reason)
     # A final norm, if there is one, runs last.
     ends = [m for m in (blocks[-1], getattr(trunk, "norm", None)) if isinstance(m, nn.Module)]
