@@ -157,13 +157,13 @@ ROUNDINGS: dict[str, Callable[[onnx.GraphProto, str], None]] = {
 
 
 def run_rounded(
-    path: str | os.PathLike[str], how: str, output: str, pixels: npt.NDArray[np.uint8], shape: tuple[int, ...]
+    path: str | os.PathLike[str], how: str | None, output: str, pixels: npt.NDArray[np.uint8], shape: tuple[int, ...]
 ) -> npt.NDArray[np.float32]:
     """One output of a float32 graph with one of `ROUNDINGS`, on the processor.
 
     Args:
         path: path of the graph.
-        how: a key of `ROUNDINGS`.
+        how: a key of `ROUNDINGS`; None for no rounding.
         output: the output's name; none that takes a target class.
         pixels: (image, row, column, channel) uint8.
         shape: of the output, without the image axis.
@@ -173,7 +173,8 @@ def run_rounded(
     """
     model = onnx.load_from_string(prepare(path, [Wanted(output)]))
     _keep_only(model.graph, output)
-    ROUNDINGS[how](model.graph, output)
+    if how is not None:
+        ROUNDINGS[how](model.graph, output)
     graph = OrtGraph(
         model.SerializeToString(), Path(path), [CPU], threads=cores(), strict=False, half=False, optimize=False
     )
