@@ -82,6 +82,7 @@ class Session:
         device: str | None = None,
         precision: Precision = "float32",
         ablate: bool = False,
+        optimize: bool = True,
     ) -> None:
         """Load a graph.
 
@@ -95,6 +96,7 @@ class Session:
                 provider's. `cpu` makes a CPU use the code for accelerators.
             precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
             ablate: take the heads to silence with `run_without`, from a graph of `attlas export --ablate`.
+            optimize: let onnxruntime fuse and replace nodes. Without, it computes each as it stands in the graph.
 
         Raises:
             AttlasError: the file is not a graph of attlas, or the provider does not work here.
@@ -116,7 +118,9 @@ class Session:
         else:
             strict, half = provider.lower() != "auto", self.spec.dtype == "float16"
             candidates = resolve_provider(provider)
-            self._graph = OrtGraph(model, self.path, candidates, threads=threads, strict=strict, half=half)
+            self._graph = OrtGraph(
+                model, self.path, candidates, threads=threads, strict=strict, half=half, optimize=optimize
+            )
         self.provider = self._graph.provider
         self._device = device or find(self.provider).device
         self.on_cpu = find(self.provider).host and not self._device
