@@ -136,7 +136,7 @@ def _read(path: Path, timm: str) -> dict[str, list[Any] | None] | None:
 
 def _names() -> dict[str, list[Any] | None]:
     """Every name in timm, with no row yet."""
-    from .models.build import names
+    from .libraries.timm.build import names
 
     return dict.fromkeys(names())
 

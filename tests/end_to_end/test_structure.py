@@ -23,7 +23,13 @@ MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring
 FORMATS_SKIPPED = 60  # in the package
 # What only one place may know: a foreign library and the room, or the module, that speaks to it.
-HOMES = {"torch": "exporter", "timm": "exporter", "torchvision": "exporter", "xarray": "analysis"}
+HOMES = {
+    "torch": "exporter",
+    "timm": "exporter",
+    "torchvision": "exporter",
+    "transformers": "exporter",
+    "xarray": "analysis",
+}
 
 
 def sources() -> Iterator[Path]:
@@ -174,6 +180,7 @@ EXTRAS = {
     "onnx_ir": "exporter", "safetensors": "exporter", "numba": "analysis", "simplejpeg": "fast", "scipy": "analysis",
     "xarray": "analysis", "matplotlib": "analysis", "dask": "analysis", "distributed": "distributed",
     "ndonnx": "gpu", "pyarrow": "parquet", "fsspec": "remote", "s3fs": "remote", "skimage": "demo",
+    "transformers": "transformers",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import timm  # noqa: E402
 from attlas.engine.runtime.session import Session  # noqa: E402
 from attlas.errors import UsageError, first_line  # noqa: E402
 from attlas.exporter import export  # noqa: E402
-from attlas.exporter.models.build import build  # noqa: E402
+from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from attlas.exporter.trace.parity import Parity  # noqa: E402
@@ -77,7 +77,7 @@ def test_chosen_layers_alone_are_outputs(tmp_path: Path) -> None:
 def test_picture_that_is_not_square_keeps_its_grid(tmp_path: Path) -> None:
     """Height and width go into the grid in this order, the positions are resampled."""
     kwargs = {k: v for k, v in SMALL.items() if k != "img_size"}
-    built = build(DEIT, random_init=True, img_size=(64, 96), model_kwargs=kwargs)
+    built = build(DEIT, random_init=True, img_size=(64, 96), model_args=kwargs)
     spec = export_model(built, tmp_path / "deit.onnx").spec
     assert (spec.image_size, spec.grid, spec.patch_size) == ((64, 96), (4, 6), (16, 16))
     assert spec.recipe.crop == (64, 96)
