@@ -85,15 +85,13 @@ def commands(asked: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
-def run(command: list[str], file: Path, graph: Path, cases: Path) -> tuple[Conformity, float]:
-    """How far one program's outputs lie from those expected, and the seconds it took, its start included."""
+def run(command: list[str], file: Path, graph: Path, cases: Path) -> Conformity:
+    """How far one program's outputs lie from those expected."""
     results = file.with_suffix(".npz")
-    started = time.perf_counter()
     done = subprocess.run([*command, str(file), str(graph), str(cases), str(results)], capture_output=True, text=True)
-    seconds = time.perf_counter() - started
     if done.returncode:
         raise AttlasError(f"{file.name}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    return attlas.conform(graph, cases, results=results), seconds
+    return attlas.conform(graph, cases, results=results)
 
 
 # The table -----------------------------------------------------------------------------------------------------------
@@ -103,8 +101,8 @@ def table(asked: argparse.Namespace) -> str:
     """Markdown: per runtime the differences of each kind of output from onnxruntime on the CPU."""
     lines = [
         "| runtime | logits | rows of attention, total variation: mean / largest | tokens | gradients "
-        "| first class agrees | conforms | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| first class agrees | conforms |",
+        "|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as temporary:
         # Packages of node are looked for from the program's own folder upwards.
@@ -116,8 +114,8 @@ def table(asked: argparse.Namespace) -> str:
         graph, cases = asked.graph.resolve(), folder / "cases.npz"
         count = write_cases(graph, cases, asked.images, limit=asked.count)
         for name, command in commands(asked).items():
-            found, seconds = run(command, folder / name, graph, cases)
-            lines.append(f"| {name} | {cells(found)} | {seconds:.1f} |")
+            found = run(command, folder / name, graph, cases)
+            lines.append(f"| {name} | {cells(found)} |")
     return f"{found.model}, {count} pictures\n\n" + "\n".join(lines)
 
 

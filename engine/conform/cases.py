@@ -137,7 +137,8 @@ class Cases:
                 f"`attlas conform {graph} --export {path}` writes those of this one"
             )
         self.names = [str(name) for name in said["pictures"]]
-        self.count, self.dtype = len(self.names), of.dtype
+        self.count = len(self.names)
+        self.dtype: str = of.dtype
         self.words = f"{path}, {said['by']}"
         known = {output.name for output in spec.outputs}
         self.shapes = {name: shape[1:] for name, shape in self._archive.shapes.items() if name in known}
@@ -145,7 +146,7 @@ class Cases:
         self._check(graph, spec)
 
     def _check(self, graph: Path, spec: GraphSpec) -> None:
-        right = {"image": (*spec.image_size, 3)}
+        right: dict[str, tuple[int, ...]] = {"image": (*spec.image_size, 3)}
         right |= {o.name: tuple(n or 0 for n in o.shape[1:]) for o in spec.outputs}
         shapes = self._archive.shapes
         wrong = [n for n, shape in shapes.items() if n in right and shape != (self.count, *right[n])]

@@ -85,6 +85,7 @@ def conform(
     outputs = [o for o in in_order(spec.outputs) if o.name in expected.outputs]
     size = _batch(outputs, expected.count)
     notes: list[str] = []
+    answer: Callable[[Batch], dict[str, npt.NDArray[Any]]]
     if results is not None:
         if not isinstance(expected, Cases):
             raise UsageError(
@@ -93,7 +94,7 @@ def conform(
         came = Results(results, expected)
         outputs = [o for o in outputs if o.name in came.outputs]
         notes += [f"{came.path} lacks {', '.join(came.left_out)}"] if came.left_out else []
-        tested, answer = str(came.path), came.__call__
+        tested, answer = str(came.path), came
     else:
         tested, answer = _tested(path, provider, precision, outputs, threads, size)
     judge = _Judge(spec, outputs, bounds_of(spec.dtype, expected.dtype, precision))

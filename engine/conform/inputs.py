@@ -165,7 +165,8 @@ class Stored:
                 f"{store.path}: keeps no attention; `attlas run --keep attention` makes a store that does"
             )
         form = str(store.array(self._kept).dtype)
-        self.words, self.dtype = f"{store.path} ({form})", store.spec.dtype
+        self.words = f"{store.path} ({form})"
+        self.dtype: str = store.spec.dtype
         good = store.done_images & store.read("valid").astype(bool)
         self._sample = {int(image): at for at, image in enumerate(store.read("sample"))} if images is None else {}
         usable = np.array([i for i in np.flatnonzero(good) if images is not None or int(i) in self._sample], np.int64)
@@ -173,7 +174,7 @@ class Stored:
             raise AttlasError(f"{store.path}: holds no image that is done; `attlas run` finishes it")
         self._indices = usable[spread(len(usable), limit)]
         self.count = len(self._indices)
-        self._source, self._items = (None, None) if images is None else image_items(store, images)
+        self._found: tuple[Source, Items] | None = None if images is None else image_items(store, images)
         self._paths = store.read("path")
         heads = {name for name in ("logits", "features") if name in store}
         self._layers = {f"attention.{store.spec.layers[at]}": at for at in store.kept_layers}
@@ -198,10 +199,11 @@ class Stored:
             yield Batch(names, self._pixels(indices), np.full(len(indices), -1), expected)
 
     def _pixels(self, indices: list[int]) -> npt.NDArray[np.uint8]:
-        if self._source is None or self._items is None:
+        if self._found is None:
             return np.stack([self._store.read("pixels", slice(at, at + 1))[0]
                              for at in (self._sample[i] for i in indices)])  # fmt: skip
-        return _from_source(self._spec, self._source, self._items.take(np.array(indices))).read(range(len(indices)))
+        source, items = self._found
+        return _from_source(self._spec, source, items.take(np.array(indices))).read(range(len(indices)))
 
 
 def interval(stored: npt.NDArray[Any]) -> Interval:

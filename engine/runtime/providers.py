@@ -180,13 +180,22 @@ def create_session(
         with contextlib.suppress(Exception):
             ort.preload_dlls()
     chosen = [find(name) for name in dict.fromkeys([*candidates, *([first.then] if first.then else []), CPU])]
-    try:
-        session = ort.InferenceSession(
+
+    def load(those: Sequence[Provider]) -> Any:
+        return ort.InferenceSession(
             model,
             options,
-            providers=[(one.name, dict(one.options)) for one in chosen],
+            providers=[(one.name, dict(one.options)) for one in those],
             disabled_optimizers=list(first.left_out) if half else [],
+            enable_fallback=0,  # it would print what failed
         )
+
+    try:
+        try:
+            session = load(chosen)
+        except Exception:
+            # Without the libraries of TensorRT it raises, where without those of CUDA it falls back.
+            session = load(chosen[-1:])
     except Exception as error:  # onnxruntime's exceptions have no common base except Exception
         reason = " ".join(str(error).split())
         raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None

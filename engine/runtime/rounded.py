@@ -17,7 +17,7 @@ from .ort import OrtGraph
 from .outputs import Wanted
 from .providers import CPU, cores
 
-__all__ = ["ROUNDINGS", "run_rounded"]
+__all__ = ["AS_IT_IS", "ROUNDINGS", "run_rounded"]
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 
@@ -38,7 +38,7 @@ class _Editor:
 
     def constant(self, name: str, value: float) -> str:
         if all(i.name != name for i in self._graph.initializer):
-            self._graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+            self._graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
         return name
 
     def split(self, value: str, dropped: int) -> str:
@@ -143,6 +143,7 @@ def _keep_only(graph: onnx.GraphProto, output: str) -> None:
         part.extend(kept)
 
 
+AS_IT_IS = ""
 # What hardware rounds, in words, with the edit that does the same to the graph before an output.
 ROUNDINGS: dict[str, Callable[[onnx.GraphProto, str], None]] = {
     "the factors of matrix products are rounded to TF32 (10 bits)": _tf32_products,
@@ -157,13 +158,13 @@ ROUNDINGS: dict[str, Callable[[onnx.GraphProto, str], None]] = {
 
 
 def run_rounded(
-    path: str | os.PathLike[str], how: str | None, output: str, pixels: npt.NDArray[np.uint8], shape: tuple[int, ...]
+    path: str | os.PathLike[str], how: str, output: str, pixels: npt.NDArray[np.uint8], shape: tuple[int, ...]
 ) -> npt.NDArray[np.float32]:
-    """One output of a float32 graph with one of `ROUNDINGS`, on the processor.
+    """One output of a graph with one of `ROUNDINGS`, on the processor, without optimisations.
 
     Args:
         path: path of the graph.
-        how: a key of `ROUNDINGS`; None for no rounding.
+        how: a key of `ROUNDINGS`, or `AS_IT_IS`.
         output: the output's name; none that takes a target class.
         pixels: (image, row, column, channel) uint8.
         shape: of the output, without the image axis.
@@ -173,7 +174,7 @@ def run_rounded(
     """
     model = onnx.load_from_string(prepare(path, [Wanted(output)]))
     _keep_only(model.graph, output)
-    if how is not None:
+    if how != AS_IT_IS:
         ROUNDINGS[how](model.graph, output)
     graph = OrtGraph(
         model.SerializeToString(), Path(path), [CPU], threads=cores(), strict=False, half=False, optimize=False

@@ -11,6 +11,7 @@ from typing import Any
 import attlas
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from attlas.engine.conform import write_cases
 from attlas.exporter.spec import METADATA_KEY, GraphSpec
@@ -164,6 +165,18 @@ def test_what_it_refuses_is_one_line(
     words = [one.format(graph=tiny_graph, cases=cases, store=bad / "none.zarr") for one in arguments]
     assert message in one_line(command("conform", *words, cwd=bad), code)
     assert not list(bad.glob(".*"))
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_without_its_libraries_is_one_line(
+    command: Command, tiny_graph: Path, tmp_path: Path, provider: str
+) -> None:
+    if not any(name.lower().startswith(provider) for name in onnxruntime.get_available_providers()):
+        pytest.skip(f"this onnxruntime does not know {provider}")
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("there is a card, on which it may well work")
+    done = command("conform", tiny_graph, "--provider", provider, cwd=tmp_path)
+    assert "was asked for, but onnxruntime fell back to CPUExecutionProvider: `attlas doctor`" in one_line(done, 1)
 
 
 @pytest.fixture(scope="module")

@@ -70,3 +70,4 @@ def test_a_store_finds_what_its_rounding_does_not_hide(graph: Path, pictures: Pa
     faulty = faults.planted(graph, faults.wrong_scale, 1, tmp_path / "faulty.onnx")
     result = attlas.conform(faulty, pictures, against=store, limit=4, threads=1, provider="cpu")
     assert (result.conforms, result.layer) == (False, 1)
+    assert result.cause.startswith("the graph gives the same on the processor: the reference is of another")

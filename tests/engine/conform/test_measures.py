@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from attlas.engine.conform.causes import Specimen, cause_of
 from attlas.engine.conform.inputs import interval
@@ -79,8 +82,11 @@ def test_the_widest_of_several_precisions_holds() -> None:
         (lambda map: map * np.float32(np.nan), "no numbers"),
     ],
 )
-def test_a_cause_is_read_from_the_map(change, cause: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    scores = np.random.default_rng(0).normal(size=(1, 2, 6, 6))
+def test_a_cause_is_read_from_the_map(
+    tiny_graph: Path, change: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], cause: str
+) -> None:
+    spec = make_spec()
+    scores = np.random.default_rng(0).normal(size=(1, 2, 7, 7))
     right = (np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)).astype(np.float32)
-    specimen = Specimen("attention.0", change(right), (right, right), np.zeros((1, 8, 8, 3), np.uint8))
-    assert cause in cause_of(specimen, tmp_path / "not-needed.onnx", make_spec(), 1e-3)
+    specimen = Specimen("attention.0", change(right), (right, right), np.zeros((1, *spec.image_size, 3), np.uint8))
+    assert cause in cause_of(specimen, tiny_graph, spec, 1e-3)
