@@ -166,10 +166,8 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
 
 def _fitting(request: Request, contents: Contents, batch: int, probe: Callable[..., int]) -> int:
     """The batch that fits the device's memory, probed once; a processor is asked for its precision in the same way."""
-    appended = contents.appended(accelerator=accelerates(request.provider))
-    wanted = contents.wanted(appended=appended is not None)
-    choices = {"wanted": wanted, "appended": appended, "precision": request.precision}
-    return probe(request.graph, batch, provider=request.provider, **choices)
+    choices = contents.placed(request.provider)
+    return probe(request.graph, batch, provider=request.provider, precision=request.precision, **choices)
 
 
 def _check_runtime(request: Request, keep: Keep) -> None:

@@ -63,7 +63,7 @@ class WorkerInfo:
     """The setup of a worker: `provider` is onnxruntime's name, `OpenVINO` or `OpenVINO, bfloat16`."""
 
     provider: str
-    statistics: Literal["graph", "host"]
+    statistics: Literal["card", "graph", "host"]
     notes: tuple[str, ...] = ()
 
 

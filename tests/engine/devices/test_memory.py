@@ -29,9 +29,9 @@ def test_slots_are_shared_and_bounded(tiny_graph: Path) -> None:
     made = []
     original = session_module.Slot
 
-    def count(*arguments: Any) -> Any:
+    def count(*arguments: Any, **choices: Any) -> Any:
         made.append(1)
-        return original(*arguments)
+        return original(*arguments, **choices)
 
     session_module.Slot = count  # type: ignore[assignment, misc]
     try:
@@ -93,7 +93,7 @@ def test_a_ring_goes_on_with_the_slots_that_memory_holds() -> None:
     """Where the second does not fit, the first is shared; where the first does not, the error is raised."""
     made = iter([object()])
 
-    def make() -> Any:
+    def make(_k: int) -> Any:
         slot = next(made, None)
         if slot is None:
             raise RuntimeError("CUDA failure 2: out of memory")
