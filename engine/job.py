@@ -21,8 +21,9 @@ from .labels import map_labels
 from .plan import Plan, digest, make_plan, spread
 from .runtime.decode import RANGE
 from .runtime.graph import graph_digest, read_spec
+from .runtime.probe import probe_batch
 from .runtime.providers import OPENVINO, Precision, accelerates, check_precision, resolve_provider
-from .runtime.session import constants, probe_batch
+from .runtime.session import constants
 from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self
 from ..contents import Choices
 from ..job import Job
 from ..plan import Plan
-from ..runtime.session import probe_batch
+from ..runtime.probe import probe_batch
 from ..sources.files import is_url
 from ..store.store import Store
 from ..unit import Unit, UnitResult
