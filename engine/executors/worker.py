@@ -137,7 +137,7 @@ def _session(task: Task, provider: str, contents: Contents, cores: int, notes: l
         task.graph,
         provider=provider,
         threads=cores,
-        batch=task.plan.batch,
+        batch=task.plan.at_once,
         precision=task.plan.identity.get("precision", "float32"),
         **choices,
     )

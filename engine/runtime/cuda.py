@@ -363,14 +363,19 @@ class Reduced:
 
 
 class Ring:
-    """Up to `RING` slots for batches of one size, shared by all threads and made on demand."""
+    """Up to `RING` slots for batches of one size, shared by all threads and made on demand.
+
+    Attributes:
+        batch: the size.
+        made: the number of slots so far.
+    """
 
     def __init__(self, make: Any, batch: int, size: int = RING) -> None:
         """Start empty; `make(k)` makes the k-th `Slot`, from 1, for `batch` images."""
         self.batch = batch
         self._make = make
         self._idle: SimpleQueue[Slot] = SimpleQueue()
-        self._left, self._made = size, 0
+        self._left, self.made = size, 0
         self._lock = threading.Lock()
 
     def fill(self) -> None:
@@ -401,14 +406,14 @@ class Ring:
     def _another(self) -> Slot | None:
         """One more slot; None if memory holds no more: fewer slots are slower, but enough."""
         try:
-            slot: Slot = self._make(self._made + 1)
+            slot: Slot = self._make(self.made + 1)
         except Exception as error:
-            if not self._made or not out_of_memory(error):
+            if not self.made or not out_of_memory(error):
                 raise
             self._left = 0
             return None
         self._left -= 1
-        self._made += 1
+        self.made += 1
         return slot
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import threading
 import time
@@ -188,6 +189,21 @@ class Session:
     def pixels(self, batch: int) -> npt.NDArray[np.uint8]:
         """A black array for the pixels of `run_into`, (image, row, column, channel) uint8; pinned for a card."""
         return self._copies.host((batch, *self.spec.image_size, 3), "uint8")
+
+    @property
+    def on_device(self) -> bool:
+        """Whether outputs are in a device's memory first."""
+        return bool(self._device)
+
+    def free(self) -> int | None:
+        """Free bytes on the device, or None if unknown."""
+        return self._copies.free()
+
+    def sets(self) -> tuple[int, int]:
+        """How many sets of outputs are on the device, and how many bytes an image takes in each of them."""
+        shapes = self._batched() | self._shapes(self._held)
+        size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+        return max(self._ring.made if self._ring is not None else 1, 1), size
 
     def run_into(
         self,
