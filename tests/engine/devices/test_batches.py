@@ -23,7 +23,6 @@ from attlas.engine.runtime.providers import CPU, CUDA, Provider
 from support import chunk_files
 from support_devices import assert_same_store
 
-
 MADE = [Wanted("logits"), Wanted("attention.0"), Wanted("attention.1")]
 
 
