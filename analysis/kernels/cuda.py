@@ -54,6 +54,8 @@ def available() -> bool:
     """Whether numba has a card that runs what it compiles, or plays one."""
     if SIMULATED:
         return True
+    if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks for it before it compiles, and numpy 2.5 lacks it
+        setattr(np, "row_stack", np.vstack)  # noqa: B010 - unknown to numpy's types
     try:
         _nothing[1, 1]()
         cuda.synchronize()
