@@ -38,13 +38,13 @@ class Ablated(nn.Module):
             raise UsageError("--ablate: not with --layers, because the heads of every block can be silenced")
         several = next((layer for layer, owners in taps.owners.items() if len(owners) > 1), None)
         lacks = next(
-            (n for n, o in taps.owners.items() if not isinstance(getattr(o[0], "proj", None), nn.Linear)), None
+            (n for n, o in taps.owners.items() if not isinstance(taps.parts.projection(o[0]), nn.Linear)), None
         )
         if several is not None or lacks is not None:
             why = (
                 f"block {several} has several attentions"
                 if lacks is None
-                else f"block {lacks} has no projection `proj`"
+                else f"block {lacks} has no output projection"
             )
             raise UsageError(f"{taps.name}: --ablate: {why}; export it without")
         branches = Branches(taps, "--ablate")
@@ -84,8 +84,9 @@ class Ablated(nn.Module):
     def _silencing(self, mask: Tensor, fill: Tensor, means: dict[int, Tensor]) -> Iterator[None]:
         hooks = []
         for layer, (owner,) in self.taps.owners.items():
-            before = self._before(layer, mask, fill, means)
-            hooks.append(owner.get_submodule("proj").register_forward_pre_hook(before))
+            projection = self.taps.parts.projection(owner)
+            assert projection is not None
+            hooks.append(projection.register_forward_pre_hook(self._before(layer, mask, fill, means)))
         try:
             yield
         finally:

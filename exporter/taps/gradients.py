@@ -19,7 +19,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from ...errors import UsageError
-from .attention import effective_gradient
 from .tapped import Tapped
 
 __all__ = ["Gradients"]
@@ -70,7 +69,7 @@ class Gradients:
             found = iter(torch.autograd.grad(logits, sources, upstream))
         outputs = list(tapped.outputs(seen, out).values())
         for layer in tapped.layers:
-            maps = [effective_gradient(owner, next(found)) for owner, _ in seen.sources[layer]]
+            maps = [tapped.taps.effective_gradient(owner, next(found)) for owner, _ in seen.sources[layer]]
             outputs.append(maps[0] if len(maps) == 1 else torch.cat(maps, dim=1))
         return tuple(value.detach() for value in outputs)
 

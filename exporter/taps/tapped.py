@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import UsageError, first_line
-from ..models.build import Model
+from ..libraries.protocol import Facts, Model
 from .attention import Seen, Taps
-from .facts import Facts
 from .heads import Heads
 from .norms import Branches
 from .pictures import pictures
@@ -40,7 +39,7 @@ class Tapped(nn.Module):
         self.register_buffer("position", facts.position_embedding, persistent=False)
         seen, out = self._first_look(built)
         taps.check(seen, 2, facts.tokens)
-        if seen.tokens is None or seen.tokens.shape[1] != facts.tokens + bool(taps.class_owners):
+        if seen.tokens is None or seen.tokens.shape[1] != facts.tokens + bool(taps.parts.class_owners):
             raise taps.refusal(f"its last block does not give the {facts.tokens} tokens of its maps")
         if self.branches is not None:
             self.branches.check()

@@ -20,18 +20,18 @@ from typing import Any, Literal, SupportsIndex
 import onnx
 import onnx_ir as ir
 import onnxruntime
-import timm
 import torch
 from torch import nn
 
 from ...errors import AttlasError, UsageError, first_line
 from ...progress import Show, Step, shows
-from ..models.build import Model, build
+from ..libraries.build import build
+from ..libraries.protocol import Facts, Model
 from ..models.memory import refuse_too_large
 from ..spec import LARGEST_FILE, METADATA_KEY, QKV, GraphSpec, Output
 from ..taps.ablation import Ablated
 from ..taps.attention import Taps
-from ..taps.facts import Facts, describe, summarize
+from ..taps.facts import describe, summarize
 from ..taps.gradients import Gradients
 from ..taps.tapped import Tapped
 from .fold import fold_constants
@@ -81,10 +81,10 @@ def export(
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
-    """Export a timm model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
+    """Export a model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
 
     Args:
-        model: timm's name, with or without a pretrained tag.
+        model: timm's name, with or without a pretrained tag; `transformers:ORG/NAME` or `transformers:FOLDER`.
         output: the graph, `NAME.onnx`; its spec is written next to it as `NAME.json`.
         checkpoint: a file with weights (safetensors or torch), or `FILE:KEY` for one part of it, such as `model_ema`.
         pretrained: use the tag's own weights if no other source is given.
@@ -155,7 +155,7 @@ def export_model(
     path = _target(output, overwrite)
     _check_dtype(dtype, gradients, ablate)
     _check_recipe(built)
-    taps = Taps(built.module, built.full_name)
+    taps = Taps(built)
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
     with _step(progress, f"tracing {built.full_name}", 2) as end:
@@ -313,10 +313,12 @@ def _spec(
         objective="loss" if gradients == "loss" else "logit",
         norms=tapped.branches is not None,
         ablate=ablated is not None,
+        library=built.library.name,
+        processor=built.processor,
         versions={
             "attlas": _version(),
             "torch": torch.__version__.partition("+")[0],
-            "timm": timm.__version__,
+            **built.library.versions(),
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
         },

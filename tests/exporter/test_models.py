@@ -17,9 +17,10 @@ pytest.importorskip("timm")
 
 from attlas.errors import AttlasError, UsageError
 from attlas.exporter import export, list_models, listing
+from attlas.exporter.libraries.build import build
+from attlas.exporter.libraries.timm.build import names
 from attlas.exporter.listing import summaries
 from attlas.exporter.models import memory
-from attlas.exporter.models.build import build, names
 from attlas.exporter.models.summary import Summary
 from attlas.exporter.taps.attention import Taps
 from attlas.exporter.taps.facts import describe, summarize
@@ -49,7 +50,7 @@ def test_summary_is_the_models_own(
 def test_summary_agrees_with_the_built_model() -> None:
     """What is read without data is what is read with it."""
     built = build("vit_tiny_patch16_224", random_init=True)
-    facts, found = describe(built, Taps(built.module, built.name)), summarize("vit_tiny_patch16_224")
+    facts, found = describe(built, Taps(built)), summarize("vit_tiny_patch16_224")
     assert (found.prefix, found.grid, found.pooling, found.tokens) == (
         facts.prefix, facts.grid, facts.pooling, facts.tokens,
     )  # fmt: skip
@@ -129,7 +130,7 @@ def new_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         built.append(name)
         return summarize(name)
 
-    monkeypatch.setattr("attlas.exporter.models.build.names", lambda: names)
+    monkeypatch.setattr("attlas.exporter.libraries.timm.build.names", lambda: names)
     monkeypatch.setattr("attlas.exporter.taps.facts.summarize", count)
     monkeypatch.setattr(listing, "_version", lambda: "999.0")
     monkeypatch.setenv("XDG_CACHE_HOME" if os.name != "nt" else "LOCALAPPDATA", str(tmp_path / "cache"))
