@@ -62,7 +62,8 @@ def populations(stores: list[Path]) -> Iterator[tuple[str, Any]]:
         for one in held(store):
             if one.scalar and one.name in store:
                 values = store.read(one.name)[valid].astype(np.float64).reshape(int(valid.sum()), -1)
-                yield one.name, values[:, values.std(axis=0) > 0]
+                if (varies := values.std(axis=0) > 0).any():
+                    yield one.name, values[:, varies]
 
 
 # -- intervals --------------------------------------------------------------------------------------------------------
