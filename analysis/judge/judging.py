@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -169,17 +170,36 @@ def _pass[T](
     ahead: int,
     show: Callable[[Progress], None],
 ) -> list[T]:
-    """One job for each unit that lacks something."""
-    units = [int(k) for k in np.flatnonzero(np.any(list(lacking.values()), axis=0))] if lacking else []
-    sizes = [len(plan.source.store.plan.unit_range(k)) for k in units]
+    """Do what is lacking, by the jobs of `divided`."""
+    jobs = divided(lacking, ahead)
+    sizes = {k: len(plan.source.store.plan.unit_range(k)) for k, _ in jobs}
+    last = {k: place for place, (k, _) in enumerate(jobs)}
     started, done, found = time.perf_counter(), 0, []
-    show(Progress(0, sum(sizes), 0.0))
-    jobs = in_order(lambda k: submit(k, [name for name, lacks in lacking.items() if lacks[k]]), units, ahead)
-    for one, size in zip(jobs, sizes, strict=True):
+    show(Progress(0, sum(sizes.values()), 0.0))
+    for place, one in enumerate(in_order(lambda at: submit(*jobs[at]), range(len(jobs)), ahead)):
         found.append(one)
-        done += size
-        show(Progress(done, sum(sizes), time.perf_counter() - started))
+        if last[k := jobs[place][0]] == place:
+            done += sizes[k]
+            show(Progress(done, sum(sizes.values()), time.perf_counter() - started))
     return found
+
+
+def divided(lacking: dict[str, Mask], workers: int) -> list[tuple[int, list[str]]]:
+    """Jobs, each a unit and the maps of it that are lacking.
+
+    Units that are left over when the others are shared out equally are divided by maps, so that no worker has nothing
+    to do at the end. The rows of each map are the same: only the pictures are read once more.
+    """
+    units = np.flatnonzero(np.any(list(lacking.values()), axis=0)).tolist() if lacking else []
+    jobs = [(k, [name for name, lacks in lacking.items() if lacks[k]]) for k in units]
+    rest = len(jobs) % workers
+    if not rest:
+        return jobs
+    most = max(len(names) for _, names in jobs[-rest:])
+    # How long the last round takes, as a share of a unit's time.
+    parts = min(range(1, most + 1), key=lambda parts: math.ceil(rest * parts / workers) / parts)
+    ends = [(k, names[i::parts]) for k, names in jobs[-rest:] for i in range(parts) if names[i::parts]]
+    return jobs[:-rest] + ends
 
 
 def _notes(plan: Plan, done: Sequence[UnitDone]) -> list[str]:
