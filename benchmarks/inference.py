@@ -153,7 +153,8 @@ def discoveries(population: Any, count: int, size: int, draws: tuple[int, int], 
         false.append(hits[:, ~shifted.any(axis=0)].sum() / max(1, hits.sum()))
         found.append(hits[shifted].mean())
     old, share = f"{np.mean(before):.2f}" if before else "", float(np.mean(anything))
-    errors = math.sqrt(share * (1 - share) / (labellings * draws[0])), np.std(false) / math.sqrt(draws[1])
+    # Labellings of one sample share their random groups, so that errors are over samples.
+    errors = np.std(anything) / math.sqrt(draws[0]), np.std(false) / math.sqrt(draws[1])
     return f"{share:.3f} ± {errors[0]:.3f} | {np.mean(false):.3f} ± {errors[1]:.3f} | {np.mean(found):.2f} | {old}"
 
 

@@ -175,7 +175,9 @@ def test_what_is_judged_is_not_judged_again(made: Any, copy: Callable[[str], Pat
 
 def test_no_worker_is_idle_at_the_end() -> None:
     """Units that are left over are divided by maps, each map once; full rounds of units are not."""
-    lacking = {name: np.array([True, True, False, True]) for name in "abcd"} | {"e": np.array([True, False, False, False])}
+    lacking = {name: np.array([True, True, False, True]) for name in "abcd"} | {
+        "e": np.array([True, False, False, False])
+    }
     assert divided(lacking, 1) == [(0, [*"abcde"]), (1, [*"abcd"]), (3, [*"abcd"])]
     assert divided(lacking, 3) == divided(lacking, 1)
     assert divided(lacking, 2) == [(0, [*"abcde"]), (1, [*"abcd"]), (3, ["a", "c"]), (3, ["b", "d"])]
