@@ -27,7 +27,7 @@ __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolve
 ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
 BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
 # What begins the names of a judgement's arrays, which are no statistics of attention.
-JUDGED = ("deletion", "insertion", "judged", "judged_heads", "segmentation")
+JUDGED = ("deletion", "insertion", "judged", "judged_heads", "segmentation", "localisation")
 PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
 DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
