@@ -81,11 +81,11 @@ def _with_gradients(module: fx.GraphModule, given: Mapping[str, Tensor], spec: G
     batch = [{0: torch.export.Dim.DYNAMIC} for _ in given]
     program = torch.export.export(module, tuple(given.values()), dynamic_shapes=batch)
     decompose = program.run_decompositions
-    program.run_decompositions = lambda table=None, **options: program  # type: ignore[method-assign]
+    program.run_decompositions = lambda table=None, **options: program
     try:
         return _translated(program, given, spec)
     except torch.onnx.OnnxExporterError:
-        program.run_decompositions = decompose  # type: ignore[method-assign]
+        program.run_decompositions = decompose
         return _translated(program, given, spec)
 
 
