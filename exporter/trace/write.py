@@ -35,20 +35,21 @@ def _write(model: ir.Model, path: Path) -> None:
     """Write the bytes that protobuf would: messages in the order of their fields, but one weight after the other."""
     tensors = []
     for name, value in model.graph.initializers.items():
-        assert value.const_value is not None
-        tensors.append(value.const_value)
-        empty = ir.ExternalTensor("", None, None, value.const_value.dtype, shape=value.const_value.shape, name=name)
-        value.const_value = empty
+        tensor = value.const_value
+        assert tensor is not None
+        tensors.append(tensor)
+        shape = ir.Shape(tensor.shape.numpy())
+        value.const_value = ir.ExternalTensor("", None, None, tensor.dtype, shape=shape, name=name)
     before = ir.serde.serialize_model(model)
     after, graph = onnx.ModelProto(), before.graph
     after.opset_import.extend(before.opset_import)
     after.metadata_props.extend(before.metadata_props)
     named = onnx.GraphProto(name=graph.name, node=graph.node)
     heads = []
-    for tensor in graph.initializer:
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-        heads.append(tensor.SerializeToString())
+    for empty in graph.initializer:
+        empty.ClearField("external_data")
+        empty.ClearField("data_location")
+        heads.append(empty.SerializeToString())
     for field in ("node", "name", "initializer"):
         graph.ClearField(field)
     parts = [named.SerializeToString(), graph.SerializeToString()]
