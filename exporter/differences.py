@@ -42,12 +42,15 @@ def row_variation(a: NDArray[Any], b: NDArray[Any], high: NDArray[Any] | None = 
 
     With `high`, the distance from the interval [b, high]: from what a stored value can have been before its rounding.
     """
-    values = a.astype(np.float64)
-    beyond = np.abs(values - b.astype(np.float64))
-    if high is not None and high is not b:
-        above = values - high.astype(np.float64)
-        beyond = np.where(values < b, beyond, np.where(np.isnan(above), above, np.maximum(above, 0)))
-    distance: NDArray[np.float64] = beyond.sum(-1) / 2
+    distance = np.empty(a.shape[:-1], np.float64)
+    # One map at a time: in float64, those of all heads and images would take eight times the bytes of one side.
+    for at in np.ndindex(a.shape[:-2]):
+        values = a[at].astype(np.float64)
+        beyond = np.abs(values - b[at].astype(np.float64))
+        if high is not None and high is not b:
+            above = values - high[at].astype(np.float64)
+            beyond = np.where(values < b[at], beyond, np.where(np.isnan(above), above, np.maximum(above, 0)))
+        distance[at] = beyond.sum(-1) / 2
     return distance
 
 

@@ -18,6 +18,9 @@ from .measures import MAPS, Interval
 
 __all__ = ["Specimen", "cause_of"]
 
+# A runtime that rounds does so in every layer, and what it adds grows by less than this from one map to the next.
+JUMP = 30
+
 
 @dataclass(frozen=True, slots=True)
 class Specimen:
@@ -36,7 +39,7 @@ class Specimen:
     pixels: npt.NDArray[np.uint8]
 
 
-def cause_of(specimen: Specimen, graph: Path, spec: GraphSpec, bound: float) -> str:
+def cause_of(specimen: Specimen, graph: Path, spec: GraphSpec, bound: float, before: float | None = None) -> str:
     """The likely cause in words.
 
     Args:
@@ -44,6 +47,7 @@ def cause_of(specimen: Specimen, graph: Path, spec: GraphSpec, bound: float) -> 
         graph: path of the graph.
         spec: its spec.
         bound: the largest total variation of a row that is allowed.
+        before: the mean total variation of the map before, which is within its bounds; None if there is none.
     """
     got, middle = specimen.got.astype(np.float64), (specimen.expected[0] + specimen.expected[1]) / 2
     if not np.isfinite(got).all():
@@ -62,7 +66,7 @@ def cause_of(specimen: Specimen, graph: Path, spec: GraphSpec, bound: float) -> 
         return f"the graph gives the same on the processor: the reference is of another{f'; {found}' if found else ''}"
     if found or spec.dtype != "float32":
         return found
-    return _rounding(specimen, graph)
+    return _rounding(specimen, graph, before)
 
 
 def _is_the_graphs(specimen: Specimen, graph: Path) -> bool:
@@ -145,7 +149,7 @@ def _of_values(got: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) 
     return f"all values are multiplied by {factor:.4g}" if near and abs(factor - 1) > 1e-3 else ""
 
 
-def _rounding(specimen: Specimen, graph: Path) -> str:
+def _rounding(specimen: Specimen, graph: Path, before: float | None) -> str:
     """The rounding that makes the same map, or one that lies as far away."""
     low, high = specimen.expected
     distance = float(row_variation(specimen.got, low, high).mean())
@@ -167,7 +171,9 @@ def _rounding(specimen: Specimen, graph: Path) -> str:
     if same[how] < distance / 2:
         times = min(distance / max(same[how], 1e-12), 1000)
         return f"{how}: the graph with that rounding lies {times:.0f} x nearer"
+    if before is not None and before < distance / JUMP:
+        return "no rounding, which would begin before: a weight, a bias, or an operator differs here"
     how = min(alike, key=lambda one: alike[one])
     if alike[how] < math.log(3):
-        return f"a rounding: it is as large as where {how}"
+        return f"a rounding, as large as where {how}; or a weight that differs a little"
     return "no rounding: a weight, a bias, or an operator differs"

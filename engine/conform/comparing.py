@@ -168,7 +168,9 @@ class _Judge:
         first = next((line for line in lines if not line.conforms), None)
         cause = ""
         if first is not None and first.output in self._specimens:
-            cause = cause_of(self._specimens[first.output], path, self._spec, first.bound)
+            maps = [line for line in lines[: lines.index(first)] if math.isfinite(line.mean_bound)]
+            before = maps[-1].mean if maps else None
+            cause = cause_of(self._specimens[first.output], path, self._spec, first.bound, before)
         return Conformity(
             model=self._spec.name,
             tested=tested,

@@ -19,6 +19,7 @@ class OrtGraph:
 
     Attributes:
         session: onnxruntime's own session.
+        captures: whether a card records its runs as CUDA graphs.
     """
 
     runtime = "onnxruntime"
@@ -33,6 +34,7 @@ class OrtGraph:
         strict: bool,
         half: bool,
         optimize: bool = True,
+        capture: bool = False,
     ) -> None:
         """Load the serialised graph of the file `path`; other arguments and errors as in `create_session`.
 
@@ -48,7 +50,9 @@ class OrtGraph:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
         )
-        self.session = create_session(model, options, candidates, path, strict=strict, half=half)
+        self.session, self.captures = create_session(
+            model, options, candidates, path, strict=strict, half=half, capture=capture
+        )
         self.provider: str = self.session.get_providers()[0]
         self.inputs = tuple(entry.name for entry in self.session.get_inputs())
 
