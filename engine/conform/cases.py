@@ -283,8 +283,8 @@ def _fill(
             about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (expected.count, *shape)}
             np.lib.format.write_array_header_1_0(streams[name], about)
         for batch in expected.batches(BATCH):
-            given: dict[str, npt.NDArray[Any]] = {n: low for n, (low, _) in batch.expected.items()}
-            given |= {"image": batch.pixels, TARGET: batch.target}
+            given: dict[str, npt.NDArray[Any]] = {"image": batch.pixels, TARGET: batch.target}
+            given |= {name: low for name, (low, _) in batch.expected.items()}
             for name, stream in streams.items():
                 stream.write(given[name].astype(wanted[name][1], copy=False).tobytes())
             names += batch.names
