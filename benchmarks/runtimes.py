@@ -81,7 +81,9 @@ def programs() -> dict[str, str]:
     blocks = re.findall(r"```(?:python|javascript)\n((?:#|//) (\S+) GRAPH VECTOR OUT\n.*?)```", DOCS.read_text(), re.S)
     found = {name: code for code, name in blocks}
     web = found["web.mjs"]
-    return found | {"node.mjs": web.replace('"onnxruntime-web"', '"onnxruntime-node"').replace('"wasm"', '"cpu"')}
+    for there, here in (('"onnxruntime-web"', '"onnxruntime-node"'), ('"wasm"', '"cpu"'), (", externalData }", " }")):
+        web = web.replace(there, here)
+    return found | {"node.mjs": web}
 
 
 def commands(asked: argparse.Namespace) -> dict[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 
 from ..engine import messages
 from ..errors import Interrupted, UsageError
-from .shared import end_on, note, path_argument
+from .shared import note, path_argument
 
 
 @click.command(short_help="A model becomes an ONNX graph with attention outputs.")
@@ -75,7 +74,6 @@ def export(
     options["img_size"] = messages.edges(options["img_size"])
     options["layers"] = messages.layers(options["layers"])
     options["model_args"] = messages.arguments(model_args) | ({"global_pool": pool} if pool else {})
-    end_on(signal.SIGTERM)
     try:
         result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=True, **options)
     except KeyboardInterrupt:

@@ -87,6 +87,12 @@ class Taps:
         Raises:
             UsageError: a block gave no map, or a map of another kind; with its shape and the reason.
         """
+        sizes = {layer: maps[0].shape[-2] for layer, maps in seen.maps.items() if maps and len(maps[0]) == images}
+        if tokens in sizes.values() and (early := [layer for layer, size in sizes.items() if size < tokens]):
+            raise self.refusal(
+                f"its first {len(early)} blocks attend over {sizes[early[0]]} tokens and the others over {tokens}: a "
+                "class token joins on the way, so that their maps are not of the same tokens"
+            )
         for layer, owners in self.owners.items():
             maps = seen.maps.get(layer, [])
             if len(maps) != len(owners):
@@ -99,6 +105,10 @@ class Taps:
 
     def _check_map(self, layer: int, shape: tuple[int, ...], images: int, tokens: int) -> None:
         text = " x ".join(map(str, shape[1:]))
+        window = getattr(self.blocks[layer], "window_size", None)
+        if window and len(shape) != 4:
+            side = window if isinstance(window, int) else max(window)
+            raise self.refusal(f"the attention of block {layer} runs inside windows of {side} x {side} patches")
         if len(shape) != 4:
             raise self.refusal(f"the attention of block {layer} is no map of heads, queries and keys ({text})")
         if shape[0] != images:

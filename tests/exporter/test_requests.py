@@ -212,3 +212,27 @@ def test_list_models_gives_what_can_be_exported() -> None:
     assert {DEIT, "vit_base_patch16_224", "vit_large_patch16_224"} <= set(list_models())
     assert list_models("swin*") == []
     assert "vit_base_patch16_224.dino" in list_models("vit_base_patch16_224.*")
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "reason"),
+    [
+        ("tnt_s_patch16_224", {"depth": 1}, "each block has a second attention, among the pixels inside a patch"),
+        (
+            "convit_tiny",
+            {"depth": 3, "local_up_to_layer": 2, "img_size": 64},
+            "its first 2 blocks attend over 16 tokens and the others over 17: a class token joins on the way",
+        ),
+        (
+            "samvit_base_patch16",
+            {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64, "window_size": 2, "global_attn_indexes": [1]},
+            "the attention of block 0 runs inside windows of 2 x 2 patches",
+        ),
+    ],
+)
+def test_model_whose_blocks_do_not_all_attend_over_all_patches_is_refused_with_the_reason(
+    name: str, small: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    built = build(name, random_init=True, model_args=small)
+    with pytest.raises(UsageError, match=reason):
+        export_model(built, tmp_path / "x.onnx")

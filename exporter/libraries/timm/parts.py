@@ -32,6 +32,9 @@ def find(model: Model) -> Parts:
         numbers = [i for i, name in enumerate(names) if name.isdigit()]
         if not (numbers and isinstance(getattr(part, "attn_drop", None), nn.Module)):
             continue
+        if names[-1] == "attn_in":  # TNT
+            reason = "each block has a second attention, among the pixels inside a patch (attn_in)"
+            raise model.library.refusal(model.full_name, reason)
         if type(part).__name__ in _CLASS_ATTENTION:
             class_owners.append(part)
         else:
