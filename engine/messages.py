@@ -116,8 +116,9 @@ def export_lines(result: ExportResult) -> list[str]:
     """The result of an export, as lines, with its difference from PyTorch."""
     parity, spec = result.parity, result.spec
     head = "logits" if spec.output("logits") else "features"
+    exact = "" if parity.own is None else f" in float64, whose own float32 is {parity.own:.1e} from it"
     lines = [
-        f"largest row total variation from PyTorch {parity.row_max:.1e} (mean {parity.row_mean:.1e}), "
+        f"largest row total variation from PyTorch{exact} {parity.row_max:.1e} (mean {parity.row_mean:.1e}), "
         f"{head} within {parity.head:.1e}; {len(spec.layers)} layers, {spec.heads} heads, {spec.tokens} tokens; "
         f"{amount(result.bytes)} in {result.seconds:.0f} s"
     ]
