@@ -43,6 +43,7 @@ def plan_data(result: RunResult) -> dict[str, Any]:
         "bytes_expected": estimate.bytes_expected,
         "bytes_free": estimate.bytes_free,
         "batch": estimate.plan.batch,
+        "inferred_at_once": estimate.plan.at_once,
         "images_per_unit": estimate.plan.unit,
         "units": estimate.plan.units,
         "units_done": estimate.done,
@@ -63,9 +64,11 @@ def _unreadable(path: Any, most: int = 5) -> list[str]:
 def plan_lines(result: RunResult) -> list[str]:
     """The result of a dry run, as lines."""
     plan = result.estimate.plan
+    at_once = f", {plan.at_once} inferred at once" if plan.at_once != plan.batch else ""
+    done = f"{result.estimate.done:,} units are done"
     return [
         *estimate_lines(result.estimate),
-        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}; {result.estimate.done:,} units are done",
+        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}{at_once}; {done}",
     ]
 
 
