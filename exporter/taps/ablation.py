@@ -89,7 +89,8 @@ class Ablated(nn.Module):
     ) -> dict[str, NDArray[Any]]:
         """The outputs by name, from PyTorch; without those of other blocks than `layers`."""
         with torch.no_grad():
-            values = self.named(*map(torch.from_numpy, (images, head_mask, head_fill)), layers=layers)
+            image, mask, fill = map(torch.from_numpy, (images, head_mask, head_fill))
+            values = self.named(image, mask, fill, layers)
         return {name: value.numpy() for name, value in values.items()}
 
     @contextlib.contextmanager
