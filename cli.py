@@ -7,6 +7,7 @@ images could not be read; 130 interrupted, the same command resumes.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import attlas
@@ -14,13 +15,14 @@ import click
 
 from .commands.analyze import analyze
 from .commands.compare import compare
+from .commands.conform import conform
 from .commands.export import export
 from .commands.inspect import inspect, verify
 from .commands.judge import judge
 from .commands.machine import demo, doctor, models
 from .commands.report import report
 from .commands.run import run
-from .commands.shared import INTERRUPTED, note
+from .commands.shared import INTERRUPTED, end_on, note
 from .commands.show import show
 from .commands.view import view
 from .errors import AttlasError
@@ -54,12 +56,29 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, show, run, analyze, view, report, judge, compare, inspect, verify, models, doctor, demo):
+for command in (
+    export,
+    show,
+    run,
+    analyze,
+    view,
+    report,
+    judge,
+    compare,
+    conform,
+    inspect,
+    verify,
+    models,
+    doctor,
+    demo,
+):
     cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that the user can fix are one line."""
+    # What a batch system sends before it kills; `run` and `view` have more to do on a signal.
+    end_on(signal.SIGTERM)
     try:
         cli.main(args=arguments, prog_name="attlas", standalone_mode=False)
     except AttlasError as error:

@@ -37,15 +37,20 @@ DESIGNS = ((2, 400), (10, 80), (100, 8), (166, 5), (1000, 50))
 SIZES, LEVEL, SHIFT, BLOCK = (6, 20, 100), 0.05, 5.0, 50
 
 
-def made(folder: Path) -> Path:
-    """A store of trained weights with every scalar statistic."""
+def made(folder: Path) -> list[Path]:
+    """Two stores of trained weights, with gradients of the logit and of the loss: every scalar statistic is in one."""
     shared = Path(os.environ["ATTLAS_SHARED"])
     weights = shared / "models" / "deit_tiny_patch16_224.safetensors"
-    attlas.export("deit_tiny_patch16_224", folder / "g.onnx", checkpoint=weights, norms=True, gradients=True)
-    attlas.run(folder / "g.onnx", shared / "images", folder / "s.zarr", keep=("attention", "gradient"))
-    names = [one.name for one in CATALOG.values() if one.scalar]
-    attlas.analyze(folder / "s.zarr", names)
-    return folder / "s.zarr"
+    scalars = [one.name for one in CATALOG.values() if one.scalar]
+    of_loss = [name for name in scalars if name in ("head_importance_loss", "head_importance_michel")]
+    stores = []
+    for of, names in (("logit", [name for name in scalars if name not in of_loss]), ("loss", of_loss)):
+        graph, store = folder / f"{of}.onnx", folder / f"{of}.zarr"
+        attlas.export("deit_tiny_patch16_224", graph, checkpoint=weights, norms=of == "logit", gradients=of)
+        attlas.run(graph, shared / "images", store, keep=("attention", "gradient"), target="label", reducer=None)
+        attlas.analyze(store, names)
+        stores.append(store)
+    return stores
 
 
 def populations(stores: list[Path]) -> Iterator[tuple[str, Any]]:
@@ -172,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make = not options.store and "ATTLAS_SHARED" in os.environ
-        chosen = [made(Path(folder))] if make else options.store
+        chosen = made(Path(folder)) if make else options.store
         all_values = [p for p in populations(chosen) if not options.values or p[0] in options.values]
     if options.only != "discoveries":
         print("| values | Student's t | `interval` | standard error | width, deviations |\n|---|---|---|---|---|")

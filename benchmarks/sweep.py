@@ -25,7 +25,9 @@ from typing import Any
 import timm
 import torch
 from attlas.errors import AttlasError, UsageError
-from attlas.exporter.models.build import MODULES, Model, build
+from attlas.exporter.libraries.build import build
+from attlas.exporter.libraries.protocol import Model
+from attlas.exporter.libraries.timm.build import MODULES
 from attlas.exporter.taps.attention import Taps
 from attlas.exporter.taps.facts import describe
 from attlas.exporter.taps.pictures import pictures
@@ -74,7 +76,7 @@ def sweep(name: str, depth: int) -> dict[str, Any]:
     line: dict[str, Any] = {"model": name}
     try:
         built = small(name, depth)
-        taps = Taps(built.module, built.full_name)
+        taps = Taps(built)
         line["entropy"] = round(sharpen(built, taps), 3)
         facts, layers = describe(built, taps), tuple(range(taps.depth))
         try:
@@ -113,18 +115,18 @@ def small(name: str, depth: int) -> Model:
     """Build the model with few blocks, at its own picture size or at one that keeps the maps small."""
     kwargs: dict[str, Any] = {"depth": depth} if depth else {}
     try:
-        built = build(name, random_init=True, model_kwargs=kwargs)
+        built = build(name, random_init=True, model_args=kwargs)
     except AttlasError as error:
         if "num_kv_heads" not in str(error):
             raise
         # Such a family states its key heads block by block: one block with fewer keys than queries, one without.
         kwargs["num_kv_heads"] = [4 if i % 2 else None for i in range(depth)]
-        built = build(name, random_init=True, model_kwargs=kwargs)
-    facts = describe(built, Taps(built.module, name))
+        built = build(name, random_init=True, model_args=kwargs)
+    facts = describe(built, Taps(built, name))
     if facts.tokens <= MOST_TOKENS:
         return built
     # Twenty-four patches an edge: projectors that merge two or three of them divide it.
-    return build(name, random_init=True, img_size=24 * facts.patch_size[0], model_kwargs=kwargs)
+    return build(name, random_init=True, img_size=24 * facts.patch_size[0], model_args=kwargs)
 
 
 def sharpen(built: Model, taps: Taps, target: float = 0.5) -> float:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,17 @@ def store_path(value: str) -> Any:
 
 
 def end_on(*signals: signal.Signals) -> None:
-    """Handle these signals like Ctrl-C, so that half-written files are removed."""
+    """Handle these signals like Ctrl-C, so that half-written files are removed.
+
+    Only a process's main thread can; in another, as in a notebook's, signals stay as they are.
+    """
 
     def handle(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
 
-    for one in signals:
-        signal.signal(one, handle)
+    if threading.current_thread() is threading.main_thread():
+        for one in signals:
+            signal.signal(one, handle)
 
 
 def who_works[F: Callable[..., Any]](command: F) -> F:

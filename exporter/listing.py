@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import AttlasError, UsageError
+from ..files import appearing
 from .models.summary import Summary
 
 __all__ = ["list_models", "summaries", "write_table"]
@@ -110,11 +111,9 @@ class _Table:
         if self.path is None:
             return
         each = ",\n".join(f"{json.dumps(name)}:{json.dumps(row)}" for name, row in sorted(self.rows.items()))
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):  # without a cache the table is made again
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Without a cache the table is made again.
+        with contextlib.suppress(AttlasError), appearing(self.path) as draft:
             draft.write_text(f'{{"timm":{json.dumps(self.timm)},"models":{{\n{each}\n}}}}\n', encoding="utf-8")
-            draft.replace(self.path)
 
 
 def _matching(table: _Table, pattern: str) -> list[str]:
@@ -137,7 +136,7 @@ def _read(path: Path, timm: str) -> dict[str, list[Any] | None] | None:
 
 def _names() -> dict[str, list[Any] | None]:
     """Every name in timm, with no row yet."""
-    from .models.build import names
+    from .libraries.timm.build import names
 
     return dict.fromkeys(names())
 

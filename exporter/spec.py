@@ -27,6 +27,8 @@ __all__ = [
     "ClassName",
     "GraphSpec",
     "Output",
+    "Pooling",
+    "Position",
     "Readout",
     "Recipe",
     "Weights",
@@ -45,6 +47,8 @@ NORMS = ("value_norm", "branch_ratio", "token_norm")
 QKV = ("query", "key", "value")
 
 Readout = Literal["class", "mean", "pool", "distilled"]
+Pooling = Literal["class", "mean", "class_mean", "mean_all", "max", "pool", "distilled", "none"]
+Position = Literal["absolute", "rotary", "relative", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,9 @@ class Recipe:
 
     The names are timm's. `resize` is (height, width) in pixels; `crop_mode` says how it applies: `center` scales the
     shorter edge to it, `squash` scales both edges, `border` scales the longer edge and pads. `crop` is (height, width)
-    in pixels. `mean` and `std` apply to RGB pixels in 0..1. Reading a graph does not call `check`, so graphs of earlier
-    versions load even if their recipe would be refused today.
+    in pixels. `mean` and `std` apply to RGB pixels in 0..1. `crop_rounding` says where the crop begins if an odd number
+    of pixels is cut off: at half of it, rounded to the even pixel (timm) or down (transformers). Reading a graph does
+    not call `check`, so graphs of earlier versions load even if their recipe would be refused today.
     """
 
     resize: tuple[int, int]
@@ -63,6 +68,7 @@ class Recipe:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_rounding: Literal["even", "down"] = "even"
 
     def check(self, where: str = "recipe") -> None:
         """Refuse a recipe that no model was trained with.
@@ -86,7 +92,7 @@ class Recipe:
                 f"{where}: resize {size} is smaller than crop {crop}, and what is missing would be filled with one "
                 f"colour; pass a resize of {crop} or more"
             )
-        for name in ("crop_mode", "interpolation"):
+        for name in ("crop_mode", "interpolation", "crop_rounding"):
             allowed = typing.get_args(_hints(Recipe)[name])
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{where}: {name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
@@ -178,16 +184,17 @@ class GraphSpec:
     """Everything a reader needs to know about a graph without opening the model.
 
     Attributes:
-        model: timm's architecture name; `tag`: the pretrained tag that the recipe and classes come from, or "". The
-            weights are those of the tag only if `weights.source` is `pretrained`.
+        model: the architecture's name in its library; `tag`: timm's pretrained tag that the recipe and classes come
+            from, or "". The weights are those of the tag only if `weights.source` is `pretrained`.
         dtype: the precision of the computation. Outputs are always float32.
         image_size: (height, width) in pixels of the input `image`, NHWC uint8 RGB.
         patch_size: (height, width) in input pixels of one token of the grid.
         grid: (rows, columns) of patch tokens.
         prefix: the kinds of the tokens before the patches, in order: class, distillation, register. A class token
             that is added only after the blocks is not included; the maps of its own blocks are `class_attention.L`.
-        pooling: what the head reads: class, mean (of the patches), mean_all (of all tokens), max (of the patches),
-            pool (a learned query attends), distilled (class and distillation token), none.
+        pooling: what the head reads: class, mean (of the patches), class_mean (both, side by side), mean_all (of all
+            tokens), max (of the patches), pool (a learned query attends), distilled (class and distillation token),
+            none.
         layers: the blocks whose attention is an output, by index from 0; `depth`: number of blocks of the model.
         heads: heads per block.
         attention_kind: probability (rows sum to 1) or mixed.
@@ -201,6 +208,9 @@ class GraphSpec:
         ablate: whether the graph has the inputs `head_mask` (layer, head) float32, 1 keeps a head, and `head_fill`
             (layer, head, channel) float32, what stands in place of a head that is not kept; and outputs
             `head_output.L`.
+        library: the library that the model comes from: timm, transformers, open_clip, or module for a model of one's
+            own. Graphs of earlier versions are all of timm.
+        processor: what the recipe reproduces, if not timm's transform: the image processor's class and its backend.
         versions: versions of the packages that wrote the graph.
     """
 
@@ -213,18 +223,20 @@ class GraphSpec:
     patch_size: tuple[int, int]
     grid: tuple[int, int]
     prefix: tuple[str, ...]
-    pooling: Literal["class", "mean", "mean_all", "max", "pool", "distilled", "none"]
+    pooling: Pooling
     layers: tuple[int, ...]
     depth: int
     heads: int
     attention_kind: Literal["probability", "mixed"]
-    position: Literal["absolute", "rotary", "relative", "none"]
+    position: Position
     outputs: tuple[Output, ...]
     classes: tuple[ClassName, ...] = ()
     gradients: bool = False
     objective: Literal["logit", "loss"] = "logit"
     norms: bool = False
     ablate: bool = False
+    library: str = "timm"
+    processor: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     attlas_format: int = FORMAT
 
@@ -244,7 +256,7 @@ class GraphSpec:
         match self.pooling:
             case "pool" | "distilled":
                 return self.pooling
-            case "class" | "none":
+            case "class" | "class_mean" | "none":
                 # A class token that is added after these blocks has no row in their maps.
                 return "class" if "class" in self.prefix else "mean"
             case _:
@@ -252,7 +264,7 @@ class GraphSpec:
 
     @property
     def name(self) -> str:
-        """The model's name in timm, with the pretrained tag only if the weights are those of the tag."""
+        """The model's name in its library, with the pretrained tag only if the weights are those of the tag."""
         return f"{self.model}.{self.tag}" if self.tag and self.weights.source == "pretrained" else self.model
 
     def output(self, name: str) -> Output | None:

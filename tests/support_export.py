@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 
-from attlas.exporter.models.build import Model, build  # noqa: E402
+from attlas.exporter.libraries.build import build  # noqa: E402
+from attlas.exporter.libraries.protocol import Model  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.facts import describe  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
@@ -58,14 +59,14 @@ needs_shared = pytest.mark.skipif(
 
 def make(name: str, **kwargs: Any) -> Model:
     """A small model with random weights and attention that is neither uniform nor one-hot."""
-    built = build(name, random_init=True, seed=3, model_kwargs={**SMALL, **FAMILIES.get(name, ({},))[0], **kwargs})
+    built = build(name, random_init=True, seed=3, model_args={**SMALL, **FAMILIES.get(name, ({},))[0], **kwargs})
     sharpen(built)
     return built
 
 
 def sharpen(built: Model, rounds: int = 8) -> None:
     """Scale the queries of each layer until its mean entropy is about half of ln N: uniform maps prove nothing."""
-    taps = Taps(built.module, built.name)
+    taps = Taps(built)
     image = torch.from_numpy(pictures(1, built.image_size)).permute(0, 3, 1, 2) / 127.5 - 1
     step = 2.0**rounds
     for _ in range(rounds + 2):
@@ -85,7 +86,7 @@ def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def reference(built: Model) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    taps = Taps(built.module, built.name)
+    taps = Taps(built)
     return Tapped(built, taps, describe(built, taps), tuple(range(taps.depth))).run
 
 

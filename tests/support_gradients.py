@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("timm")
 
 
-from attlas.exporter.models.build import Model, build
+from attlas.exporter.libraries.build import build
+from attlas.exporter.libraries.protocol import Model
 from attlas.exporter.taps.attention import Taps
 from attlas.exporter.taps.facts import describe
 from attlas.exporter.taps.gradients import Gradients
@@ -25,15 +26,15 @@ DEIT = "deit_tiny_patch16_224"
 
 def make(name: str = DEIT, **kwargs: Any) -> Model:
     """A small model with random weights, its queries scaled so that attention is far from uniform."""
-    built = build(name, random_init=True, seed=3, model_kwargs={**SMALL, **kwargs})
-    for owners in Taps(built.module, name).owners.values():
+    built = build(name, random_init=True, seed=3, model_args={**SMALL, **kwargs})
+    for owners in Taps(built, name).owners.values():
         for owner in owners:
             owner.scale = owner.scale * 30
     return built
 
 
 def derive(built: Model, layers: tuple[int, ...] | None = None) -> Gradients:
-    taps = Taps(built.module, built.name)
+    taps = Taps(built)
     chosen = tuple(range(taps.depth)) if layers is None else layers
     return Gradients(Tapped(built, taps, describe(built, taps), chosen), built.name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from ...engine.store.storage import Url, locate
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
+from ...files import appearing, check_page
 from ...progress import Show, Step, shows
 from ..formulas.boxes import read_coco
 from ..originals import folder_of
@@ -91,7 +91,9 @@ def report(
         for place, (store, label) in enumerate(zip(ready, called or labels(ready), strict=True))
     ]
     page = _Page(say, folder, STYLES[style], wanted)
-    with _appearing(output, folder) as beside:
+    with appearing(output) as beside:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         page.fill(contexts)
         atlas = embedded(shown, explore, images) if explore else ""
         beside.write_text(rendered(page.chapters, contexts, atlas), "utf-8")
@@ -106,11 +108,7 @@ def _check(shown: int, output: Path, folder: Path | None, overwrite: bool) -> No
     """Refuse what would write something else than was meant, before any work."""
     if not shown:
         raise UsageError("no store is named: a report needs at least one")
-    if output.suffix.lower() not in (".html", ".htm"):
-        named = output.with_suffix(".html").name
-        raise UsageError(f"{output}: a report is an HTML page; name it {named} (--figures DIR writes PDF, SVG, PNG)")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise UsageError(f"{output}: exists; choose another name, or --overwrite")
+    check_page(output, "a report", overwrite, " (--figures DIR writes PDF, SVG, PNG)")
     if folder is None or not folder.exists():
         return
     if not folder.is_dir():
@@ -145,24 +143,6 @@ def _check_words(
     if found and (len(found) != stores or len({_slug(name) for name in found} - {""}) != stores):
         raise UsageError(f"--names {','.join(found)}: give {stores} different names, one for each store and baseline")
     return frozenset(only), found
-
-
-@contextlib.contextmanager
-def _appearing(output: Path, folder: Path | None) -> Iterator[Path]:
-    """A file beside the page's place, which takes it once it is whole; what cannot be written is said at once."""
-    beside = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        for made in (output.parent, *([folder] if folder is not None else [])):
-            made.mkdir(parents=True, exist_ok=True)
-        beside.touch()  # before a minute of drawing
-        yield beside
-        beside.replace(output)
-    except OSError as error:
-        named = error.filename if error.filename not in (None, str(beside)) else output
-        raise AttlasError(f"{named}: cannot be written ({error.strerror or error})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def _ready(path: Path | Url, say: Say) -> Store:

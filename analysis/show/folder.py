@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from matplotlib.image import imsave
 
+from ...engine.runtime.providers import cores
 from ...engine.store.storage import locate
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
+from ...files import appearing
 from ...progress import Show, shows
 from ..formulas import mass_mask
 from ..originals import folder_of
@@ -70,7 +72,7 @@ def overlays(
     only = set(store.plan.sample) if images is None else None
     batches = [batch for batch in store.batches() if only is None or only & set(batch)]
     total, done, written = sum(map(len, batches)), 0, 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for batch, subjects in zip(batches, _read(store, batches, request, images), strict=True):
             list(pool.map(lambda one: _write(one, request, folder), subjects))
             written, done = written + len(subjects), done + len(batch)
@@ -118,12 +120,7 @@ def _write(one: Subject, request: Request, folder: Path) -> None:
     ground = one.pixels if request.look == "overlay" else np.full_like(one.pixels, 255)
     made = blended(ground, values, scale, mask=mask, opacity=0.8 if request.look == "overlay" else 1.0)
     path = folder / f"{one.name.replace('::', '/').lstrip('/')}.png"
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        if ".." in path.relative_to(folder).parts:
-            raise AttlasError(f"{one.name}: leads out of {folder}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if ".." in path.relative_to(folder).parts:
+        raise AttlasError(f"{one.name}: leads out of {folder}")
+    with appearing(path) as beside:
         imsave(beside, made, format="png")
-        beside.replace(path)
-    except OSError as error:
-        raise AttlasError(f"{path}: cannot be written ({error.strerror or error})") from None

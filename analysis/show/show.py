@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import os
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import AttlasError, UsageError
+from ...errors import UsageError
 from ...exporter.spec import GraphSpec
+from ...files import appearing
 from ..originals import folder_of
 from ..report.plots.overlay import Look
 from ..report.plots.style import style as styled
@@ -66,18 +66,9 @@ class Shown:
         """
         path = Path(path)
         check_output(path, overwrite)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         kind = path.suffix.lower()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with styled():
-                self.figure.savefig(beside, format=kind[1:], dpi=DPI, metadata=METADATA[kind])
-            beside.replace(path)
-        except OSError as error:
-            raise AttlasError(f"{path}: cannot be written ({error.strerror or error})") from None
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink()
+        with appearing(path) as beside, styled():
+            self.figure.savefig(beside, format=kind[1:], dpi=DPI, metadata=METADATA[kind])
         return path
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ...engine.runtime.providers import cores
 from ...engine.store.storage import Url
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
@@ -124,7 +125,7 @@ def analyze(
     store = Store(store_path, writable=True)
     try:
         work = planned(store, asked, by, overwrite, cluster)
-        _work_through(work, executor, workers or _processors(), show)
+        _work_through(work, executor, workers or cores(), show)
         if isinstance(progress, Display):
             progress.note("summing up")
         summed = _sum_up(work) if work.source.mask.any() else ()
@@ -344,7 +345,3 @@ def _inference_notes(source: Source, by: str, cluster: str | None) -> Iterator[s
         count = store.array(tests[0]).shape[0]
         if without:
             yield f"{without:,} of {count:,} groups by {by} have no test: it takes two {what} in a group and outside it"
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from ...engine.plan import spread
 from ...errors import AttlasError, UsageError
+from ...files import appearing, check_page
 from ...progress import Show, shows
 from .api import Atlas, MissingError
 from .server import asset
@@ -57,24 +58,14 @@ def write(
         AttlasError: a store does not read, has no picture to show, or the file cannot be written.
     """
     output = Path(output)
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{output}: the atlas is an HTML page; name it {output.with_suffix('.html').name}")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise UsageError(f"{output}: exists; choose another name, or --overwrite")
+    check_page(output, "the atlas", overwrite)
     paths = [stores] if isinstance(stores, str | os.PathLike) else list(stores)
     atlas = Atlas(paths, images, levels=LEVELS)
     atlas.only = chosen(atlas, count)
     _check_size(atlas)
-    part = output.with_name(f".{output.name}.partial")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            for piece in _page(atlas, progress if callable(progress) else None):
-                file.write(piece)
-        part.replace(output)
-    except OSError as error:
-        raise AttlasError(f"{output}: cannot be written ({error.strerror})") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with appearing(output) as part, part.open("w", encoding="utf-8") as file:
+        for piece in _page(atlas, progress if callable(progress) else None):
+            file.write(piece)
     return output
 
 

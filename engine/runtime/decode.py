@@ -246,8 +246,7 @@ def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
         border = (missing_x // 2, missing_y // 2, (missing_x + 1) // 2, (missing_y + 1) // 2)
         picture = ImageOps.expand(picture, border, _border(recipe))
         height, width = picture.height, picture.width
-    top = round((height - crop_height) / 2.0)
-    left = round((width - crop_width) / 2.0)
+    top, left = _offset(height, crop_height, recipe), _offset(width, crop_width, recipe)
     return picture.crop((left, top, left + crop_width, top + crop_height))
 
 
@@ -256,7 +255,7 @@ def _place(source: Pixels, recipe: Recipe, fast: Fast, out: Pixels) -> None:
     assert fast.resample is not None
     height, width = resized(source.shape[0], source.shape[1], recipe)
     _bounded((height, width), "would be resized to")
-    top, left = _offset(height, recipe.crop[0]), _offset(width, recipe.crop[1])
+    top, left = _offset(height, recipe.crop[0], recipe), _offset(width, recipe.crop[1], recipe)
     if recipe.crop[0] > height or recipe.crop[1] > width:
         out[...] = _border(recipe)
     fast.resample(source, (height, width), recipe.interpolation, (top, left), out)
@@ -292,8 +291,8 @@ def crop_box(height: int, width: int, recipe: Recipe) -> tuple[float, float, flo
     """
     new_height, new_width = resized(height, width, recipe)
     crop_height, crop_width = recipe.crop
-    top = _offset(new_height, crop_height)
-    left = _offset(new_width, crop_width)
+    top = _offset(new_height, crop_height, recipe)
+    left = _offset(new_width, crop_width, recipe)
     y, x = height / new_height, width / new_width
     return top * y, left * x, (top + crop_height) * y, (left + crop_width) * x
 
@@ -365,8 +364,10 @@ def _unidentified(data: bytes) -> str:
     return f"is in no image format that is read ({', '.join(FORMATS)})"
 
 
-def _offset(edge: int, crop: int) -> int:
-    return round((edge - crop) / 2.0) if edge >= crop else -((crop - edge) // 2)
+def _offset(edge: int, crop: int, recipe: Recipe) -> int:
+    if edge < crop:
+        return -((crop - edge) // 2)
+    return (edge - crop) // 2 if recipe.crop_rounding == "down" else round((edge - crop) / 2.0)
 
 
 def _bounded(size: tuple[int, int], what: str) -> None:

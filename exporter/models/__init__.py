@@ -1,6 +1,6 @@
-"""timm's models and their weights: names, checkpoints, recipes, and the memory that a model needs.
+"""What all libraries' models share: weights from files, recipes from options, and the memory that an export needs.
 
-Only `build` uses timm. Nothing here deals with attention.
+Nothing here knows a library or deals with attention.
 """
 
 __all__: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...errors import AttlasError
 from .checkpoint import Choice, StateDict, foreign, parts
 
-__all__ = ["digest", "load_into"]
+__all__ = ["digest", "load_into", "refuse_not_finite"]
 
 
 def digest(module: nn.Module) -> str:
@@ -45,7 +45,7 @@ def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Seq
     extra = sorted(converted.keys() - own.keys())
     shapes = sorted(k for k in own.keys() & converted.keys() if own[k].shape != converted[k].shape)
     if not (missing or extra or shapes):
-        _refuse_not_finite(converted, where)
+        refuse_not_finite(converted, where)
         module.load_state_dict(converted, strict=True)
         return
     if (known := foreign(choice.state)) and len(missing) > len(own) / 2:
@@ -65,7 +65,7 @@ def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Seq
     raise AttlasError(f"{where}{part}: these are not the weights of this model: {'; '.join(differences)}; {remedy}")
 
 
-def _refuse_not_finite(state: StateDict, where: Path) -> None:
+def refuse_not_finite(state: Mapping[str, Tensor], where: object) -> None:
     """Refuse weights that are NaN or infinite; otherwise only the comparison of the graph would fail."""
     wrong = [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if wrong:

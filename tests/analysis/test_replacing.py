@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +22,31 @@ base = pytest.importorskip("attlas.analysis.report.sections.base")
 NAMES = ["distance", "rollout", "entropy_histogram"]
 
 
-class Killed(BaseException):
-    """The end of the process: nobody tidies up behind it."""
+def moments(path: Path, folder: Path, work: Callable[[], Any], step: int) -> list[tuple[int, Path]]:
+    """Does the work, and copies the store before every change of a file (every second or third) that it makes.
 
+    What lies there then is what a process leaves that is killed at this moment.
+    """
+    copies: list[tuple[int, Path]] = []
+    count = 0
 
-class Death:
-    """Ends the process at its n-th change of a file, and whatever a thread of it would do after that."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.count = at, 0
-
-    def __call__(self, change: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            self.count += 1
-            if self.count >= self.at:
-                raise Killed
+    def watched(change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count % step == 1 % step:
+                copies.append((count, folder / f"{count}.zarr"))
+                shutil.copytree(path, copies[-1][1])
             return change(*arguments, **options)
 
-        return counted
+        return call
 
-
-def dies(at: int, work: Callable[[], Any]) -> bool:
-    """Whether `work` was killed at its n-th rename, deletion or other change of a file."""
-    death = Death(at)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "replace", death(Path.replace))
-        patch.setattr(Path, "unlink", death(Path.unlink))
-        patch.setattr(shutil, "rmtree", death(shutil.rmtree))
-        try:
-            work()
-        except Killed:
-            return True
-    return False
+        patch.setattr(Path, "replace", watched(Path.replace))
+        patch.setattr(Path, "unlink", watched(Path.unlink))
+        patch.setattr(shutil, "rmtree", watched(shutil.rmtree))
+        work()
+    return copies
 
 
 def values(path: Path) -> dict[str, np.ndarray]:
@@ -90,19 +83,6 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kills(begun: Path, folder: Path, choices: dict[str, Any], step: int) -> Iterator[tuple[int, Path]]:
-    """A copy of the store for every change of a file (every second or third) that an analysis was killed at."""
-    at = 1
-    while True:
-        path = folder / f"{at}.zarr"
-        shutil.copytree(begun, path)
-        if not dies(at, lambda path=path: statistics.analyze(path, workers=1, **choices)):  # type: ignore[misc]
-            return
-        yield at, path
-        shutil.rmtree(path)
-        at += step
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_wherever_an_analysis_is_killed_every_statistic_is_the_old_or_the_new_one(
     case: str, begun: Path, tmp_path: Path
@@ -111,13 +91,12 @@ def test_wherever_an_analysis_is_killed_every_statistic_is_the_old_or_the_new_on
     choices, step = CASES[case]
     shutil.copytree(begun, tmp_path / "whole.zarr")
     old = values(begun)
-    statistics.analyze(tmp_path / "whole.zarr", workers=1, **choices)
-    new = values(tmp_path / "whole.zarr")
+    whole = tmp_path / "whole.zarr"
+    copies = moments(whole, tmp_path, lambda: statistics.analyze(whole, workers=1, **choices), step)
+    new = values(whole)
     sums = [name for name in old if Store(begun).dims(name)[:1] != ("image",)]
     assert not all(alike(old[name], new[name]) for name in sums)
-    killed = 0
-    for at, path in kills(begun, tmp_path, choices, step):
-        killed = at
+    for at, path in copies:
         found = values(path)
         assert all(alike(found[name], old[name]) for name in sums) or all(alike(found[n], new[n]) for n in new)
         for name in set(old) - set(sums):  # rows come unit by unit
@@ -132,8 +111,9 @@ def test_wherever_an_analysis_is_killed_every_statistic_is_the_old_or_the_new_on
             again = values(path)
             assert again.keys() == new.keys()
             assert [name for name in new if not alike(again[name], new[name])] == []
-            assert all((Store(path).array(n).attrs == Store(tmp_path / "whole.zarr").array(n).attrs) for n in new)
-    assert killed > 20
+            end, ends = Store(path), Store(whole)
+            assert all(end.array(name).attrs == ends.array(name).attrs for name in new)
+    assert copies[-1][0] > 20
 
 
 def test_a_reader_of_before_goes_on_reading_what_it_opened(begun: Path, tmp_path: Path) -> None:

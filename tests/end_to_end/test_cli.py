@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,6 +57,24 @@ def test_an_interrupt_says_that_the_same_command_goes_on(
         main([name, "s.zarr", *rest])
     assert raised.value.code == 130
     assert "attlas: interrupted; the same command goes on" in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(
+    command: Command, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch system's signal runs what cleans up, and ends with 130."""
+    page = pytest.importorskip("attlas.analysis.report.page")
+
+    def terminated(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(page._Page, "fill", terminated)
+    done = command("report", small_store, "-o", "r.html", cwd=tmp_path)
+    assert (done.returncode, list(tmp_path.iterdir())) == (130, [])
+    assert done.stderr.splitlines()[-1].startswith("attlas: interrupted; the same command goes on")
+    monkeypatch.setattr(attlas, "export", terminated)
+    done = command("export", "some_model", "-o", "x.onnx", "--random-init", cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "attlas: interrupted; nothing was written")
 
 
 def test_the_way_through(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:

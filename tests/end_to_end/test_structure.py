@@ -18,12 +18,18 @@ from attlas.errors import AttlasError
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("exporter", "engine", "analysis")  # each imports those before it, and none after it
-SHARED = ("errors", "progress")  # at the root: every room may import them, and they import none
+SHARED = ("errors", "files", "progress")  # at the root: every room may import them, and they import no room
 MODULE_LINES = 450
 FUNCTION_LINES = 60  # without the docstring
 FORMATS_SKIPPED = 60  # in the package
 # What only one place may know: a foreign library and the room, or the module, that speaks to it.
-HOMES = {"torch": "exporter", "timm": "exporter", "torchvision": "exporter", "xarray": "analysis"}
+HOMES = {
+    "torch": "exporter",
+    "timm": "exporter",
+    "torchvision": "exporter",
+    "transformers": "exporter",
+    "xarray": "analysis",
+}
 
 
 def sources() -> Iterator[Path]:
@@ -174,6 +180,7 @@ EXTRAS = {
     "onnx_ir": "exporter", "safetensors": "exporter", "numba": "analysis", "simplejpeg": "fast", "scipy": "analysis",
     "xarray": "analysis", "matplotlib": "analysis", "dask": "analysis", "distributed": "distributed",
     "ndonnx": "gpu", "pyarrow": "parquet", "fsspec": "remote", "s3fs": "remote", "skimage": "demo",
+    "transformers": "transformers",
 }  # fmt: skip
 
 

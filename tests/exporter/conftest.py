@@ -16,7 +16,7 @@ pytest.importorskip("timm")
 
 
 from attlas.engine.runtime.graph import read_spec
-from attlas.exporter.models.build import Model
+from attlas.exporter.libraries.protocol import Model
 from attlas.exporter.trace.export import ExportResult, export_model
 from attlas.exporter.trace.parity import Parity
 from support_export import make

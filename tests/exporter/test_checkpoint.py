@@ -18,7 +18,8 @@ pytest.importorskip("timm")
 
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec  # noqa: E402
-from attlas.exporter.models.build import Model, build  # noqa: E402
+from attlas.exporter.libraries.build import build  # noqa: E402
+from attlas.exporter.libraries.protocol import Model  # noqa: E402
 from attlas.exporter.models.checkpoint import locate  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -29,7 +30,7 @@ DEIT = "deit_tiny_patch16_224"
 
 def make(name: str, **kwargs: Any) -> Model:
     """A small model with random weights."""
-    return build(name, random_init=True, seed=3, model_kwargs=SMALL | kwargs)
+    return build(name, random_init=True, seed=3, model_args=SMALL | kwargs)
 
 
 def prefixed(state: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def test_checkpoint_of_every_common_form_gives_the_same_weights(form: str, tmp_p
     else:
         wrap, place = FORMS[form]
         torch.save(wrap(state), path)
-    built = build(DEIT, checkpoint=path, model_kwargs=SMALL)
+    built = build(DEIT, checkpoint=path, model_args=SMALL)
     assert (built.source, built.key, built.notes) == ("checkpoint", place, ())
     assert built.weights().sha256 == made.weights().sha256
     assert built.weights().key == place
@@ -87,11 +88,11 @@ PAIRS: dict[str, tuple[Callable[[Any, Any], Any], str, str]] = {
 @pytest.mark.parametrize("form", PAIRS)
 def test_averaged_weights_are_taken_and_the_others_can_be(form: str, tmp_path: Path) -> None:
     """As timm and DINO evaluate; never silently, and a key takes what the user wants."""
-    raw, averaged = (build(DEIT, random_init=True, seed=seed, model_kwargs=SMALL) for seed in (1, 2))
+    raw, averaged = (build(DEIT, random_init=True, seed=seed, model_args=SMALL) for seed in (1, 2))
     wrap, raw_key, averaged_key = PAIRS[form]
     path = tmp_path / "both.pth"
     torch.save(wrap(raw.module.state_dict(), averaged.module.state_dict()), path)
-    found = build(DEIT, checkpoint=path, model_kwargs=SMALL)
+    found = build(DEIT, checkpoint=path, model_args=SMALL)
     assert found.weights().sha256 == averaged.weights().sha256
     assert found.key.startswith(averaged_key)
     (note,) = found.notes
@@ -99,7 +100,7 @@ def test_averaged_weights_are_taken_and_the_others_can_be(form: str, tmp_path: P
     offered = re.search(r"--checkpoint both\.pth:(\S+) takes another", note)
     assert offered is not None
     for key, wanted in ((raw_key, raw), (offered[1], raw), (averaged_key, averaged)):
-        chosen = build(DEIT, checkpoint=f"{path}:{key}", model_kwargs=SMALL)
+        chosen = build(DEIT, checkpoint=f"{path}:{key}", model_args=SMALL)
         assert chosen.weights().sha256 == wanted.weights().sha256
         assert chosen.key.startswith(key)
         assert chosen.notes == ()
@@ -110,12 +111,12 @@ def test_key_that_is_not_in_the_file_is_refused_with_what_is(tmp_path: Path) -> 
     path = tmp_path / "gan.pth"
     torch.save({"netG": make(DEIT).module.state_dict(), "netD": {"weight": torch.ones(2)}}, path)
     with pytest.raises(UsageError, match=r"gan\.pth: holds nothing called 'ema'; it holds netG \(32 tensors\), netD"):
-        build(DEIT, checkpoint=f"{path}:ema", model_kwargs=SMALL)
+        build(DEIT, checkpoint=f"{path}:ema", model_args=SMALL)
     with pytest.raises(
         AttlasError, match=r"their place in the file as FILE:KEY \(it holds netG \(32 tensors\), netD\)"
     ):
-        build(DEIT, checkpoint=path, model_kwargs=SMALL)
-    assert build(DEIT, checkpoint=f"{path}:netG", model_kwargs=SMALL).key == "netG"
+        build(DEIT, checkpoint=path, model_args=SMALL)
+    assert build(DEIT, checkpoint=f"{path}:netG", model_args=SMALL).key == "netG"
 
 
 def test_colons_of_drives_addresses_and_names_are_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,7 @@ def test_key_is_in_the_spec_and_older_specs_have_none(tmp_path: Path) -> None:
     path = tmp_path / "both.pth"
     state = make(DEIT).module.state_dict()
     torch.save({"model": state, "model_ema": {k: v * 2 for k, v in state.items()}}, path)
-    result = export_model(build(DEIT, checkpoint=path, model_kwargs=SMALL), tmp_path / "deit.onnx")
+    result = export_model(build(DEIT, checkpoint=path, model_args=SMALL), tmp_path / "deit.onnx")
     assert result.spec.weights.key == "model_ema"
     assert "both.pth:model" in result.notes[0]
     assert GraphSpec.from_json(result.spec.to_json(), "spec") == result.spec
@@ -187,7 +188,7 @@ def test_file_that_is_no_weights_says_what_it_is(
 ) -> None:
     """By its content, in one line."""
     with pytest.raises(AttlasError, match=message) as caught:
-        build(DEIT, checkpoint=make_file(tmp_path), model_kwargs=SMALL)
+        build(DEIT, checkpoint=make_file(tmp_path), model_args=SMALL)
     assert "\n" not in str(caught.value)
 
 
@@ -205,7 +206,7 @@ def test_checkpoint_of_another_library_is_named(names: list[str], message: str, 
     """Where its names tell, a line says whose they are instead of listing them."""
     save_file({name: torch.ones(2) for name in names}, tmp_path / "foreign.safetensors")
     with pytest.raises(AttlasError, match=message) as caught:
-        build(DEIT, checkpoint=tmp_path / "foreign.safetensors", model_kwargs=SMALL)
+        build(DEIT, checkpoint=tmp_path / "foreign.safetensors", model_args=SMALL)
     assert len(str(caught.value).removeprefix(str(tmp_path))) < 250
 
 
@@ -216,7 +217,7 @@ def test_lightning_checkpoint_with_objects_says_so(tmp_path: Path) -> None:
     with pytest.raises(
         AttlasError, match=r"Lightning holds hyper-parameters \(.*Path.*\), .*save model\.state_dict\(\)"
     ):
-        build(DEIT, checkpoint=tmp_path / "last.ckpt", model_kwargs=SMALL)
+        build(DEIT, checkpoint=tmp_path / "last.ckpt", model_args=SMALL)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -226,7 +227,7 @@ def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -
     state["blocks.1.mlp.fc1.weight"][3, 2] = value
     save_file(state, tmp_path / "diverged.safetensors")
     with pytest.raises(AttlasError, match=r"1 of its 32 tensors hold NaN or infinity \(blocks\.1\.mlp\.fc1\.weight\)"):
-        build(DEIT, checkpoint=tmp_path / "diverged.safetensors", model_kwargs=SMALL)
+        build(DEIT, checkpoint=tmp_path / "diverged.safetensors", model_args=SMALL)
 
 
 def test_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     for name, write in (("torch.pth", torch.save), ("plain.pkl", lambda o, p: p.write_bytes(pickle.dumps(o)))):
         write({"head.weight": Evil()}, tmp_path / name)
         with pytest.raises(AttlasError, match=f"{name}: ") as caught:
-            build(DEIT, checkpoint=tmp_path / name, model_kwargs=SMALL)
+            build(DEIT, checkpoint=tmp_path / name, model_args=SMALL)
         assert "\n" not in str(caught.value)
     assert not flag.exists()
 
@@ -251,7 +252,7 @@ def test_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((tmp_path / "whole.safetensors").read_bytes()[:500])
     with pytest.raises(AttlasError, match=r"cut.safetensors: cannot be read .* is the file complete\?") as caught:
-        build(DEIT, checkpoint=cut, model_kwargs=SMALL)
+        build(DEIT, checkpoint=cut, model_args=SMALL)
     assert "\n" not in str(caught.value)
 
 
@@ -260,7 +261,7 @@ def test_checkpoint_of_another_model_says_which_keys_differ(tmp_path: Path) -> N
     path = tmp_path / "other.safetensors"
     save_file(make(DEIT, depth=3, embed_dim=24).module.state_dict(), path)
     with pytest.raises(AttlasError) as caught:
-        build(DEIT, checkpoint=path, model_kwargs=SMALL)
+        build(DEIT, checkpoint=path, model_args=SMALL)
     message = str(caught.value)
     assert (
         "12 are unknown to it (blocks.2.attn.proj.bias, blocks.2.attn.proj.weight, blocks.2.attn.qkv.bias, ...)"
@@ -274,8 +275,8 @@ def test_checkpoint_with_another_head_hints_num_classes(tmp_path: Path) -> None:
     path = tmp_path / "ten.safetensors"
     save_file(make(DEIT, num_classes=10).module.state_dict(), path)
     with pytest.raises(AttlasError, match="only the head differs: pass --num-classes 10"):
-        build(DEIT, checkpoint=path, model_kwargs=SMALL)
-    built = build(DEIT, checkpoint=path, num_classes=10, model_kwargs=SMALL)
+        build(DEIT, checkpoint=path, model_args=SMALL)
+    built = build(DEIT, checkpoint=path, num_classes=10, model_args=SMALL)
     assert (built.head, built.classes) == ("logits", ())
 
 
@@ -288,4 +289,4 @@ def test_weights_that_timm_would_resample_are_refused(other: dict[str, int], mes
     path = tmp_path / "other.safetensors"
     save_file(make(DEIT, **other).module.state_dict(), path)
     with pytest.raises(AttlasError, match=message):
-        build(DEIT, checkpoint=path, model_kwargs=SMALL)
+        build(DEIT, checkpoint=path, model_args=SMALL)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import timm  # noqa: E402
 from attlas.engine.runtime.session import Session  # noqa: E402
 from attlas.errors import UsageError, first_line  # noqa: E402
 from attlas.exporter import export  # noqa: E402
-from attlas.exporter.models.build import build  # noqa: E402
+from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from attlas.exporter.trace.parity import Parity  # noqa: E402
@@ -79,7 +77,7 @@ def test_chosen_layers_alone_are_outputs(tmp_path: Path) -> None:
 def test_picture_that_is_not_square_keeps_its_grid(tmp_path: Path) -> None:
     """Height and width go into the grid in this order, the positions are resampled."""
     kwargs = {k: v for k, v in SMALL.items() if k != "img_size"}
-    built = build(DEIT, random_init=True, img_size=(64, 96), model_kwargs=kwargs)
+    built = build(DEIT, random_init=True, img_size=(64, 96), model_args=kwargs)
     spec = export_model(built, tmp_path / "deit.onnx").spec
     assert (spec.image_size, spec.grid, spec.patch_size) == ((64, 96), (4, 6), (16, 16))
     assert spec.recipe.crop == (64, 96)
@@ -116,23 +114,6 @@ def test_float16_graph_rounds_alike_whatever_is_asked_for(exported: Any, export_
     for buffers in found[1:]:
         np.testing.assert_array_equal(buffers["logits"], found[0]["logits"])
     np.testing.assert_array_equal(found[1][half.name], found[2][half.name])
-
-
-def test_sigterm_ends_an_export_as_ctrl_c_does(tmp_path: Path) -> None:
-    """A batch system's signal runs what cleans up, and ends with 130."""
-    code = (
-        "import os, signal, attlas, attlas.cli\n"
-        "def export(*args, **kwargs):\n"
-        "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    finally:\n"
-        "        print('cleaned')\n"
-        "attlas.export = export\n"
-        "attlas.cli.main(['export', 'some_model', '-o', 'x.onnx', '--random-init'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (130, "cleaned\n")
-    assert done.stderr.splitlines()[-1] == "attlas: interrupted; nothing was written"
 
 
 def test_first_line_of_a_bare_assertion_is_the_assertion() -> None:

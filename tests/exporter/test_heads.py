@@ -14,7 +14,7 @@ from attlas.engine.contents import Choices, Contents  # noqa: E402
 from attlas.engine.keep import Keep  # noqa: E402
 from attlas.engine.runtime.session import Session  # noqa: E402
 from attlas.errors import UsageError  # noqa: E402
-from attlas.exporter.models.build import build  # noqa: E402
+from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.spec import QKV  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.facts import describe  # noqa: E402
@@ -27,14 +27,14 @@ SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3, "img_size": 64}
 
 def test_the_two_products_of_the_graph_are_its_attention_and_its_output(tmp_path: Path) -> None:
     """softmax(Q K^T) is the attention, and attention times V is what the output projection takes."""
-    built = build("deit_tiny_patch16_224", random_init=True, seed=3, model_kwargs=SMALL)
+    built = build("deit_tiny_patch16_224", random_init=True, seed=3, model_args=SMALL)
     result = export_model(built, tmp_path / "deit.onnx", qkv=True)
     assert result.parity.qkv_max is not None
     assert result.parity.qkv_max < 1e-4
     images, taken = pictures(2, (64, 64)), []
     block = built.module.blocks[0]
     hook = block.attn.proj.register_forward_pre_hook(lambda module, given: taken.append(given[0]))
-    tapped = Tapped(built, taps := Taps(built.module, "deit"), describe(built, taps), (0,))
+    tapped = Tapped(built, taps := Taps(built, "deit"), describe(built, taps), (0,))
     taken.clear()
     tapped.run(images)
     hook.remove()
@@ -52,7 +52,7 @@ def test_the_two_products_of_the_graph_are_its_attention_and_its_output(tmp_path
 
 def test_heads_that_are_no_pair_of_plain_products_are_refused_with_the_reason() -> None:
     """Differential attention has two maps for each head that multiplies values."""
-    built = build("vit_dpwee_patch16_reg1_gap_256", random_init=True, model_kwargs={"depth": 1, "img_size": 64})
-    taps = Taps(built.module, "diff")
+    built = build("vit_dpwee_patch16_reg1_gap_256", random_init=True, model_args={"depth": 1, "img_size": 64})
+    taps = Taps(built, "diff")
     with pytest.raises(UsageError, match="--qkv: block 0 does not multiply"):
         Tapped(built, taps, describe(built, taps), (0,), qkv=True)

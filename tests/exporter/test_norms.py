@@ -17,7 +17,8 @@ from attlas.engine.runtime.session import Session  # noqa: E402
 from attlas.engine.store.store import Store  # noqa: E402
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec  # noqa: E402
-from attlas.exporter.models.build import Model, build  # noqa: E402
+from attlas.exporter.libraries.build import build  # noqa: E402
+from attlas.exporter.libraries.protocol import Model  # noqa: E402
 from attlas.exporter.spec import NORMS  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
@@ -40,8 +41,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make(name: str = DEIT, **kwargs: Any) -> Model:
     """A small model with random weights, its queries scaled so that attention is far from uniform."""
-    built = build(name, random_init=True, seed=3, model_kwargs={**SMALL, **kwargs})
-    for owners in Taps(built.module, name).owners.values():
+    built = build(name, random_init=True, seed=3, model_args={**SMALL, **kwargs})
+    for owners in Taps(built, name).owners.values():
         for owner in owners:
             owner.scale = owner.scale * 30
     return built

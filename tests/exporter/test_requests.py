@@ -16,7 +16,8 @@ pytest.importorskip("timm")
 import timm  # noqa: E402
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec, export, list_models  # noqa: E402
-from attlas.exporter.models.build import _recipe, build  # noqa: E402
+from attlas.exporter.libraries.build import build  # noqa: E402
+from attlas.exporter.libraries.timm.build import _recipe  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.facts import summarize  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
@@ -81,7 +82,7 @@ def test_model_without_global_attention_is_refused_with_the_reason(name: str, re
 
 def test_map_of_another_size_than_the_tokens_is_refused() -> None:
     """Windows and pooled keys are told by their shapes, with the reason in words."""
-    taps = Taps(make(DEIT).module, "some_model")
+    taps = Taps(make(DEIT), "some_model")
     with torch.no_grad(), taps.recording() as seen:
         taps.model(torch.zeros(2, 3, 64, 64))
     whole = seen.maps[0][0]
@@ -104,7 +105,7 @@ def test_fused_attention_is_left_as_it_was_for_others() -> None:
 
     for wanted in (True, False):
         set_fused_attn(wanted)
-        build(DEIT, random_init=True, model_kwargs=SMALL)
+        build(DEIT, random_init=True, model_args=SMALL)
         assert bool(use_fused_attn()) is wanted
     set_fused_attn(True)
 
@@ -211,3 +212,27 @@ def test_list_models_gives_what_can_be_exported() -> None:
     assert {DEIT, "vit_base_patch16_224", "vit_large_patch16_224"} <= set(list_models())
     assert list_models("swin*") == []
     assert "vit_base_patch16_224.dino" in list_models("vit_base_patch16_224.*")
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "reason"),
+    [
+        ("tnt_s_patch16_224", {"depth": 1}, "each block has a second attention, among the pixels inside a patch"),
+        (
+            "convit_tiny",
+            {"depth": 3, "local_up_to_layer": 2, "img_size": 64},
+            "its first 2 blocks attend over 16 tokens and the others over 17: a class token joins on the way",
+        ),
+        (
+            "samvit_base_patch16",
+            {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64, "window_size": 2, "global_attn_indexes": [1]},
+            "the attention of block 0 runs inside windows of 2 x 2 patches",
+        ),
+    ],
+)
+def test_model_whose_blocks_do_not_all_attend_over_all_patches_is_refused_with_the_reason(
+    name: str, small: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    built = build(name, random_init=True, model_args=small)
+    with pytest.raises(UsageError, match=reason):
+        export_model(built, tmp_path / "x.onnx")

@@ -20,9 +20,9 @@ pytest.importorskip("timm")
 from attlas.engine.runtime.graph import read_spec  # noqa: E402
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import export  # noqa: E402
-from attlas.exporter.models.build import build  # noqa: E402
+from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
-from attlas.exporter.trace import export as graph_module  # noqa: E402
+from attlas.exporter.trace import write  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from attlas.exporter.trace.parity import compare  # noqa: E402
 from support_export import _SHARED, DEIT, SMALL, make, needs_shared, reference, run  # noqa: E402
@@ -40,7 +40,7 @@ def test_two_exports_of_the_same_weights_are_identical_and_tell_no_path(tmp_path
 
 def test_weights_above_the_limit_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """External data lies in NAME.onnx.data, by relative name, and the pair can be moved."""
-    monkeypatch.setattr(graph_module, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(write, "LARGEST_FILE", 1000)
     built = make(DEIT)
     result = export_model(built, tmp_path / "deit.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deit.json", "deit.onnx", "deit.onnx.data"]
@@ -56,7 +56,7 @@ def test_weights_beside_the_old_graph_stay_until_it_is_replaced(
     """Overwriting that is interrupted at its last step leaves the old graph whole."""
     built, path, replace = make(DEIT), tmp_path / "deit.onnx", Path.replace
     with monkeypatch.context() as patch:
-        patch.setattr(graph_module, "LARGEST_FILE", 1000)
+        patch.setattr(write, "LARGEST_FILE", 1000)
         spec = export_model(built, path).spec
 
     def interrupted(self: Path, target: Path) -> Path:
@@ -80,7 +80,7 @@ def test_weights_beside_the_old_graph_stay_until_it_is_replaced(
 def test_seed_decides_random_weights() -> None:
     """The same seed gives the same model, another one another, and the caller's generator is left alone."""
     before = torch.random.get_rng_state()
-    hashes = [build(DEIT, random_init=True, seed=s, model_kwargs=SMALL).weights().sha256 for s in (1, 1, 2)]
+    hashes = [build(DEIT, random_init=True, seed=s, model_args=SMALL).weights().sha256 for s in (1, 1, 2)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -94,9 +94,9 @@ def test_pretrained_weights_come_through_timm(monkeypatch: pytest.MonkeyPatch) -
         asked.append((hub_id, kwargs.get("weights_only")))
         return dict(state)
 
-    monkeypatch.setattr("attlas.exporter.models.build._reach", lambda *a: None)
+    monkeypatch.setattr("attlas.exporter.libraries.timm.build._reach", lambda *a: None)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", answer)
-    built = build(f"{DEIT}.fb_in1k", model_kwargs=SMALL)
+    built = build(f"{DEIT}.fb_in1k", model_args=SMALL)
     assert asked == [("timm/deit_tiny_patch16_224.fb_in1k", True)]
     assert (built.source, built.weights().sha256) == ("pretrained", make(DEIT).weights().sha256)
 

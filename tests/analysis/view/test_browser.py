@@ -44,8 +44,25 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def opened(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens an address; at the end nothing was asked of others, and the console is empty."""
+def serve() -> Iterator[Callable[[list[Path]], str]]:
+    """Serves stores, and gives the address."""
+    servers = []
+
+    def start(stores: list[Path]) -> str:
+        servers.append(Server(Atlas(stores)).start())
+        return servers[-1].url
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def opened(browser: Any, serve: Any) -> Iterator[Callable[..., Any]]:
+    """Opens an address; at the end nothing was asked of others, and the console is empty.
+
+    It takes `serve` so that pages close before their servers: a page that still asks would find nobody, and say so.
+    """
     contexts, said, asked, home = [], [], [], []
 
     def open_page(url: str, ready: str = ".cell, .box, figure", **options: Any) -> Any:
@@ -70,10 +87,8 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def url(stores: list[Path]) -> Iterator[str]:
-    server = Server(Atlas(stores[:1])).start()
-    yield server.url
-    server.close()
+def url(serve: Callable[[list[Path]], str], stores: list[Path]) -> str:
+    return serve(stores[:1])
 
 
 def test_from_the_grid_to_a_patch_of_a_picture(opened: Callable[..., Any], url: str) -> None:
@@ -123,16 +138,14 @@ def test_tiles_are_what_the_store_holds(opened: Callable[..., Any], url: str, st
     assert brightest == kept.argmax(axis=-1).T.ravel().tolist()
 
 
-def test_two_stores_are_linked(opened: Callable[..., Any], stores: list[Path]) -> None:
-    server = Server(Atlas(stores)).start()
-    page = opened(f"{server.url}#image=4&layer=0")
+def test_two_stores_are_linked(opened: Callable[..., Any], serve: Any, stores: list[Path]) -> None:
+    page = opened(f"{serve(stores)}#image=4&layer=0")
     page.locator(".box").nth(1).hover(position={"x": 5, "y": 5})
     expect(page.locator(".says")).to_contain_text(["patch (0, 0)", "patch (0, 0)"])
     page.locator(".box").nth(1).click(position={"x": 400, "y": 400})
     expect(page.locator(".says")).to_contain_text(["patch (2, 4)", "patch (3, 3)"])
     page.keyboard.press("]")
     page.wait_for_selector(".overlay[data-shows='4/2/attention']")  # by depth: the last of three beside the last of two
-    server.close()
 
 
 def test_on_a_phone_in_the_dark(opened: Callable[..., Any], url: str) -> None:

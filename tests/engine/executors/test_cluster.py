@@ -80,6 +80,20 @@ class Dask:
         self.workers.append(worker)
         return worker
 
+    def have(self, count: int) -> None:
+        """Go on with so many workers, known to the scheduler: with fewer, fewer units are in flight."""
+        import distributed
+
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        while len(self.workers) < count:
+            self.add()
+        for worker in self.workers[count:]:
+            worker.kill()
+            worker.wait()
+        del self.workers[count:]
+        with distributed.Client(self.address, set_as_default=False) as client:
+            until(lambda: len(client.scheduler_info()["workers"]) == count)
+
     def _start(self, what: str, *options: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "dask", what, *options, "--no-dashboard"],
@@ -101,11 +115,11 @@ class Dask:
             process.wait()
 
 
-@pytest.fixture
-def dask(tmp_path: Path) -> Iterator[Dask]:
-    """A scheduler without workers."""
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
+    """A scheduler, with the workers that the test before has left."""
     pytest.importorskip("distributed", reason="needs dask.distributed: pip install 'attlas[distributed]'")
-    cluster = Dask(tmp_path / "dask")
+    cluster = Dask(tmp_path_factory.mktemp("dask"))
     try:
         yield cluster
     finally:
@@ -116,8 +130,7 @@ def test_a_cluster_of_two_workers_writes_what_one_process_does(
     dask: Dask, tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     """Through the command line; the same cluster then analyses the store as this process does."""
-    dask.add()
-    dask.add()
+    dask.have(2)
     process = command(tiny_graph, pictures, tmp_path / "s.zarr", "--scheduler", dask.address)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
@@ -133,8 +146,7 @@ def test_a_cluster_whose_workers_are_killed_finishes(
     dask: Dask, tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     """Kill -9, with another worker in its place: no unit that was marked is done again."""
-    dask.add()
-    dask.add()
+    dask.have(2)
 
     def kill() -> None:
         dask.workers[0].kill()
@@ -154,12 +166,11 @@ def test_an_answer_that_dies_with_its_worker_is_asked_for_again(
     dask: Dask, tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     """The unit is marked, and so not done again; that no answer came is no reason to think the scheduler gone."""
-    dask.add()
-    dask.add()
+    dask.have(2)
 
     def kill_with_answers() -> None:
-        # Whoever asked is held up here, so that what its workers finish meanwhile stays with them.
-        until(lambda: len(list(marks.folder.glob("c.*"))) > marks.calls)
+        # Whoever asked is held up here, at the first of four answers, so that those that follow stay with the workers.
+        until(lambda: len(list(marks.folder.glob("c.*"))) > 1)
         time.sleep(0.5)  # and said to be done
         for worker in dask.workers:
             worker.kill()
@@ -178,18 +189,17 @@ def test_an_answer_that_dies_with_its_worker_is_asked_for_again(
 def test_a_scheduler_that_dies_ends_the_run_resumably(
     dask: Dask, tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    """One line; with a new scheduler the same command goes on."""
-    dask.add()
-    marks = Marks(tmp_path / "s.zarr", at5=dask.scheduler.kill)
-    with pytest.raises(AttlasError, match="the scheduler is gone; what is done stays, the same command goes on"):
-        attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", scheduler=dask.address, progress=marks)
-    dask.end()
-    again = Dask(tmp_path / "again")
+    """One line; with another scheduler the same command goes on."""
+    dying = Dask(tmp_path / "dask")
     try:
-        again.add()
-        result = attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", scheduler=again.address)
+        dying.have(1)
+        marks = Marks(tmp_path / "s.zarr", at5=dying.scheduler.kill)
+        with pytest.raises(AttlasError, match="the scheduler is gone; what is done stays, the same command goes on"):
+            attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", scheduler=dying.address, progress=marks)
     finally:
-        again.end()
+        dying.end()
+    dask.have(2)
+    result = attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", scheduler=dask.address)
     assert result.done < 50
     assert result.finished
     assert chunk_files(tmp_path / "s.zarr") == whole
@@ -200,12 +210,15 @@ def test_workers_of_another_version_are_refused(dask: Dask, tiny_graph: Path, pi
     import onnxruntime
 
     (tmp_path / "sitecustomize.py").write_text("import onnxruntime\nonnxruntime.__version__ = '0.1'\n")
-    dask.add(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    dask.have(0)
+    other = dask.add(PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(
         AttlasError, match=f"worker tcp://.*: onnxruntime 0.1 there, {onnxruntime.__version__} here; install the same"
     ):
         attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", scheduler=dask.address)
     assert not Store(tmp_path / "s.zarr").done.any()
+    other.kill()
+    other.wait()
 
 
 def test_workers_that_do_not_see_the_files_are_refused(
@@ -214,7 +227,7 @@ def test_workers_that_do_not_see_the_files_are_refused(
     """Images, as a worker says; graph and store, as `Worker` says."""
     from attlas.engine.sources import Folder
 
-    dask.add()
+    dask.have(2)
     gone = dataclasses.replace(Folder.scan(pictures), root=str(tmp_path / "gone"))
     with pytest.raises(AttlasError, match=r"worker tcp://.*: sees no image n0.*: give it a file system that it shares"):
         run(tiny_graph, gone, tmp_path / "s.zarr", scheduler=dask.address)

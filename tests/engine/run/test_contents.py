@@ -243,11 +243,16 @@ def test_real_weights_classify_the_real_images(deit: Path, shared: Path, tmp_pat
     worst, same = 0.0, 0
     names = ("distance", "distance_renormalized", "entropy", "entropy_patch")
     errors = dict.fromkeys((*names, "rollout"), 0.0)
+    predicted = store.read("logits").argmax(-1)
     for i, key in enumerate(store.read("path")):
         taps.clear()
         with torch.no_grad():
             logits = model(transform(Image.open(shared / "images" / key).convert("RGB"))[None])
-        same += int(logits.argmax()) == int(store.read("logits", i).argmax())
+        same += int(logits.argmax()) == int(predicted[i])
+        variation = np.abs(store.read("attention", i).astype(np.float32) - np.concatenate(taps)).sum(-1) / 2
+        worst = max(worst, float(variation.max()))
+        if i % 4:  # the formulas in float64 take four times as long as the model
+            continue
         true = np.concatenate(taps).astype(np.float64)
         expected = {
             "distance": formulas.distance(true, (14, 14), (16, 16)),
@@ -259,8 +264,6 @@ def test_real_weights_classify_the_real_images(deit: Path, shared: Path, tmp_pat
         for name, value in expected.items():
             error = np.abs(store.read(name, i) - value).max() / np.abs(value).max()
             errors[name] = max(errors[name], float(error))
-        variation = np.abs(store.read("attention", i).astype(np.float32) - np.concatenate(taps)).sum(-1) / 2
-        worst = max(worst, float(variation.max()))
     assert same == 167
     assert worst <= 1e-3
     assert max(errors.values()) <= 1e-3, errors

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("timm")
 
 
-from attlas.exporter.models.build import Model
+from attlas.exporter.libraries.protocol import Model
 from attlas.exporter.trace.export import ExportResult
 from support_gradients import make
 

@@ -21,7 +21,7 @@ from attlas.engine.runtime.session import Session
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
 from attlas.exporter import export
-from attlas.exporter.models.build import build
+from attlas.exporter.libraries.build import build
 from attlas.exporter.taps.pictures import pictures as synthetic
 from attlas.exporter.trace.parity import relative_difference
 from support import make_picture

@@ -1,4 +1,4 @@
-"""The only module that uses timm: look up names, and build a model with its weights."""
+"""Look up timm's names, and build a model with its weights. Of the package only this module uses timm."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import importlib
 import logging
 import math
 import os
-import socket
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,16 +17,19 @@ import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import set_fused_attn, use_fused_attn
-from timm.models import get_pretrained_cfg, model_entrypoint, split_model_name_tag
+from timm.models import get_pretrained_cfg, load_model_config_from_hf, model_entrypoint, split_model_name_tag
+from timm.models._hub import load_model_config_from_path
 from torch import nn
 
-from ...errors import AttlasError, UsageError, first_line
-from ..spec import ClassName, Recipe, Weights
-from .checkpoint import StateDict, choose, locate, read
-from .recipe import override, pair
-from .weights import digest, load_into
+from ....errors import AttlasError, UsageError, first_line
+from ...models.checkpoint import Choice, StateDict, choose, locate, read
+from ...models.recipe import override, pair
+from ...models.weights import load_into
+from ...spec import ClassName, Recipe
+from ..hub import lacking, unreadable
+from ..protocol import Library, Model, Request, edges, indivisible, nearest
 
-__all__ = ["MODULES", "Model", "build", "indivisible", "names", "refusal"]
+__all__ = ["MODULES", "adopt", "build", "names", "refusal"]
 
 # timm's modules whose models attend over all patches. Other models are refused by what their blocks do, not by name.
 MODULES = (
@@ -52,37 +51,6 @@ MODULES = (
 _WIDEST_PROJECTION = 2048
 
 
-@dataclass(frozen=True)
-class Model:
-    """A built model with the metadata of its pretrained tag.
-
-    `head` names the first output: `logits` if the head gives classes, `features` without a head or if it projects to a
-    space shared with text. `resized`: whether the picture size differs from the tag's. `key` is the part of the
-    checkpoint that was used, see `Weights`; `notes` says which, and which others the file has.
-    """
-
-    module: nn.Module
-    name: str
-    tag: str
-    source: Literal["pretrained", "checkpoint", "random"]
-    image_size: tuple[int, int]
-    recipe: Recipe
-    classes: tuple[ClassName, ...]
-    head: Literal["logits", "features"]
-    resized: bool
-    key: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def full_name(self) -> str:
-        """The name in timm, with the tag."""
-        return f"{self.name}.{self.tag}" if self.tag else self.name
-
-    def weights(self) -> Weights:
-        """Source and hash of the current weights."""
-        return Weights(self.source, digest(self.module), self.key)
-
-
 def names() -> list[str]:
     """Every architecture of timm's modules in `MODULES`, without a tag and with each of its pretrained tags."""
     found: set[str] = set()
@@ -92,66 +60,74 @@ def names() -> list[str]:
     return sorted(found | {name for name in timm.list_pretrained() if split_model_name_tag(name)[0] in found})
 
 
-def build(
-    model: str,
-    *,
-    checkpoint: str | os.PathLike[str] | None = None,
-    pretrained: bool = True,
-    random_init: bool = False,
-    seed: int = 0,
-    img_size: object = None,
-    preprocess: str | Mapping[str, object] | None = None,
-    num_classes: int | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-) -> Model:
+def build(library: Library, model: str, request: Request) -> Model:
     """A timm model in eval mode with its weights, and without fused attention.
 
     Args:
+        library: timm's adapter.
         model: timm's name, with or without a pretrained tag (`vit_base_patch16_224.dino`).
-        checkpoint: a file with weights (safetensors or a torch state dict), or `FILE:KEY` for a part of it; takes
-            precedence over `pretrained`.
-        pretrained: use the tag's weights, downloaded by timm.
-        random_init: use timm's random initialisation.
-        seed: seed of the random weights.
-        img_size: edge or (height, width) in pixels; timm resamples position embeddings.
-        preprocess: replaces parts of the tag's recipe, see `recipe.override`.
-        num_classes: number of classes of a checkpoint's head; 0 for no head.
-        model_kwargs: passed on to timm; for tests, which need small models.
+        request: what is asked for; for another picture size timm resamples position embeddings.
 
     Raises:
         UsageError: an unknown model or tag, contradicting options, a size the model does not accept, no such file.
         AttlasError: the weights cannot be loaded or do not fit.
     """
-    name, tag = _known(model)
-    source = _source(checkpoint, pretrained, random_init, num_classes)
-    config = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
-    cfg: dict[str, Any] = config.to_dict() if config is not None else {}
-    size = None if img_size is None else pair(img_size, "--img-size")
-    kwargs = dict(model_kwargs or {})
+    source, elsewhere = request.source, _elsewhere(model)
+    if elsewhere:
+        cfg, architecture, name = _config(model)
+        full = model
+    else:
+        name, tag = _known(model)
+        config = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+        cfg, architecture = config.to_dict() if config is not None else {}, name
+        full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
+        if source == "pretrained":
+            _reach(full, cfg)
+    size = None if request.img_size is None else pair(request.img_size, "--img-size")
+    kwargs = dict(request.model_args)
     if size is not None:
         kwargs["img_size"] = size
-    if num_classes is not None:
-        kwargs["num_classes"] = num_classes
-    full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
-    if source == "pretrained":
-        _reach(full, cfg)
+    if request.num_classes is not None:
+        kwargs["num_classes"] = request.num_classes
     # Read the file first, so that a bad file is reported before the model is built.
-    path, key = (None, "") if checkpoint is None else locate(checkpoint)
+    path, key = (None, "") if request.checkpoint is None else locate(request.checkpoint)
     flat = None if path is None else read(path)
-    module = _create(name if not cfg.get("tag") else full, source == "pretrained", seed, kwargs)
+    module = _create(full, source == "pretrained", request.seed, kwargs)
     notes: list[str] = []
     if path is not None and flat is not None:
-        choice = choose(flat, key, module.state_dict(), lambda state: _convert(name, module, state), path)
+        choice = choose(flat, key, module.state_dict(), lambda state: _convert(architecture, module, state), path)
         load_into(module, choice, path, classifier=_classifier(cfg), resample=size is not None)
-        key, notes = choice.key, choice.notes(path)
+        key, notes = choice.key, [*choice.notes(path), *_resampled(choice)]
     image_size = size or _input_size(module, cfg, kwargs)
     recipe = _recipe(cfg, image_size)
-    if preprocess is not None:
-        recipe = override(recipe, preprocess)
+    if request.preprocess is not None:
+        recipe = override(recipe, request.preprocess)
         _check_crop(module, recipe, image_size)
-    classes, head = _classes(module, cfg, num_classes)
-    resized, tag = size is not None, cfg.get("tag") or ""
-    return Model(module, name, tag, source, image_size, recipe, classes, head, resized, key, tuple(notes))
+    elif elsewhere:
+        lacks = [key for key in ("mean", "std", "interpolation", "crop_pct") if cfg.get(key) is None]
+        assumed = f", which lacks {', '.join(lacks)}" if lacks else ""
+        notes.append(f"the recipe is that of config.json{assumed}: {recipe}")
+    classes, head = _classes(module, cfg, request.num_classes)
+    resized, tag = size is not None, "" if elsewhere else cfg.get("tag") or ""
+    return Model(module, library, name, tag, source, image_size, recipe, classes, head, resized, key, tuple(notes))
+
+
+def adopt(library: Library, module: nn.Module, request: Request) -> Model:
+    """A model that timm.create_model made; its tag gives the recipe and the classes."""
+    cfg: dict[str, Any] = dict(getattr(module, "pretrained_cfg", None) or {})
+    name = cfg.get("architecture") or type(module).__name__
+    for part in module.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False  # type: ignore[assignment]
+    size = _input_size(module, cfg, {})
+    if request.img_size is not None and pair(request.img_size, "img_size") != size:
+        raise UsageError(f"{name}: was built for {edges(size)}; build it with img_size={request.img_size} in timm")
+    recipe = _recipe(cfg, size)
+    if request.preprocess is not None:
+        recipe = override(recipe, request.preprocess)
+        _check_crop(module, recipe, size)
+    classes, head = _classes(module, cfg, request.num_classes)
+    return Model(module, library, name, cfg.get("tag") or "", "checkpoint", size, recipe, classes, head)
 
 
 def refusal(model: str, reason: str) -> UsageError:
@@ -163,15 +139,47 @@ def refusal(model: str, reason: str) -> UsageError:
     )
 
 
-def indivisible(name: str, size: tuple[int, int], token: tuple[int, int]) -> UsageError:
-    """The error for a picture size that is no multiple of the token size, with the nearest multiple."""
-    return UsageError(
-        f"--img-size {size[0]},{size[1]}: {name}'s tokens of {_edges(token)} pixels do not divide it; the nearest size "
-        f"that they do is {_nearest(size, token)}"
-    )
-
-
 # Names and sources ---------------------------------------------------------------------------------------------------
+
+
+def _elsewhere(model: str) -> bool:
+    """Whether a name leads to a folder, or to a repository of the hub that is not timm's own."""
+    scheme, colon, place = model.partition(":")
+    return bool(colon) and (scheme == "local-dir" or not place.startswith("timm/"))
+
+
+def _config(model: str) -> tuple[dict[str, Any], str, str]:
+    """The tag's metadata, the architecture and the shown name of `hf-hub:ORG/NAME` or `local-dir:FOLDER`."""
+    scheme, _, place = model.partition(":")
+    shown = Path(place).name if scheme == "local-dir" else place
+    if scheme == "local-dir":
+        if not (Path(place) / "config.json").is_file():
+            raise UsageError(f"{place}: has no config.json; pass a folder that timm's save_for_hf or the hub gave")
+    elif cause := lacking(place, ["config.json"]):
+        raise AttlasError(f"{place}: cannot be downloaded: {cause}; pass a folder that has it (local-dir:FOLDER)")
+    read = load_model_config_from_path if scheme == "local-dir" else load_model_config_from_hf
+    try:
+        with _quiet():
+            cfg, architecture, _ = read(place)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{shown}: its config.json names no architecture of timm ({first_line(error)}); if it is a model of "
+            f"transformers, pass transformers:{'FOLDER' if scheme == 'local-dir' else place}"
+        ) from error
+    except Exception as error:
+        raise unreadable(shown, error, "local-dir:FOLDER") from error
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise UsageError(f"{shown}: timm {timm.__version__} has no model {architecture!r}, which its config.json names")
+    return dict(cfg), architecture, shown
+
+
+def _resampled(choice: Choice) -> list[str]:
+    """A line if position embeddings were resampled to another picture size."""
+    for key, before in choice.state.items():
+        after = choice.converted.get(key)
+        if "pos_embed" in key and after is not None and after.numel() != before.numel():
+            return [f"position embeddings of {before.shape[-2]} tokens were resampled to {after.shape[-2]} by timm"]
+    return []
 
 
 def _known(model: str) -> tuple[str, str]:
@@ -190,44 +198,13 @@ def _known(model: str) -> tuple[str, str]:
     return name, tag
 
 
-def _source(
-    checkpoint: object, pretrained: bool, random_init: bool, num_classes: int | None
-) -> Literal["pretrained", "checkpoint", "random"]:
-    if checkpoint is not None and random_init:
-        raise UsageError("--checkpoint and --random-init exclude each other; pass one of them")
-    if num_classes is not None and num_classes < 0:
-        raise UsageError(f"--num-classes {num_classes}: pass 0 for no head, or the head's number of classes")
-    if checkpoint is not None:
-        return "checkpoint"
-    if random_init:
-        return "random"
-    if not pretrained:
-        raise UsageError("no weights asked for: pass --checkpoint FILE, --pretrained or --random-init")
-    if num_classes:
-        raise UsageError(
-            f"--num-classes {num_classes}: pretrained weights would leave a new head random; pass the checkpoint "
-            "that has this head with --checkpoint FILE, or 0 for no head"
-        )
-    return "pretrained"
-
-
 def _reach(name: str, cfg: Mapping[str, Any]) -> None:
     """Fail at once if the hub's host name does not resolve: its own client would retry for 46 seconds."""
     if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
         raise UsageError(f"{name}: has no pretrained weights; pass --checkpoint FILE or --random-init")
-    if not cfg.get("hf_hub_id") or urllib.request.getproxies():
-        return
-    hub = importlib.import_module("huggingface_hub")
     files = (cfg.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
-    if any(isinstance(hub.try_to_load_from_cache(cfg["hf_hub_id"], f), str) for f in files if f):
-        return
-    if hub.constants.HF_HUB_OFFLINE:
-        raise _no_weights(name, "HF_HUB_OFFLINE is set and they are not in the cache")
-    host = urllib.parse.urlsplit(hub.constants.ENDPOINT).hostname or ""
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        raise _no_weights(name, f"{host} cannot be reached") from None
+    if cfg.get("hf_hub_id") and (cause := lacking(cfg["hf_hub_id"], files)):
+        raise _no_weights(name, cause)
 
 
 def _no_weights(name: str, cause: str) -> AttlasError:
@@ -245,6 +222,9 @@ def _create(name: str, pretrained: bool, seed: int, kwargs: Mapping[str, Any]) -
         except Exception as error:
             _refuse_size(name, kwargs)
             if pretrained:
+                if name.startswith("local-dir:"):
+                    place = Path(name.partition(":")[2]).name
+                    raise AttlasError(f"{place}: timm cannot load its weights: {first_line(error)}") from error
                 raise _no_weights(name, first_line(error)) from error
             raise UsageError(
                 f"{name}: timm does not build it with {_options(kwargs)}: {first_line(error)}; leave these options out"
@@ -268,15 +248,6 @@ def _refuse_size(name: str, kwargs: Mapping[str, Any]) -> None:
     size = pair(asked, "--img-size")
     if token is not None and (size[0] % token[0] or size[1] % token[1]):
         raise indivisible(name, size, token) from None
-
-
-def _nearest(size: tuple[int, int], token: tuple[int, int]) -> str:
-    """The nearest size that is a multiple of the token size, as text for an option."""
-    return ",".join(str(max(1, round(edge / unit)) * unit) for edge, unit in zip(size, token, strict=True))
-
-
-def _edges(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 @contextlib.contextmanager
@@ -367,13 +338,13 @@ def _check_crop(module: nn.Module, recipe: Recipe, image_size: tuple[int, int]) 
         return
     crop, token = recipe.crop, _token_size(module)
     if token is not None and (crop[0] % token[0] or crop[1] % token[1]):
-        near = _nearest(crop, token)
+        near = nearest(crop, token)
         raise UsageError(
-            f"--preprocess: crop {_edges(crop)} is no multiple of the model's tokens of {_edges(token)} pixels; pass "
+            f"--preprocess: crop {edges(crop)} is no multiple of the model's tokens of {edges(token)} pixels; pass "
             f"crop={near.replace(',', 'x')} and --img-size {near}"
         )
     raise UsageError(
-        f"--preprocess: crop {_edges(crop)} is not the graph's input {_edges(image_size)}; pass --img-size "
+        f"--preprocess: crop {edges(crop)} is not the graph's input {edges(image_size)}; pass --img-size "
         f"{crop[0]},{crop[1]} as well"
     )
 
@@ -386,6 +357,9 @@ def _classes(
     if count <= 0:
         return (), "features"
     own = count == cfg.get("num_classes")
+    if own and (labels := cfg.get("label_names")):
+        words = cfg.get("label_descriptions") or {}
+        return tuple(ClassName(str(one), str(words.get(one, one))) for one in labels), "logits"
     subset = infer_imagenet_subset({"num_classes": count}) if own else None
     if subset is None:
         # An image-text model's "classes" are the width of its projection.

@@ -1,0 +1,3 @@
+"""timm: names, pretrained tags, weights and conventions of its models."""
+
+__all__: list[str] = []
