@@ -1,4 +1,4 @@
-"""What sums a dataset up: arrays of means, deviations, quantiles, intervals and differences, of one store or more."""
+"""Arrays that sum up a dataset of one store or more: means, deviations, quantiles, intervals, differences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Summed(NamedTuple):
-    """One array of the dataset's statistics, in the order in which xarray takes its parts."""
+    """One array of the dataset's statistics. The order of the fields is that of `xarray.Variable`."""
 
     dims: tuple[str, ...]
     values: Array
@@ -62,13 +62,13 @@ class Source:
 
     @property
     def units(self) -> list[list[int]]:
-        """[start, stop) of the runs of units that are done."""
+        """[start, stop) of each run of consecutive units that are done."""
         edges = np.flatnonzero(np.diff(np.concatenate([[0], self.done.astype(np.int8), [0]])))
         return [[int(start), int(stop)] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def spec_of(name: str, summed: Summed) -> ArraySpec:
-    """How the array is laid out in a store."""
+    """The array's specification for a store: dtype, fill value and chunks."""
     text = summed.values.dtype.kind in "TUO"
     dtype = "str" if text else str(summed.values.dtype)
     fill: Any = "" if text else math.nan if summed.values.dtype.kind == "f" else 0
@@ -80,7 +80,7 @@ def spec_of(name: str, summed: Summed) -> ArraySpec:
 
 
 def summed_units(store: Store, array: str, done: Mask) -> Mask:
-    """Which units an earlier analysis has in this sum; none where one of them was reopened since."""
+    """The units that an earlier analysis summed up in this array: (unit). None if any was reopened since."""
     had = np.zeros_like(done)
     if array in store:
         attrs: Any = store.array(array).attrs
@@ -91,7 +91,7 @@ def summed_units(store: Store, array: str, done: Mask) -> Mask:
 
 
 def stored_sum(store: Store, statistic: Statistic) -> Totals | Array:
-    """The sum that an earlier analysis wrote of a map or histogram."""
+    """The sum of a map or histogram that an earlier analysis wrote."""
     values = store.read(statistic.sum_name)
     if statistic.edges is not None:
         return values
@@ -100,7 +100,7 @@ def stored_sum(store: Store, statistic: Statistic) -> Totals | Array:
 
 
 def stored_groups(store: Store, statistic: Statistic, by: str) -> dict[Key, Totals]:
-    """The sums by group that an earlier analysis wrote of a map."""
+    """The sums of a map by group that an earlier analysis wrote."""
     means, counts = (store.read(f"{statistic.name}_{what}_by_{by}") for what in ("mean", "count"))
     keys = [key.item() if isinstance(key, np.generic) else str(key) for key in store.read(f"{by}_group")]
     return {key: Totals.of_mean(mean, float(n)) for key, mean, n in zip(keys, means, counts, strict=True) if n}
@@ -162,7 +162,7 @@ def _of_sum(one: Statistic, total: Any, attrs: dict[str, Any], sources: Sequence
 
 
 def _clusters(sources: Sequence[Source]) -> npt.NDArray[np.int64] | None:
-    """Which images of all sources depend on each other."""
+    """The cluster of each image of all sources, (image); None without clusters."""
     return cluster_codes([one.store for one in sources], [one.mask for one in sources], sources[0].cluster)
 
 
@@ -186,7 +186,7 @@ def _scalars(sources: Sequence[Source], statistics: Sequence[Statistic], images:
 
 
 def _blocks(sources: Sequence[Source], names: Sequence[str]) -> Iterator[list[tuple[str, slice]]]:
-    """Layers of statistics that are held at once."""
+    """Split the statistics into blocks of layers that fit into memory together."""
     total = sum(source.mask.size for source in sources)
     block: list[tuple[str, slice]] = []
     held = 0
