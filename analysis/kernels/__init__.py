@@ -1,4 +1,5 @@
-"""How statistics are made fast: `fused` in one pass over a batch, `views` of one `layer`, `traced` in a graph.
+"""How statistics are made fast: `fused` in one pass over a batch, `views` of one `layer`, `traced` in a
+graph, `cuda` on a card.
 
 Nothing here says what a statistic is; `compiled` and `loops` have the loops.
 """
