@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from .runner import RunResult
 
 __all__ = [
+    "arguments",
     "batch_size",
     "doctor_lines",
     "edges",
@@ -116,8 +119,9 @@ def export_lines(result: ExportResult) -> list[str]:
     """The result of an export, as lines, with its difference from PyTorch."""
     parity, spec = result.parity, result.spec
     head = "logits" if spec.output("logits") else "features"
+    exact = "" if parity.own is None else f" in float64, whose own float32 is {parity.own:.1e} from it"
     lines = [
-        f"largest row total variation from PyTorch {parity.row_max:.1e} (mean {parity.row_mean:.1e}), "
+        f"largest row total variation from PyTorch{exact} {parity.row_max:.1e} (mean {parity.row_mean:.1e}), "
         f"{head} within {parity.head:.1e}; {len(spec.layers)} layers, {spec.heads} heads, {spec.tokens} tokens; "
         f"{amount(result.bytes)} in {result.seconds:.0f} s"
     ]
@@ -197,6 +201,26 @@ def model_lines(found: Iterable[Summary]) -> Iterator[str]:
         grid, weights = f"{one.grid[0]} x {one.grid[1]}", f"{one.parameters / 1e6:.1f} M"
         texts = (one.name, ", ".join(kinds) or "none", grid, one.pooling, one.depth, one.heads, weights)
         yield line.format(*texts, amount(one.attention_bytes))
+
+
+def arguments(text: str | None) -> dict[str, Any]:
+    """Parse `init_values=1e-5,dynamic_img_size=true` as Python values; what is no number, list or truth value is text.
+
+    Raises:
+        UsageError: a part is no KEY=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for part in re.split(r",(?=\s*\w+\s*=)", text or ""):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if text and not (equals and key.isidentifier() and value):
+            raise UsageError(f"--model-args: {part!r} is no KEY=VALUE, as in init_values=1e-5,dynamic_img_size=true")
+        if text:
+            plain = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower(), value)
+            try:
+                found[key] = ast.literal_eval(plain)
+            except (ValueError, SyntaxError):
+                found[key] = value
+    return found
 
 
 def layers(text: str | None) -> list[int] | None:

@@ -15,7 +15,7 @@ from ..statistic import Statistic
 from .clusters import cluster_codes, said
 from .differences import TEST, Compared, group_differences
 from .groups import Key, gathered, key_order, read_column
-from .inference import METHOD, interval
+from .inference import EQUAL, METHOD, interval
 from .moments import QUANTILES, Moments, Totals, quantiles
 
 __all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "summed_units", "sums_up", "texts"]
@@ -172,17 +172,16 @@ def _scalars(sources: Sequence[Source], statistics: Sequence[Statistic], images:
         return {}
     clusters = _clusters(sources)
     parts: dict[str, list[tuple[Floats, Floats, Floats, Floats]]] = {one.name: [] for one in statistics}
+    within = {one.name: one.within for one in statistics}
     for block in _blocks(sources, list(parts)):
         columns = [_column(sources, name, layers) for name, layers in block]
         for (name, _), values in zip(block, columns, strict=True):
-            moments = Moments.of(values)
-            parts[name].append(
-                (moments.average, moments.std, quantiles(values), np.stack(interval(values, clusters=clusters)))
-            )
+            moments, bounds = Moments.of(values), interval(values, clusters=clusters, within=within[name])
+            parts[name].append((moments.average, moments.std, quantiles(values), np.stack(bounds)))
     found: dict[str, Summed] = {}
     for one in statistics:
         attrs = _attrs(sources, one, images) | said(sources[0].cluster, clusters)
-        found |= _scalar(sources, one.name, attrs, parts[one.name])
+        found |= _scalar(sources, one, attrs, parts[one.name])
     return found
 
 
@@ -208,16 +207,19 @@ def _blocks(sources: Sequence[Source], names: Sequence[str]) -> Iterator[list[tu
 
 
 def _scalar(
-    sources: Sequence[Source], name: str, attrs: dict[str, Any], parts: list[tuple[Floats, Floats, Floats, Floats]]
+    sources: Sequence[Source],
+    one: Statistic,
+    attrs: dict[str, Any],
+    parts: list[tuple[Floats, Floats, Floats, Floats]],
 ) -> dict[str, Summed]:
-    first = sources[0].store
+    first, name = sources[0].store, one.name
     dims = first.dims(name)[1:]
     mean, std, quantile, bounds = zip(*parts, strict=True)
     own = {**attrs, "long_name": attrs.get("long_name", name)}
     if name in ("distance_renormalized", "entropy_patch") and "rows_without_patch_mass" in first:
         left_out = [source.store.read("rows_without_patch_mass")[source.mask] for source in sources]
         own["rows_left_out"] = int(sum(np.maximum(rows, 0).sum() for rows in left_out))
-    drawn = {"method": METHOD, "level": 0.95}
+    drawn = {"method": METHOD + (EQUAL if one.within else ""), "level": 0.95}
     return {
         f"{name}_mean": Summed(dims, _joined(mean), own),
         f"{name}_std": Summed(dims, _joined(std), {**own, "ddof": 1}),

@@ -1,4 +1,7 @@
-"""Prepare the graph for a run: read its spec, select outputs, append nodes. The only engine module that uses onnx."""
+"""Prepare the graph for a run: read its spec, select outputs, append nodes.
+
+With `rounded`, the only engine module that uses onnx.
+"""
 
 from __future__ import annotations
 

@@ -33,13 +33,19 @@ class OrtGraph:
         threads: int,
         strict: bool,
         half: bool,
+        optimize: bool = True,
         capture: bool = False,
     ) -> None:
-        """Load the serialised graph of the file `path`; other arguments and errors as in `create_session`."""
+        """Load the serialised graph of the file `path`; other arguments and errors as in `create_session`.
+
+        Without `optimize`, every node is computed as it stands in the graph.
+        """
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # The prepared graph is bytes, so onnxruntime needs the folder of its external weights.
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(path.parent.resolve())

@@ -193,22 +193,27 @@ def create_session(
     chosen = [find(name) for name in dict.fromkeys([*candidates, *([first.then] if first.then else []), CPU])]
     capture = capture and bool(first.captures)
 
-    def load(more: Mapping[str, str]) -> Any:
+    def load(those: Sequence[Provider], more: Mapping[str, str]) -> Any:
         return ort.InferenceSession(
             model,
             options,
-            providers=[(one.name, {**one.options, **(more if one is first else {})}) for one in chosen],
+            providers=[(one.name, {**one.options, **(more if one is first else {})}) for one in those],
             disabled_optimizers=list(first.left_out) if half else [],
+            enable_fallback=0,  # it would print what failed
         )
 
     session = None
     if capture:
         # It refuses a graph of which a node is on the host; an error that has another reason comes again.
         with contextlib.suppress(Exception):
-            session = load(first.captures)
+            session = load(chosen, first.captures)
     capture = session is not None and session.get_providers()[0] == first.name
+    if session is None:
+        # Without the libraries of TensorRT it raises, where without those of CUDA it falls back.
+        with contextlib.suppress(Exception):
+            session = load(chosen, {})
     try:
-        session = session if session is not None else load({})
+        session = session if session is not None else load(chosen[-1:], {})
     except Exception as error:  # onnxruntime's exceptions have no common base except Exception
         reason = " ".join(str(error).split())
         raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None

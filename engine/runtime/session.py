@@ -97,6 +97,7 @@ class Session:
         device: str | None = None,
         precision: Precision = "float32",
         ablate: bool = False,
+        optimize: bool = True,
         batch: int | None = None,
     ) -> None:
         """Load a graph.
@@ -112,6 +113,7 @@ class Session:
                 provider's. `cpu` makes a CPU use the code for accelerators.
             precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
             ablate: take the heads to silence with `run_without`, from a graph of `attlas export --ablate`.
+            optimize: let onnxruntime fuse and replace nodes. Without, it computes each as it stands in the graph.
             batch: the number of images of every `run_into`. An accelerator then has no arithmetic with shapes left,
                 which would be the host's, and a card repeats its first run as a CUDA graph. Processors run any number.
 
@@ -140,8 +142,9 @@ class Session:
             candidates, strict = resolve_provider(provider), provider.lower() != "auto"
             if candidates == [OPENVINO]:
                 return _in_openvino(path, model, shapes, threads, precision, ablate=ablate)
-            capture = capture and fixed is not None
-            return OrtGraph(model, path, candidates, threads=threads, strict=strict, half=half, capture=capture)
+            how: dict[str, Any] = {"threads": threads, "strict": strict, "half": half, "optimize": optimize}
+            how["capture"] = capture and fixed is not None
+            return OrtGraph(model, path, candidates, **how)
 
         fixed = batch if accelerates(provider) or device else None
         self._graph = load(fixed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,18 +67,31 @@ class Ablated(nn.Module):
 
     def forward(self, image: Tensor, head_mask: Tensor, head_fill: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of `names`; inputs as in the class."""
+        return tuple(self.named(image, head_mask, head_fill).values())
+
+    def named(
+        self, image: Tensor, head_mask: Tensor, head_fill: Tensor, layers: Collection[int] | None = None
+    ) -> dict[str, Tensor]:
+        """The outputs by name; without those of other blocks than `layers`."""
         means: dict[int, Tensor] = {}
         with self._silencing(head_mask, head_fill, means):
-            found = self.tapped(image)
-        return (*found, *(means[layer] for layer in range(self.taps.depth)))
+            found = self.tapped.named(image, layers)
+        wanted = range(self.taps.depth) if layers is None else layers
+        return found | {f"head_output.{layer}": means[layer] for layer in wanted}
 
     def run(
-        self, images: NDArray[np.uint8], head_mask: NDArray[np.float32], head_fill: NDArray[np.float32]
-    ) -> dict[str, NDArray[np.float32]]:
-        """The outputs by name, from PyTorch."""
+        self,
+        images: NDArray[np.uint8],
+        head_mask: NDArray[np.float32],
+        head_fill: NDArray[np.float32],
+        *,
+        layers: Collection[int] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs by name, from PyTorch; without those of other blocks than `layers`."""
         with torch.no_grad():
-            values = self(*map(torch.from_numpy, (images, head_mask, head_fill)))
-        return {name: value.numpy() for name, value in zip(self.names, values, strict=True)}
+            image, mask, fill = map(torch.from_numpy, (images, head_mask, head_fill))
+            values = self.named(image, mask, fill, layers)
+        return {name: value.numpy() for name, value in values.items()}
 
     @contextlib.contextmanager
     def _silencing(self, mask: Tensor, fill: Tensor, means: dict[int, Tensor]) -> Iterator[None]:

@@ -8,7 +8,7 @@ window, of channels or of pooled keys is not attention over patches, and such a 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -62,13 +62,22 @@ class Taps:
         return self.library.refusal(self.name, reason)
 
     @contextlib.contextmanager
-    def recording(self) -> Iterator[Seen]:
-        """A context in which a forward pass fills the `Seen` that it yields."""
+    def recording(
+        self, layers: Collection[int] | None = None, keep: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[Seen]:
+        """A context in which a forward pass fills the `Seen` that it yields.
+
+        Args:
+            layers: the blocks whose maps are recorded; all by default.
+            keep: what of a map to keep in its place. All maps of a large model take gigabytes.
+        """
         seen = Seen()
         hooks = []
         for layer, owners in self.owners.items():
+            if layers is not None and layer not in layers:
+                continue
             drops = [(owner, owner.get_submodule("attn_drop")) for owner in owners]
-            hooks += [drop.register_forward_hook(self._map_hook(seen, layer, owner)) for owner, drop in drops]
+            hooks += [drop.register_forward_hook(self._map_hook(seen, layer, owner, keep)) for owner, drop in drops]
         for owner in self.parts.class_owners:
             drop = owner.get_submodule("attn_drop")
             hooks.append(drop.register_forward_hook(lambda m, i, a: seen.class_maps.append(a)))
@@ -121,10 +130,14 @@ class Taps:
                 "over channels, or over another grid than the picture's patches"
             )
 
-    def _map_hook(self, seen: Seen, layer: int, owner: nn.Module) -> Callable[[nn.Module, object, Tensor], None]:
+    def _map_hook(
+        self, seen: Seen, layer: int, owner: nn.Module, keep: Callable[[Tensor], Tensor] | None
+    ) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            seen.maps.setdefault(layer, []).append(self._effective(owner, output))
-            seen.sources.setdefault(layer, []).append((owner, output))
+            effective = self._effective(owner, output)
+            seen.maps.setdefault(layer, []).append(effective if keep is None else keep(effective))
+            if keep is None:
+                seen.sources.setdefault(layer, []).append((owner, output))
 
         return hook
 

@@ -6,7 +6,8 @@ recorded. So the graph needs neither PyTorch nor a runtime that can train.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,34 +50,43 @@ class Gradients:
         return [*self.tapped.names, *(f"gradient.{layer}" for layer in self.tapped.layers)]
 
     def __call__(self, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        """The outputs in the order of `names`.
+        """The outputs in the order of `names`; arguments as for `named`."""
+        return tuple(self.named(image, target).values())
+
+    def named(self, image: Tensor, target: Tensor, layers: Collection[int] | None = None) -> dict[str, Tensor]:
+        """The outputs by name; without those of other blocks than `layers`.
 
         Args:
             image: (image, y, x, 3) uint8.
             target: (image) int64, a class index; negative for the class with the largest logit.
+            layers: some of the graph's; all by default.
         """
-        tapped = self.tapped
+        tapped, wanted = self.tapped, self.tapped.layers if layers is None else tuple(layers)
         with torch.enable_grad():
             # Weights stay constant: with a gradient on the pixels, autograd already follows all maps.
-            seen, out = tapped.look(tapped.pixels(image).requires_grad_())
+            seen, out = tapped.look(tapped.pixels(image).requires_grad_(), wanted)
             logits = tapped.pooled(out)
             chosen = torch.where(target < 0, logits.argmax(-1), target)
             # The gradient of a sum over images is each image's own gradient, because images are independent.
             one_hot = (torch.arange(logits.shape[-1]) == chosen[:, None]).to(logits.dtype)
             # The loss changes with the logits by the probabilities less 1 for the class.
             upstream = one_hot if self.objective == "logit" else logits.detach().softmax(-1) - one_hot
-            sources = [source for layer in tapped.layers for _, source in seen.sources[layer]]
+            sources = [source for layer in wanted for _, source in seen.sources[layer]]
             found = iter(torch.autograd.grad(logits, sources, upstream))
-        outputs = list(tapped.outputs(seen, out).values())
-        for layer in tapped.layers:
+        outputs = tapped.outputs(seen, out, wanted)
+        for layer in wanted:
             maps = [tapped.taps.effective_gradient(owner, next(found)) for owner, _ in seen.sources[layer]]
-            outputs.append(maps[0] if len(maps) == 1 else torch.cat(maps, dim=1))
-        return tuple(value.detach() for value in outputs)
+            outputs[f"gradient.{layer}"] = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+        return {name: value.detach() for name, value in outputs.items()}
 
-    def run(self, images: NDArray[np.uint8], target: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-        """The outputs by name, from PyTorch's autograd; arguments as for the call."""
-        values = self(torch.from_numpy(images), torch.from_numpy(target))
-        return {name: value.numpy() for name, value in zip(self.names, values, strict=True)}
+    def run(
+        self, images: NDArray[np.uint8], target: NDArray[np.int64], *, layers: Collection[int] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs by name, from PyTorch's autograd; arguments as for `named`."""
+        return {
+            name: value.numpy()
+            for name, value in self.named(torch.from_numpy(images), torch.from_numpy(target), layers).items()
+        }
 
     def module(self, image: Tensor, target: Tensor) -> fx.GraphModule:
         """Forward and backward as one module of plain operators, for any number of images.
@@ -94,6 +104,8 @@ class Gradients:
         table = dict(default_decompositions())
         # Not decomposed: OpenVINO 2026.4 takes the concatenation and reshape for a shuffle of channels.
         table.pop(torch.ops.aten.stack.default, None)
+        # It becomes a squeeze of several axes, which ONNX has no translation of.
+        table.pop(torch.ops.aten.squeeze.dim, None)
         trace = make_fx(
             lambda *given: self(*given),
             decomposition_table=table,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +39,8 @@ class Tapped(nn.Module):
         for name, values in (("mean", built.recipe.mean), ("std", built.recipe.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("position", facts.position_embedding, persistent=False)
-        seen, out = self._first_look(built)
+        glance = _Glance()
+        seen, out = self._first_look(built, glance)
         taps.check(seen, 2, facts.tokens)
         if seen.tokens is None or seen.tokens.shape[1] != facts.tokens + bool(taps.parts.class_owners):
             raise taps.refusal(f"its last block does not give the {facts.tokens} tokens of its maps")
@@ -47,9 +50,9 @@ class Tapped(nn.Module):
                 self.register_buffer(f"value_factor_{layer}", self.branches.factor(layer), persistent=False)
         if self.heads is not None:
             self.heads.check(seen.attention(0).shape[1], facts.tokens)
-        self.mixed = _mixed(seen)
+        self.mixed = glance.mixed
         self.has_pool = seen.pool is not None
-        # Only for names and shapes: the values of a large model take gigabytes.
+        # Only for names and shapes.
         self.examples = {name: value.to("meta") for name, value in self.outputs(seen, out).items()}
 
     @property
@@ -59,13 +62,18 @@ class Tapped(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(image, y, x, 3) uint8 -> the outputs."""
-        return tuple(self.outputs(*self.look(self.pixels(image))).values())
+        return tuple(self.named(image).values())
 
-    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The outputs by name, from PyTorch."""
+    def named(self, image: Tensor, layers: Collection[int] | None = None) -> dict[str, Tensor]:
+        """The outputs by name; without those of other blocks than `layers`."""
+        wanted = self.layers if layers is None else tuple(layers)
+        seen, out = self.look(self.pixels(image), wanted)
+        return self.outputs(seen, out, wanted)
+
+    def run(self, images: NDArray[np.uint8], *, layers: Collection[int] | None = None) -> dict[str, NDArray[Any]]:
+        """The outputs by name, from PyTorch; without those of other blocks than `layers`."""
         with torch.no_grad():
-            values = self(torch.from_numpy(images))
-        return {name: value.numpy() for name, value in zip(self.names, values, strict=True)}
+            return {name: value.numpy() for name, value in self.named(torch.from_numpy(images), layers).items()}
 
     def pixels(self, image: Tensor) -> Tensor:
         """(image, y, x, 3) uint8 -> the model's input: (image, channel, y, x) float32, normalised."""
@@ -73,34 +81,40 @@ class Tapped(nn.Module):
         pixels = image.permute(0, 3, 1, 2).to(torch.float32) / 255
         return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
 
-    def look(self, pixels: Tensor) -> tuple[Seen, Tensor]:
-        """The recorded tensors and the result of one forward pass."""
+    def look(
+        self,
+        pixels: Tensor,
+        layers: Collection[int] | None = None,
+        keep: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Seen, Tensor]:
+        """The recorded tensors and the result of one forward pass; arguments as for `Taps.recording`."""
         nothing = contextlib.nullcontext()
-        with self.taps.recording() as seen, self.branches or nothing, self.heads or nothing:
+        with self.taps.recording(layers, keep) as seen, self.branches or nothing, self.heads or nothing:
             out = self.model(pixels)
         return seen, out
 
-    def _first_look(self, built: Model) -> tuple[Seen, Tensor]:
+    def _first_look(self, built: Model, glance: _Glance) -> tuple[Seen, Tensor]:
         try:
             with torch.no_grad():
-                return self.look(self.pixels(torch.from_numpy(pictures(2, built.image_size))))
+                return self.look(self.pixels(torch.from_numpy(pictures(2, built.image_size))), keep=glance)
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             height, width = built.image_size
             raise UsageError(
                 f"{built.full_name}: does not take a picture of {height}x{width}: {first_line(error)}"
             ) from error
 
-    def outputs(self, seen: Seen, out: Tensor) -> dict[str, Tensor]:
+    def outputs(self, seen: Seen, out: Tensor, layers: Sequence[int] | None = None) -> dict[str, Tensor]:
         """The outputs by name, from the recorded tensors and the result of a forward pass."""
         assert seen.tokens is not None
+        wanted = self.layers if layers is None else layers
         # A class token with its own blocks comes before the tokens of the maps.
         named = {self.head: self.pooled(out), "tokens": seen.tokens[:, -self.facts.tokens :]}
-        named |= {f"attention.{layer}": seen.attention(layer) for layer in self.layers}
+        named |= {f"attention.{layer}": seen.attention(layer) for layer in wanted}
         named |= {f"class_attention.{layer}": a for layer, a in enumerate(seen.class_maps)}
         if self.branches is not None:
-            named |= self.branches.outputs({n: self.get_buffer(f"value_factor_{n}") for n in self.layers})
+            named |= self.branches.outputs({n: self.get_buffer(f"value_factor_{n}") for n in wanted})
         if self.heads is not None:
-            named |= self.heads.outputs(self.layers)
+            named |= self.heads.outputs(wanted)
         if seen.pool is not None:
             unseen = self.facts.tokens - seen.pool.shape[-1]
             # A pool that reads only the patches gets weight 0 for the prefix, so that all maps have the same key axis.
@@ -120,10 +134,15 @@ class Tapped(nn.Module):
         return tokens[:, prefix:].mean(1)
 
 
-def _mixed(seen: Seen) -> bool:
-    """Whether any map is not a distribution over keys; measured, so that no list of models needs maintenance."""
-    for layer in seen.maps:
-        a = seen.attention(layer)
-        if bool((a < 0).any()) or float((a.sum(-1) - 1).abs().max()) > 1e-3:
-            return True
-    return False
+class _Glance:
+    """Keeps of a map its shape, and whether any was no distribution over keys.
+
+    That is measured, so that no list of models needs maintenance.
+    """
+
+    def __init__(self) -> None:
+        self.mixed = False
+
+    def __call__(self, a: Tensor) -> Tensor:
+        self.mixed = self.mixed or bool((a < 0).any()) or float((a.sum(-1) - 1).abs().max()) > 1e-3
+        return a.to("meta")

@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import mmap
 import os
 import shutil
-import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import torch
 from torch import nn
 
-from ...errors import AttlasError, UsageError, first_line
+from ...errors import UsageError
 from ...progress import Show, Step, shows
 from ..libraries.build import build
 from ..libraries.protocol import Facts, Model
 from ..models.memory import refuse_too_large
-from ..spec import LARGEST_FILE, METADATA_KEY, QKV, GraphSpec, Output
+from ..spec import QKV, GraphSpec, Output
 from ..taps.ablation import Ablated
 from ..taps.attention import Taps
 from ..taps.facts import describe, summarize
 from ..taps.gradients import Gradients
 from ..taps.tapped import Tapped
-from .fold import fold_constants
-from .half import to_float16
-from .parity import Parity, check, example
-from .tidy import adopt_constants, free_batch, name_constants, separate_square_weights, strip
+from .exact import in_float64
+from .parity import Parity, check
+from .program import trace, version
+from .write import save
 
 __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 
-OPSET = 20
 STEPS = 4  # load, trace, write, compare: the steps that progress counts
 
 
@@ -62,7 +55,7 @@ class ExportResult:
 
 @shows("steps")
 def export(
-    model: str,
+    model: str | nn.Module,
     output: str | os.PathLike[str],
     *,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -78,13 +71,15 @@ def export(
     qkv: bool = False,
     ablate: bool = False,
     num_classes: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
     """Export a model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
 
     Args:
-        model: timm's name, with or without a pretrained tag; `transformers:ORG/NAME` or `transformers:FOLDER`.
+        model: timm's name, with or without a pretrained tag; `transformers:ORG/NAME` or `transformers:FOLDER`;
+            or a module, whose recipe is given where its library does not know it.
         output: the graph, `NAME.onnx`; its spec is written next to it as `NAME.json`.
         checkpoint: a file with weights (safetensors or torch), or `FILE:KEY` for one part of it, such as `model_ema`.
         pretrained: use the tag's own weights if no other source is given.
@@ -99,7 +94,8 @@ def export(
         norms: also output norms of values, attention branches and tokens.
         qkv: also output queries, keys and values, which are for `attlas show --walk` and are not kept by a run.
         ablate: take two more inputs, by which heads are silenced; in float32 and without gradients.
-        num_classes: number of classes of the checkpoint's head; 0 for no head.
+        num_classes: number of classes of the checkpoint's head; 0 for no head. Of a module: how many classes it gives.
+        model_args: arguments for the library: of timm's model, or entries of transformers' configuration.
         overwrite: replace existing files.
         progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
 
@@ -112,7 +108,10 @@ def export(
     _check_dtype(dtype, gradients, ablate)
     path = _target(_own(output), overwrite)
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
-    recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
+    recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes, "model_args": model_args}
+    with contextlib.suppress(UsageError):  # any other problem is reported by `build`
+        if isinstance(model, str):
+            refuse_too_large(summarize(model, img_size=img_size), layers, gradients=bool(gradients))
     built = _loaded(model, progress, **choice, **recipe)
     more: dict[str, Any] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
@@ -120,12 +119,11 @@ def export(
     )
 
 
-def _loaded(model: str, progress: Show[str], *, img_size: object, **choice: Any) -> Model:
+def _loaded(model: str | nn.Module, progress: Show[str], **choice: Any) -> Model:
     """The model with its weights; arguments as for `build`."""
-    with _step(progress, f"loading {model}", 1) as end:
-        with contextlib.suppress(UsageError):  # any other problem is reported by `build`
-            refuse_too_large(summarize(model, img_size=img_size))
-        built = build(model, img_size=img_size, **choice)
+    shown = model if isinstance(model, str) else type(model).__name__
+    with _step(progress, f"loading {shown}", 1) as end:
+        built = build(model, **choice)
         part = f" ({built.key})" if built.key else ""
         end(f"loaded {built.full_name}, {built.source} weights{part}")
     return built
@@ -163,20 +161,33 @@ def export_model(
         ablated = Ablated(tapped, taps) if ablate else None
         spec = _spec(built, taps, facts, tapped, dtype, gradients, ablated)
         derived = Gradients(tapped, built.full_name, spec.objective) if gradients else None
-        graph = _trace(tapped if ablated is None else ablated, spec)
+        graph = trace(tapped if ablated is None else ablated, spec)
         end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
         draft = folder / path.name
         with _step(progress, f"writing {path.name}", 3) as end:
-            _save(graph, draft, spec)
+            save(graph, draft)
+            spec_path(draft).write_text(spec.to_json(indent=1) + "\n", encoding="utf-8")
             del graph
             size = sum(f.stat().st_size for f in folder.iterdir())
             end(f"wrote {size / 1e6:.1f} MB")
         with _step(progress, "comparing with PyTorch", 4) as end:
-            parity = check(draft, spec, (ablated or derived or tapped).run)
-            end(f"compared on {parity.images} pictures")
+            run = (ablated or derived or tapped).run
+            parity = check(draft, spec, run, in_float64(run, tapped), progress=_moving(progress))
+            end(f"compared on {parity.images} picture{'s' if parity.images > 1 else ''}")
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
+
+
+def _moving(progress: Show[str]) -> Callable[[int, int], None]:
+    """Show how many layers are compared: on a bar, a moving note; elsewhere the steps' own lines do."""
+    say = progress if callable(progress) else (lambda _line: None)
+
+    def moved(done: int, total: int) -> None:
+        if done:
+            say(Step(f"compared {done} of {total} layers", 4, STEPS, brief=True))
+
+    return moved
 
 
 @contextlib.contextmanager
@@ -203,11 +214,6 @@ def _check_types(
     model: object, output: object, checkpoint: object, layers: object, seed: object, num_classes: object
 ) -> None:
     """Refuse values of a wrong type before any work, and name the right type."""
-    if isinstance(model, nn.Module):
-        raise UsageError(
-            f"model: a {type(model).__name__} was given; pass timm's name of it, and its weights by "
-            "safetensors.torch.save_file(model.state_dict(), FILE) and checkpoint=FILE"
-        )
     if isinstance(checkpoint, nn.Module | Mapping):
         raise UsageError(
             f"checkpoint: a {type(checkpoint).__name__} was given; save the state dict with "
@@ -215,7 +221,7 @@ def _check_types(
         )
     paths = (str, os.PathLike)
     asked: tuple[tuple[str, object, tuple[type, ...], str], ...] = (
-        ("model", model, (str,), "timm's name of a model"),
+        ("model", model, (str, nn.Module), "the name of a model, or a module"),
         ("output", output, paths, "the path of the graph, NAME.onnx"),
         ("checkpoint", checkpoint, (*paths, type(None)), "the path of a file"),
         ("seed", seed, (SupportsIndex,), "a whole number"),
@@ -316,82 +322,13 @@ def _spec(
         library=built.library.name,
         processor=built.processor,
         versions={
-            "attlas": _version(),
+            "attlas": version(),
             "torch": torch.__version__.partition("+")[0],
             **built.library.versions(),
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
         },
     )
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("attlas")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
-
-
-# Tracing -------------------------------------------------------------------------------------------------------------
-
-
-def _trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
-    """The graph, with a dynamic batch and the spec inside, and without any trace of this machine.
-
-    It is traced with two images: with one, torch's exporter would fix the batch at 1.
-    """
-    given = {name: torch.from_numpy(values) for name, values in example(2, spec).items()}
-    module: nn.Module = tapped
-    try:
-        with _silence():
-            if spec.gradients and isinstance(tapped, Tapped):
-                module = Gradients(tapped, spec.name, spec.objective).module(**given)
-            program = torch.onnx.export(
-                module,
-                tuple(given.values()),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(given),
-                output_names=[o.name for o in spec.outputs],
-                dynamic_shapes=tuple({} if name.startswith("head_") else {0: "batch"} for name in given),
-            )
-    except Exception as error:
-        raise AttlasError(
-            f"{spec.name}: torch {torch.__version__} cannot trace it to ONNX: {first_line(error)}"
-        ) from error
-    assert program is not None
-    model = program.model
-    adopt_constants(model.graph)
-    fold_constants(model.graph)
-    name_constants(model.graph)
-    if spec.gradients:
-        separate_square_weights(model.graph)
-    free_batch(model, spec)
-    strip(model)
-    model.producer_name, model.producer_version = "attlas", _version()
-    model.metadata_props[METADATA_KEY] = spec.to_json()
-    if spec.dtype == "float16":
-        to_float16(model)
-    return model
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress what torch's exporter writes to stdout, stderr, warnings and logs."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -416,23 +353,6 @@ def _beside(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _save(model: ir.Model, path: Path, spec: GraphSpec) -> None:
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights > LARGEST_FILE else None)
-    _refuse_paths(path, spec)
-    spec_path(path).write_text(spec.to_json(indent=1) + "\n", encoding="utf-8")
-
-
-def _refuse_paths(path: Path, spec: GraphSpec) -> None:
-    """Refuse a graph that contains a path of this machine."""
-    paths = (Path.cwd(), Path.home(), path.parent.resolve(), Path(sys.prefix), Path(__file__).parents[1])
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # A short path such as "/" reveals nothing and is in every file.
-        found = [str(p) for p in paths if len(p.parts) > 2 and content.find(str(p).encode()) >= 0]
-    if found:
-        raise AttlasError(f"{spec.name}: the graph would hold the path {found[0]}; nothing was written")
 
 
 def _publish(folder: Path, path: Path) -> None:

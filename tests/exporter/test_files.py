@@ -16,11 +16,12 @@ pytest.importorskip("timm")
 
 from attlas.errors import AttlasError
 from attlas.exporter import GraphSpec
+from attlas.exporter.differences import row_variation
 from attlas.exporter.spec import METADATA_KEY
 from attlas.exporter.taps.tapped import Tapped
 from attlas.exporter.trace import export as graph_module
 from attlas.exporter.trace.export import export_model
-from attlas.exporter.trace.parity import compare, row_variation
+from attlas.exporter.trace.parity import compare
 from support_export import DEIT, _plain_spec, make
 
 # The file ------------------------------------------------------------------------------------------------------------
@@ -50,14 +51,14 @@ def test_batch_axis_is_dynamic_everywhere(exported: Any) -> None:
 
 def test_graph_that_differs_from_pytorch_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parity is proven before the file gets its name."""
-    trace = graph_module._trace
+    trace = graph_module.trace
 
     def wrong(tapped: Tapped, spec: GraphSpec) -> Any:
         model = trace(tapped, spec)
         tapped.model.blocks[0].attn.scale *= 1.5
         return model
 
-    monkeypatch.setattr(graph_module, "_trace", wrong)
+    monkeypatch.setattr(graph_module, "trace", wrong)
     with pytest.raises(AttlasError, match=r"rows of attention.0 differ .* nothing was written"):
         export_model(make(DEIT), tmp_path / "deit.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -76,7 +77,7 @@ def test_export_says_its_stages_and_prints_nothing(tmp_path: Path, capfd: pytest
 def test_interrupted_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the graph is compared: what was not proven is gone."""
 
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **options: object) -> None:
         assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
         raise KeyboardInterrupt
 

@@ -22,7 +22,7 @@ from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import export  # noqa: E402
 from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
-from attlas.exporter.trace import export as graph_module  # noqa: E402
+from attlas.exporter.trace import write  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from attlas.exporter.trace.parity import compare  # noqa: E402
 from support_export import _SHARED, DEIT, SMALL, make, needs_shared, reference, run  # noqa: E402
@@ -40,7 +40,7 @@ def test_two_exports_of_the_same_weights_are_identical_and_tell_no_path(tmp_path
 
 def test_weights_above_the_limit_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """External data lies in NAME.onnx.data, by relative name, and the pair can be moved."""
-    monkeypatch.setattr(graph_module, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(write, "LARGEST_FILE", 1000)
     built = make(DEIT)
     result = export_model(built, tmp_path / "deit.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deit.json", "deit.onnx", "deit.onnx.data"]
@@ -56,7 +56,7 @@ def test_weights_beside_the_old_graph_stay_until_it_is_replaced(
     """Overwriting that is interrupted at its last step leaves the old graph whole."""
     built, path, replace = make(DEIT), tmp_path / "deit.onnx", Path.replace
     with monkeypatch.context() as patch:
-        patch.setattr(graph_module, "LARGEST_FILE", 1000)
+        patch.setattr(write, "LARGEST_FILE", 1000)
         spec = export_model(built, path).spec
 
     def interrupted(self: Path, target: Path) -> Path:
