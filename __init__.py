@@ -171,7 +171,8 @@ def run(
         dry_run: plan only; write nothing.
         overwrite: replace an existing store at `output`.
         reducer: computes a batch's statistics; `auto` uses the analysis room's if numba is installed; None for none.
-        statistics: where statistics are computed: `graph`, `host`, or `auto` (in the graph on an accelerator).
+        statistics: where statistics are computed: `card` (by kernels on a CUDA card), `graph`, `host`, or `auto`: the
+            card, else the graph on an accelerator, else the host.
         progress: True shows a bar; a function is called with a `Progress`, see `attlas.engine.runner.run`.
         stop: set it to end the run after the units in flight, with `Interrupted`; the same call resumes.
     """

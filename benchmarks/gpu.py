@@ -5,10 +5,10 @@
     python benchmarks/gpu.py --quick               # the same code on a CPU, numba playing the card: to see that it runs
 
 The limits come first: decoding on all cores, a disk of plain files, inference alone by the number of images at once,
-with all maps brought to the host. Then parity, the statistics' kernels beside the same statistics as operators in the
-graph, whole runs with `--keep none` and with a full float16 store, and plain PyTorch with hooks. Figures are printed as
-they come, with their share of the limit; a step that fails or takes too long costs itself alone. A run goes from JPEGs
-of about 100 kB in memory to a store on a RAM disk (`--place`). No step is begun after nine minutes (`--minutes`).
+and with all maps brought to the host. Then parity, the kernels beside the same statistics as operators in the graph,
+whole runs with `--keep none` and with a full float16 store, and plain PyTorch with hooks. Figures are printed as they
+come, with their share of the limit; a step that fails or takes too long costs itself alone. A run goes from JPEGs of
+about 100 kB in memory to a store on a RAM disk (`--place`). No step is begun after nine minutes (`--minutes`).
 
 A machine that is lent for minutes, has no network and takes 64 MB at a time needs two calls. Prepare, in a folder that
 git ignores: `build/slim` is onnxruntime-gpu's wheel, made small (61 MB); `build/site` is what that machine's Python

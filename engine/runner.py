@@ -147,7 +147,8 @@ def run(
         overwrite: replace an existing store at `output`.
         reducer: makes a `Reducer` for the graph's spec; `attlas.run` passes the analysis room's.
         reserved: whether a name is reserved, given all columns, so that no column of the images may have it.
-        statistics: where statistics are computed: `graph`, `host`, or `auto` (in the graph on an accelerator).
+        statistics: where statistics are computed: `card` (by kernels on a CUDA card), `graph`, `host`, or `auto`: the
+            card, else the graph on an accelerator, else the host.
         progress: True shows a bar; a function is called in this thread, also while it waits for workers.
         stop: set it to end the run after the units in flight.
 

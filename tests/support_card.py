@@ -31,10 +31,9 @@ CASES: dict[str, tuple[GraphSpec, int, str]] = {
     "class token": (make_spec(), 3, "float16"),
     "float32, heads of two warps": (make_spec(grid=(3, 5), heads=3), 2, "float32"),
     "registers": (make_spec(grid=(3, 3), prefix=("class", "register", "register")), 2, "float16"),
-    "registers alone": (make_spec(prefix=("register",)), 1, "float16"),
     "distilled": (make_spec(prefix=("class", "distillation"), pooling="distilled"), 1, "float16"),
     "no class token": (make_spec(grid=(4, 4), prefix=()), 2, "float16"),
-    "8 x 12": (make_spec(grid=(8, 12), layers=1), 1, "float16"),
+    "8 x 12": (make_spec(grid=(8, 12), layers=1, heads=1), 1, "float16"),
     "197 tokens": (make_spec(grid=(14, 14), layers=1, heads=1), 1, "float16"),
     "257 tokens": (make_spec(grid=(16, 16), layers=1, heads=1), 1, "float32"),
     "pool": (pool_spec(7), 2, "float16"),
@@ -107,7 +106,7 @@ def run(graph: str, images: str, store: str, keep: str, dtype: str) -> None:
     from attlas.engine.runtime.providers import CPU, Provider
 
     providers.PROVIDERS = (Provider(CPU, device="cpu", cards=True),)
-    choices: dict[str, Any] = {"keep": (keep,), "store_dtype": dtype, "batch_size": 3, "limit": 4, "threads": 1}
+    choices: dict[str, Any] = {"keep": (keep,), "store_dtype": dtype, "batch_size": 3, "limit": 2, "threads": 1}
     attlas.run(graph, images, store, statistics="card", **choices)
 
 

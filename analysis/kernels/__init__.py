@@ -1,6 +1,7 @@
-"""How statistics are made fast: `fused` in one pass over a batch, `views` of one `layer`, `traced` in a graph.
+"""How statistics are made fast: `fused` and `views` on processors, `cuda` on a card, `traced` in a graph.
 
-Nothing here says what a statistic is; `compiled` and `loops` have the loops.
+`fused` takes one pass over a batch, `views` are of one `layer`; `compiled` and `loops` have the loops.
+Nothing here says what a statistic is.
 """
 
 __all__: list[str] = []

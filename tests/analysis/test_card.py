@@ -76,13 +76,13 @@ def test_attention_that_is_not_finite_is_flagged(results: dict[str, np.ndarray])
 def test_a_run_by_way_of_a_card_stores_what_the_host_does(
     graph_factory: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
-    """Attention of all layers in one allocation, whether it is stored or not, in both dtypes; the padded tail."""
+    """Attention of all layers in one allocation, whether it is stored or not, in both dtypes; a padded batch."""
     graph = graph_factory(prefix=("class", "register"), grid=(2, 2), heads=1)
     kept = {"none": "float16", "attention": "float32"}
     simulated("support_card.py", str(graph), str(pictures), str(tmp_path / "card"), *sum(kept.items(), ()))
     for keep, dtype in kept.items():
         host = attlas.run(
-            graph, pictures, tmp_path / f"{keep}.zarr", keep=(keep,), store_dtype=dtype, batch_size=3, limit=4
+            graph, pictures, tmp_path / f"{keep}.zarr", keep=(keep,), store_dtype=dtype, batch_size=3, limit=2
         )
         assert_same_store(tmp_path / f"card.{keep}.zarr", host.path, tolerance=1e-5)
 
