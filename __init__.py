@@ -20,6 +20,7 @@ __all__ = [
     "Store",
     "analyze",
     "compare",
+    "conform",
     "demo",
     "doctor",
     "export",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .analysis.statistics import analyze as analyze
     from .analysis.statistics.compare import compare as compare
     from .analysis.view.notebook import view as view
+    from .engine.conform.comparing import conform as conform
     from .engine.contents import Reducer, Statistics
     from .engine.doctor import doctor as doctor
     from .engine.executors.base import Executor
@@ -71,6 +73,7 @@ _HOMES = {
     "Store": "engine.store.store",
     "analyze": "analysis.statistics",
     "compare": "analysis.statistics.compare",
+    "conform": "engine.conform.comparing",
     "doctor": "engine.doctor",
     "export": "exporter.trace.export",
     "inspect": "engine.inspect",

@@ -15,6 +15,7 @@ import click
 
 from .commands.analyze import analyze
 from .commands.compare import compare
+from .commands.conform import conform
 from .commands.export import export
 from .commands.inspect import inspect, verify
 from .commands.judge import judge
@@ -55,7 +56,22 @@ def cli() -> None:
     """  # noqa: D301 - \b tells click not to rewrap
 
 
-for command in (export, show, run, analyze, view, report, judge, compare, inspect, verify, models, doctor, demo):
+for command in (
+    export,
+    show,
+    run,
+    analyze,
+    view,
+    report,
+    judge,
+    compare,
+    conform,
+    inspect,
+    verify,
+    models,
+    doctor,
+    demo,
+):
     cli.add_command(command)
 
 

@@ -27,7 +27,7 @@ __all__ = ["CATALOG", "described", "find", "held", "named", "reserved", "resolve
 ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
 BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
 # What begins the names of a judgement's arrays, which are no statistics of attention.
-JUDGED = ("deletion", "insertion", "judged", "judged_heads", "segmentation")
+JUDGED = ("deletion", "insertion", "judged", "judged_heads", "segmentation", "localisation")
 PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
 DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
@@ -102,6 +102,7 @@ def _layer(name: str) -> dict[str, Any]:
     return {"kernels": {"layer": name}}
 
 
+_SHARE: dict[str, Any] = {"within": (0.0, 1.0)}
 _FUSED: dict[str, Any] = {"default": True, "kernels": {"fused": "Reducer"}}
 _IMAGES: dict[str, Any] = {"kernels": {"images": "formula"}}
 _PEAKS: dict[str, Any] = {"kernels": {"batch": "query_peaks"}}
@@ -119,7 +120,8 @@ CATALOG: dict[str, Statistic] = {
         Statistic("entropy_patch", HEADS, formulas.entropy_patch, "nats",
                   "mean entropy of the attention rows over patches, renormalised", refuses=("mixed",), **_FUSED),
         Statistic("prefix_mass", (*HEADS, "prefix"), formulas.prefix_mass, "1",
-                  "mean attention of the patch queries on each prefix token", cite="darcet2024", **_FUSED),
+                  "mean attention of the patch queries on each prefix token", cite="darcet2024", **_SHARE,
+                  **_FUSED),
         Statistic("rollout", ("y", "x"), formulas.rollout, "1",
                   "attention rollout of the readout, patch columns, unscaled", *ABNAR, grouped="asked", **_FUSED),
         Statistic("rows_without_patch_mass", HEADS, formulas.rows_without_patch_mass, "rows",
@@ -135,19 +137,19 @@ CATALOG: dict[str, Statistic] = {
         Statistic("effective_tokens", HEADS, formulas.effective_tokens, "keys", "mean of exp(entropy) over queries",
                   refuses=("mixed",), **_layer("effective_tokens")),
         Statistic("self_mass", HEADS, formulas.self_mass, "1", "mean attention of a patch on itself",
-                  **_layer("self_mass")),
+                  **_SHARE, **_layer("self_mass")),
         Statistic("neighbour_mass", HEADS, formulas.neighbour_mass, "1",
-                  "mean attention of a patch on its 8 neighbours", **_layer("neighbour_mass")),
+                  "mean attention of a patch on its 8 neighbours", **_SHARE, **_layer("neighbour_mass")),
         Statistic("rest_mass", HEADS, formulas.rest_mass, "1", "mean attention of a patch on all farther patches",
-                  **_layer("rest_mass")),
+                  **_SHARE, **_layer("rest_mass")),
         Statistic("border_mass", HEADS, formulas.border_mass, "1",
-                  "mean share of a row's patch mass on the outer ring of patches"),
+                  "mean share of a row's patch mass on the outer ring of patches", **_SHARE),
         Statistic("sink_share", HEADS, formulas.sink_share, "1",
                   "share of patches that receive more than 4 times the uniform attention", *DARCET,
-                  refuses=("codes",), **_layer("sink_share")),
+                  refuses=("codes",), **(_SHARE | _layer("sink_share"))),
         Statistic("normalized_mutual_information", HEADS, formulas.normalized_mutual_information, "1",
                   "mutual information of query and key, normalised", "Park et al. 2023 (arXiv 2305.00729), eq. 2",
-                  "park2023", **_layer("information")),
+                  "park2023", **_SHARE, **_layer("information")),
         Statistic("position_deviation", HEADS, formulas.position_deviation, "1",
                   "standard deviation of attention over queries", *WALMER, **_layer("position_deviation")),
         Statistic("head_deviation", ("layer",), formulas.head_deviation, "1",
@@ -234,7 +236,8 @@ CATALOG: dict[str, Statistic] = {
         Statistic("token_norm", ("layer", "token"), units="1",
                   long_name="norm of the residual stream that enters the block"),
         Statistic("norm_outlier_share", ("layer",), norms.norm_outlier_share, "1",
-                  "share of patches whose token has more than 3 times the median norm", *DARCET, **_IMAGES),
+                  "share of patches whose token has more than 3 times the median norm", *DARCET,
+                  **(_SHARE | _IMAGES)),
         Statistic("norm_outlier_map", MAPS, norms.norm_outlier_map, "1",
                   "1 for patches whose token has more than 3 times the median norm, 0 for others", *DARCET, **_IMAGES),
     )

@@ -123,6 +123,7 @@ class Statistic:
         kernels: faster implementations, by name: in the "fused" pass over a batch; from one "layer" of an image, or of
             a whole "batch"; by "follow"ing the layers; for gradients, the formula on all "images" of a batch.
         given: parameters that differ from their defaults, by keyword.
+        within: the smallest and the largest value that there can be, where intervals should know them.
         dtype, fill: of its rows.
     """
 
@@ -142,6 +143,7 @@ class Statistic:
     listed: bool = True
     kernels: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
+    within: tuple[float, float] | None = None
     dtype: str = "float32"
     fill: Any = math.nan
 

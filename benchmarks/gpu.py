@@ -1,22 +1,34 @@
-"""What a card gives: parity first, then images per second beside PyTorch with hooks and beside the card's own limits.
+"""What a card gives, against its limits: each step in a process of its own, within seconds of its own.
 
-    python benchmarks/gpu.py                          # CUDA, the four models, random weights made sharp
-    python benchmarks/gpu.py --checkpoints FOLDER     # FOLDER/MODEL.safetensors where it is there
-    python benchmarks/gpu.py --provider cpu --quick   # the same code on a machine without a card, tiny counts
+    python benchmarks/gpu.py                       # CUDA; vit_base_patch16_224 and deit_tiny_patch16_224 in float16
+    python benchmarks/gpu.py --checkpoints FOLDER  # FOLDER/MODEL.safetensors where it is there, else random and sharp
+    python benchmarks/gpu.py --quick               # the same code on a CPU, numba playing the card: to see that it runs
 
-Under ten minutes by its own clock. Prints Markdown. A run goes from pictures in memory to a store on a RAM disk
-(`--place`), with the statistics in the graph, and has as many images as inference alone does in `--seconds`. Where the
-provider does not work, or its attention is not the CPU's, nothing is measured. So far it has run on CPUs only.
+The limits come first: decoding on all cores, a disk of plain files, inference alone by the number of images at once,
+with all maps brought to the host. Then parity, the statistics' kernels beside the same statistics as operators in the
+graph, whole runs with `--keep none` and with a full float16 store, and plain PyTorch with hooks. Figures are printed as
+they come, with their share of the limit; a step that fails or takes too long costs itself alone. A run goes from JPEGs
+of about 100 kB in memory to a store on a RAM disk (`--place`). No step is begun after nine minutes (`--minutes`).
+
+A machine that is lent for minutes, has no network and takes 64 MB at a time needs two calls. Prepare, in a folder that
+git ignores: `build/slim` is onnxruntime-gpu's wheel, made small (61 MB); `build/site` is what that machine's Python
+lacks, `pip install --no-deps --target build/site zarr numcodecs google-crc32c donfig msgspec simplejpeg ndonnx spox
+lazy-importer array-api-compat`; `build/weights` are weights, deit_tiny's at least (22 MB).
+
+    1.  with build/slim, 120 s:
+        bash build/slim/unpack.sh /tmp/ort
+    2.  with build/site and build/weights, 600 s, on the same machine while it is warm:
+        mkdir -p /tmp/p && ln -sfn "$PWD" /tmp/p/attlas && PYTHONPATH=/tmp/ort:$PWD/build/site:/tmp/p python -u \
+        benchmarks/gpu.py --checkpoints build/weights 2>&1 | tee "$OUT/gpu.txt"
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import io
+import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -30,29 +42,23 @@ from typing import Any
 
 import attlas
 import numpy as np
-import onnxruntime as ort
+import numpy.typing as npt
 from attlas.analysis.kernels.fused import Reducer
 from attlas.engine.contents import Choices, Contents
 from attlas.engine.keep import Keep
-from attlas.engine.runtime.decode import decode
+from attlas.engine.runtime import providers
+from attlas.engine.runtime.decode import decode_into
+from attlas.engine.runtime.fast import loading
 from attlas.engine.runtime.graph import read_spec
-from attlas.engine.runtime.providers import cores
 from attlas.engine.runtime.session import Session
 from attlas.engine.sources import BaseSource, Item
+from gpu_torch import build, peer  # beside this file
 
-MODELS = (
-    "deit_tiny_patch16_224",
-    "vit_base_patch32_224",
-    "vit_base_patch16_224",
-    "vit_large_patch16_224",
-)
-DTYPES = ("float32", "float16")
+MODELS = ("vit_base_patch16_224", "deit_tiny_patch16_224")
 PICTURES = 64  # different ones; a run repeats them
-PARITY = 4  # images of the comparison with the CPU
+BATCHES = (32, 64, 128, 256)
 STORE_BYTES = 16e9  # the most that a run stores
-MINUTES = 8.0  # after these no further row is begun
-# Largest row total variation from the CPU beyond which no speed is worth a line. PyTorch itself is 1.2e-4 from float64.
-BOUNDS = {"float32": 5e-3, "float16": 0.3}
+ROUNDS = 20  # of the kernels
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Repeated(BaseSource):
 
     encoded: Sequence[bytes]
     count: int
-    name: str = "noise"
+    name: str = "made"
     others: Mapping[str, int] = field(default_factory=dict)
 
     @functools.cached_property
@@ -72,284 +78,226 @@ class Repeated(BaseSource):
         return self.encoded[int(item.key[:7]) % len(self.encoded)]
 
 
-def pictures() -> list[bytes]:
-    """JPEGs of ImageNet's usual size, with structure."""
+def pictures(count: int) -> list[bytes]:
+    """JPEGs of ImageNet's usual size and weight, with edges and noise."""
     from PIL import Image
 
     found = []
-    for seed in range(PICTURES):
-        small = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+        wide = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+        noisy = np.clip(wide + rng.normal(0, 9, wide.shape), 0, 255).astype(np.uint8)
         out = io.BytesIO()
-        Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        Image.fromarray(noisy).save(out, "JPEG", quality=90)
         found.append(out.getvalue())
     return found
 
 
-# -- models ------------------------------------------------------------------------------------------------------------
+# -- one process, one step ---------------------------------------------------------------------------------------------
 
 
-def build(name: str, checkpoints: Path | None, folder: Path) -> tuple[Any, Path]:
-    """Timm's model with taps on, and the file of its weights: given ones, or random ones with sharp attention."""
-    import timm
-    import torch
-    from safetensors.torch import load_file, save_file
+class Bench:
+    """What a step needs, and the figures of those before it."""
 
-    timm.layers.set_fused_attn(False)
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False).eval()
-    given = checkpoints / f"{name}.safetensors" if checkpoints else None
-    if given is not None and given.is_file():
-        model.load_state_dict(load_file(given))
-        return model, given
-    sharpen(model)
-    path = folder / f"{name}.safetensors"
-    save_file(model.state_dict(), path)
-    return model, path
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.place = options, Path(options.place)
+        self.quick: bool = options.quick
+        self.seconds = 0.3 if self.quick else 2.0
+        self.encoded = pictures(2 if self.quick else PICTURES)
+        self._known = self.place / "figures.json"
+        self.known: dict[str, float] = json.loads(self._known.read_text()) if self._known.exists() else {}
+        if self.quick:  # the processor takes the way of a card, and numba's simulator that of its kernels
+            sys.setswitchinterval(1e-5)
+            providers.PROVIDERS = (providers.Provider(providers.CPU, device="cpu", cards=True),)
 
+    def say(self, name: str, value: float, unit: str, of: str = "") -> None:
+        """Print a figure, as a share of a limit that is known; keep it for the steps to come."""
+        share = f"  {value / self.known[of]:.2f} of {of}" if self.known.get(of) else ""
+        print(f"| {name} | {value:,.4g} {unit} |{share}", flush=True)
+        self.known[name] = value
+        self._known.write_text(json.dumps(self.known))
 
-def sharpen(model: Any) -> None:
-    """Scale queries and keys until the mean entropy is below 0.6 of uniform attention's: uniform maps prove nothing."""
-    import torch
+    def graph(self, model: str) -> Path:
+        return self.place / f"{model}.onnx"
 
-    maps = tap(model)
-    noise = torch.randn(2, 3, 224, 224)
-    for _ in range(12):
-        maps.clear()
-        with torch.inference_mode():
-            model(noise)
-        entropy = np.mean([float(-(a * a.clamp_min(1e-30).log()).sum(-1).mean()) for a in maps])
-        if entropy < 0.6 * np.log(maps[0].shape[-1]):
-            break
-        with torch.no_grad():
-            for block in model.blocks:
-                width = block.attn.qkv.weight.shape[0] // 3
-                block.attn.qkv.weight[: 2 * width] *= 1.5
-    untap(model)
+    def session(self, model: str, batch: int, statistics: Any, keep: str = "none") -> Session:
+        """As a run makes it; without statistics for None."""
+        spec = read_spec(self.graph(model))
+        chosen = Keep.choose(spec, (keep,), None, "float16")
+        contents = Contents.derive(spec, Choices(chosen, Reducer, statistics or "host"))
+        choices = contents.placed(self.options.provider) if statistics else {"wanted": contents.wanted(appended=True)}
+        return Session(self.graph(model), provider=self.options.provider, batch=batch, **choices)
 
-
-def tap(model: Any) -> list[Any]:
-    """A list that every forward pass fills with the attention of its layers."""
-    maps: list[Any] = []
-    for block in model.blocks:
-        block.attn.attn_drop.register_forward_hook(lambda _m, _i, out: maps.append(out))
-    return maps
-
-
-def untap(model: Any) -> None:
-    for block in model.blocks:
-        block.attn.attn_drop._forward_hooks.clear()
-
-
-# -- measurements ------------------------------------------------------------------------------------------------------
+    def batches(self) -> tuple[int, ...]:
+        return (1, 2) if self.quick else BATCHES
 
 
 def rate(step: Callable[[], int], seconds: float) -> float:
-    """Images per second of a step that returns how many it did, after two to warm up."""
-    step(), step()
+    """Images (or bytes) per second of a step that returns how many it did, after one to warm up."""
+    step()
     done, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
         done += step()
     return done / spent
 
 
-def parity(graph: Path, provider: str, images: list[Any]) -> tuple[str, float, float]:
-    """The provider in use, and mean and largest row total variation of its attention from the CPU's."""
-    session = Session(graph, provider=provider)
-    ours = session(images)["attention"].astype(np.float64)
-    theirs = Session(graph, provider="cpu")(images)["attention"].astype(np.float64)
-    variation = np.abs(ours - theirs).sum(-1) / 2
-    return session.provider, float(variation.mean()), float(variation.max())
-
-
-def inference(graph: Path, provider: str, batch: int, keep: str | None, seconds: float) -> float:
-    """Images per second of black batches, two threads: nothing fetched but logits, or what `keep` fetches."""
-    spec = read_spec(graph)
-    chosen = Keep.choose(spec, (keep or "none",), None, "float16")
-    contents = Contents.derive(spec, Choices(chosen, Reducer, "graph"))
-    appended = contents.appended(accelerator=True) if keep is not None else None
-    wanted = contents.wanted(appended=True)
-    session = Session(graph, provider=provider, wanted=wanted, appended=appended)
+def inferred(session: Session, batch: int, seconds: float) -> float:
+    """Images per second of black batches from two threads, with whatever the session brings to the host."""
     sets = [(session.pixels(batch), session.buffers(batch)) for _ in range(2)]
-    with ThreadPoolExecutor(2) as pool:
+    session.run_into(*sets[0], batch)
+    with ThreadPoolExecutor(1 if session.card is not None and sys.getswitchinterval() < 1e-4 else 2) as pool:
 
         def step() -> int:
-            list(pool.map(lambda own: session.run_into(own[0], own[1], batch), sets))
-            return 2 * batch
+            return sum(pool.map(lambda own: (session.run_into(*own, batch), batch)[1], sets))
 
         return rate(step, seconds)
 
 
-def whole(graph: Path, source: Repeated, place: Path, provider: str, batch: int, keep: str) -> tuple[float, str]:
-    """Images per second of a whole run, and the stage that took most of the workers' time."""
-    store = place / "bench.zarr"
-    shutil.rmtree(store, ignore_errors=True)
-    marks: list[tuple[int, float]] = []
-    result = attlas.run(
-        graph,
-        source,
-        store,
-        keep=(keep,),
-        provider=provider,
-        batch_size=batch,
-        statistics="graph",
-        progress=lambda progress: marks.append((progress.done, time.perf_counter())),
+def limits(bench: Bench, model: str) -> None:
+    """Decoding on all cores, and a disk of plain files."""
+    from attlas.exporter.spec import Recipe
+
+    recipe = Recipe((224, 224), (248, 248), "center", "bicubic", (0.5,) * 3, (0.5,) * 3)
+    fast = loading().result()
+    with ThreadPoolExecutor(providers.cores()) as pool:
+        room = [np.zeros((224, 224, 3), np.uint8) for _ in bench.encoded]
+
+        def step() -> int:
+            return len(
+                list(pool.map(lambda pair: decode_into(*pair, recipe, fast), zip(room, bench.encoded, strict=True)))
+            )
+
+        bench.say("decode", rate(step, bench.seconds), f"images/s on {providers.cores()} cores")
+        data = np.random.default_rng(0).bytes(2**24)
+        count = 2 if bench.quick else 64
+        start = time.perf_counter()
+        list(pool.map(lambda k: (bench.place / f"block{k}").write_bytes(data), range(count)))
+        bench.say("disk", count * len(data) / (time.perf_counter() - start) / 1e9, "GB/s of plain files")
+    for k in range(count):
+        (bench.place / f"block{k}").unlink()
+
+
+def exported(bench: Bench, model: str) -> None:
+    """The graph in float16."""
+    _, weights = build(model, bench.options.checkpoints, bench.place)
+    attlas.export(model, bench.graph(model), checkpoint=weights, dtype="float32" if bench.quick else "float16")
+    print(f"| {model} | {bench.graph(model).stat().st_size / 1e6:.0f} MB of graph |", flush=True)
+
+
+def alone(bench: Bench, model: str) -> None:
+    """Inference alone: nothing comes to the host but logits."""
+    for batch in bench.batches():
+        session = bench.session(model, batch, None)
+        speed = inferred(session, batch, bench.seconds)
+        recorded = "recorded" if session._graph.captures and session._without is not None else "not recorded"
+        bench.say(f"{model}: inference, {batch} at once", speed, f"images/s, {recorded}")
+        best = f"{model}: inference"
+        if speed > bench.known.get(best, 0):
+            bench.say(best, speed, "images/s, the best of them so far")
+    batch = bench.batches()[0]
+    speed = inferred(bench.session(model, batch, None, "attention"), batch, bench.seconds)
+    bench.say(f"{model}: maps to the host", speed, "images/s", f"{model}: inference")
+
+
+def parity(bench: Bench, model: str) -> None:
+    """Attention against the CPU's, and the kernels' statistics against the host's of the same attention."""
+    spec = read_spec(bench.graph(model))
+    count = 1 if bench.quick else 4
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *spec.image_size, 3), np.uint8)
+
+    def of(session: Session) -> dict[str, npt.NDArray[Any]]:
+        buffers = session.buffers(count)
+        session.run_into(pixels, buffers, count)
+        return buffers
+
+    got = of(bench.session(model, count, "card", "attention"))
+    layers = [got[f"attention.{layer}:float16"] for layer in spec.layers]
+    for name, values in Reducer(spec)(layers).items():
+        found = got[f"appended:{name}"].astype(np.float64)
+        worst = np.nanmax(np.abs(found - values)) / max(np.nanmax(np.abs(values)), 1e-30)
+        bench.say(f"{model}: {name}, card against host", float(worst), "of the largest")
+    cpu = Session(bench.graph(model), provider="cpu", device="")(list(pixels))["attention"].astype(np.float64)
+    variation = np.abs(np.stack(layers, 1) - cpu).sum(-1) / 2
+    bench.say(f"{model}: rows, total variation from the CPU, mean", float(variation.mean()), "")
+    bench.say(f"{model}: rows, total variation from the CPU, largest", float(variation.max()), "")
+
+
+def kernels(bench: Bench, model: str) -> None:
+    """The two kernels alone, and what statistics cost a batch, by kernels and by operators."""
+    spec = read_spec(bench.graph(model))
+    batch = 1 if bench.quick else 32
+    session = bench.session(model, batch, "card")
+    size = batch * len(spec.layers) * spec.heads * spec.tokens**2 * 2
+    with session._slots(batch).slot() as slot:
+        assert slot.reduce is not None
+        start = time.perf_counter()
+        rounds = 1 if bench.quick else ROUNDS
+        for _ in range(rounds):
+            slot.reduce()
+        spent = (time.perf_counter() - start) / rounds
+    bench.say(
+        f"{model}: both kernels, {batch} images",
+        1e3 * spent,
+        f"ms, maps read twice at {2 * size / spent / 1e9:.0f} GB/s",
     )
-    shutil.rmtree(store)
-    # From when the graph is loaded to the last unit: a real run is long against its start.
-    speed = (marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1])
-    return speed, max(result.stages, key=lambda stage: result.stages[stage])
+    best = f"{model}: inference, {batch} at once"
+    for way in ("card", "graph"):
+        speed = inferred(bench.session(model, batch, way), batch, bench.seconds)
+        bench.say(f"{model}: inference and statistics, {way}, {batch} at once", speed, "images/s", best)
 
 
-def torch_rate(model: Any, dtype: str, batch: int, device: str, fetch: bool, seconds: float) -> float:
-    """Images per second of PyTorch with hooks; with `fetch` attention comes to the host as float16."""
-    import torch
-
-    model = model.to(device, getattr(torch, dtype))
-    maps = tap(model)
-    pixels = torch.zeros(batch, 3, 224, 224, device=device, dtype=getattr(torch, dtype))
-
-    def step() -> int:
-        maps.clear()
-        with torch.inference_mode():
-            model(pixels)
-            if fetch:
-                for a in maps:
-                    a.half().cpu()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return batch
-
-    try:
-        return rate(step, seconds)
-    finally:
-        maps.clear()
-        untap(model)
-        model.to("cpu", torch.float32)
-        if device != "cpu":
-            torch.cuda.empty_cache()
-
-
-def copy_speed(graph: Path, provider: str, seconds: float) -> tuple[float, str]:
-    """Bytes per second from the device into the host memory that runs use, and what copies."""
-    session = Session(graph, provider=provider)
-    device = session._device or "cpu"
-    shape = (256, 2**20)
-    value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.uint8, device, 0)
-    array = session._copies.host(shape, "uint8")
-
-    def step() -> int:
-        session._copies.download(array, value)
-        return array.nbytes
-
-    return rate(step, seconds), type(session._copies).__name__
+def runs(bench: Bench, model: str) -> None:
+    """Whole runs, as long as inference alone takes twice the seconds; the batch is what a run finds."""
+    limit = bench.known.get(f"{model}: inference", 100.0)
+    spec = read_spec(bench.graph(model))
+    each = len(spec.layers) * spec.heads * spec.tokens**2 * 2
+    most = 3 if bench.quick else int(limit * 4)
+    for keep, way in (("none", "card"), ("none", "graph"), ("attention", "card")):
+        count = most if keep == "none" else max(3, min(most, int(STORE_BYTES / each)))
+        store = bench.place / "bench.zarr"
+        marks: list[tuple[int, float]] = []
+        choices: dict[str, Any] = {"threads": 1, "batch_size": 1} if bench.quick else {}
+        result = attlas.run(
+            bench.graph(model), Repeated(bench.encoded, count), store, keep=(keep,), statistics=way,  # type: ignore[arg-type]
+            provider=bench.options.provider, overwrite=True, **choices,
+            progress=lambda p, marks=marks: marks.append((p.done, time.perf_counter())),
+        )  # fmt: skip
+        # From the first unit to the last: a real run is long against its start.
+        (first, began), (last, ended) = marks[0], marks[-1]
+        speed = (last - first) / max(ended - began, 1e-9)
+        slowest = max(result.stages, key=lambda stage: result.stages[stage])
+        at_once = result.estimate.plan.at_once
+        name = f"{model}: run --keep {keep}, statistics by {way}"
+        bench.say(name, speed, f"images/s of {count}, {at_once} at once, most time in {slowest}", f"{model}: inference")
+        for limit_name in ("decode",) if bench.known.get("decode") else ():
+            print(f"|   | {speed / bench.known[limit_name]:.2f} of {limit_name} |", flush=True)
+        if keep != "none" and bench.known.get("disk"):
+            print(
+                f"|   | {speed * each / 1e9:.2f} GB/s, {speed * each / 1e9 / bench.known['disk']:.2f} of disk |",
+                flush=True,
+            )
+        shutil.rmtree(store)
 
 
-def disk_speed(place: Path, blocks: int = 16) -> float:
-    """Bytes per second of plain files of 16 MiB, from as many threads as there are cores."""
-    data = np.random.default_rng(0).bytes(2**24)
-
-    def write(number: int) -> None:
-        (place / f"block{number}").write_bytes(data)
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(write, range(blocks)))
-    spent = time.perf_counter() - start
-    for number in range(blocks):
-        (place / f"block{number}").unlink()
-    return blocks * len(data) / spent
+def peers(bench: Bench, model: str) -> None:
+    """PyTorch with hooks: alone, with the default statistics by torch, and with float16 maps by `numpy.save`."""
+    device = "cpu" if bench.quick else "cuda"
+    batch = 1 if bench.quick else 32
+    for name, step in peer(model, bench.options.checkpoints, bench.place, device, batch, read_spec(bench.graph(model))):
+        bench.say(f"{model}: PyTorch, {name}", rate(step, bench.seconds), "images/s", f"{model}: inference")
 
 
-def decode_speed(encoded: Sequence[bytes], recipe: Any, seconds: float) -> float:
-    """Images per second of reading pictures on all cores."""
-    with ThreadPoolExecutor(cores()) as pool:
-
-        def step() -> int:
-            return len(list(pool.map(lambda data: decode(data, recipe)[0], encoded)))
-
-        return rate(step, seconds)
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------
-
-
-def card(provider: str) -> str:
-    """The card's name and driver, or the processor's."""
-    if provider != "cpu" and shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        if found:
-            return found.splitlines()[0]
-    return f"{platform.machine()} CPU"
-
-
-def bench(name: str, options: argparse.Namespace, encoded: list[bytes], place: Path) -> list[list[str]]:
-    """The rows of one model, one for each dtype, and its parity on stderr as it comes."""
-    model, weights = build(name, options.checkpoints, place)
-    rows = []
-    device = "cpu" if options.provider == "cpu" else "cuda"
-    for dtype in DTYPES:
-        if time.perf_counter() - options.started > 60 * MINUTES:
-            print(f"{name} {dtype}: left out for want of time", file=sys.stderr, flush=True)
-            continue
-        graph = place / f"{name}.{dtype}.onnx"
-        attlas.export(name, graph, checkpoint=weights, dtype=dtype)
-        spec = read_spec(graph)
-        images = [decode(data, spec.recipe)[0] for data in encoded[:PARITY]]
-        provider, mean, worst = parity(graph, options.provider, images)
-        print(f"{name} {dtype}: {provider}, row total variation {mean:.1e} / {worst:.1e}", file=sys.stderr, flush=True)
-        if not worst < BOUNDS[dtype]:
-            sys.exit(f"{name} {dtype}: differs from the CPU by {worst:.1e}: nothing was measured")
-        seconds, batch = options.seconds, options.batch
-        alone = inference(graph, options.provider, batch, None, seconds / 4)
-        small = inference(graph, options.provider, batch, "none", seconds / 4)
-        fetched = inference(graph, options.provider, batch, "attention", seconds / 4)
-        image_bytes = len(spec.layers) * spec.heads * spec.tokens**2 * 2
-        free = min(STORE_BYTES, shutil.disk_usage(place).free / 2)
-        most = max(2 * batch, int(alone * seconds))
-        full, full_limit = whole(
-            graph,
-            Repeated(encoded, min(most, max(batch, int(free / image_bytes)))),
-            place,
-            options.provider,
-            batch,
-            "attention",
-        )
-        none, none_limit = whole(graph, Repeated(encoded, most), place, options.provider, batch, "none")
-        hooks = torch_rate(model, dtype, batch, device, False, seconds / 4)
-        hooks_fetched = torch_rate(model, dtype, batch, device, True, seconds / 4)
-        rows.append(
-            [
-                name,
-                dtype,
-                f"{mean:.1e} / {worst:.1e}",
-                f"{alone:.0f}",
-                f"{small:.0f}",
-                f"{fetched:.0f}",
-                f"{none:.0f} ({none_limit})",
-                f"{full:.0f} ({full_limit})",
-                f"{hooks:.0f}",
-                f"{hooks_fetched:.0f}",
-                f"{none / hooks_fetched:.1f} / {full / hooks_fetched:.1f}",
-            ]
-        )
-        graph.unlink()
-    return rows
-
-
-HEAD = [
-    "model",
-    "graph",
-    "row total variation from the CPU, mean / largest",
-    "inference alone",
-    "and statistics",
-    "and attention to the host",
-    "run, statistics and prefix rows (limit)",
-    "run, full float16 store (limit)",
-    "PyTorch, hooks",
-    "and attention to the host",
-    "runs against that",
-]
+# Each step with its seconds; those of a model for each model.
+STEPS: dict[str, tuple[Callable[[Bench, str], None], int]] = {
+    "limits": (limits, 40),
+    "export": (exported, 90),
+    "alone": (alone, 75),
+    "parity": (parity, 60),
+    "kernels": (kernels, 60),
+    "runs": (runs, 110),
+    "peers": (peers, 60),
+}
 
 
 def main() -> None:
@@ -357,40 +305,40 @@ def main() -> None:
     parser.add_argument("--provider", default="cuda")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--checkpoints", type=Path, help="a folder of MODEL.safetensors")
-    parser.add_argument("--place", type=Path, default=Path("/dev/shm"), help="where stores are written: a RAM disk")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of one run, at the rate of inference alone")
-    parser.add_argument("--quick", action="store_true", help="one small model, tiny counts: to see that it works")
+    parser.add_argument("--place", default="/dev/shm", help="where stores are written: a RAM disk")
+    parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--minutes", type=float, default=9.0, help="after these no step is begun")
+    parser.add_argument("--quick", action="store_true", help="one tiny model on the CPU: to see that all of it works")
+    parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.models, options.batch, options.seconds = options.models[:1], 2, 0.4
-    if not os.access(options.place, os.W_OK):
-        options.place = Path(tempfile.gettempdir())
-    encoded = pictures()
-    rows: list[list[str]] = []
-    options.started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="attlas-gpu-", dir=options.place) as folder:
-        place = Path(folder)
-        try:
-            for name in options.models:
-                rows += bench(name, options, encoded, place)
-        except attlas.AttlasError as error:
-            sys.exit(str(error))
-        graph = place / "limits.onnx"
-        spec = attlas.export("deit_tiny_patch16_224", graph, random_init=True).spec
-        copied, how = copy_speed(graph, options.provider, options.seconds / 4)
-        decoded = decode_speed(encoded, spec.recipe, options.seconds / 4)
-        written = disk_speed(place)
-    print(
-        f"{card(options.provider)}, {cores()} cores, onnxruntime {ort.__version__}, {datetime.date.today()}, "
-        f"batches of {options.batch}, images/s; {time.perf_counter() - options.started:.0f} s in all\n"
-    )
-    for row in [HEAD, ["---"] * len(HEAD), *rows]:
-        print(f"| {' | '.join(row)} |")
-    print(
-        f"\nLimits: device to host {copied / 1e9:.1f} GB/s ({how}), {options.place} {written / 1e9:.1f} GB/s, "
-        f"decoding {decoded:.0f} images/s on all cores."
-    )
+        options.provider, options.models = "cpu", ["test_vit"]
+    if options.step:
+        STEPS[options.step[0]][0](Bench(options), options.step[1])
+        return
+    start = time.perf_counter()
+    place = options.place if os.access(options.place, os.W_OK) else None
+    environment = os.environ | ({"NUMBA_ENABLE_CUDASIM": "1"} if options.quick else {})
+    with tempfile.TemporaryDirectory(prefix="attlas-gpu-", dir=place) as folder:
+        jobs = [(name, model) for model in options.models for name in options.only if name != "limits"]
+        for name, model in [("limits", "all"), *jobs] if "limits" in options.only else jobs:
+            left = 60 * options.minutes - (time.perf_counter() - start)
+            limit = min(STEPS[name][1] * (4 if options.quick else 1), left)
+            if left < 10:
+                print(f"| {name} {model} | left out for want of time |", flush=True)
+                continue
+            command = [sys.executable, __file__, *sys.argv[1:], "--place", folder, "--step", name, model]
+            try:
+                done = subprocess.run(
+                    command, env=environment, timeout=limit, check=False, stderr=subprocess.PIPE, text=True
+                )
+                if done.returncode:
+                    print(
+                        f"| {name} {model} | FAILED: {' / '.join(done.stderr.strip().splitlines()[-3:])} |", flush=True
+                    )
+            except subprocess.TimeoutExpired:
+                print(f"| {name} {model} | more than {limit:.0f} s |", flush=True)
+    print(f"{time.perf_counter() - start:.0f} s in all", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@
 The values are skewed ones of known distributions, and every scalar statistic of each store. Without --store, and with
 ATTLAS_SHARED naming a folder of `models/` and `images/`, a store of deit_tiny with norms and gradients is made first.
 
-Images are drawn from a store's with replacement, so that its means are the truth. `coverage` is the share of intervals
-that hold it, of those that there are, in percent: n = 6 / 20 / 100. `discoveries` labels images at random: P(any) is
-how often one q is at most 0.05. FDR and power are with every fifth group (at least one) shifted in a third of the
-entries, by 5 standard errors of a group's mean: the share of what is found in the other entries, and the share of
-shifted (group, entry) pairs that is found. `Welch` is P(any) of Welch's test with the same adjustment. The latest
-tables are in docs/statistics.md.
+Images are drawn from a store's with replacement, so that its means are the truth. `coverage` is the share of all
+samples, layers and heads whose interval holds it, in percent: n = 6 / 20 / 100; the standard error is over samples,
+since heads of one sample are alike. `discoveries` labels images at random: P(any) is how often one q is at most 0.05.
+FDR and power are with every fifth group (at least one) shifted in a third of the entries, by 5 standard errors of a
+group's mean: the share of what is found in the other entries, and the share of shifted (group, entry) pairs that is
+found. `Welch` is P(any) of Welch's test with the same adjustment. The latest tables are in docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from attlas.analysis.statistics.inference import interval
 from attlas.analysis.statistics.moments import Moments
 from attlas.engine.store.store import Store
 
+RANGES = {"one in 20 not 0": (0.0, 1.0)}
 DESIGNS = ((2, 400), (10, 80), (100, 8), (166, 5), (1000, 50))
-SIZES, LEVEL, SHIFT = (6, 20, 100), 0.05, 5.0
+SIZES, LEVEL, SHIFT, BLOCK = (6, 20, 100), 0.05, 5.0, 50
 
 
 def made(folder: Path) -> list[Path]:
@@ -74,16 +75,8 @@ def populations(stores: list[Path]) -> Iterator[tuple[str, Any]]:
 # -- intervals --------------------------------------------------------------------------------------------------------
 
 
-def percentile(values: Any) -> tuple[Any, Any]:
-    """The percentile bootstrap interval that earlier versions had."""
-    n = len(values)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 1000) / n
-    low, high = np.quantile(weights @ values, (0.025, 0.975), axis=0)
-    return low, high
-
-
-def students(values: Any) -> tuple[Any, Any]:
-    """Student's interval alone."""
+def students(values: Any, within: Any) -> tuple[Any, Any]:
+    """Student's interval alone; as wide as nothing where all values are equal."""
     from scipy.special import stdtrit
 
     n, mean = len(values), values.mean(axis=0)
@@ -91,24 +84,25 @@ def students(values: Any) -> tuple[Any, Any]:
     return mean - half, mean + half
 
 
-def coverage(population: Any, samples: int) -> str:
-    """A cell for each kind of interval: its coverage for every n; and how often there is one."""
-    random, mean = np.random.default_rng(1), population.mean(axis=0)
-    cells = []
-    for kind in (percentile, students, interval):
-        shares, there = [], []
-        for n in SIZES:
-            held_it, known = [], []
-            for _ in range(samples):
-                values = population[random.integers(0, len(population), n)]
-                low, high = kind(values)
-                some = np.isfinite(low) & (high > low if kind is interval else True)
-                known.append(some.mean())
-                held_it += list(((low <= mean) & (mean <= high))[some])
-            shares.append(f"{100 * np.mean(held_it):.1f}")
-            there.append(f"{100 * np.mean(known):.0f}")
-        cells.append(" / ".join(shares))
-    return " | ".join([*cells, " / ".join(there)])
+def coverage(name: str, population: Any, samples: int) -> str:
+    """Cells, each of every n: coverage of both intervals, its standard error, and how wide the second is."""
+    mean, within = population.mean(axis=0), CATALOG[name].within if name in CATALOG else RANGES.get(name)
+    cells: dict[str, list[str]] = {"t": [], "ours": [], "error": [], "width": []}
+    for n in SIZES:
+        random, found, widths = np.random.default_rng(1), {"t": [], "ours": []}, []
+        for _ in range(samples // BLOCK):
+            values = population[random.integers(0, len(population), (n, BLOCK))]
+            for kind, (low, high) in {
+                "t": students(values, within),
+                "ours": interval(values, within=within),
+            }.items():  # what has no interval, NaN, is not covered
+                found[kind].append(((low <= mean) & (mean <= high)).mean(axis=1))
+            widths.append(np.nanmedian((high - low) / population.std(axis=0)))
+        for kind, parts in found.items():
+            cells[kind].append(f"{100 * np.mean(parts):.1f}")
+        cells["error"].append(f"{100 * np.std(found['ours']) / math.sqrt(np.size(found['ours'])):.1f}")
+        cells["width"].append(f"{np.mean(widths):.2f}")
+    return " | ".join(" / ".join(cell) for cell in cells.values())
 
 
 # -- discoveries ------------------------------------------------------------------------------------------------------
@@ -142,24 +136,31 @@ def by_chance(values: Any, count: int, size: int, labellings: int, random: Any) 
     return float(np.mean([benjamini_hochberg(one).min() <= LEVEL for one in np.split(p, labellings)]))
 
 
-def discoveries(population: Any, count: int, size: int, samples: int, labellings: int) -> str:
-    """P(any), FDR and power, and P(any) of Welch's test."""
+def discoveries(population: Any, count: int, size: int, draws: tuple[int, int], labellings: int) -> str:
+    """P(any), FDR and power, the first two with their standard error, and P(any) of Welch's test.
+
+    `draws` are the samples of images for P(any), each of so many `labellings`, and for FDR and power.
+    """
     random, entries = np.random.default_rng(2), population.shape[1]
     groups = np.repeat(np.arange(count), size)
     shifted = np.zeros((count, entries), bool)
     shifted[:: 5 if count > 5 else count, : max(1, entries // 3)] = True
     false, found, anything, before = [], [], [], []
-    for _ in range(samples):
+    for _ in range(draws[0]):
         values = population[random.integers(0, len(population), count * size)]
         anything.append(by_chance(values, count, size, labellings, random))
         if count <= 166:
             before.append(np.nanmin(by_welch(values, groups, count), initial=1) <= LEVEL)
+    for _ in range(draws[1]):
+        values = population[random.integers(0, len(population), count * size)]
         moved = values + shifted[groups] * population.std(axis=0) * SHIFT / np.sqrt(size)
         hits = group_differences(moved, groups, seed=int(random.integers(2**31))).q <= LEVEL
         false.append(hits[:, ~shifted.any(axis=0)].sum() / max(1, hits.sum()))
         found.append(hits[shifted].mean())
-    old = f"{np.mean(before):.2f}" if before else ""
-    return f"{np.mean(anything):.3f} | {np.mean(false):.3f} | {np.mean(found):.2f} | {old}"
+    old, share = f"{np.mean(before):.2f}" if before else "", float(np.mean(anything))
+    # Labellings of one sample share their random groups, so that errors are over samples.
+    errors = np.std(anything) / math.sqrt(draws[0]), np.std(false) / math.sqrt(draws[1])
+    return f"{share:.3f} ± {errors[0]:.3f} | {np.mean(false):.3f} ± {errors[1]:.3f} | {np.mean(found):.2f} | {old}"
 
 
 def main() -> None:
@@ -169,24 +170,25 @@ def main() -> None:
     parser.add_argument("--only", choices=["coverage", "discoveries"])
     parser.add_argument("--values", nargs="*", help="only these, by name")
     parser.add_argument("--groups", type=int, nargs="*", help="only designs of so many groups")
-    parser.add_argument("--samples", type=int, default=300, help="of each n")
-    parser.add_argument("--draws", type=int, default=20, help="samples of images of each design; a tenth of 1000 x 50")
-    parser.add_argument("--labellings", type=int, default=50, help="of each of them")
+    parser.add_argument("--samples", type=int, default=1000, help="of each n")
+    parser.add_argument("--draws", type=int, nargs=2, default=(20, 20), help="samples of images: P(any), FDR and power")
+    parser.add_argument("--labellings", type=int, default=50, help="of each sample for P(any)")
+    parser.add_argument("--entries", type=int, help="only so many layers and heads of each statistic, by chance")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make = not options.store and "ATTLAS_SHARED" in os.environ
         chosen = made(Path(folder)) if make else options.store
         all_values = [p for p in populations(chosen) if not options.values or p[0] in options.values]
     if options.only != "discoveries":
-        print("| values | percentile bootstrap | Student's t | `interval` | there is one |\n|---|---|---|---|---|")
+        print("| values | Student's t | `interval` | standard error | width, deviations |\n|---|---|---|---|---|")
         for name, population in all_values:
-            print(f"| {name} | {coverage(population, options.samples)} |", flush=True)
+            print(f"| {name} | {coverage(name, population, options.samples)} |", flush=True)
     if options.only != "coverage":
         print("| values | groups | P(any) | FDR | power | Welch |\n|---|---|---|---|---|---|")
         for count, size in (design for design in DESIGNS if not options.groups or design[0] in options.groups):
-            draws = options.draws if count < 1000 else max(1, options.draws // 10)
             for name, population in all_values:
-                cells = discoveries(population, count, size, draws, options.labellings)
+                some = np.random.default_rng(3).permutation(population.shape[1])[: options.entries]
+                cells = discoveries(population[:, some], count, size, tuple(options.draws), options.labellings)
                 print(f"| {name} | {count} × {size} | {cells} |", flush=True)
 
 

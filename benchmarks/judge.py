@@ -7,19 +7,10 @@ told that one with gradients computes its logits at less than half the speed.
 
 The plain graph is the timm model as torch exports it: no attention outputs, fused attention, normalised float32 input.
 It runs in the best of three ways (both cores on one picture, on batches of 8, a core each on single pictures) on
-pictures that are ready in memory. In interleaved rounds both see as many pictures. Core time says more than seconds on
-a machine that does something else, too.
+pictures that are ready in memory: before and after every round of judging, --plain pictures each time. A round is
+compared with the better of the means of what stands around it, since the machine may do something else, too.
 
-deit_tiny_patch16_224, 3 pictures, 2 cores, two rounds (2026-11-26):
-
-| who | forwards/s | core ms a forward |
-|---|---|---|
-| attlas judge | 56.4 53.5 | 27.4 28.6 |
-| plain, 2 cores on one picture | 50.8 46.9 | 39.3 42.5 |
-| plain, 2 cores on 8 | 62.8 53.3 | 31.8 37.5 |
-| plain, a core each on one | 71.8 60.1 | 27.8 33.2 |
-
-0.84 of the best plain way's rate, 1.09 of its pictures a core second.
+TABLE
 """
 
 import argparse
@@ -30,6 +21,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import attlas
 import numpy as np
@@ -53,7 +45,7 @@ def plain_graph(checkpoint: Path, path: Path) -> None:
 
 
 def classify(path: Path, pictures: int, threads: int, batch: int, workers: int) -> tuple[float, float]:
-    """(seconds, core seconds) of so many pictures."""
+    """Pictures a second, and core milliseconds a picture, of so many pictures."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -63,7 +55,7 @@ def classify(path: Path, pictures: int, threads: int, batch: int, workers: int) 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(lambda _: session.run(None, {"x": x}), range(-(-pictures // batch))))
     scale = pictures / (batch * -(-pictures // batch))
-    return (time.perf_counter() - began) * scale, (cpu() - used) * scale
+    return pictures / (time.perf_counter() - began) / scale, 1000 * (cpu() - used) * scale / pictures
 
 
 def cpu() -> float:
@@ -79,6 +71,7 @@ def main() -> None:
     parser.add_argument("--graph", type=Path, help="graph without; by default exported first")
     parser.add_argument("--count", type=int, default=167)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plain", type=int, default=400, help="pictures in each way, between rounds of judging")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--fill", default="mean")
     options = parser.parse_args()
@@ -101,10 +94,16 @@ def bench(place: Path, options: argparse.Namespace) -> None:
         f"plain, {cores()} cores on 8": (cores(), 8, 1),
         "plain, a core each on one": (1, 1, cores()),
     }
-    rows: dict[str, list[tuple[float, float]]] = {}
-    used: list[float] = []
+    rows: dict[str, list[Any]] = {name: [] for name in ways}
+    mine: list[tuple[float, float]] = []
+
+    def around() -> None:
+        for name, way in ways.items():
+            rows[name].append(classify(place / "plain.onnx", options.plain, *way))
+
+    around()
     for _ in range(options.rounds):
-        used.clear()  # at the first picture and after every unit: what is computed before is not judging
+        used: list[float] = []  # at the first picture and after every unit: what is computed before is not judging
         result = attlas.judge(
             store,
             graph,
@@ -113,23 +112,23 @@ def bench(place: Path, options: argparse.Namespace) -> None:
             steps=options.steps,
             fill=options.fill,
             overwrite=True,
-            progress=lambda _now: used.append(cpu()),
+            progress=lambda _now, used=used: used.append(cpu()),
         )
-        core = used[-1] - used[0]
         count = result.forwards
-        rows.setdefault("attlas judge", []).append((count / result.judging, 1000 * core / count))
-        for name, way in ways.items():
-            seconds, core = classify(place / "plain.onnx", count, *way)
-            rows.setdefault(name, []).append((count / seconds, 1000 * core / count))
+        mine.append((count / result.judging, 1000 * (used[-1] - used[0]) / count))
+        around()
     print(f"{result.images} images, {count} forwards a round, load {os.getloadavg()[0]:.1f}\n")
     print("| who | forwards/s | core ms a forward |\n|---|---|---|")
-    for name, found in rows.items():
+    for name, found in ({"attlas judge": mine} | rows).items():
         print(f"| {name} | {' '.join(f'{a:.1f}' for a, _ in found)} | {' '.join(f'{b:.1f}' for _, b in found)} |")
-    best = [max(rows[name][i][0] for name in ways) for i in range(options.rounds)]
-    least = [min(rows[name][i][1] for name in ways) for i in range(options.rounds)]
-    rate = statistics.median(mine[0] / other for mine, other in zip(rows["attlas judge"], best, strict=True))
-    core = statistics.median(other / mine[1] for mine, other in zip(rows["attlas judge"], least, strict=True))
-    print(f"\nagainst the best plain way: {rate:.2f} of its rate, {core:.2f} of its pictures a core second")
+    rates, cores_s = [], []
+    for i, (rate, core) in enumerate(mine):
+        beside = [np.mean(rows[name][i : i + 2], axis=0) for name in ways]
+        rates.append(rate / max(r for r, _ in beside))
+        cores_s.append(min(c for _, c in beside) / core)
+    spread = " ".join(f"{one:.2f}" for one in rates)
+    print(f"\nagainst the best plain way: {statistics.median(rates):.2f} of its rate ({spread}), ", end="")
+    print(f"{statistics.median(cores_s):.2f} of its pictures a core second")
 
 
 if __name__ == "__main__":

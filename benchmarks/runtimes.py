@@ -1,22 +1,19 @@
-"""A graph in every runtime at hand: the conformance vector, the table of differences, and what attention costs.
+"""A graph in every runtime at hand: the table of differences, and what attention costs.
 
-    python benchmarks/runtimes.py vector GRAPH.onnx PICTURE -o VECTOR
     python benchmarks/runtimes.py table GRAPH.onnx IMAGES [--openvino PYTHON] [--node FOLDER] [--cuda] [--trt]
     python benchmarks/runtimes.py speed [MODEL...] [--rounds N] [--threads N]
 
-`table` runs the programs of docs/deployment.md as they are printed there, and compares every output in full with
-onnxruntime on the CPU, which `attlas export` has compared with PyTorch. `--openvino` names an
-interpreter that has OpenVINO, `--node` a folder with node_modules. `speed` times onnxruntime on one picture: the plain
-classifier, as `torch.onnx.export` makes it from timm's model, against the graphs of `attlas export`, interleaved.
+`table` runs the programs of docs/deployment.md and docs/conform.md as they are printed there, and judges what each
+gives as `attlas conform --import` does. `--openvino` names an interpreter that has OpenVINO, `--node` a folder with
+node_modules. `speed` times onnxruntime on one picture: the plain classifier, as `torch.onnx.export` makes it from
+timm's model, against the graphs of `attlas export`, interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import io
-import json
 import re
 import statistics
 import subprocess
@@ -27,27 +24,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attlas
 import numpy as np
-import numpy.typing as npt
-from attlas.engine.plan import spread
-from attlas.engine.runtime.decode import decode
-from attlas.engine.runtime.graph import read_spec
-from attlas.errors import AttlasError, UsageError
-from attlas.exporter.spec import GraphSpec
-from PIL import Image
+from attlas.engine.conform import Conformity, write_cases
+from attlas.errors import AttlasError
 
-DOCS = Path(__file__).parent.parent / "docs" / "deployment.md"
+DOCS = Path(__file__).parent.parent / "docs"
 FOUR = ["deit_tiny_patch16_224", "vit_base_patch32_224", "vit_base_patch16_224", "vit_large_patch16_224"]
-Arrays = dict[str, npt.NDArray[np.float32]]
+MAPS = ("attention", "class_attention", "pool_attention")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("vector")
-    one.add_argument("graph", type=Path)
-    one.add_argument("picture", type=Path)
-    one.add_argument("-o", "--output", type=Path, required=True)
     many = commands.add_parser("table")
     many.add_argument("graph", type=Path)
     many.add_argument("images", type=Path)
@@ -62,9 +51,7 @@ def main() -> None:
     fast.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     try:
-        if asked.command == "vector":
-            write_vector(asked.graph, asked.picture, asked.output)
-        elif asked.command == "speed":
+        if asked.command == "speed":
             for line in speed(asked.models, asked.rounds, asked.threads):
                 print(line, flush=True)
         else:
@@ -77,8 +64,9 @@ def main() -> None:
 
 
 def programs() -> dict[str, str]:
-    """The programs of docs/deployment.md by file name."""
-    blocks = re.findall(r"```(?:python|javascript)\n((?:#|//) (\S+) GRAPH VECTOR OUT\n.*?)```", DOCS.read_text(), re.S)
+    """The programs of the documentation by file name, with the module that those in JavaScript share."""
+    text = "".join((DOCS / page).read_text(encoding="utf-8") for page in ("deployment.md", "conform.md"))
+    blocks = re.findall(r"```(?:python|javascript)\n((?:#|//) (\S+\.(?:py|mjs))\b[^\n]*\n.*?)```", text, re.S)
     found = {name: code for code, name in blocks}
     web = found["web.mjs"]
     for there, here in (('"onnxruntime-web"', '"onnxruntime-node"'), ('"wasm"', '"cpu"'), (", externalData }", " }")):
@@ -97,18 +85,13 @@ def commands(asked: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
-def run(command: list[str], file: Path, graph: Path, vector: Path, out: Path, spec: GraphSpec) -> tuple[Arrays, float]:
-    """One program's outputs by name, and the seconds it took, its start included."""
-    started = time.perf_counter()
-    done = subprocess.run([*command, str(file), str(graph), str(vector), str(out)], capture_output=True, text=True)
+def run(command: list[str], file: Path, graph: Path, cases: Path) -> Conformity:
+    """How far one program's outputs lie from those expected."""
+    results = file.with_suffix(".npz")
+    done = subprocess.run([*command, str(file), str(graph), str(cases), str(results)], capture_output=True, text=True)
     if done.returncode:
         raise AttlasError(f"{file.name}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    seconds = time.perf_counter() - started
-    found = {}
-    for output in spec.outputs:
-        shape = [-1 if size is None else size for size in output.shape]
-        found[output.name] = np.fromfile(out / f"{output.name}.bin", np.float32).reshape(shape)
-    return found, seconds
+    return attlas.conform(graph, cases, results=results)
 
 
 # The table -----------------------------------------------------------------------------------------------------------
@@ -116,10 +99,9 @@ def run(command: list[str], file: Path, graph: Path, vector: Path, out: Path, sp
 
 def table(asked: argparse.Namespace) -> str:
     """Markdown: per runtime the differences of each kind of output from onnxruntime on the CPU."""
-    spec = read_spec(asked.graph)
     lines = [
         "| runtime | logits | rows of attention, total variation: mean / largest | tokens | gradients "
-        "| first class agrees | seconds |",
+        "| first class agrees | conforms |",
         "|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as temporary:
@@ -127,51 +109,37 @@ def table(asked: argparse.Namespace) -> str:
         folder = Path(temporary)
         if asked.node:
             (folder / "node_modules").symlink_to((asked.node / "node_modules").resolve())
-        files = sorted(p for p in asked.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        chosen = [files[i] for i in spread(len(files), asked.count)]
-        pixels(chosen, spec).tofile(folder / "pixels.bin")
-        texts = programs()
-        reference: Arrays = {}
+        for name, text in programs().items():
+            (folder / name).write_text(text, encoding="utf-8")
+        graph, cases = asked.graph.resolve(), folder / "cases.npz"
+        count = write_cases(graph, cases, asked.images, limit=asked.count)
         for name, command in commands(asked).items():
-            (folder / name).write_text(texts[name])
-            found, seconds = run(command, folder / name, asked.graph.resolve(), folder, folder / f"out-{name}", spec)
-            reference = reference or found
-            lines.append(f"| {name} | {differences(found, reference, spec)} | {seconds:.1f} |")
-    return f"{spec.name}, {len(chosen)} pictures\n\n" + "\n".join(lines)
+            found = run(command, folder / name, graph, cases)
+            lines.append(f"| {name} | {cells(found)} |")
+    return f"{found.model}, {count} pictures\n\n" + "\n".join(lines)
 
 
-def differences(found: Arrays, reference: Arrays, spec: GraphSpec) -> str:
+def cells(found: Conformity) -> str:
     """The cells of one row."""
-    head = spec.outputs[0].name
-    rows = [
-        np.abs(found[o.name].astype(np.float64) - reference[o.name]).sum(-1).ravel() / 2
-        for o in spec.outputs
-        if o.name.partition(".")[0] in ("attention", "class_attention", "pool_attention")
-    ]
-    variation = np.concatenate(rows)
-    gradients = [_relative(found[o.name], reference[o.name]) for o in spec.outputs if o.name.startswith("gradient.")]
-    first = np.mean(found[head].argmax(-1) == reference[head].argmax(-1))
-    cells = [
-        f"{_relative(found[head], reference[head]):.1e}",
-        f"{variation.mean():.1e} / {variation.max():.1e}",
-        f"{_relative(found['tokens'], reference['tokens']):.1e}",
-        f"{max(gradients):.1e}" if gradients else "",
-        f"{first:.0%}",
-    ]
-    return " | ".join(cells)
+    kinds: dict[str, list[Any]] = {}
+    for line in found.lines:
+        kinds.setdefault(line.output.partition(".")[0], []).append(line)
+    rows = [line for kind in MAPS for line in kinds.get(kind, ())]
 
+    def largest(*names: str) -> str:
+        values = [line.largest for name in names for line in kinds.get(name, ())]
+        return f"{max(values):.1e}" if values else ""
 
-def _relative(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """Largest difference of an image over its largest number, the largest of the images."""
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
-    return float((np.abs(a - b).max(1) / np.abs(b).max(1).clip(1e-30)).max())
-
-
-def pixels(files: list[Path], spec: GraphSpec) -> npt.NDArray[np.uint8]:
-    """The crops of some pictures: (image, row, column, 3) uint8."""
-    if not files:
-        raise UsageError("no pictures there")
-    return np.stack([decode(file.read_bytes(), spec.recipe)[0] for file in files])
+    return " | ".join(
+        [
+            largest("logits", "features"),
+            f"{np.mean([line.mean for line in rows]):.1e} / {max(line.largest for line in rows):.1e}",
+            largest("tokens"),
+            largest("gradient"),
+            "" if found.same_top1 is None else f"{found.same_top1 / found.pictures:.0%}",
+            "yes" if found.conforms else f"no, from {found.first.output if found.first else 'the first class'}",
+        ]
+    )
 
 
 # What attention costs ------------------------------------------------------------------------------------------------
@@ -232,41 +200,6 @@ def _sessions(model: str, folder: Path, threads: int) -> list[tuple[Any, list[st
             found.append((session, every[:1], feeds))
         found.append((session, every, feeds))
     return found
-
-
-# The conformance vector ----------------------------------------------------------------------------------------------
-
-
-def write_vector(graph: Path, picture: Path, output: Path) -> None:
-    """A picture, its pixels, and what the graph gives for it; see docs/deployment.md."""
-    spec = read_spec(graph)
-    output.mkdir(parents=True, exist_ok=False)
-    with Image.open(picture) as image:
-        image.convert("RGB").save(output / "picture.png")
-    crop = pixels([output / "picture.png"], spec)
-    crop.tofile(output / "pixels.bin")
-    with tempfile.TemporaryDirectory() as temporary:
-        program = Path(temporary) / "cpu.py"
-        program.write_text(programs()["cpu.py"])
-        found, _ = run([sys.executable], program, graph.resolve(), output, Path(temporary) / "out", spec)
-    head = spec.outputs[0].name
-    expected = {
-        "graph": hashlib.sha256(graph.read_bytes()).hexdigest(),
-        "pixels": hashlib.sha256(crop.tobytes()).hexdigest(),
-        "shape": list(crop.shape),
-        "model": spec.name,
-        "recipe": str(spec.recipe),
-        head: _rounded(found[head][0]),
-        # Sums over keys are 1 whatever is wrong; sums over queries are not.
-        "received": {f"{layer}": _rounded(found[f"attention.{layer}"][0].sum(-2)) for layer in spec.layers},
-    }
-    (output / "expected.json").write_text(json.dumps(expected) + "\n")
-    print(output)
-
-
-def _rounded(values: npt.NDArray[np.float32]) -> Any:
-    """Plain numbers of six digits: no runtime agrees on more."""
-    return json.loads(json.dumps(values.tolist()), parse_float=lambda text: float(f"{float(text):.6g}"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ..errors import Interrupted, UsageError
 from .shared import note, path_argument
 
 
-@click.command(short_help="A timm model becomes an ONNX graph with attention outputs.")
+@click.command(short_help="A model becomes an ONNX graph with attention outputs.")
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=path_argument, help="The graph, NAME.onnx.")
 @click.option(
@@ -37,7 +37,13 @@ from .shared import note, path_argument
     help="Replace parts of the recipe: mean=0.5,std=0.5,resize=squash:256,crop=224.",
 )
 @click.option("--layers", metavar="0,3-5", help="Only these blocks' attention, counted from 0.")
-@click.option("--num-classes", type=int, help="Number of classes of the checkpoint's head.")
+@click.option("--num-classes", type=int, help="Number of classes of the checkpoint's head; 0 for no head.")
+@click.option("--pool", metavar="KIND", help="What the head of timm's model reads: token, avg, map, and so on.")
+@click.option(
+    "--model-args",
+    metavar="KEY=VALUE,...",
+    help="Arguments of timm's model (init_values=1e-5,dynamic_img_size=true), or entries of transformers' config.json.",
+)
 @click.option("--gradients", is_flag=True, help="Also output gradients of a class's logit by the attention.")
 @click.option("--loss-gradients", is_flag=True, help="The same of the loss, -ln of the class's probability.")
 @click.option("--norms", is_flag=True, help="Also output norms of values, attention branches and tokens.")
@@ -51,9 +57,15 @@ def export(
     random_init: bool,
     checkpoint: str | None,
     loss_gradients: bool,
+    model_args: str | None,
+    pool: str | None,
     **options: Any,
 ) -> None:
-    """Export timm's MODEL (with or without its pretrained tag) and check the file against PyTorch."""
+    """Export MODEL and check the file against PyTorch.
+
+    MODEL is timm's name, with or without its pretrained tag, hf-hub:ORG/NAME or local-dir:FOLDER of timm's, or
+    transformers:ORG/NAME or transformers:FOLDER.
+    """
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
     if loss_gradients and options["gradients"]:
@@ -61,6 +73,7 @@ def export(
     options["gradients"] = "loss" if loss_gradients else options["gradients"]
     options["img_size"] = messages.edges(options["img_size"])
     options["layers"] = messages.layers(options["layers"])
+    options["model_args"] = messages.arguments(model_args) | ({"global_pool": pool} if pool else {})
     try:
         result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=True, **options)
     except KeyboardInterrupt:

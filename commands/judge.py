@@ -44,6 +44,9 @@ SHOWN = ("deletion", "insertion", "difference")
     metavar="DIR",
     help="PNGs named like the images, the object not 0: judge maps by them.",
 )
+@click.option(
+    "--boxes", type=path_argument, metavar="FILE", help="Objects in the original images, COCO JSON: judge maps by them."
+)
 @click.option("--heads", is_flag=True, help="Judge no maps, but what the model loses without each of its heads.")
 @click.option(
     "--silence", default="zero", metavar="zero|mean", help="With --heads: what stands in place of a head's output."
@@ -75,7 +78,7 @@ def judge(
     picture. With --heads, GRAPH is one of `attlas export --ablate`. The same command resumes what was stopped.
     docs/judge.md says what each number means.
     """
-    from ..analysis.judge import between
+    from ..analysis.judge import between, localisation, segmentation
     from ..analysis.judge.maps import split
 
     names = [name for text in maps for name in split(text)]
@@ -96,20 +99,22 @@ def judge(
         for one in between(store, against, tag=result.verdict.tag):
             found = _cell(one.difference, one.bounds, "+.3f")
             click.echo(f"less {against.name}, {one.images:,} images: {one.map} {one.figure} {found}")
-    for line in _masked(result.segmentation) if result.segmentation is not None else ():
-        click.echo(line)
+    masked, boxed = result.segmentation, result.localisation
+    if masked is not None:
+        _outlined(f"against the masks of {masked.images:,} images:", masked, segmentation.SCORES)
+    if boxed is not None:
+        said = f"against {boxed.objects:,} boxes in {boxed.images:,} images:"
+        _outlined(said, boxed, localisation.SCORES)
 
 
-def _masked(found: Any) -> Iterator[str]:
-    """Every map as a segmentation."""
-    from ..analysis.judge.segmentation import SCORES
-
+def _outlined(title: str, found: Any, figures: tuple[str, ...]) -> None:
+    """Every map by what people have outlined."""
     width = max(len("map"), *map(len, found.maps))
-    yield f"against the masks of {found.images:,} images:"
-    yield f"{'map':<{width}}  {'  '.join(f'{name:<24}' for name in SCORES)}".rstrip()
+    click.echo(title)
+    click.echo(f"{'map':<{width}}  {'  '.join(f'{name:<24}' for name in figures)}".rstrip())
     for i, name in enumerate(found.maps):
-        cells = [_cell(found.mean[i, f], found.bounds[:, i, f], ".3f") for f in range(len(SCORES))]
-        yield f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip()
+        cells = [_cell(found.mean[i, f], found.bounds[:, i, f], ".3f") for f in range(len(figures))]
+        click.echo(f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip())
 
 
 def _heads(
@@ -126,8 +131,8 @@ def _heads(
     from ..analysis.judge import judge_heads
     from ..analysis.judge.heads import LOSSES
 
-    if maps or options["other"] is not None or options["masks"] is not None:
-        raise UsageError("--heads: judges no maps; leave --maps, --other and --masks out")
+    if maps or any(options[name] is not None for name in ("other", "masks", "boxes")):
+        raise UsageError("--heads: judges no maps; leave --maps, --other, --masks and --boxes out")
     given = {name: options[name] for name in ("provider", "overwrite")}
     with pool(workers, scheduler) as who:
         result = judge_heads(store, graph, images, silence=silence, progress=True, **who, **given)

@@ -15,7 +15,7 @@ from .sources import Items, Source, open_source
 from .sources.items import UNKNOWN, ChangedError
 from .store.store import Store
 
-__all__ = ["check_graph", "image_items", "read_pictures"]
+__all__ = ["check_graph", "differing", "image_items", "read_pictures"]
 
 # What must be equal for two graphs to be of one model on one input; its outputs may differ.
 SAME = ("model", "image_size", "recipe", "patch_size", "grid", "prefix", "depth", "heads", "classes")
@@ -28,14 +28,18 @@ def check_graph(store: Store, graph: str | os.PathLike[str]) -> GraphSpec:
         AttlasError: it is of another model, or of other weights, or is no graph.
     """
     spec = read_spec(graph)
-    differ = [name for name in SAME if getattr(spec, name) != getattr(store.spec, name)]
-    if spec.weights.sha256 != store.spec.weights.sha256:
-        differ.append("weights")
+    differ = differing(spec, store.spec)
     if differ:
         raise AttlasError(
             f"{graph}: is not of the store's model ({', '.join(differ)} differ); name the graph that made {store.path}"
         )
     return spec
+
+
+def differing(one: GraphSpec, other: GraphSpec) -> list[str]:
+    """What tells two graphs apart as of other models, or of other weights; empty if nothing does."""
+    differ = [name for name in SAME if getattr(one, name) != getattr(other, name)]
+    return differ if one.weights.sha256 == other.weights.sha256 else [*differ, "weights"]
 
 
 def image_items(store: Store, images: str | os.PathLike[str] | Source) -> tuple[Source, Items]:

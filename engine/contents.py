@@ -12,13 +12,15 @@ import numpy.typing as npt
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from .keep import Keep
+from .runtime.cuda import OnCard
 from .runtime.graph import appended_outputs
 from .runtime.outputs import Wanted
+from .runtime.providers import accelerates, on_cards
 from .store.schema import DESCRIBING, FROM_GRAPH, LAYERED, Template, per_layer, stacked
 
 __all__ = ["Choices", "Contents", "Reducer", "Statistics"]
 
-type Statistics = Literal["auto", "graph", "host"]  # where statistics are computed
+type Statistics = Literal["auto", "card", "graph", "host"]  # where statistics are computed
 
 
 class Reducer(Protocol):
@@ -51,6 +53,10 @@ class Reducer(Protocol):
         `templates`, `_finite`, and with prefix tokens `prefix_attention` (image, layer, head, prefix, key). None if
         there is no such model (the default).
         """
+        return None
+
+    def on_card(self, dtype: Literal["float16", "float32"]) -> OnCard | None:
+        """The same statistics of attention in `dtype` where a CUDA card has it; None if there is no such way."""
         return None
 
 
@@ -121,19 +127,50 @@ class Contents:
     def wanted(self, *, appended: bool = False) -> list[Wanted]:
         """The outputs of the prepared graph, each once.
 
-        If the statistics are `appended` to the graph, attention is an output only if it is stored.
+        If the statistics are `appended` to the graph, or on a card, attention is an output only if it is stored.
         """
         small = [w for name, outputs in self.outputs.items() if name not in LAYERED for w in outputs]
         large = [w for name, outputs in self.outputs.items() if name in LAYERED for w in outputs]
         return list(dict.fromkeys([*small, *(() if appended else (*self.attention, *self.reduced)), *large]))
 
+    def placed(self, provider: str) -> dict[str, Any]:
+        """Where the statistics are computed, as a `Session` takes it: `card`, `appended` or neither, and `wanted`.
+
+        A CUDA card has kernels of its own; another accelerator, or a card without numba-cuda, gets them as a model that
+        is appended to the graph; and what has neither leaves them to the host.
+
+        Raises:
+            UsageError: the user wants them where they cannot be.
+        """
+        card = self.on_card(cards=on_cards(provider))
+        appended = self.appended(accelerator=accelerates(provider)) if card is None else None
+        wanted = self.wanted(appended=card is not None or appended is not None)
+        return {"wanted": wanted, "appended": appended, "card": card}
+
+    def on_card(self, *, cards: bool) -> OnCard | None:
+        """The statistics on a card, or None if they are computed elsewhere; codes are left to the graph.
+
+        Raises:
+            UsageError: the user wants them on a card, but there is none.
+        """
+        if self.reducer is None or self.statistics not in ("auto", "card"):
+            return None
+        found = self.reducer.on_card(self.keep.reduced) if cards and not self.keep.coded else None
+        if found is None and self.statistics == "card":
+            raise UsageError(
+                "statistics on the card: need `--provider cuda` or `tensorrt`, float attention, and numba-cuda with a "
+                "card (`pip install 'attlas[gpu]'`)"
+            )
+        return found
+
     def appended(self, *, accelerator: bool) -> bytes | None:
-        """The statistics as a model to append to the graph, or None if they are computed on the host.
+        """The statistics as a model to append to the graph, or None if they are computed elsewhere.
 
         Raises:
             UsageError: the user wants them in the graph, but the reducer has no model.
         """
-        if self.reducer is None or self.statistics == "host" or (self.statistics == "auto" and not accelerator):
+        elsewhere = self.statistics in ("card", "host")
+        if self.reducer is None or elsewhere or (self.statistics == "auto" and not accelerator):
             return None
         # Codes are of the graph's own values, so that they are those of the store.
         coded = self.keep.coded
@@ -144,7 +181,7 @@ class Contents:
             missing = promised - appended_outputs(model).keys()
             assert not missing, f"the appended statistics lack {', '.join(sorted(missing))}"
         elif self.statistics == "graph":
-            raise UsageError("statistics in the graph need ndonnx: `pip install 'attlas[gpu]'` brings it")
+            raise UsageError("statistics in the graph need ndonnx: `pip install ndonnx` brings it")
         return model
 
     @property

@@ -80,6 +80,7 @@ def _store(store: Store) -> dict[str, Any]:
         "units_done": int(done.sum()),
         "finished": bool(done.all()),
         "batch": plan.batch,
+        "inferred_at_once": plan.at_once,
         "images_per_unit": plan.unit,
         "kept": attrs.get("kept"),
         "bytes": sum(a["bytes"] for a in arrays.values()),

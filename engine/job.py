@@ -18,11 +18,12 @@ from .contents import Choices, Contents, Reducer, Statistics
 from .estimate import raw_bytes, stored_bytes
 from .keep import Keep
 from .labels import map_labels
-from .plan import Plan, digest, make_plan, spread
+from .plan import Plan, digest, make_plan, most_at_once, spread
 from .runtime.decode import RANGE
 from .runtime.graph import graph_digest, read_spec
+from .runtime.probe import probe_batch
 from .runtime.providers import OPENVINO, Precision, accelerates, check_precision, resolve_provider
-from .runtime.session import constants, probe_batch
+from .runtime.session import constants
 from .sources import Items, Source, open_source
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
@@ -138,13 +139,14 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         existing = Plan.from_dict(read_attrs(request.output)["plan"])
     identity = _identity(request, contents, items)  # once: it hashes the whole graph
 
-    def planned(batch: int | None) -> Plan:
+    def planned(batch: int | None, at_once: int | None = None) -> Plan:
         return make_plan(
             len(items),
             layer_bytes=spec.heads * spec.tokens**2 * (4 if "float32" in keep.widths else 2),
             image_bytes=contents.image_bytes,
             identity=identity,
             batch=batch,
+            at_once=at_once,
             gpu=accelerator,
             seed=request.seed,
         )
@@ -155,8 +157,8 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         plan = existing
         notes = _compare_files(request.output, items)
     elif not request.dry_run and (request.precision != "float32" or (accelerator and request.batch_size is None)):
-        fits = _fitting(request, contents, plan.batch, probe)
-        plan = planned(fits) if fits < plan.batch else plan
+        fits = _fitting(request, contents, plan, probe)
+        plan = planned(min(fits, plan.batch), fits) if fits != plan.batch else plan
     estimate = _estimate(request, source, items, plan, contents)
     if existing is None:
         notes += _columns_note(renamed)
@@ -164,12 +166,15 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     return Job(request, choices, contents, source, items, plan, estimate, targets, notes)
 
 
-def _fitting(request: Request, contents: Contents, batch: int, probe: Callable[..., int]) -> int:
-    """The batch that fits the device's memory, probed once; a processor is asked for its precision in the same way."""
-    appended = contents.appended(accelerator=accelerates(request.provider))
-    wanted = contents.wanted(appended=appended is not None)
-    choices = {"wanted": wanted, "appended": appended, "precision": request.precision}
-    return probe(request.graph, batch, provider=request.provider, **choices)
+def _fitting(request: Request, contents: Contents, plan: Plan, probe: Callable[..., int]) -> int:
+    """How many images fit the device's memory and are fastest at once, probed once.
+
+    A processor is asked for its precision in the same way.
+    """
+    choices = contents.placed(request.provider) | {"provider": request.provider, "precision": request.precision}
+    if accelerates(request.provider) and request.batch_size is None:
+        choices["most"] = most_at_once(plan.images, plan.batch, contents.image_bytes)
+    return probe(request.graph, plan.batch, **choices)
 
 
 def _check_runtime(request: Request, keep: Keep) -> None:

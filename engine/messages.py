@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from .runner import RunResult
 
 __all__ = [
+    "arguments",
     "batch_size",
     "doctor_lines",
     "edges",
@@ -40,6 +43,7 @@ def plan_data(result: RunResult) -> dict[str, Any]:
         "bytes_expected": estimate.bytes_expected,
         "bytes_free": estimate.bytes_free,
         "batch": estimate.plan.batch,
+        "inferred_at_once": estimate.plan.at_once,
         "images_per_unit": estimate.plan.unit,
         "units": estimate.plan.units,
         "units_done": estimate.done,
@@ -60,9 +64,11 @@ def _unreadable(path: Any, most: int = 5) -> list[str]:
 def plan_lines(result: RunResult) -> list[str]:
     """The result of a dry run, as lines."""
     plan = result.estimate.plan
+    at_once = f", {plan.at_once} inferred at once" if plan.at_once != plan.batch else ""
+    done = f"{result.estimate.done:,} units are done"
     return [
         *estimate_lines(result.estimate),
-        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}; {result.estimate.done:,} units are done",
+        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}{at_once}; {done}",
     ]
 
 
@@ -163,6 +169,7 @@ def doctor_lines(data: Mapping[str, Any]) -> list[str]:
         "providers",
         *(f"  {name:<28} {state}" for name, state in data["providers"].items()),
         *_faster(data["milliseconds"]),
+        "  whether one gives what the graph says: `attlas conform GRAPH.onnx --provider NAME`",
         "decoding",
         *(f"  {what:<28} {way}" for what, way in data["decoding"].items()),
         "packages",
@@ -195,6 +202,26 @@ def model_lines(found: Iterable[Summary]) -> Iterator[str]:
         grid, weights = f"{one.grid[0]} x {one.grid[1]}", f"{one.parameters / 1e6:.1f} M"
         texts = (one.name, ", ".join(kinds) or "none", grid, one.pooling, one.depth, one.heads, weights)
         yield line.format(*texts, amount(one.attention_bytes))
+
+
+def arguments(text: str | None) -> dict[str, Any]:
+    """Parse `init_values=1e-5,dynamic_img_size=true` as Python values; what is no number, list or truth value is text.
+
+    Raises:
+        UsageError: a part is no KEY=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for part in re.split(r",(?=\s*\w+\s*=)", text or ""):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if text and not (equals and key.isidentifier() and value):
+            raise UsageError(f"--model-args: {part!r} is no KEY=VALUE, as in init_values=1e-5,dynamic_img_size=true")
+        if text:
+            plain = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower(), value)
+            try:
+                found[key] = ast.literal_eval(plain)
+            except (ValueError, SyntaxError):
+                found[key] = value
+    return found
 
 
 def layers(text: str | None) -> list[int] | None:

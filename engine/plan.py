@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-__all__ = ["Plan", "digest", "make_plan", "spread"]
+__all__ = ["Plan", "digest", "make_plan", "most_at_once", "spread"]
 
 MIB = 2**20
 CHUNK_BYTES = 4 * MIB  # of one layer of a batch: small enough to read one image cheaply, large enough for a file
@@ -22,6 +22,7 @@ UNIT_BYTES = 64 * MIB
 MAX_UNIT_IMAGES = 256  # limits the work that is lost on a kill, if little is stored per image
 MIN_UNITS = 32  # so that a small dataset also keeps every worker busy until the end
 MAX_BATCH = 64
+HOST_BYTES = 512 * MIB  # of what one thread gets from an accelerator
 SAMPLE = 256
 
 
@@ -35,6 +36,7 @@ class Plan:
         unit: images per unit, a multiple of `batch`. A unit is done as a whole or not at all.
         sample: ascending indices of the images whose pictures are stored.
         identity: values that must be equal for a run to resume: hashes of graph, image list and choices.
+        at_once: images that an accelerator infers at once, a multiple of `batch`, and by default one.
     """
 
     images: int
@@ -42,6 +44,11 @@ class Plan:
     unit: int
     sample: tuple[int, ...]
     identity: Mapping[str, Any]
+    at_once: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.at_once:
+            object.__setattr__(self, "at_once", self.batch)
 
     @property
     def units(self) -> int:
@@ -56,17 +63,28 @@ class Plan:
 
     def batches(self, k: int) -> Iterator[range]:
         """The batches of unit k, in order; only the last batch of the plan may be smaller than `batch`."""
-        images = self.unit_range(k)
-        for start in range(images.start, images.stop, self.batch):
-            yield range(start, min(start + self.batch, images.stop))
+        return self.parts(self.unit_range(k), self.batch)
+
+    def inferred(self, k: int) -> Iterator[range]:
+        """The images of unit k that are inferred at once, in order."""
+        return self.parts(self.unit_range(k), self.at_once)
+
+    @staticmethod
+    def parts(images: range, size: int) -> Iterator[range]:
+        """`images` in order, `size` of them at a time; the last may be fewer."""
+        for start in range(images.start, images.stop, size):
+            yield range(start, min(start + size, images.stop))
 
     def sampled(self, images: range) -> list[tuple[int, int]]:
         """(index in the sample, image) of the sampled images among `images`."""
         return [(index, image) for index, image in enumerate(self.sample) if image in images]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**dataclasses.asdict(self), "sample": list(self.sample), "identity": dict(self.identity)}
+        """Plain JSON values; without `at_once` where it is a batch, as in the plans of earlier versions."""
+        values = {**dataclasses.asdict(self), "sample": list(self.sample), "identity": dict(self.identity)}
+        if self.at_once == self.batch:
+            del values["at_once"]
+        return values
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -77,6 +95,7 @@ class Plan:
             unit=int(data["unit"]),
             sample=tuple(data["sample"]),
             identity=dict(data["identity"]),
+            at_once=int(data.get("at_once", 0)),
         )
 
 
@@ -87,6 +106,7 @@ def make_plan(
     image_bytes: int,
     identity: Mapping[str, Any],
     batch: int | None = None,
+    at_once: int | None = None,
     gpu: bool = False,
     seed: int = 0,
 ) -> Plan:
@@ -98,6 +118,7 @@ def make_plan(
         image_bytes: bytes stored per image; limits a unit.
         identity: see `Plan`.
         batch: images per batch; by default a power of two from `layer_bytes`.
+        at_once: images that are inferred at once, a multiple of the batch, which is the default.
         gpu: whether an accelerator runs the graph; it needs larger batches.
         seed: seed for choosing the sample pictures.
     """
@@ -105,11 +126,23 @@ def make_plan(
         wanted = (CHUNK_BYTES_GPU if gpu else CHUNK_BYTES) // max(layer_bytes, 1)
         batch = max(1, min(MAX_BATCH, wanted, -(-images // MIN_UNITS)))
         batch = 1 << (batch.bit_length() - 1)
-    batches = -(-UNIT_BYTES // max(image_bytes * batch, 1))
-    most = max(1, min(MAX_UNIT_IMAGES, images // MIN_UNITS) // batch)
-    unit = batch * max(1, min(batches, most))
+    at_once = at_once or batch
+    batches = -(-UNIT_BYTES // max(image_bytes * at_once, 1))
+    most = max(1, min(MAX_UNIT_IMAGES, images // MIN_UNITS) // at_once)
+    unit = at_once * max(1, min(batches, most))
     sample = sorted(Random(seed).sample(range(images), min(SAMPLE, images)))
-    return Plan(images=images, batch=batch, unit=unit, sample=tuple(sample), identity=identity)
+    return Plan(images=images, batch=batch, unit=unit, sample=tuple(sample), identity=identity, at_once=at_once)
+
+
+def most_at_once(images: int, batch: int, image_bytes: int) -> int:
+    """The most images that an accelerator is tried with at once, at least a batch.
+
+    Args:
+        images: number of images of the run, which has many units.
+        batch: images per batch.
+        image_bytes: bytes of an image that come to the host, where each thread has room for all that are inferred.
+    """
+    return max(batch, min(MAX_UNIT_IMAGES, images // MIN_UNITS, HOST_BYTES // max(image_bytes, 1)))
 
 
 def spread(total: int, limit: int | None) -> list[int]:

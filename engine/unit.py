@@ -115,12 +115,11 @@ class Buffers:
     """The state of one thread that does units: the shared session and store, and its own memory for a batch."""
 
     def __init__(self, session: Session, store: Store, contents: Contents, readers: Pool | None = None) -> None:
-        """Allocate for one batch; `readers` read ahead from remote sources."""
+        """Allocate for what is inferred at once; `readers` read ahead from remote sources."""
         self.session, self.store, self.contents, self.readers = session, store, contents, readers
         self.spec = contents.spec
-        batch = store.plan.batch
-        self.outputs = session.buffers(batch)
-        self.pixels = session.pixels(batch)
+        self.outputs = session.buffers(store.plan.at_once)
+        self.pixels = session.pixels(store.plan.at_once)
         self.fast = loading()
         # Small arrays are written once per unit, because their chunks are units.
         self.small = {t.name: t for t in contents.templates if t.name not in LARGE}
@@ -161,7 +160,7 @@ def write_unit(plan: Plan, unit: Unit, buffers: Buffers) -> UnitResult:
     rows = {name: _empty(t, len(images)) for name, t in buffers.small.items()}
     sample = {image: index for index, image in plan.sampled(images)}
     with _reading(unit, buffers.readers) as reads:
-        for batch in plan.batches(unit.k):
+        for batch in plan.inferred(unit.k):
             result.batches += 1
             at = slice(batch.start - images.start, batch.stop - images.start)
             part = {name: values[at] for name, values in rows.items()}
@@ -281,7 +280,10 @@ def _on_host(buffers: Buffers, count: int, pool: npt.NDArray[np.float32] | None)
 
 
 def _write_large(buffers: Buffers, batch: range, keys: npt.NDArray[Any], valid: npt.NDArray[Any]) -> None:
-    """Write the arrays with chunks of a batch, layer by layer; first set the rows of unreadable images to fill."""
+    """Write the arrays with chunks of a batch, layer by layer; first set the rows of unreadable images to fill.
+
+    What was inferred at once may be several chunks.
+    """
     invalid = ~valid.astype(bool)
     layers = buffers.contents.keep.layers
     for name, template in buffers.large.items():
@@ -294,12 +296,13 @@ def _write_large(buffers: Buffers, batch: range, keys: npt.NDArray[Any], valid: 
                 )
             if invalid.any():
                 values[invalid] = template.fill
+            part = None
             if name in LAYERED:
                 index = buffers.spec.layers.index(layers[i])
-                part = slice(index, index + 1)
-                buffers.store.write(name, batch.start, values[:, None], layer=part, later=True)
-            else:
-                buffers.store.write(name, batch.start, values, later=True)
+                part, values = slice(index, index + 1), values[:, None]
+            for chunk in buffers.store.plan.parts(batch, buffers.store.plan.batch):
+                rows = slice(chunk.start - batch.start, chunk.stop - batch.start)
+                buffers.store.write(name, chunk.start, values[rows], layer=part, later=True)
 
 
 def _empty(template: Template, count: int) -> npt.NDArray[Any]:

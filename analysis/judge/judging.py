@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from ...errors import AttlasError
 from ...progress import Display, Show, shows
 from ..statistic import Statistic
 from ..statistics.analysis import Progress, in_order
+from .localisation import Localisation, localise
 from .planning import Choice, Mask, Plan, Where, planned
 from .segmentation import Segmentation, segment_unit
 from .segmentation import sum_up as sum_up_masks
@@ -39,7 +41,7 @@ class JudgeResult:
         forwards: pictures that the graph saw in this call.
         seconds: of the whole call; `judging`: of the pictures alone, reading and summing up not counted.
         verdict: means, intervals and paired differences, as they are in the store.
-        segmentation: against masks, where there are some.
+        segmentation: against masks, where there are some; `localisation`: against boxes.
         notes: what the user should know.
     """
 
@@ -50,6 +52,7 @@ class JudgeResult:
     judging: float
     verdict: Verdict
     segmentation: Segmentation | None = None
+    localisation: Localisation | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -65,6 +68,7 @@ def judge(
     target: str = "predicted",
     other: Where | None = None,
     masks: Where | None = None,
+    boxes: Where | None = None,
     provider: str = "auto",
     workers: int | None = None,
     executor: Executor | None = None,
@@ -89,6 +93,7 @@ def judge(
         other: a second store of the same images, such as one of random weights: its maps are judged on this graph too.
         masks: a folder of PNGs, named like the images, in which the object is not 0: maps are also judged as
             segmentations.
+        boxes: a COCO JSON file of objects in the original images, by file name: the pointing game and the mass inside.
         provider: `auto`, `cpu`, `cuda` or any name onnxruntime reports.
         workers: units at once; by default a core each, or on an accelerator two.
         executor: of other processes or machines, which must reach the files by the same paths.
@@ -99,7 +104,7 @@ def judge(
         UsageError: a map is unknown or none of each image, or `steps`, `fill` or `target` do not fit.
         AttlasError: the graph is not of the store's model, images are others, or the store cannot be written.
     """
-    choice = Choice(maps, steps, fill, target, other, masks, provider, overwrite)
+    choice = Choice(maps, steps, fill, target, other, masks, boxes, provider, overwrite)
     show = progress if callable(progress) else (lambda _now: None)
     said = progress.note if isinstance(progress, Display) else (lambda _line: None)
     try:
@@ -129,7 +134,8 @@ def _judged(
             done = _all(plan, pool, count, max(1, cores() // count), show)
     judging = time.perf_counter() - before
     say("summing up")
-    verdict = sum_up(plan.source, plan.task)
+    task = plan.task
+    verdict = sum_up(plan.source, task)
     return JudgeResult(
         path=store.path,
         images=int(plan.source.mask.sum()),
@@ -137,7 +143,10 @@ def _judged(
         seconds=time.perf_counter() - started,
         judging=judging,
         verdict=verdict,
-        segmentation=sum_up_masks(plan.source, plan.task.maps) if plan.masks is not None else None,
+        segmentation=sum_up_masks(plan.source, task.maps) if plan.masks is not None else None,
+        localisation=None
+        if plan.objects is None
+        else localise(store.path, plan.task.other, plan.task.maps, plan.objects),
         notes=(*plan.notes, *_notes(plan, done)),
     )
 
@@ -169,17 +178,36 @@ def _pass[T](
     ahead: int,
     show: Callable[[Progress], None],
 ) -> list[T]:
-    """One job for each unit that lacks something."""
-    units = [int(k) for k in np.flatnonzero(np.any(list(lacking.values()), axis=0))] if lacking else []
-    sizes = [len(plan.source.store.plan.unit_range(k)) for k in units]
+    """Do what is lacking, by the jobs of `divided`."""
+    jobs = divided(lacking, ahead)
+    sizes = {k: len(plan.source.store.plan.unit_range(k)) for k, _ in jobs}
+    last = {k: place for place, (k, _) in enumerate(jobs)}
     started, done, found = time.perf_counter(), 0, []
-    show(Progress(0, sum(sizes), 0.0))
-    jobs = in_order(lambda k: submit(k, [name for name, lacks in lacking.items() if lacks[k]]), units, ahead)
-    for one, size in zip(jobs, sizes, strict=True):
+    show(Progress(0, sum(sizes.values()), 0.0))
+    for place, one in enumerate(in_order(lambda at: submit(*jobs[at]), range(len(jobs)), ahead)):
         found.append(one)
-        done += size
-        show(Progress(done, sum(sizes), time.perf_counter() - started))
+        if last[k := jobs[place][0]] == place:
+            done += sizes[k]
+            show(Progress(done, sum(sizes.values()), time.perf_counter() - started))
     return found
+
+
+def divided(lacking: dict[str, Mask], workers: int) -> list[tuple[int, list[str]]]:
+    """Jobs, each a unit and the maps of it that are lacking.
+
+    Units that are left over when the others are shared out equally are divided by maps, so that no worker has nothing
+    to do at the end. The rows of each map are the same: only the pictures are read once more.
+    """
+    units = np.flatnonzero(np.any(list(lacking.values()), axis=0)).tolist() if lacking else []
+    jobs = [(k, [name for name, lacks in lacking.items() if lacks[k]]) for k in units]
+    rest = len(jobs) % workers
+    if not rest:
+        return jobs
+    most = max(len(names) for _, names in jobs[-rest:])
+    # How long the last round takes, as a share of a unit's time.
+    parts = min(range(1, most + 1), key=lambda parts: math.ceil(rest * parts / workers) / parts)
+    ends = [(k, names[i::parts]) for k, names in jobs[-rest:] for i in range(parts) if names[i::parts]]
+    return jobs[:-rest] + ends
 
 
 def _notes(plan: Plan, done: Sequence[UnitDone]) -> list[str]:

@@ -20,6 +20,7 @@ from ...engine.store.store import ArraySpec, Store
 from ...engine.targets import choose
 from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG
+from ..objects import Objects, find
 from ..statistic import Statistic
 from ..statistics.analysis import analyze
 from ..statistics.summary import Source as Units
@@ -44,6 +45,7 @@ class Choice:
     target: str
     other: Where | None
     masks: Where | None
+    boxes: Where | None
     provider: str
     overwrite: bool
 
@@ -56,6 +58,7 @@ class Plan:
         source: the store, its done units and valid images.
         task: for its workers; `masks`: the folder of masks, or None.
         images: where pictures are read; `items`: the store's, in order; `targets`: (image), as of `targets.choose`.
+        objects: by the boxes, or None without.
         lacking: units without rows, by the name of the map; `unsegmented`: those without counts against masks.
         notes: what the user should know.
     """
@@ -68,6 +71,7 @@ class Plan:
     lacking: dict[str, Mask]
     masks: Path | None = None
     unsegmented: dict[str, Mask] = field(default_factory=dict)
+    objects: list[Objects] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -87,6 +91,7 @@ def planned(store: Store, graph: Where, images: Where | Source, choice: Choice) 
     masks = Path(choice.masks) if choice.masks is not None else None
     if masks is not None:
         segmentation.check_masks(store, masks, Units.of(store).mask)
+    objects, left_out = _objects(store, choice.boxes)
     _compute(store, asked)
     every = [*asked, *baselines()]
     if second is not None:
@@ -111,6 +116,9 @@ def planned(store: Store, graph: Where, images: Where | Source, choice: Choice) 
     found, again = Units.of(Store(store.path, writable=True)), choice.overwrite
     lacking = {one.name: lacking_units(found, task.array("judged", one.name), again) for one in task.maps}
     plan = Plan(found, task, source, items, targets, lacking, masks, notes=_differing(store, asked, targets))
+    plan.objects = objects
+    if left_out:
+        plan.notes.append(f"--boxes: {len(left_out):,} boxes are left out; the first: {left_out[0]}")
     if spec.gradients:
         plan.notes.append(
             f"{Path(graph).name} has gradients, and gives logits at less than half the speed of a graph without; one "
@@ -128,6 +136,18 @@ def _lay_out(store: Store, task: Judgement, second: Store | None, *, masked: boo
     fresh = [ArraySpec.from_template(rows, store.plan) for rows in templates if rows.name not in store]
     if fresh:
         store.add([_of_second(one, second) for one in fresh])
+
+
+def _objects(store: Store, boxes: Where | None) -> tuple[list[Objects] | None, list[str]]:
+    """The objects of the store's images, and the boxes that are left out."""
+    if boxes is None:
+        return None, []
+    if not Path(boxes).is_file():
+        raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
+    found, left_out = find(store, boxes)
+    if not found:
+        raise AttlasError(f"{boxes}: no box lies in a valid image of {store.path}")
+    return found, left_out
 
 
 def _second(store: Store, where: Where) -> Store:

@@ -21,13 +21,14 @@ from ...engine.store.store import Store, Template
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ..formulas.boxes import box_mass, pointing_hit
-from ..statistics.clusters import cluster_codes, cluster_of, said
+from ..statistics.clusters import Codes, cluster_codes, cluster_of, said
 from ..statistics.inference import METHOD, interval
+from ..statistics.moments import Moments
 from ..statistics.summary import Source, Summed, spec_of, texts
 from .maps import Chosen
 from .work import once, opened
 
-__all__ = ["COUNTS", "SCORES", "Segmentation", "check_masks", "counted", "rows_of", "segment_unit", "sum_up"]
+__all__ = ["COUNTS", "SCORES", "Segmentation", "check_masks", "counted", "rows_of", "segment_unit", "sum_up", "summed"]
 
 type Floats = npt.NDArray[np.float64]
 type Mask = npt.NDArray[np.bool_]
@@ -202,23 +203,26 @@ def sum_up(source: Source, maps: Sequence[Chosen]) -> Segmentation:
     whole = ~np.isnan(rows).any(axis=(1, 2))
     rows, column = rows[whole], cluster_of(store)
     codes = cluster_codes([store], [np.flatnonzero(source.mask)[whole]], column)
-    values = _values(rows)
-    one, two = np.triu_indices(len(names), 1)
-    shape = (len(names), len(names), len(SCORES))
-    difference, edges = np.zeros(shape), np.zeros((2, *shape))
-    off = values[:, one] - values[:, two]
-    mean, bounds = (
-        off.mean(axis=0) if len(off) else np.full(off.shape[1:], np.nan),
-        np.stack(interval(off, clusters=codes)),
-    )
-    difference[one, two], difference[two, one] = mean, -mean
-    edges[:, one, two], edges[:, two, one] = bounds, -bounds[::-1]
-    average = values.mean(axis=0) if len(values) else np.full(values.shape[1:], np.nan)
-    found = Segmentation(
-        tuple(names), len(rows), average, np.stack(interval(values, clusters=codes)), difference, edges
-    )
+    found = Segmentation(tuple(names), len(rows), *summed(_values(rows), codes))
     _write(store, found, {"method": METHOD, **said(column, codes)})
     return found
+
+
+def summed(
+    values: Floats, codes: Codes | None, within: tuple[float, float] | None = None
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of (image, map, figure): means, intervals, and both of the paired differences, as in `Segmentation`.
+
+    `codes` are the images' clusters, `within` is the range of the values, as for `interval`.
+    """
+    maps, figures = values.shape[1:]
+    one, two = np.triu_indices(maps, 1)
+    difference, edges = np.zeros((maps, maps, figures)), np.zeros((2, maps, maps, figures))
+    off = values[:, one] - values[:, two]
+    mean, bounds = Moments.of(off).average, np.stack(interval(off, clusters=codes))
+    difference[one, two], difference[two, one] = mean, -mean
+    edges[:, one, two], edges[:, two, one] = bounds, -bounds[::-1]
+    return Moments.of(values).average, np.stack(interval(values, clusters=codes, within=within)), difference, edges
 
 
 def _values(rows: Floats) -> Floats:

@@ -60,7 +60,7 @@ def _from_bits(typingctx: Any, value: Any) -> Any:
 
 @njit(inline="always", fastmath=FAST)  # type: ignore[untyped-decorator]
 def ln(a: Any) -> Any:
-    """Natural logarithm of a positive float32, within 1e-7 of the larger of it and 1; something finite at 0.
+    """Natural logarithm of a positive float32, error at most 1e-7 times max(1, the value); finite at 0.
 
     a = 2^e m with m around 1, and a polynomial in m - 1 (the coefficients of Cephes' logf). Plain arithmetic, so that
     the loop around it runs in vector registers, which a call of the C library's would prevent.

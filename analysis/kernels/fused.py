@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from ..catalog import CATALOG
 from ..formulas import patch_distances, readout_rows
 from ..statistic import Statistic
 from . import compiled
+
+if TYPE_CHECKING:
+    from .cuda import OnCard
 
 __all__ = ["Reducer", "fused", "seen"]
 
@@ -107,6 +110,16 @@ class Reducer:
         except ModuleNotFoundError:
             return None
         return trace(self.spec, self.templates, dtype, codes=codes)
+
+    def on_card(self, dtype: Literal["float16", "float32"]) -> OnCard | None:
+        """The same statistics of attention in a card's memory; None where numba has no card."""
+        try:
+            from . import cuda
+        except (ImportError, AttributeError):  # no numba.cuda, or one that does not fit this numpy
+            return None
+        if len(self.spec.prefix) > cuda.MOST_PREFIX or not cuda.available():
+            return None
+        return cuda.OnCard(self.spec, self.templates, dtype)
 
 
 class Batch:

@@ -59,11 +59,11 @@ class Layer:
         self._distances = _distances(spec.grid, spec.patch_size)
 
     def take(self, batch: Array) -> None:
-        """The next images' attention, which `show` takes one by one."""
+        """Take the attention of the next images; `show` selects one of them."""
         self.batch, self._peaks = batch, np.empty((0, 0), np.float32)
 
     def show(self, image: int, norms: Array | None = None) -> None:
-        """Make an image of the batch the current one; results of the one before are no longer valid."""
+        """Select an image of the batch. Results of the previous image are no longer valid."""
         self.codes, self.norms, self._image = self.batch[image], norms, image
         self._known.clear()
 

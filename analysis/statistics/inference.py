@@ -17,6 +17,7 @@ from ...errors import UsageError
 __all__ = ["Paired", "effective_number", "interval", "paired"]
 
 METHOD = "Student's t interval over images, its long tail wider by the skewness (Johnson 1978)"
+EQUAL = "; of equal values, what another one that all images missed could add"
 LEVEL = 0.95
 FEW = 20  # images, of which an interval is rough
 ROUNDING = 1e-15  # of the largest value: a smaller standard error is the rounding of equal values
@@ -41,7 +42,11 @@ class Paired(NamedTuple):
 
 
 def interval(
-    values: npt.NDArray[Any], axis: int = 0, level: float = LEVEL, clusters: Clusters | None = None
+    values: npt.NDArray[Any],
+    axis: int = 0,
+    level: float = LEVEL,
+    clusters: Clusters | None = None,
+    within: tuple[float, float] | None = None,
 ) -> tuple[Floats, Floats]:
     """Confidence interval of the mean over images: lower and upper bounds.
 
@@ -53,19 +58,25 @@ def interval(
     With clusters the standard error is of the clusters' sums (Liang & Zeger 1986, Biometrika 73), scaled to be unbiased
     where the images of a cluster are alike, and n is `effective_number`. Clusters of one image change nothing.
 
+    Equal values tell how far the mean may be off only where their range is known. All n of them are equal with a
+    probability of at least 1 - level only if a share of at most 1 - (1 - level)^(1 / n) differs (about 3 / n, the rule
+    of three: Hanley & Lippman-Hand 1983, JAMA 249). The bounds are those of the mean if that share were at either end
+    of the range: exact for any distribution.
+
     Args:
         values: (..., image, ...); NaN is left out.
         axis: of the images.
         level: of confidence.
         clusters: (image), equal for images that depend on each other; by default none do.
+        within: the smallest and the largest value that there can be, where they are known; no bound lies outside.
 
     Returns:
-        Two float64 arrays of the other axes. NaN where fewer than two images or clusters have a value, and where all
-        are equal: neither tells how far the mean may be off.
+        Two float64 arrays of the other axes. NaN where fewer than two images or clusters have a value, and without
+        `within` where all are equal.
     """
     wide = np.moveaxis(np.asarray(values, np.float64), axis, 0)
     shape = wide.shape[1:]
-    low, high = _bounds(wide.reshape(len(wide), math.prod(shape)), level, clusters)
+    low, high = _bounds(wide.reshape(len(wide), math.prod(shape)), level, clusters, within)
     return low.reshape(shape), high.reshape(shape)
 
 
@@ -112,7 +123,9 @@ def cluster_sums(clusters: Clusters | None, values: Floats) -> Floats:
     return np.asarray(member @ values)
 
 
-def _bounds(flat: Floats, level: float, clusters: Clusters | None) -> tuple[Floats, Floats]:
+def _bounds(
+    flat: Floats, level: float, clusters: Clusters | None, within: tuple[float, float] | None
+) -> tuple[Floats, Floats]:
     """The interval of (image, column) values."""
     from scipy.special import ndtri, stdtrit  # quantiles of the normal and of Student's distribution
 
@@ -132,7 +145,14 @@ def _bounds(flat: Floats, level: float, clusters: Clusters | None) -> tuple[Floa
         tail = 1 - (1 - level) / 2
         more = skew * (1 + 2 * ndtri(tail) ** 2) / (6 * np.sqrt(n))
         largest = np.abs(np.where(there, flat, 0)).max(axis=0, initial=0)
-        known = ((share > 0).sum(axis=0) > 1) & (error > ROUNDING * largest)
+        several = (share > 0).sum(axis=0) > 1
+        known = several & (error > ROUNDING * largest)
         t = stdtrit(np.where(known, n - 1, 1), tail)
         low, high = mean - error * (t + np.maximum(-more, 0)), mean + error * (t + np.maximum(more, 0))
-    return np.where(known, low, np.nan), np.where(known, high, np.nan)
+    low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
+    if within is None:
+        return low, high
+    least, most = within
+    other, equal = 1 - (1 - level) ** (1 / np.where(several, n, 1)), several & ~known
+    low, high = np.where(equal, mean - other * (mean - least), low), np.where(equal, mean + other * (most - mean), high)
+    return np.maximum(low, least), np.minimum(high, most)

@@ -1,7 +1,7 @@
-"""What some units of a store contribute to the dataset's statistics: computed anywhere, merged by adding.
+"""Statistics of some units of a store, to be added to those of the other units.
 
-A `Partial` is plain arrays and pickles small, so that threads, processes and machines may each take units;
-`statistics.analyze` hands them out and adds the results up.
+A `Partial` holds plain arrays and pickles small. So any thread, process or machine can compute some units;
+`statistics.analyze` hands units out and adds the results.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ Sum = Moments | Totals | npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """Sums over some units, by name of the statistic. Two of them add up to what their units together give.
+    """Sums over some units, by name of the statistic; `+` gives the sums over the units of both.
 
     Attributes:
-        units: which; no unit may be in two that are added.
-        images: valid ones among them.
+        units: indices of the units; parts that are added must not share one.
+        images: number of valid images in these units.
         sums: `Moments` of statistics with one number per layer and head, `Totals` of maps, counts of histograms.
-        groups: the same by key of the column, for those that were asked for by group.
-        made: arrays of the store that rows were written to.
+        groups: the same for each group, by its key, of the statistics that were asked for by group.
+        made: names of the arrays to which rows were written.
         read: bytes of attention that were read, uncompressed.
     """
 
@@ -91,7 +91,7 @@ class Partial:
 
 
 def merge(parts: Iterable[Partial]) -> Partial:
-    """What all parts together give; counts are exact, and sums those of one pass but for rounding."""
+    """The sum of all parts. Counts are exact; sums differ from one pass over all units only by rounding."""
     return functools.reduce(operator.add, parts, Partial())
 
 
@@ -107,12 +107,12 @@ def partial_statistics(
 ) -> Partial:
     """Statistics of some units of a store, to be merged with those of others.
 
-    Rows per image that the store has are read, and others computed; those that it has a place for (`analyze` makes
-    one) are written, a unit a file, so that several may work on one store, each on its own units.
+    Rows per image that the store holds are read; the rest are computed. They are written if the store has an array for
+    them, which `analyze` creates. Every unit has files of its own, so several workers can write to one store.
 
     Args:
         store: opened, or its path, which other processes and machines take.
-        units: whose; only units that are done hold anything.
+        units: indices of units; those that are not done give nothing.
         names: statistics of `catalog.CATALOG`, or of your own.
         by: a column, to gather groups too.
         grouped: what to gather by group; all of `names` that can be, by default.
@@ -189,7 +189,7 @@ def unit_statistics(
 
 
 def groupable(statistics: Iterable[Statistic]) -> list[Statistic]:
-    """Those whose means are taken by group: one number per layer and head, and the smaller maps."""
+    """The statistics that have means by group: one number per layer and head, and the smaller maps."""
     return [s for s in statistics if s.by_group != "no"]
 
 
@@ -205,7 +205,7 @@ def kept_layers(store: Store) -> tuple[int, ...]:
 
 
 def templates(store: Store, statistics: Iterable[Statistic]) -> dict[str, Template]:
-    """The arrays that rows are kept in; one default statistic brings all, which cost nothing more."""
+    """The arrays for the rows of these statistics, by name. One default statistic brings all of them at no cost."""
     found = _with_rows(store, statistics)
     said = {"computed_from": "attention_code"} if attention_of(store) == "attention_code" else {}
     made = {name: s.template(store.spec) for name, s in found.items()}
@@ -213,7 +213,7 @@ def templates(store: Store, statistics: Iterable[Statistic]) -> dict[str, Templa
 
 
 def _with_rows(store: Store, statistics: Iterable[Statistic]) -> dict[str, Statistic]:
-    """These statistics and those that come with them, as far as they keep rows, by name."""
+    """These statistics, and those that the same kernel computes, by name; only those that keep rows."""
     found: dict[str, Statistic] = {}
     for statistic in statistics:
         if statistic.name not in found:
@@ -223,7 +223,7 @@ def _with_rows(store: Store, statistics: Iterable[Statistic]) -> dict[str, Stati
 
 
 def beside(store: Store, statistic: Statistic) -> list[str]:
-    """The arrays of an analysis that its rows are written to, its own and those of what is made with it."""
+    """The arrays that its rows are written to: its own, and those of the statistics that are computed with it."""
     analyzed = store.attrs.get("analyzed", ())
     if statistic.name not in analyzed:
         return []
@@ -231,7 +231,7 @@ def beside(store: Store, statistic: Statistic) -> list[str]:
 
 
 def check(store: Store, statistic: Statistic) -> None:
-    """Say which choice of the run would have kept what a statistic needs, unless its rows are there.
+    """Refuse a statistic that the store cannot give, and say what the run should have kept. Existing rows are enough.
 
     Raises:
         UsageError: the store's attention cannot give it.
@@ -269,7 +269,7 @@ def check(store: Store, statistic: Statistic) -> None:
 
 
 class _Unit:
-    """One unit on its way from stored attention to rows and sums."""
+    """Computes the rows and sums of one unit from its stored attention."""
 
     def __init__(
         self,
@@ -343,7 +343,7 @@ class _Unit:
         return Partial((self._k,), int(self._valid.sum()), sums, groups, frozenset(self._written), self._read)
 
     def _compute(self) -> None:
-        """Batch by batch, and in a batch from the last layer to the first, which is how rollouts need them."""
+        """Compute batch by batch; in a batch from the last layer to the first, as rollouts need them."""
         store, layers = self._store, self._layers
         reducer = Reducer(store.spec, layers=layers) if self._fused else None
         chunks = Chunks(store, attention_of(store)) if self._extras or reducer else None
@@ -373,13 +373,13 @@ class _Unit:
                     self._put(name, at, there, found, places)
 
     def _pool(self, batch: range) -> Array | None:
-        """The map of a pool that reads the tokens, where the store has it."""
+        """`pool_attention` of a batch, or None if the store has none."""
         if "pool_attention" not in self._store:
             return None
         return self._store.read("pool_attention", slice(batch.start, batch.stop))
 
     def _put(self, name: str, at: slice, there: Array, found: Array, places: Sequence[int] = ()) -> None:
-        """A batch's results in their rows; those with a layer axis have the kept layers alone."""
+        """Copy a batch's results into their rows. Results with a layer axis hold only the layers that were kept."""
         rows = self._rows[name][at]
         if places and len(places) < rows.shape[1] and found.shape[1] == len(places):
             block = rows[there]

@@ -1,4 +1,4 @@
-"""What sums a dataset up: arrays of means, deviations, quantiles, intervals and differences, of one store or more."""
+"""Arrays that sum up a dataset of one store or more: means, deviations, quantiles, intervals, differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..statistic import Statistic
 from .clusters import cluster_codes, said
 from .differences import TEST, Compared, group_differences
 from .groups import Key, gathered, key_order, read_column
-from .inference import METHOD, interval
+from .inference import EQUAL, METHOD, interval
 from .moments import QUANTILES, Moments, Totals, quantiles
 
 __all__ = ["Source", "Summed", "spec_of", "stored_groups", "stored_sum", "summed_units", "sums_up", "texts"]
@@ -28,7 +28,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Summed(NamedTuple):
-    """One array of the dataset's statistics, in the order in which xarray takes its parts."""
+    """One array of the dataset's statistics. The order of the fields is that of `xarray.Variable`."""
 
     dims: tuple[str, ...]
     values: Array
@@ -62,13 +62,13 @@ class Source:
 
     @property
     def units(self) -> list[list[int]]:
-        """[start, stop) of the runs of units that are done."""
+        """[start, stop) of each run of consecutive units that are done."""
         edges = np.flatnonzero(np.diff(np.concatenate([[0], self.done.astype(np.int8), [0]])))
         return [[int(start), int(stop)] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def spec_of(name: str, summed: Summed) -> ArraySpec:
-    """How the array is laid out in a store."""
+    """The array's specification for a store: dtype, fill value and chunks."""
     text = summed.values.dtype.kind in "TUO"
     dtype = "str" if text else str(summed.values.dtype)
     fill: Any = "" if text else math.nan if summed.values.dtype.kind == "f" else 0
@@ -80,7 +80,7 @@ def spec_of(name: str, summed: Summed) -> ArraySpec:
 
 
 def summed_units(store: Store, array: str, done: Mask) -> Mask:
-    """Which units an earlier analysis has in this sum; none where one of them was reopened since."""
+    """The units that an earlier analysis summed up in this array: (unit). None if any was reopened since."""
     had = np.zeros_like(done)
     if array in store:
         attrs: Any = store.array(array).attrs
@@ -91,7 +91,7 @@ def summed_units(store: Store, array: str, done: Mask) -> Mask:
 
 
 def stored_sum(store: Store, statistic: Statistic) -> Totals | Array:
-    """The sum that an earlier analysis wrote of a map or histogram."""
+    """The sum of a map or histogram that an earlier analysis wrote."""
     values = store.read(statistic.sum_name)
     if statistic.edges is not None:
         return values
@@ -100,7 +100,7 @@ def stored_sum(store: Store, statistic: Statistic) -> Totals | Array:
 
 
 def stored_groups(store: Store, statistic: Statistic, by: str) -> dict[Key, Totals]:
-    """The sums by group that an earlier analysis wrote of a map."""
+    """The sums of a map by group that an earlier analysis wrote."""
     means, counts = (store.read(f"{statistic.name}_{what}_by_{by}") for what in ("mean", "count"))
     keys = [key.item() if isinstance(key, np.generic) else str(key) for key in store.read(f"{by}_group")]
     return {key: Totals.of_mean(mean, float(n)) for key, mean, n in zip(keys, means, counts, strict=True) if n}
@@ -162,7 +162,7 @@ def _of_sum(one: Statistic, total: Any, attrs: dict[str, Any], sources: Sequence
 
 
 def _clusters(sources: Sequence[Source]) -> npt.NDArray[np.int64] | None:
-    """Which images of all sources depend on each other."""
+    """The cluster of each image of all sources, (image); None without clusters."""
     return cluster_codes([one.store for one in sources], [one.mask for one in sources], sources[0].cluster)
 
 
@@ -172,22 +172,21 @@ def _scalars(sources: Sequence[Source], statistics: Sequence[Statistic], images:
         return {}
     clusters = _clusters(sources)
     parts: dict[str, list[tuple[Floats, Floats, Floats, Floats]]] = {one.name: [] for one in statistics}
+    within = {one.name: one.within for one in statistics}
     for block in _blocks(sources, list(parts)):
         columns = [_column(sources, name, layers) for name, layers in block]
         for (name, _), values in zip(block, columns, strict=True):
-            moments = Moments.of(values)
-            parts[name].append(
-                (moments.average, moments.std, quantiles(values), np.stack(interval(values, clusters=clusters)))
-            )
+            moments, bounds = Moments.of(values), interval(values, clusters=clusters, within=within[name])
+            parts[name].append((moments.average, moments.std, quantiles(values), np.stack(bounds)))
     found: dict[str, Summed] = {}
     for one in statistics:
         attrs = _attrs(sources, one, images) | said(sources[0].cluster, clusters)
-        found |= _scalar(sources, one.name, attrs, parts[one.name])
+        found |= _scalar(sources, one, attrs, parts[one.name])
     return found
 
 
 def _blocks(sources: Sequence[Source], names: Sequence[str]) -> Iterator[list[tuple[str, slice]]]:
-    """Layers of statistics that are held at once."""
+    """Split the statistics into blocks of layers that fit into memory together."""
     total = sum(source.mask.size for source in sources)
     block: list[tuple[str, slice]] = []
     held = 0
@@ -208,16 +207,19 @@ def _blocks(sources: Sequence[Source], names: Sequence[str]) -> Iterator[list[tu
 
 
 def _scalar(
-    sources: Sequence[Source], name: str, attrs: dict[str, Any], parts: list[tuple[Floats, Floats, Floats, Floats]]
+    sources: Sequence[Source],
+    one: Statistic,
+    attrs: dict[str, Any],
+    parts: list[tuple[Floats, Floats, Floats, Floats]],
 ) -> dict[str, Summed]:
-    first = sources[0].store
+    first, name = sources[0].store, one.name
     dims = first.dims(name)[1:]
     mean, std, quantile, bounds = zip(*parts, strict=True)
     own = {**attrs, "long_name": attrs.get("long_name", name)}
     if name in ("distance_renormalized", "entropy_patch") and "rows_without_patch_mass" in first:
         left_out = [source.store.read("rows_without_patch_mass")[source.mask] for source in sources]
         own["rows_left_out"] = int(sum(np.maximum(rows, 0).sum() for rows in left_out))
-    drawn = {"method": METHOD, "level": 0.95}
+    drawn = {"method": METHOD + (EQUAL if one.within else ""), "level": 0.95}
     return {
         f"{name}_mean": Summed(dims, _joined(mean), own),
         f"{name}_std": Summed(dims, _joined(std), {**own, "ddof": 1}),

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self
 from ..contents import Choices
 from ..job import Job
 from ..plan import Plan
-from ..runtime.session import probe_batch
+from ..runtime.probe import probe_batch
 from ..sources.files import is_url
 from ..store.store import Store
 from ..unit import Unit, UnitResult
@@ -63,7 +63,7 @@ class WorkerInfo:
     """The setup of a worker: `provider` is onnxruntime's name, `OpenVINO` or `OpenVINO, bfloat16`."""
 
     provider: str
-    statistics: Literal["graph", "host"]
+    statistics: Literal["card", "graph", "host"]
     notes: tuple[str, ...] = ()
 
 

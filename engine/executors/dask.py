@@ -12,8 +12,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 from ...errors import AttlasError, Interrupted
+from ..runtime.probe import probe_batch
 from ..runtime.providers import resolve_provider
-from ..runtime.session import probe_batch
 from ..store.store import Store
 from ..unit import Unit, UnitResult
 from .base import Task, WorkerInfo

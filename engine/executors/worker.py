@@ -54,7 +54,7 @@ class Worker:
         self.threads = threads
         precision = task.plan.identity.get("precision", "")
         provider = f"{session.provider}, {precision}" if precision else session.provider
-        self.info = WorkerInfo(provider, "graph" if session.appended else "host", tuple(notes))
+        self.info = WorkerInfo(provider, session.statistics, tuple(notes))
         self._idle: SimpleQueue[Buffers] = SimpleQueue()
         for _ in range(threads):
             # A separate pool per thread, because readers keep an archive open and read it in order.
@@ -127,22 +127,21 @@ class Worker:
 
 
 def _session(task: Task, provider: str, contents: Contents, cores: int, notes: list[str]) -> Session:
-    """A session of the graph, with the statistics appended if they are computed in the graph."""
-    accelerator = accelerates(provider)
+    """A session of the graph, with the statistics wherever they are computed best."""
     automatic = contents.statistics == "auto"
-    appended = contents.appended(accelerator=accelerator)
-    if appended is None and accelerator and automatic and contents.reducer is not None:
-        notes.append("statistics on the host, which is slower (`pip install 'attlas[gpu]'` puts them in the graph)")
-    wanted = contents.wanted(appended=appended is not None)
+    choices = contents.placed(provider)
+    elsewhere = choices["card"] is not None or choices["appended"] is not None
+    if not elsewhere and accelerates(provider) and automatic and contents.reducer is not None:
+        notes.append("statistics on the host, which is slower (`pip install 'attlas[gpu]'` puts them on the card)")
     session = Session(
         task.graph,
         provider=provider,
-        wanted=wanted,
-        appended=appended,
         threads=cores,
+        batch=task.plan.at_once,
         precision=task.plan.identity.get("precision", "float32"),
+        **choices,
     )
-    if session.on_cpu and appended is not None and automatic:
+    if session.on_cpu and elsewhere and automatic:
         # The card does not work. On a CPU, statistics on the host are ten times as fast as in the graph.
         return _session(task, "cpu", contents, cores, notes)
     return session

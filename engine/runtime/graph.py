@@ -1,4 +1,7 @@
-"""Prepare the graph for a run: read its spec, select outputs, append nodes. The only engine module that uses onnx."""
+"""Prepare the graph for a run: read its spec, select outputs, append nodes.
+
+With `rounded`, the only engine module that uses onnx.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,12 @@ def weight_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def prepare(
-    path: str | os.PathLike[str], wanted: Sequence[Wanted], appended: bytes | None = None, *, ablate: bool = False
+    path: str | os.PathLike[str],
+    wanted: Sequence[Wanted],
+    appended: bytes | None = None,
+    *,
+    ablate: bool = False,
+    batch: int | None = None,
 ) -> bytes:
     """The serialised graph with exactly the `wanted` outputs, in that order, followed by those of the appended model.
 
@@ -123,6 +131,7 @@ def prepare(
         appended: an ONNX model whose inputs have the names of graph outputs. They are float32 or float16, and the
             graph's outputs are converted to that. Its own outputs get the prefix `APPENDED`.
         ablate: keep the inputs that silence heads.
+        batch: the number of images of every run, so that all arithmetic with shapes is done on loading; by default any.
 
     Raises:
         AttlasError: the graph does not have a wanted output, or the model does not fit the graph.
@@ -148,6 +157,10 @@ def prepare(
         outputs += _splice(model, appended, form, str(path))
     del graph.output[:]
     graph.output.extend(outputs)
+    if batch is not None:
+        for entry in graph.input:
+            if entry.name not in HEADS:
+                entry.type.tensor_type.shape.dim[0].dim_value = batch
     data: bytes = model.SerializeToString()
     return data
 

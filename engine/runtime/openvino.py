@@ -43,6 +43,7 @@ class OpenVinoGraph:
     runtime = "OpenVINO"
     provider = OPENVINO
     session = None
+    captures = False
 
     def __init__(
         self,

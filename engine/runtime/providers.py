@@ -56,6 +56,7 @@ class Provider:
         then: the provider for nodes that this one does not support, before the CPU.
         host: whether it computes on this machine's processor, where statistics are faster outside the graph.
         cards: whether it runs on the cards of CUDA_VISIBLE_DEVICES.
+        captures: options with which a card records its runs as CUDA graphs, and repeats them.
         left_out: optimisers of onnxruntime that are disabled for float16 graphs.
     """
 
@@ -66,6 +67,7 @@ class Provider:
     then: str = ""
     host: bool = False
     cards: bool = False
+    captures: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
 
@@ -79,6 +81,7 @@ PROVIDERS = (
         {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
         device="cuda",
         cards=True,
+        captures={"enable_cuda_graph": "1"},
     ),
     Provider(
         TENSORRT,
@@ -157,9 +160,16 @@ def on_cards(provider: str) -> bool:
 
 
 def create_session(
-    model: bytes, options: Any, candidates: Sequence[str], path: Path, *, strict: bool, half: bool
-) -> Any:
-    """A session on the first candidate that works.
+    model: bytes,
+    options: Any,
+    candidates: Sequence[str],
+    path: Path,
+    *,
+    strict: bool,
+    half: bool,
+    capture: bool = False,
+) -> tuple[Any, bool]:
+    """A session on the first candidate that works, and whether it records its runs.
 
     Args:
         model: the serialised graph.
@@ -168,6 +178,7 @@ def create_session(
         path: path of the graph, for errors.
         strict: whether any provider other than the first candidate is an error.
         half: whether the graph computes in float16.
+        capture: record runs where the first candidate can, and all of the graph is on the card.
 
     Raises:
         AttlasError: onnxruntime cannot load it, or `strict` and it fell back.
@@ -180,13 +191,29 @@ def create_session(
         with contextlib.suppress(Exception):
             ort.preload_dlls()
     chosen = [find(name) for name in dict.fromkeys([*candidates, *([first.then] if first.then else []), CPU])]
-    try:
-        session = ort.InferenceSession(
+    capture = capture and bool(first.captures)
+
+    def load(those: Sequence[Provider], more: Mapping[str, str]) -> Any:
+        return ort.InferenceSession(
             model,
             options,
-            providers=[(one.name, dict(one.options)) for one in chosen],
+            providers=[(one.name, {**one.options, **(more if one is first else {})}) for one in those],
             disabled_optimizers=list(first.left_out) if half else [],
+            enable_fallback=0,  # it would print what failed
         )
+
+    session = None
+    if capture:
+        # It refuses a graph of which a node is on the host; an error that has another reason comes again.
+        with contextlib.suppress(Exception):
+            session = load(chosen, first.captures)
+    capture = session is not None and session.get_providers()[0] == first.name
+    if session is None:
+        # Without the libraries of TensorRT it raises, where without those of CUDA it falls back.
+        with contextlib.suppress(Exception):
+            session = load(chosen, {})
+    try:
+        session = session if session is not None else load(chosen[-1:], {})
     except Exception as error:  # onnxruntime's exceptions have no common base except Exception
         reason = " ".join(str(error).split())
         raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None
@@ -195,7 +222,7 @@ def create_session(
             f"{first.name} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: "
             "`attlas doctor` says what is missing (`pip install attlas[gpu]` brings the CUDA libraries)"
         )
-    return session
+    return session, capture
 
 
 def _has_driver() -> bool:

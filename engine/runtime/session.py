@@ -8,10 +8,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,28 @@ import numpy.typing as npt
 from ...errors import AttlasError, UsageError
 from ..sources.files import expanded
 from ..targets import PREDICTED
-from .cuda import RING, Copies, Cudart, OrtCopies, OutOfMemoryError, Ring, Slot, fitting_batch, out_of_memory
+from .cuda import (
+    POOL,
+    Copies,
+    Cudart,
+    OnCard,
+    OrtCopies,
+    OutOfMemoryError,
+    Reduced,
+    Ring,
+    Slot,
+    out_of_memory,
+)
 from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
 from .outputs import Wanted
 from .pictures import crop_of, each_picture, name_of
-from .providers import OPENVINO, Precision, check_precision, cores, find, resolve_provider
+from .providers import OPENVINO, Precision, accelerates, check_precision, cores, find, resolve_provider
 from .results import Result
 
-__all__ = ["Session", "constants", "probe_batch"]
+__all__ = ["Session", "constants"]
 
 # On a CPU a batch runs in steps of this many images: the results are bit-identical, and activations stay in the caches
 # (deit_tiny on two cores: 134 images/s with steps of one image, 99 with eight).
@@ -44,12 +55,14 @@ class Compiled(Protocol):
         provider: the name of what computes.
         inputs: the names of the graph's inputs.
         session: onnxruntime's own session, to bind memory of a device; None in another runtime.
+        captures: whether a card records its runs as a CUDA graph, and repeats them.
     """
 
     runtime: str
     provider: str
     inputs: tuple[str, ...]
     session: Any
+    captures: bool
 
     def fill(self, given: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> None:
         """Run once, from arrays into arrays in host memory; threads may call it at the same time."""
@@ -67,7 +80,8 @@ class Session:
         spec: the graph's `GraphSpec`.
         provider: the execution provider of onnxruntime in use, or `OpenVINO`.
         wanted: the outputs that it computes; by default every float32 output of the graph.
-        appended: the outputs of the appended model: shape without the image axis, and dtype.
+        appended: outputs of the appended model, or of the card's statistics: shape without the image axis, and dtype.
+        card: the statistics that a card computes from attention in its memory.
         derives: whether gradients are computed, so that a run needs target classes.
     """
 
@@ -78,10 +92,13 @@ class Session:
         provider: str = "auto",
         wanted: Sequence[Wanted] | None = None,
         appended: bytes | None = None,
+        card: OnCard | None = None,
         threads: int | None = None,
         device: str | None = None,
         precision: Precision = "float32",
         ablate: bool = False,
+        optimize: bool = True,
+        batch: int | None = None,
     ) -> None:
         """Load a graph.
 
@@ -90,11 +107,15 @@ class Session:
             provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
             wanted: the outputs and their form.
             appended: an ONNX model to append to the graph; its inputs have the names of graph outputs.
+            card: statistics that a card computes from attention in its memory, in place of an appended model.
             threads: threads within one operator; all cores by default.
             device: onnxruntime's name of the device that keeps outputs until they are copied; by default the
                 provider's. `cpu` makes a CPU use the code for accelerators.
             precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
             ablate: take the heads to silence with `run_without`, from a graph of `attlas export --ablate`.
+            optimize: let onnxruntime fuse and replace nodes. Without, it computes each as it stands in the graph.
+            batch: the number of images of every `run_into`. An accelerator then has no arithmetic with shapes left,
+                which would be the host's, and a card repeats its first run as a CUDA graph. Processors run any number.
 
         Raises:
             AttlasError: the file is not a graph of attlas, or the provider does not work here.
@@ -106,17 +127,29 @@ class Session:
         self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         check_precision(provider, precision)
-        self.appended = appended_outputs(appended) if appended is not None else {}
-        model = prepare_graph(self.path, self.wanted, appended, ablate=ablate)
-        shapes = {"image": (*self.spec.image_size, 3), TARGET: ()}
+        shapes: dict[str, tuple[int, ...]] = {"image": (*self.spec.image_size, 3), TARGET: ()}
+        self.card = card
+        self.appended = appended_outputs(appended) if appended is not None else dict(card.outputs) if card else {}
+        # Outputs that stay on the card, unless they are wanted, too.
+        self._reduced = () if card is None else tuple(Wanted(f"attention.{i}", card.dtype) for i in self.spec.layers)
+        self._held = (*self._reduced, *((Wanted(POOL),) if card is not None and card.pool else ()))
+        outputs = list(dict.fromkeys((*self.wanted, *self._held)))
+        path, half = self.path, self.spec.dtype == "float16"
         threads = threads or cores()
-        self._graph: Compiled
-        if resolve_provider(provider) == [OPENVINO]:
-            self._graph = _in_openvino(self.path, model, shapes, threads, precision, ablate=ablate)
-        else:
-            strict, half = provider.lower() != "auto", self.spec.dtype == "float16"
-            candidates = resolve_provider(provider)
-            self._graph = OrtGraph(model, self.path, candidates, threads=threads, strict=strict, half=half)
+
+        def load(fixed: int | None, *, capture: bool = True) -> Compiled:
+            model = prepare_graph(path, outputs, appended, ablate=ablate, batch=fixed)
+            candidates, strict = resolve_provider(provider), provider.lower() != "auto"
+            if candidates == [OPENVINO]:
+                return _in_openvino(path, model, shapes, threads, precision, ablate=ablate)
+            how: dict[str, Any] = {"threads": threads, "strict": strict, "half": half, "optimize": optimize}
+            how["capture"] = capture and fixed is not None
+            return OrtGraph(model, path, candidates, **how)
+
+        fixed = batch if accelerates(provider) or device else None
+        self._graph = load(fixed)
+        if fixed is not None and find(self._graph.provider).host and not device:
+            self._graph = load(None)  # the card does not work
         self.provider = self._graph.provider
         self._device = device or find(self.provider).device
         self.on_cpu = find(self.provider).host and not self._device
@@ -126,12 +159,23 @@ class Session:
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
         self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
         self._ring: Ring | None = None
+        # Loads the graph once more, if its runs cannot be recorded.
+        without = partial(load, fixed, capture=False)
+        self._without: Callable[[], Compiled] | None = without if self._graph.captures else None
         self._ring_lock = threading.Lock()
+
+    @property
+    def statistics(self) -> Literal["card", "graph", "host"]:
+        """Where statistics are computed; on the host if they are none of this session's."""
+        return "card" if self.card is not None else "graph" if self.appended else "host"
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape without the image axis, and dtype, of every output; -1 comes first for an output without images."""
+        return self._shapes(self.wanted) | {f"{APPENDED}{name}": known for name, known in self.appended.items()}
+
+    def _shapes(self, outputs: Iterable[Wanted]) -> dict[str, tuple[tuple[int, ...], str]]:
         found: dict[str, tuple[tuple[int, ...], str]] = {}
-        for want in self.wanted:
+        for want in outputs:
             output = self.spec.output(want.source)
             assert output is not None
             batched = output.shape[0] is None
@@ -139,7 +183,7 @@ class Session:
             if want.head_mean:
                 shape = shape[1:]
             found[want.name] = (shape if batched else (-1, *shape), want.form)
-        return found | {f"{APPENDED}{name}": known for name, known in self.appended.items()}
+        return found
 
     def buffers(self, batch: int) -> dict[str, npt.NDArray[Any]]:
         """Arrays for `run_into`, for `batch` images, one per output with an image axis; pinned for a card."""
@@ -148,6 +192,21 @@ class Session:
     def pixels(self, batch: int) -> npt.NDArray[np.uint8]:
         """A black array for the pixels of `run_into`, (image, row, column, channel) uint8; pinned for a card."""
         return self._copies.host((batch, *self.spec.image_size, 3), "uint8")
+
+    @property
+    def on_device(self) -> bool:
+        """Whether outputs are in a device's memory first."""
+        return bool(self._device)
+
+    def free(self) -> int | None:
+        """Free bytes on the device, or None if unknown."""
+        return self._copies.free()
+
+    def sets(self) -> tuple[int, int]:
+        """How many sets of outputs are on the device, and how many bytes an image takes in each of them."""
+        shapes = self._batched() | self._shapes(self._held)
+        size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+        return max(self._ring.made if self._ring is not None else 1, 1), size
 
     def run_into(
         self,
@@ -217,8 +276,10 @@ class Session:
             with self._lock:
                 start = time.perf_counter()
                 # Returns when the device has finished: onnxruntime waits for its stream at the end of every run.
-                self._graph.session.run_with_iobinding(slot.binding)
+                slot.run(self._graph.session)
                 spent = time.perf_counter() - start
+            if slot.reduce is not None:  # beside the next batch's run
+                slot.reduce()
             for name, buffer in buffers.items():
                 self._copies.download(buffer[:count], slot.outputs[name])
         return spent
@@ -227,11 +288,41 @@ class Session:
         """The ring for batches of this size; a ring for another size is released."""
         with self._ring_lock:
             if self._ring is None or self._ring.batch != batch:
-                # Holds no reference to this object, which could otherwise not be freed.
-                make = partial(Slot, self._graph.session, batch, self._inputs, self._batched(), self._device)
                 self._ring = None
-                self._ring = Ring(make, batch)
+                if self._without is not None:
+                    self._ring = self._captured(batch)
+                if self._ring is None:
+                    self._ring = Ring(self._make(batch), batch)
             return self._ring
+
+    def _captured(self, batch: int) -> Ring | None:
+        """A ring whose slots are all recorded now, while nothing else runs; None where the card cannot, from now on."""
+        assert self._without is not None
+        ring = Ring(self._make(batch, captured=True), batch)
+        try:
+            ring.fill()
+        except (
+            Exception
+        ):  # a runtime's exceptions have no common base except Exception; what is left to say comes again
+            del ring
+            gc.collect()
+            self._graph, self._without = self._without(), None
+            return None
+        return ring
+
+    def _make(self, batch: int, *, captured: bool = False) -> Callable[[int], Slot]:
+        """What makes the k-th slot; it holds no reference to this object, which could otherwise not be freed."""
+        names = [want.name for want in self._reduced]
+        reduced = Reduced(self.card, names, APPENDED) if self.card is not None else None
+        shapes = self._batched() | self._shapes(self._held)
+        if reduced is not None:  # filled by the card's statistics, not by the graph
+            shapes = {name: known for name, known in shapes.items() if not name.startswith(APPENDED)}
+        session, inputs, device = self._graph.session, self._inputs, self._device
+
+        def make(k: int) -> Slot:
+            return Slot(session, batch, inputs, shapes, device, reduced=reduced, captured=k if captured else 0)
+
+        return make
 
     def _batched(self) -> dict[str, tuple[tuple[int, ...], str]]:
         return {name: (shape, dtype) for name, (shape, dtype) in self.shapes().items() if shape[:1] != (-1,)}
@@ -352,61 +443,3 @@ def constants(graph: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float32
     # Everything else is pruned from the graph, so this costs almost nothing.
     session = Session(graph, provider="cpu", wanted=fixed, threads=1)
     return {want.source: session.constant(want.source) for want in fixed}
-
-
-def probe_batch(
-    graph: str | os.PathLike[str],
-    batch: int,
-    *,
-    provider: str = "auto",
-    wanted: Sequence[Wanted] | None = None,
-    appended: bytes | None = None,
-    device: str | None = None,
-    precision: Precision = "float32",
-) -> int:
-    """The largest batch, up to `batch` images, that fits into the device's memory, found by running black pictures.
-
-    If a trial runs out of memory, it is repeated with half the images. From the memory of a trial that succeeds, the
-    memory of a real run is computed, which needs as many sets of outputs as the ring has slots.
-
-    Args:
-        graph: an ONNX file from `attlas export`.
-        batch: upper limit of the result, in images.
-        provider: as for `Session`.
-        wanted: as for `Session`.
-        appended: as for `Session`.
-        device: as for `Session`.
-        precision: as for `Session`.
-
-    Raises:
-        OutOfMemoryError: not even one image fits.
-        AttlasError: as `Session`.
-    """
-    choices = {"wanted": wanted, "appended": appended, "device": device, "precision": precision}
-    make = partial(Session, graph, provider=provider, **choices)  # type: ignore[arg-type]
-    while True:
-        found = _probe(make, batch)
-        if found is not None:
-            return found
-        # onnxruntime's arena never returns memory, so every trial has its own session, with no other at the same time.
-        gc.collect()
-        batch //= 2
-
-
-def _probe(make: Callable[[], Session], batch: int) -> int | None:
-    """One trial of `probe_batch`; None if it ran out of memory and a smaller batch can be tried."""
-    session = make()
-    if not session._device:
-        return batch
-    before = session._copies.free()
-    try:
-        session.run_into(session.pixels(batch), session.buffers(batch), batch)
-    except OutOfMemoryError:
-        if batch == 1:
-            raise
-        return None
-    after = session._copies.free()
-    if before is None or after is None:
-        return batch
-    output = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in session._batched().values())
-    return fitting_batch(batch, free=after, used=max(before - after, 0), output=output, ring=RING)

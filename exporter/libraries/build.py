@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from ...errors import AttlasError, UsageError
 from .protocol import Library, Model, Request
@@ -13,6 +16,7 @@ __all__ = ["LIBRARIES", "build", "find"]
 
 # The adapters by the prefix of a model's name, `PREFIX:NAME`; each has its `LIBRARY`, and is imported when asked for.
 LIBRARIES = {"timm": ".timm.adapter", "transformers": ".transformers.adapter"}
+_OWN = ".module"  # of modules that belong to no library
 
 _TIMMS_OWN = ("hf-hub", "hf_hub", "local-dir")  # timm's own prefixes
 
@@ -33,19 +37,35 @@ def find(model: str) -> tuple[Library, str]:
             "(a name without one is timm's)"
         )
     try:
-        module = importlib.import_module(LIBRARIES[prefix], __package__)
+        return _adapter(LIBRARIES[prefix]), rest
     except ModuleNotFoundError as error:
         if error.name != prefix:
             raise
         raise AttlasError(
             f"this needs {prefix}, which is not installed: `pip install 'attlas[{prefix}]'` brings it"
         ) from None
-    found: Library = module.LIBRARY
-    return found, rest
+
+
+def _adapter(home: str) -> Library:
+    found: Library = importlib.import_module(home, __package__).LIBRARY
+    return found
+
+
+def _adopt(module: nn.Module, request: Request) -> Model:
+    """The model of a copy of a module, by the adapter of the library that one of its classes comes from."""
+    if request.checkpoint is not None or request.random_init or request.model_args:
+        raise UsageError(
+            f"{type(module).__name__}: a module has its weights and its arguments; leave out checkpoint, random_init "
+            "and model_args"
+        )
+    homes = [kind.__module__.partition(".")[0] for kind in type(module).__mro__]
+    home = next((LIBRARIES[name] for name in homes if name in LIBRARIES), _OWN)
+    own = copy.deepcopy(module).eval().requires_grad_(False).float().cpu()
+    return _adapter(home).adopt(own, request)
 
 
 def build(
-    model: str,
+    model: str | nn.Module,
     *,
     checkpoint: object = None,
     pretrained: bool = True,
@@ -56,9 +76,14 @@ def build(
     num_classes: int | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> Model:
-    """The model in eval mode with its weights; arguments as in `Request`, errors as in `Library.build`."""
-    library, name = find(model)
+    """The model in eval mode with its weights; arguments as in `Request`, errors as in `Library.build`.
+
+    `model` is a name, `LIBRARY:NAME` or timm's, or a module, of which a copy is taken.
+    """
     request = Request(
         checkpoint, pretrained, random_init, seed, img_size, preprocess, num_classes, dict(model_args or {})
     )
+    if isinstance(model, nn.Module):
+        return _adopt(model, request)
+    library, name = find(model)
     return library.build(name, request)

@@ -8,7 +8,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 
-__all__ = ["lacking"]
+from ...errors import AttlasError, UsageError, first_line
+
+__all__ = ["lacking", "unreadable"]
 
 
 def lacking(repository: str, files: Iterable[str | None]) -> str:
@@ -26,3 +28,24 @@ def lacking(repository: str, files: Iterable[str | None]) -> str:
     except OSError:
         return f"{host} cannot be reached"
     return ""
+
+
+def unreadable(repository: str, error: BaseException, folder: str) -> AttlasError:
+    """The error for a repository that cannot be read: gated, unknown or unreachable.
+
+    Args:
+        repository: its name.
+        error: the exception of the library that was to read it.
+        folder: how a folder that has the files is passed instead.
+    """
+    text = f"{type(error).__name__} {type(error.__cause__).__name__} {error}".lower()
+    if "gated" in text:
+        return AttlasError(
+            f"{repository}: is gated: accept its terms on https://huggingface.co/{repository} and log in with "
+            f"`hf auth login`, or pass a folder that has the files ({folder})"
+        )
+    if "repositorynotfound" in text or "not a valid model identifier" in text:
+        return UsageError(f"{repository}: the hub has no such repository, or a private one: `hf auth login` first")
+    return AttlasError(
+        f"{repository}: cannot be downloaded: {first_line(error)}; pass a folder that has the files ({folder})"
+    )

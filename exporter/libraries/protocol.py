@@ -173,6 +173,13 @@ class Library(Protocol):
             AttlasError: the weights cannot be loaded or do not fit.
         """
 
+    def adopt(self, module: nn.Module, request: Request) -> Model:
+        """The same of a module of this library that somebody else built; the module may be changed.
+
+        Raises:
+            UsageError: it cannot be exported, or the request lacks what the module does not say.
+        """
+
     def parts(self, model: Model) -> Parts:
         """Where the attention passes.
 

@@ -41,6 +41,7 @@ WRAPPERS: dict[str, str] = {
     "ema": _AVERAGE,
     "teacher": _TEACHER,
     "momentum_encoder": "the momentum encoder, a running average",
+    "target_encoder": "the target encoder, a running average",
     "state_dict": "",
     "model_state_dict": "",
     "model": "",
@@ -55,6 +56,9 @@ WRAPPERS: dict[str, str] = {
     "timm_model": "",
     "visual": "",
     "trunk": "",
+    "vit": "",
+    "image_encoder": "",
+    "feature_extractor": "",
 }
 _ORDER = {name: rank for rank, name in enumerate(WRAPPERS)}
 _DEEPEST = 6
@@ -77,7 +81,7 @@ _FOREIGN = (
     (
         r"(^|\.)(embeddings\.patch_embeddings?\.|encoder\.layers?\.\d+\.(attention|self_attn)\.)",
         "a model of transformers",
-        "attlas reads timm's names: pass timm's file of the same weights (timm/... on the hub)",
+        "pass transformers:FOLDER, the folder that has it with its config.json, or timm's file of the same weights",
     ),
     (
         r"(^|\.)(transformer\.resblocks\.\d+\.|text\.transformer\.|token_embedding\.|logit_scale$)",

@@ -96,7 +96,7 @@ class Taps:
         Raises:
             UsageError: a block gave no map, or a map of another kind; with its shape and the reason.
         """
-        sizes = {layer: maps[0].shape[-2] for layer, maps in seen.maps.items() if len(maps[0]) == images}
+        sizes = {layer: maps[0].shape[-2] for layer, maps in seen.maps.items() if maps and len(maps[0]) == images}
         if tokens in sizes.values() and (early := [layer for layer, size in sizes.items() if size < tokens]):
             raise self.refusal(
                 f"its first {len(early)} blocks attend over {sizes[early[0]]} tokens and the others over {tokens}: a "

@@ -55,7 +55,7 @@ class ExportResult:
 
 @shows("steps")
 def export(
-    model: str,
+    model: str | nn.Module,
     output: str | os.PathLike[str],
     *,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -71,13 +71,15 @@ def export(
     qkv: bool = False,
     ablate: bool = False,
     num_classes: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
     """Export a model with its attention to ONNX (docs/graph.md), and check the file against PyTorch.
 
     Args:
-        model: timm's name, with or without a pretrained tag; `transformers:ORG/NAME` or `transformers:FOLDER`.
+        model: timm's name, with or without a pretrained tag; `transformers:ORG/NAME` or `transformers:FOLDER`;
+            or a module, whose recipe is given where its library does not know it.
         output: the graph, `NAME.onnx`; its spec is written next to it as `NAME.json`.
         checkpoint: a file with weights (safetensors or torch), or `FILE:KEY` for one part of it, such as `model_ema`.
         pretrained: use the tag's own weights if no other source is given.
@@ -92,7 +94,8 @@ def export(
         norms: also output norms of values, attention branches and tokens.
         qkv: also output queries, keys and values, which are for `attlas show --walk` and are not kept by a run.
         ablate: take two more inputs, by which heads are silenced; in float32 and without gradients.
-        num_classes: number of classes of the checkpoint's head; 0 for no head.
+        num_classes: number of classes of the checkpoint's head; 0 for no head. Of a module: how many classes it gives.
+        model_args: arguments for the library: of timm's model, or entries of transformers' configuration.
         overwrite: replace existing files.
         progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
 
@@ -105,9 +108,11 @@ def export(
     _check_dtype(dtype, gradients, ablate)
     path = _target(_own(output), overwrite)
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
-    recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes}
-    with contextlib.suppress(UsageError):  # any other problem is reported by `build`
-        refuse_too_large(summarize(model, img_size=img_size), layers, gradients=bool(gradients))
+    recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes, "model_args": model_args}
+    if isinstance(model, str):
+        with contextlib.suppress(UsageError):  # any other problem is reported by `build`
+            summary = summarize(model, img_size=img_size, preprocess=preprocess, model_args=model_args)
+            refuse_too_large(summary, layers, gradients=bool(gradients))
     built = _loaded(model, progress, **choice, **recipe)
     more: dict[str, Any] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
@@ -115,9 +120,10 @@ def export(
     )
 
 
-def _loaded(model: str, progress: Show[str], **choice: Any) -> Model:
+def _loaded(model: str | nn.Module, progress: Show[str], **choice: Any) -> Model:
     """The model with its weights; arguments as for `build`."""
-    with _step(progress, f"loading {model}", 1) as end:
+    shown = model if isinstance(model, str) else type(model).__name__
+    with _step(progress, f"loading {shown}", 1) as end:
         built = build(model, **choice)
         part = f" ({built.key})" if built.key else ""
         end(f"loaded {built.full_name}, {built.source} weights{part}")
@@ -209,11 +215,6 @@ def _check_types(
     model: object, output: object, checkpoint: object, layers: object, seed: object, num_classes: object
 ) -> None:
     """Refuse values of a wrong type before any work, and name the right type."""
-    if isinstance(model, nn.Module):
-        raise UsageError(
-            f"model: a {type(model).__name__} was given; pass timm's name of it, and its weights by "
-            "safetensors.torch.save_file(model.state_dict(), FILE) and checkpoint=FILE"
-        )
     if isinstance(checkpoint, nn.Module | Mapping):
         raise UsageError(
             f"checkpoint: a {type(checkpoint).__name__} was given; save the state dict with "
@@ -221,7 +222,7 @@ def _check_types(
         )
     paths = (str, os.PathLike)
     asked: tuple[tuple[str, object, tuple[type, ...], str], ...] = (
-        ("model", model, (str,), "timm's name of a model"),
+        ("model", model, (str, nn.Module), "the name of a model, or a module"),
         ("output", output, paths, "the path of the graph, NAME.onnx"),
         ("checkpoint", checkpoint, (*paths, type(None)), "the path of a file"),
         ("seed", seed, (SupportsIndex,), "a whole number"),

@@ -14,47 +14,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import AttlasError, first_line
+from ..differences import GRADIENT_MAX, GRADIENT_MEDIAN, LIMITS, Limits, relative, row_variation, same_first
 from ..models.memory import at_once, pictures_of
 from ..spec import NORMS, QKV, GraphSpec
 from ..taps.pictures import pictures
 
-__all__ = [
-    "LIMITS",
-    "Differences",
-    "Limits",
-    "Parity",
-    "check",
-    "compare",
-    "example",
-    "judged",
-    "relative_difference",
-    "row_variation",
-]
+__all__ = ["Differences", "Parity", "check", "compare", "example", "judged", "relative_difference"]
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Allowed differences: rows of attention by total variation, the head's output relative to its largest value.
-
-    `tie` is also relative to the largest logit: classes that are closer than that in PyTorch may swap ranks.
-    """
-
-    row_max: float
-    head: float
-    tie: float
-
-
-LIMITS: dict[str, Limits] = {
-    "float32": Limits(row_max=1e-3, head=1e-3, tie=1e-5),
-    # Half precision has 11 bits. Scores of trained models reach 26, where its step is 0.016. With softmax, norms and
-    # scores in float32, the remaining error is that of their input tokens.
-    "float16": Limits(row_max=1e-1, head=5e-2, tie=1e-2),
-}
-
-# Allowed largest and median difference from autograd's gradients, relative to the largest gradient per image and layer.
-GRADIENT_MAX, GRADIENT_MEDIAN = 5e-4, 5e-5
 
 # A sharp or deep model enlarges rounding errors, PyTorch's own no less than the graph's. Both are then measured from
 # PyTorch in float64, and the graph may be this many times as far from it as PyTorch in float32 is, layer by layer, in
@@ -323,7 +290,7 @@ def _head(figures: Parity, found: Differences, spec: GraphSpec, limits: Limits, 
     slack = TIMES_OWN * max((float(np.abs(a - b).max()) for a, b in own.head.values()), default=0.0) if own else 0.0
     same = np.ones(len(expected), bool)
     if head == "logits":
-        same = _same_first(given, expected, limits.tie * scale + 2 * slack)
+        same = same_first(given, expected, limits.tie * scale + 2 * slack)
     top1 = float(same.mean())
     # Written so that NaN fails too.
     if not difference <= limits.head * scale + slack or top1 < 1:
@@ -370,25 +337,7 @@ def relative_difference(outputs: Arrays, expected: Arrays, kind: str) -> NDArray
 
     Where all values are 0 (gradients of a layer that the head does not read), the absolute difference.
     """
-    found = []
-    for name in (n for n in expected if n.startswith(f"{kind}.")):
-        pairs = zip(outputs[name], expected[name], strict=True)
-        found.append([_relative(a, b) for a, b in pairs])
-    return np.array(found, np.float64)
-
-
-def _relative(a: NDArray[Any], b: NDArray[Any]) -> float:
-    scale = float(np.abs(b).max())
-    return float(np.abs(a - b.astype(np.float64)).max()) / (scale or 1.0)
-
-
-def row_variation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """Half the L1 distance of each row: maps (..., query, key) -> (..., query)."""
-    found = np.empty(a.shape[:-1], np.float64)
-    # One map at a time: in float64, those of all heads and images would take eight times the bytes of one side.
-    for index in np.ndindex(a.shape[:-2]):
-        found[index] = np.abs(a[index].astype(np.float64) - b[index]).sum(-1) / 2
-    return found
+    return np.stack([relative(outputs[n], expected[n]) for n in expected if n.startswith(f"{kind}.")])
 
 
 def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
@@ -406,11 +355,3 @@ def example(images: int, spec: GraphSpec) -> dict[str, NDArray[Any]]:
         fill = np.random.default_rng(0).normal(size=(spec.depth, *(n for n in means.shape if n)))
         given["head_fill"] = fill.astype(np.float32)
     return given
-
-
-def _same_first(a: NDArray[Any], b: NDArray[Any], slack: float) -> NDArray[np.bool_]:
-    """Whether a and b have the same first class, or b has a tie: two arrays (image, class) -> (image,)."""
-    first = a.argmax(-1)
-    rows = np.arange(len(a))
-    same: NDArray[np.bool_] = (first == b.argmax(-1)) | (b.max(-1) - b[rows, first] <= slack)
-    return same

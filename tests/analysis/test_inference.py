@@ -38,6 +38,27 @@ def test_nothing_is_said_where_the_spread_is_unknown() -> None:
     assert np.isnan(inference.interval(np.array([5.0]))).all()
 
 
+def test_equal_shares_may_be_off_by_what_all_images_missed() -> None:
+    """Of 20 that are 0.25 another one is one in 7.2 at most: 1 - 0.05^(1/20) = 0.1391, at either end of the range."""
+    values = np.array([[0.25, 0.0, np.nan]] * 20)
+    low, high = inference.interval(values, within=(0, 1))
+    np.testing.assert_allclose(low[:2], [0.25 - 0.25 * 0.1391083, 0], atol=1e-7)
+    np.testing.assert_allclose(high[:2], [0.25 + 0.75 * 0.1391083, 0.1391083], atol=1e-7)
+    assert np.isnan([low[2], high[2]]).all()
+    assert np.isnan(inference.interval(values[:1], within=(0, 1))).all()
+    pairs = inference.interval(values, within=(0, 1), clusters=np.arange(20) // 2)
+    np.testing.assert_allclose(pairs[1][1], 1 - 0.05**0.1)
+    skewed = np.array([0.0, 0.0, 0.0, 1.0])  # no bound lies outside the range
+    assert inference.interval(skewed, within=(0, 1)) == (0, 1)
+
+
+def test_an_interval_of_shares_that_are_mostly_0_covers_their_mean() -> None:
+    """Of 20 images one in 25 has a share of 1: 44 % of samples are all 0, and say little, but not nothing."""
+    values = (np.random.default_rng(3).random((20, 4000)) < 0.04).astype(float)
+    low, high = inference.interval(values, within=(0, 1))
+    assert ((low <= 0.04) & (high >= 0.04)).mean() > 0.94
+
+
 def test_clusters_of_one_size_count_as_their_means() -> None:
     values = np.random.default_rng(0).gamma(1, size=(24, 3))
     clusters = np.tile(["b", "a", "d", "c", "f", "e"], 4)

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from attlas.engine.plan import Plan, digest, make_plan, spread
+from attlas.engine.plan import Plan, digest, make_plan, most_at_once, spread
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +30,19 @@ def test_a_unit_is_a_whole_number_of_batches(plan: Plan) -> None:
     """So that no chunk belongs to two units."""
     assert plan.unit % plan.batch == 0
     assert all(len(b) == plan.batch for k in range(plan.units - 1) for b in plan.batches(k))
+
+
+@given(plans, st.integers(1, 5))
+def test_what_is_inferred_at_once_is_a_whole_number_of_batches(plan: Plan, times: int) -> None:
+    """In units that are a whole number of them; where it is one batch, the plan is as in earlier versions."""
+    more = make_plan(
+        plan.images, layer_bytes=1, image_bytes=10**6, identity={}, batch=plan.batch, at_once=times * plan.batch
+    )
+    assert more.unit % more.at_once == 0
+    assert [i for k in range(more.units) for part in more.inferred(k) for i in part] == list(range(more.images))
+    assert ("at_once" in more.to_dict()) == (times > 1)
+    assert Plan.from_dict(more.to_dict()) == more
+    assert (plan.batch, plan.images) <= (most_at_once(plan.images, plan.batch, 1), plan.images)
 
 
 @given(plans)

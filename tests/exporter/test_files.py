@@ -16,11 +16,12 @@ pytest.importorskip("timm")
 
 from attlas.errors import AttlasError
 from attlas.exporter import GraphSpec
+from attlas.exporter.differences import row_variation
 from attlas.exporter.spec import METADATA_KEY
 from attlas.exporter.taps.tapped import Tapped
 from attlas.exporter.trace import export as graph_module
 from attlas.exporter.trace.export import export_model
-from attlas.exporter.trace.parity import compare, row_variation
+from attlas.exporter.trace.parity import compare
 from support_export import DEIT, _plain_spec, make
 
 # The file ------------------------------------------------------------------------------------------------------------

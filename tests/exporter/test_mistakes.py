@@ -14,13 +14,14 @@ pytest.importorskip("timm")
 
 
 from attlas.errors import AttlasError  # noqa: E402
+from attlas.exporter.differences import LIMITS, Limits  # noqa: E402
 from attlas.exporter.models import memory  # noqa: E402
 from attlas.exporter.spec import GraphSpec  # noqa: E402
 from attlas.exporter.taps.attention import Taps  # noqa: E402
 from attlas.exporter.taps.facts import describe  # noqa: E402
 from attlas.exporter.taps.tapped import Tapped  # noqa: E402
 from attlas.exporter.trace.exact import in_float64  # noqa: E402
-from attlas.exporter.trace.parity import LIMITS, Differences, Limits, check, judged  # noqa: E402
+from attlas.exporter.trace.parity import Differences, check, judged  # noqa: E402
 from support_export import _plain_spec, make  # noqa: E402
 
 NAME = "eva02_tiny_patch14_224"  # biases, and rotary positions

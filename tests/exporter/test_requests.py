@@ -233,6 +233,6 @@ def test_list_models_gives_what_can_be_exported() -> None:
 def test_model_whose_blocks_do_not_all_attend_over_all_patches_is_refused_with_the_reason(
     name: str, small: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    built = build(name, random_init=True, model_kwargs=small)
+    built = build(name, random_init=True, model_args=small)
     with pytest.raises(UsageError, match=reason):
         export_model(built, tmp_path / "x.onnx")

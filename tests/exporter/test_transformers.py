@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 T = pytest.importorskip("transformers")
 
 from attlas.errors import AttlasError, UsageError  # noqa: E402
+from attlas.exporter.differences import row_variation  # noqa: E402
 from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
 from attlas.exporter.trace.export import ExportResult, export_model  # noqa: E402
-from attlas.exporter.trace.parity import row_variation  # noqa: E402
 from support import make_picture  # noqa: E402
 from support_export import make, run  # noqa: E402
 from support_transformers import MODELS, expected, make_folder, save  # noqa: E402

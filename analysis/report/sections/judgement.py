@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....engine.store.store import Store
+from ...statistics.clusters import cluster_of
 from ..images import example
 from ..numbers import Floats, between
 from ..plots.curves import Curves, Line
 from ..plots.pictures import Column, Pictures, Row
 from ..plots.style import INK, POINTS, QUIET, SERIES
-from .base import Cell, Context, Figure, Part, Table, extent
+from .base import Cell, Context, Figure, Listing, Part, Table, extent
 
 if TYPE_CHECKING:
     from ...judge import Verdict
@@ -29,11 +30,13 @@ SILENCES = {"zero": "nothing", "mean": "what it writes on average"}  # what stan
 
 
 def judgement(context: Context) -> Iterator[Part]:
-    """Of every choice of fill, steps and target: curves, paired differences, and where maps disagree; masks; heads."""
+    """Of every choice of fill, steps and target: curves, differences, where maps disagree; masks, boxes and heads."""
     if any(name.startswith("judged_mean.") for name in context.store.names):
         yield from _judged(context)
     if "segmentation_mean" in context.store:
         yield _segmentation(context.store)
+    if "localisation_mean" in context.store:
+        yield _localisation(context.store)
     for silence in SILENCES:
         if f"judged_heads_mean.{silence}" in context.store:
             yield _heads(context.store, silence)
@@ -43,6 +46,8 @@ def _judged(context: Context) -> Iterator[Part]:
     from ...judge import verdicts  # which needs onnxruntime
 
     found = verdicts(context.store)
+    if (note := _stale(context.store, [verdict.tag for verdict in found])) is not None:
+        yield note
     for verdict in found:
         yield _curves(verdict)
         yield _areas(verdict)
@@ -51,6 +56,21 @@ def _judged(context: Context) -> Iterator[Part]:
     main = next((one for one in found if one.tag == "mean"), found[0])
     if (figure := _disagreement(context, main)) is not None:
         yield figure
+
+
+def _stale(store: Store, tags: Sequence[str]) -> Listing | None:
+    """What is said where intervals are over other samples than those of the other figures."""
+    column = cluster_of(store)
+    of = {tag: str(dict[str, Any](store.array(f"judged_interval.{tag}").attrs).get("cluster", "")) for tag in tags}
+    other = [
+        f"{tag}: over {f'clusters by {name}' if name else 'single images'}"
+        for tag, name in of.items()
+        if name != column
+    ]
+    if not other:
+        return None
+    now = f"clusters by {column}" if column else "single images"
+    return Listing(f"The other figures' intervals are over {now}, these are not; judging again mends it:", other)
 
 
 def _named(verdict: Verdict) -> str:
@@ -221,22 +241,39 @@ def _wrapped(name: str) -> str:
     return f"{base}\n{rest}" if dot else f"{base}\n"
 
 
-# -- masks and heads --------------------------------------------------------------------------------------------------
+# -- masks, boxes and heads --------------------------------------------------------------------------------------------
 
 
 def _segmentation(store: Store) -> Table:
     """Every map against masks."""
-    maps, figures = store.read("segmentation_map"), [str(name) for name in store.read("segmentation_figure")]
-    mean, bounds = store.read("segmentation_mean"), store.read("segmentation_interval")
-    rows = [
-        (str(name), *(_number(mean[i, f], bounds[:, i, f]) for f in range(len(figures)))) for i, name in enumerate(maps)
-    ]
     said: Any = store.array("segmentation_mean").attrs
     caption = (
         "Maps against masks of the objects, by the protocol of Chefer, Gur and Wolf 2021: a map says object above its "
         "own mean. 95 % intervals over images. A large object makes every map look good: read the centre and the "
         f"uniform map first. n = {int(said['images']):,} images."
     )
+    return _outlined(store, "segmentation", caption)
+
+
+def _localisation(store: Store) -> Table:
+    """Every map against boxes."""
+    said: Any = store.array("localisation_mean").attrs
+    caption = (
+        "Maps against boxes of the objects: how often the map is largest in a patch that lies in the box at least by "
+        "half (the pointing game), and the share of the map's mass inside (energy); of an image the mean of its "
+        "objects. 95 % intervals over images. A large object makes every map look good: read the centre and the "
+        f"uniform map first. n = {int(said['images']):,} images, {int(said['objects']):,} objects."
+    )
+    return _outlined(store, "localisation", caption)
+
+
+def _outlined(store: Store, kind: str, caption: str) -> Table:
+    """Every map by what people have outlined."""
+    maps, figures = store.read(f"{kind}_map"), [str(name) for name in store.read(f"{kind}_figure")]
+    mean, bounds = store.read(f"{kind}_mean"), store.read(f"{kind}_interval")
+    rows = [
+        (str(name), *(_number(mean[i, f], bounds[:, i, f]) for f in range(len(figures)))) for i, name in enumerate(maps)
+    ]
     return Table(caption, ("map", *(name.replace("_", " ") for name in figures)), rows)
 
 

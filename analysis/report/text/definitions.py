@@ -248,7 +248,8 @@ CONCEPTS: dict[str, tuple[str, str]] = {
         "Intervals",
         "95 % intervals of means are Student's t intervals over images, wider towards the long tail by the skewness of "
         "the values ([@johnson1978]): images are the samples, not patches, layers or heads. One image has no interval, "
-        "nor have values that are all equal. Of fewer than 20 images read them with care. Where images depend on each "
+        "nor have values that are all equal, but for shares: there it says what an image that differs from all n could "
+        "add, about 3 / n. Of fewer than 20 images read them with care. Where images depend on each "
         "other, clusters of them are the samples ([@liang1986]), and the effective n is the number of equal clusters "
         "that say as much. Intervals describe how far the mean would move with other images drawn alike, for this one "
         "model; they say nothing of another training of it.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import timm
+from torch import nn
 
 from ....errors import UsageError
 from ..protocol import Facts, Library, Model, Parts, Request
@@ -21,6 +22,9 @@ class _Timm:
 
     def build(self, name: str, request: Request) -> Model:
         return build.build(self, name, request)
+
+    def adopt(self, module: nn.Module, request: Request) -> Model:
+        return build.adopt(self, module, request)
 
     def parts(self, model: Model) -> Parts:
         return parts.find(model)

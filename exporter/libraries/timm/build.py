@@ -17,18 +17,19 @@ import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import set_fused_attn, use_fused_attn
-from timm.models import get_pretrained_cfg, model_entrypoint, split_model_name_tag
+from timm.models import get_pretrained_cfg, load_model_config_from_hf, model_entrypoint, split_model_name_tag
+from timm.models._hub import load_model_config_from_path
 from torch import nn
 
 from ....errors import AttlasError, UsageError, first_line
-from ...models.checkpoint import StateDict, choose, locate, read
+from ...models.checkpoint import Choice, StateDict, choose, locate, read
 from ...models.recipe import override, pair
 from ...models.weights import load_into
 from ...spec import ClassName, Recipe
-from ..hub import lacking
+from ..hub import lacking, unreadable
 from ..protocol import Library, Model, Request, edges, indivisible, nearest
 
-__all__ = ["MODULES", "build", "names", "refusal"]
+__all__ = ["MODULES", "adopt", "build", "names", "refusal"]
 
 # timm's modules whose models attend over all patches. Other models are refused by what their blocks do, not by name.
 MODULES = (
@@ -71,36 +72,62 @@ def build(library: Library, model: str, request: Request) -> Model:
         UsageError: an unknown model or tag, contradicting options, a size the model does not accept, no such file.
         AttlasError: the weights cannot be loaded or do not fit.
     """
-    name, tag = _known(model)
-    source = request.source
-    config = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
-    cfg: dict[str, Any] = config.to_dict() if config is not None else {}
+    source, elsewhere = request.source, _elsewhere(model)
+    if elsewhere:
+        cfg, architecture, name = _config(model)
+        full = model
+    else:
+        name, tag = _known(model)
+        config = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+        cfg, architecture = config.to_dict() if config is not None else {}, name
+        full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
+        if source == "pretrained":
+            _reach(full, cfg)
     size = None if request.img_size is None else pair(request.img_size, "--img-size")
     kwargs = dict(request.model_args)
     if size is not None:
         kwargs["img_size"] = size
     if request.num_classes is not None:
         kwargs["num_classes"] = request.num_classes
-    full = f"{name}.{cfg.get('tag')}" if cfg.get("tag") else name
-    if source == "pretrained":
-        _reach(full, cfg)
     # Read the file first, so that a bad file is reported before the model is built.
     path, key = (None, "") if request.checkpoint is None else locate(request.checkpoint)
     flat = None if path is None else read(path)
-    module = _create(name if not cfg.get("tag") else full, source == "pretrained", request.seed, kwargs)
+    module = _create(full, source == "pretrained", request.seed, kwargs)
     notes: list[str] = []
     if path is not None and flat is not None:
-        choice = choose(flat, key, module.state_dict(), lambda state: _convert(name, module, state), path)
+        choice = choose(flat, key, module.state_dict(), lambda state: _convert(architecture, module, state), path)
         load_into(module, choice, path, classifier=_classifier(cfg), resample=size is not None)
-        key, notes = choice.key, choice.notes(path)
+        key, notes = choice.key, [*choice.notes(path), *_resampled(choice)]
     image_size = size or _input_size(module, cfg, kwargs)
     recipe = _recipe(cfg, image_size)
     if request.preprocess is not None:
         recipe = override(recipe, request.preprocess)
         _check_crop(module, recipe, image_size)
+    elif elsewhere:
+        lacks = [key for key in ("mean", "std", "interpolation", "crop_pct") if cfg.get(key) is None]
+        assumed = f", which lacks {', '.join(lacks)}" if lacks else ""
+        notes.append(f"the recipe is that of config.json{assumed}: {recipe}")
     classes, head = _classes(module, cfg, request.num_classes)
-    resized, tag = size is not None, cfg.get("tag") or ""
+    resized, tag = size is not None, "" if elsewhere else cfg.get("tag") or ""
     return Model(module, library, name, tag, source, image_size, recipe, classes, head, resized, key, tuple(notes))
+
+
+def adopt(library: Library, module: nn.Module, request: Request) -> Model:
+    """A model that timm.create_model made; its tag gives the recipe and the classes."""
+    cfg: dict[str, Any] = dict(getattr(module, "pretrained_cfg", None) or {})
+    name = cfg.get("architecture") or type(module).__name__
+    for part in module.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False  # type: ignore[assignment]
+    size = _input_size(module, cfg, {})
+    if request.img_size is not None and pair(request.img_size, "img_size") != size:
+        raise UsageError(f"{name}: was built for {edges(size)}; build it with img_size={request.img_size} in timm")
+    recipe = _recipe(cfg, size)
+    if request.preprocess is not None:
+        recipe = override(recipe, request.preprocess)
+        _check_crop(module, recipe, size)
+    classes, head = _classes(module, cfg, request.num_classes)
+    return Model(module, library, name, cfg.get("tag") or "", "checkpoint", size, recipe, classes, head)
 
 
 def refusal(model: str, reason: str) -> UsageError:
@@ -113,6 +140,46 @@ def refusal(model: str, reason: str) -> UsageError:
 
 
 # Names and sources ---------------------------------------------------------------------------------------------------
+
+
+def _elsewhere(model: str) -> bool:
+    """Whether a name leads to a folder, or to a repository of the hub that is not timm's own."""
+    scheme, colon, place = model.partition(":")
+    return bool(colon) and (scheme == "local-dir" or not place.startswith("timm/"))
+
+
+def _config(model: str) -> tuple[dict[str, Any], str, str]:
+    """The tag's metadata, the architecture and the shown name of `hf-hub:ORG/NAME` or `local-dir:FOLDER`."""
+    scheme, _, place = model.partition(":")
+    shown = Path(place).name if scheme == "local-dir" else place
+    if scheme == "local-dir":
+        if not (Path(place) / "config.json").is_file():
+            raise UsageError(f"{place}: has no config.json; pass a folder that timm's save_for_hf or the hub gave")
+    elif cause := lacking(place, ["config.json"]):
+        raise AttlasError(f"{place}: cannot be downloaded: {cause}; pass a folder that has it (local-dir:FOLDER)")
+    read = load_model_config_from_path if scheme == "local-dir" else load_model_config_from_hf
+    try:
+        with _quiet():
+            cfg, architecture, _ = read(place)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{shown}: its config.json names no architecture of timm ({first_line(error)}); if it is a model of "
+            f"transformers, pass transformers:{'FOLDER' if scheme == 'local-dir' else place}"
+        ) from error
+    except Exception as error:
+        raise unreadable(shown, error, "local-dir:FOLDER") from error
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise UsageError(f"{shown}: timm {timm.__version__} has no model {architecture!r}, which its config.json names")
+    return dict(cfg), architecture, shown
+
+
+def _resampled(choice: Choice) -> list[str]:
+    """A line if position embeddings were resampled to another picture size."""
+    for key, before in choice.state.items():
+        after = choice.converted.get(key)
+        if "pos_embed" in key and after is not None and after.numel() != before.numel():
+            return [f"position embeddings of {before.shape[-2]} tokens were resampled to {after.shape[-2]} by timm"]
+    return []
 
 
 def _known(model: str) -> tuple[str, str]:
@@ -155,6 +222,9 @@ def _create(name: str, pretrained: bool, seed: int, kwargs: Mapping[str, Any]) -
         except Exception as error:
             _refuse_size(name, kwargs)
             if pretrained:
+                if name.startswith("local-dir:"):
+                    place = Path(name.partition(":")[2]).name
+                    raise AttlasError(f"{place}: timm cannot load its weights: {first_line(error)}") from error
                 raise _no_weights(name, first_line(error)) from error
             raise UsageError(
                 f"{name}: timm does not build it with {_options(kwargs)}: {first_line(error)}; leave these options out"
@@ -287,6 +357,9 @@ def _classes(
     if count <= 0:
         return (), "features"
     own = count == cfg.get("num_classes")
+    if own and (labels := cfg.get("label_names")):
+        words = cfg.get("label_descriptions") or {}
+        return tuple(ClassName(str(one), str(words.get(one, one))) for one in labels), "logits"
     subset = infer_imagenet_subset({"num_classes": count}) if own else None
     if subset is None:
         # An image-text model's "classes" are the width of its projection.

@@ -15,7 +15,7 @@ from ....errors import UsageError
 from ...models.recipe import pair
 from ...spec import Pooling, Position
 from ..protocol import Facts, Library, Model, Parts, Request
-from .build import build, vision_config
+from .build import adopt, build, vision_config
 from .kinds import KINDS
 from .towers import attentions
 
@@ -41,6 +41,9 @@ class _Transformers:
 
     def build(self, name: str, request: Request) -> Model:
         return build(self, name, request)
+
+    def adopt(self, module: nn.Module, request: Request) -> Model:
+        return adopt(self, module, request)
 
     def refusal(self, name: str, reason: str) -> UsageError:
         return UsageError(

@@ -18,13 +18,13 @@ from ...models.checkpoint import choose, locate, read
 from ...models.recipe import override, pair
 from ...models.weights import refuse_not_finite
 from ...spec import ClassName, Recipe
-from ..hub import lacking
-from ..protocol import Library, Model, Request, edges, indivisible
+from ..hub import lacking, unreadable
+from ..protocol import Library, Model, Request, Source, edges, indivisible
 from .kinds import BACKBONES, KINDS, Kind
 from .recipe import EXAMPLE, of_processor, resized
 from .towers import ATTENTION, quiet, tower
 
-__all__ = ["build", "vision_config"]
+__all__ = ["adopt", "build", "vision_config"]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -34,7 +34,7 @@ def build(library: Library, name: str, request: Request) -> Model:
     source, place, local = request.source, *_place(name)
     shown = Path(place).name if local else place
     kind, config = _config(place, shown, local, request)
-    cls, pooling_class = _class(kind, config, request)
+    cls = _class(kind, config, request)
     own_config = _vision_alone(cls, config)
     size = None if request.img_size is None else pair(request.img_size, "--img-size")
     recipe, processor = _recipe(place, shown, local, config, size, request)
@@ -49,7 +49,36 @@ def build(library: Library, name: str, request: Request) -> Model:
         else:
             model, missing, key, notes = _checkpoint(cls, kind, own_config, request)
     _refuse_missing(shown, missing)
-    model = _part(model, shown).eval().requires_grad_(False)
+    return _model(library, _part(model, shown).eval().requires_grad_(False), shown, source, kind, (recipe, processor),
+                  size, key, notes)  # fmt: skip
+
+
+def adopt(library: Library, module: Any, request: Request) -> Model:
+    """A model that somebody else built with transformers; the recipe is the request's."""
+    shown = type(module).__name__
+    config = getattr(module, "config", None)
+    kind = KINDS.get(getattr(config, "model_type", ""))
+    if kind is None:
+        raise _unknown(shown, {"model_type": getattr(config, "model_type", "")})
+    names = {kind.tower, *kind.heads} - {"CLIPModel"}
+    if shown not in names:
+        raise UsageError(f"{shown}: pass one of {', '.join(sorted(names))}, or the name with transformers: before it")
+    asked = request.preprocess
+    text = asked if isinstance(asked, str) else "".join(f"{key}=" for key in asked or {})
+    if not all(f"{key}=" in text for key in ("mean", "std", "resize")):
+        raise UsageError(f"{shown}: a module has no recipe of its own; pass its own as preprocess, as in {EXAMPLE}")
+    module.set_attn_implementation(ATTENTION)
+    size = None if request.img_size is None else pair(request.img_size, "img_size")
+    recipe = override(_plain(config, size), asked or "")
+    return _model(library, _part(module, shown), shown, "checkpoint", kind, (recipe, ""), size, "", [])
+
+
+def _model(
+    library: Library, model: Any, shown: str, source: Source, kind: Kind, prepared: tuple[Recipe, str],
+    size: tuple[int, int] | None, key: str, notes: list[str],
+) -> Model:  # fmt: skip
+    """The model of a built module of transformers."""
+    recipe, processor = prepared
     if not any(p.is_meta for p in model.parameters()):
         refuse_not_finite(model.state_dict(), shown)
     vision = vision_config(model)
@@ -62,12 +91,13 @@ def build(library: Library, name: str, request: Request) -> Model:
         notes.append(
             f"position embeddings of {edges(own_size)} pixels are resampled to {edges(image_size)} by its own code"
         )
-    classified = pooling_class.endswith(("ForImageClassification", "WithTeacher"))
-    read_from = "logits" if classified else "image_embeds" if "Projection" in pooling_class else kind.read
+    cls = type(model).__name__
+    classified = cls.endswith(("ForImageClassification", "WithTeacher"))
+    read_from = "logits" if classified else "image_embeds" if "Projection" in cls else kind.read
     grid = image_size[0] // token[0], image_size[1] // token[1]
     module = tower(model, read_from, grid, kind.resampled and image_size != own_size)
     return Model(
-        module, library, shown, "", source, image_size, recipe, _classes(config) if classified else (),
+        module, library, shown, "", source, image_size, recipe, _classes(model.config) if classified else (),
         "logits" if classified else "features", size is not None, key, tuple(notes), processor,
     )  # fmt: skip
 
@@ -75,7 +105,7 @@ def build(library: Library, name: str, request: Request) -> Model:
 def vision_config(model: nn.Module) -> PreTrainedConfig:
     """The configuration of the image tower."""
     config: Any = model.config
-    return getattr(config, "vision_config", None) or config  # type: ignore[no-any-return]
+    return getattr(config, "vision_config", None) or config
 
 
 # Places and configurations -------------------------------------------------------------------------------------------
@@ -95,12 +125,14 @@ def _place(name: str) -> tuple[str, bool]:
 
 def _config(place: str, shown: str, local: bool, request: Request) -> tuple[Kind, PreTrainedConfig]:
     if not local and (cause := lacking(place, ["config.json"])):
-        raise _unreachable(shown, cause)
+        raise AttlasError(
+            f"{shown}: cannot be downloaded: {cause}; pass a folder that has the files (transformers:FOLDER)"
+        )
     try:
         with quiet():
             raw, _ = PreTrainedConfig.get_config_dict(place, local_files_only=local)
     except (OSError, ValueError) as error:
-        raise _unreadable(shown, error) from error
+        raise unreadable(shown, error, "transformers:FOLDER") from error
     kind = KINDS.get(raw.get("model_type", ""))
     if kind is None:
         raise _unknown(shown, raw)
@@ -133,30 +165,11 @@ def _unknown(shown: str, raw: Mapping[str, Any]) -> UsageError:
     )
 
 
-def _unreadable(shown: str, error: BaseException) -> AttlasError:
-    """The error for a repository that cannot be read: gated, unknown or unreachable."""
-    text = f"{type(error.__cause__).__name__} {error}"
-    if "gated" in text.lower() or "Gated" in text:
-        return AttlasError(
-            f"{shown}: is gated: accept its terms on https://huggingface.co/{shown} and log in with `hf auth login`, "
-            "or pass a folder that has the files (transformers:DIR)"
-        )
-    if "RepositoryNotFound" in text or "not a valid model identifier" in text:
-        return UsageError(f"{shown}: the hub has no such repository, or a private one: log in with `hf auth login`")
-    return _unreachable(shown, first_line(error))
-
-
-def _unreachable(shown: str, cause: str) -> AttlasError:
-    return AttlasError(
-        f"{shown}: cannot be downloaded: {cause}; pass a folder that has its config.json and weights (transformers:DIR)"
-    )
-
-
 # Classes and weights -------------------------------------------------------------------------------------------------
 
 
-def _class(kind: Kind, config: Any, request: Request) -> tuple[Any, str]:
-    """The class to build, and the name of it or of the class of the file that it stands for."""
+def _class(kind: Kind, config: Any, request: Request) -> Any:
+    """The class to build: that of the file if its output is read, else the tower's."""
     named = (getattr(config, "architectures", None) or [""])[0]
     chosen = named if named in kind.heads and request.num_classes != 0 else kind.tower
     if request.num_classes and not chosen.endswith(("ForImageClassification", "WithTeacher")):
@@ -169,7 +182,7 @@ def _class(kind: Kind, config: Any, request: Request) -> tuple[Any, str]:
         raise UsageError("a DPT with a convolutional stem (hybrid) is not exported; those without one are")
     if kind.tower == "DPTModel" and getattr(config, "backbone_config", None) is not None:
         chosen = "DPTForDepthEstimation"
-    return getattr(transformers, chosen), chosen
+    return getattr(transformers, chosen)
 
 
 def _own(cls: Any, kind: Kind) -> dict[str, Any]:
@@ -195,7 +208,7 @@ def _pretrained(cls: Any, kind: Kind, place: str, shown: str, config: Any) -> tu
             local_files_only=folder.is_dir(), trust_remote_code=False, **_own(cls, kind),
         )  # fmt: skip
     except OSError as error:
-        raise _unreadable(shown, error) from error
+        raise unreadable(shown, error, "transformers:FOLDER") from error
     except Exception as error:
         raise AttlasError(f"{shown}: transformers cannot load its weights: {first_line(error)}") from error
     return model, sorted(info["missing_keys"])
@@ -265,7 +278,7 @@ def _recipe(
     whole = (isinstance(asked, Mapping) and "resize" in asked) or (isinstance(asked, str) and "resize=" in asked)
     try:
         with quiet():
-            processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            processor = AutoImageProcessor.from_pretrained(
                 place, backend="pil", local_files_only=local, trust_remote_code=False
             )
         recipe, said = of_processor(processor, shown)

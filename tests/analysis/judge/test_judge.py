@@ -13,6 +13,7 @@ from typing import Any
 import attlas
 import numpy as np
 import pytest
+from attlas.analysis.judge.judging import divided
 from attlas.analysis.statistics.inference import interval
 from attlas.engine.runtime.pictures import crop_of
 from attlas.engine.store.store import ArraySpec, Store
@@ -157,17 +158,32 @@ def test_killed_at_any_moment_and_resumed_it_has_the_same_bytes(made: Any, copy:
 def test_what_is_judged_is_not_judged_again(made: Any, copy: Callable[[str], Path]) -> None:
     """Another map costs only itself; another fill stands beside."""
     path = copy("more.zarr")
-    first = attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=3)
+    one = {"steps": 3, "workers": 1}  # what several share out at the end is read twice
+    first = attlas.judge(path, made.graph, made.images, maps=["rollout"], **one)
     assert first.forwards == 12 * (2 + 4 * 4)
-    assert attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=3).forwards == 0
-    more = attlas.judge(path, made.graph, made.images, maps=["received_attention"], steps=3)
+    assert attlas.judge(path, made.graph, made.images, maps=["rollout"], **one).forwards == 0
+    more = attlas.judge(path, made.graph, made.images, maps=["received_attention"], **one)
     assert more.forwards == 12 * (2 + 4)
     assert more.verdict.maps == ("received_attention", "rollout", "uniform", "centre", "random")
-    assert attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=3, overwrite=True).forwards == 12 * 18
+    again = attlas.judge(path, made.graph, made.images, maps=["rollout"], **one, overwrite=True)
+    assert again.forwards == 12 * 18
     attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, fill="black", target="label")
     assert [one.tag for one in judging.verdicts(Store(path))] == ["black-2-label", "mean-3"]
     assert {one.name for one in catalog.held(Store(path))} <= set(catalog.CATALOG)  # no statistics to be summed up
     assert attlas.open(path)["judged.mean-3.rollout"].dims == ("image", "judged_figure")
+
+
+def test_no_worker_is_idle_at_the_end() -> None:
+    """Units that are left over are divided by maps, each map once; full rounds of units are not."""
+    lacking = {name: np.array([True, True, False, True]) for name in "abcd"} | {
+        "e": np.array([True, False, False, False])
+    }
+    assert divided(lacking, 1) == [(0, [*"abcde"]), (1, [*"abcd"]), (3, [*"abcd"])]
+    assert divided(lacking, 3) == divided(lacking, 1)
+    assert divided(lacking, 2) == [(0, [*"abcde"]), (1, [*"abcd"]), (3, ["a", "c"]), (3, ["b", "d"])]
+    assert [len(names) for _, names in divided({name: np.array([True]) for name in "abcdefg"}, 2)] == [4, 3]
+    assert divided(lacking, 5) == [(k, [name]) for k in (0, 1, 3) for name in ("abcde" if k == 0 else "abcd")]
+    assert divided({}, 2) == []
 
 
 def test_right_and_wrong_predictions_are_summed_apart(judged: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import attlas
 import numpy as np
 import pytest
-from attlas.engine.runtime.decode import decode_mask
+from attlas.analysis.formulas import boxes as formulas
+from attlas.engine.runtime.decode import crop_box, decode_mask
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
 from PIL import Image
@@ -122,3 +124,38 @@ def test_refuses_masks_that_are_missing_or_of_another_size(made: Any, masked: tu
     first.write_bytes(data[:30])
     with pytest.raises(AttlasError, match="cannot be read as a mask"):
         judge(folder)
+
+
+def test_boxes_are_found_by_maps(made: Any, tmp_path: Path) -> None:
+    """Two boxes in one picture, one in another: by the formulas, mean over objects; other boxes replace the rows."""
+    path = Path(shutil.copytree(made.store, tmp_path / "s.zarr"))
+    store = Store(path)
+    at = [int(i) for i in np.flatnonzero(store.read("valid"))[:2]]
+    sizes = [(int(store.read("height", i)), int(store.read("width", i))) for i in at]
+    boxes = [(0, [0, 0, sizes[0][1], sizes[0][0]]), (0, [0, 0, sizes[0][1] / 3, sizes[0][0] / 2])]
+    boxes += [(1, [sizes[1][1] / 2, 0, sizes[1][1] / 2, sizes[1][0]])]
+    for name, given in (("all.json", boxes), ("one.json", boxes[:2])):
+        images = [{"id": n, "file_name": str(store.read("path", i))} for n, i in enumerate(at)]
+        annotations = [{"image_id": n, "bbox": box} for n, box in given]
+        (tmp_path / name).write_text(json.dumps({"images": images, "annotations": annotations}))
+    result = attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, boxes=tmp_path / "all.json")
+    found = result.localisation
+    assert found is not None
+    assert (found.images, found.objects, found.maps) == (2, 3, ("rollout", "uniform", "centre", "random"))
+    for n, i in enumerate(at):
+        crop = crop_box(*sizes[n], store.spec.recipe)
+        covers = [
+            formulas.cover((y, x, y + height, x + width), crop, store.spec.grid)
+            for image, (x, y, width, height) in boxes
+            if image == n
+        ]
+        maps = store.read("rollout", i).astype(np.float64)
+        wanted = [[formulas.pointing_hit(maps, one), formulas.box_mass(maps, one)] for one in covers]
+        np.testing.assert_allclose(Store(path).read("localisation.rollout", i), np.mean(wanted, axis=0), rtol=1e-6)
+    rows = Store(path).read("localisation.rollout")[at]
+    np.testing.assert_allclose(found.mean[0], rows.mean(axis=0), rtol=1e-6)
+    assert found.bounds[1].max() <= 1
+    attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, boxes=tmp_path / "one.json")
+    assert np.isnan(Store(path).read("localisation.rollout")[at[1]]).all()
+    with pytest.raises(UsageError, match="there is no such file"):
+        attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, boxes=tmp_path / "none.json")

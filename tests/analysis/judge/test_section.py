@@ -62,7 +62,20 @@ def test_shows_curves_differences_and_where_maps_disagree(made: Any, tmp_path: P
     assert "n = 12 images" in curves.caption
 
 
-def test_shows_masks_and_heads_where_they_were_judged(made: Any, tmp_path: Path) -> None:
+def test_says_which_intervals_are_over_other_samples(made: Any, tmp_path: Path) -> None:
+    """A judgement before images were clustered; judged again it says nothing."""
+    path = Path(shutil.copytree(made.store, tmp_path / "s.zarr"))
+    attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2)
+    assert isinstance(parts(path)[0], base.Figure)
+    attlas.analyze(path, cluster="label")
+    note = parts(path)[0]
+    assert "over clusters by label" in note.title
+    assert note.lines == ["mean-2: over single images"]
+    attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2)
+    assert isinstance(parts(path)[0], base.Figure)
+
+
+def test_shows_masks_boxes_and_heads_where_they_were_judged(made: Any, tmp_path: Path) -> None:
     """Heads in the order of what is lost."""
     store = Store(Path(shutil.copytree(made.store, tmp_path / "s.zarr")), writable=True)
     loss = np.array([[[0.1, 0.0, np.nan], [0.3, 0.2, np.nan]], [[-0.1, 0.0, np.nan], [0.2, 0.0, np.nan]]])
@@ -71,6 +84,10 @@ def test_shows_masks_and_heads_where_they_were_judged(made: Any, tmp_path: Path)
         "segmentation_figure": (("f",), np.array(["mean_iou"], np.dtypes.StringDType()), {}),
         "segmentation_mean": (("m", "f"), np.array([[0.25]]), {"images": 7}),
         "segmentation_interval": (("bound", "m", "f"), np.array([[[0.125]], [[0.5]]]), {}),
+        "localisation_map": (("l",), np.array(["rollout"], np.dtypes.StringDType()), {}),
+        "localisation_figure": (("g",), np.array(["pointing"], np.dtypes.StringDType()), {}),
+        "localisation_mean": (("l", "g"), np.array([[0.5]]), {"images": 6, "objects": 8}),
+        "localisation_interval": (("bound", "l", "g"), np.array([[[0.25]], [[0.75]]]), {}),
         "judged_heads_mean.zero": (("layer", "head", "loss"), loss, {"images": 7}),
         "judged_heads_interval.zero": (("bound", "layer", "head", "loss"), np.stack([loss - 1, loss + 1]), {}),
         "judged_heads_rank.zero": (("loss",), np.array([0.5, 0, 0]), {}),
@@ -78,7 +95,9 @@ def test_shows_masks_and_heads_where_they_were_judged(made: Any, tmp_path: Path)
     }
     specs = [summary.spec_of(name, summary.Summed(*one)) for name, one in arrays.items()]
     store.add(specs, {name: values for name, (_, values, _) in arrays.items()})
-    masks, heads = parts(Path(store.path))
+    masks, boxes, heads = parts(Path(store.path))
+    assert boxes.rows == [("rollout", "0.500 (0.250 to 0.750)")]
+    assert "n = 6 images, 8 objects" in boxes.caption
     assert masks.rows == [("rollout", "0.250 (0.125 to 0.500)")]
     assert [row[0] for row in heads.rows] == [f"layer {a}, head {b}" for a, b in ((0, 1), (1, 1), (0, 0), (1, 0))]
     assert heads.rows[0][1:] == ("+0.300 (-0.700 to +1.300)", "+0.200 (-0.800 to +1.200)", "–")

@@ -1,0 +1,75 @@
+"""The objects that people have marked by boxes, as the crops of a store's images show them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from ..engine.runtime.decode import crop_box
+from ..engine.store.store import Store
+from ..errors import UsageError
+from .formulas import boxes as formulas
+from .formulas.boxes import Box, Cover
+
+__all__ = ["Objects", "find"]
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The objects of one image of a store, as its crop shows them.
+
+    Attributes:
+        image: its index.
+        kinds: of each object, in words.
+        boxes: (top, left, bottom, right) each, in pixels of the original, cut off at the crop; `crop`: likewise.
+        covers: how much of each patch each covers.
+    """
+
+    image: int
+    kinds: tuple[str, ...]
+    boxes: tuple[Box, ...]
+    crop: Box
+    covers: tuple[Cover, ...]
+
+
+def find(store: Store, path: str | os.PathLike[str]) -> tuple[list[Objects], list[str]]:
+    """The objects of a COCO file that a store's valid images show, and a line for each box that is left out.
+
+    A file name is an image's path in the store, or its last part where only one image ends so.
+
+    Raises:
+        AttlasError: the file is no COCO file.
+    """
+    given, left_out = formulas.read_coco(path)
+    usable = store.done_images & store.read("valid").astype(bool)
+    paths = {str(p): i for i, p in enumerate(store.read("path"))}
+    ends: dict[str, int] = {}
+    for name, index in paths.items():
+        end = PurePosixPath(name).name
+        ends[end] = -1 if end in ends else index
+    heights, widths = store.read("height"), store.read("width")
+    found = []
+    for name, marked in sorted(given.items()):
+        image = paths.get(name, ends.get(PurePosixPath(name).name, -1))
+        if image < 0 or not usable[image]:
+            reason = "is not in the store" if image < 0 else "is not done or could not be read"
+            left_out += [f"{kind} of {name}: the image {reason}" for kind, _ in marked]
+            continue
+        crop = crop_box(int(heights[image]), int(widths[image]), store.spec.recipe)
+        seen = []
+        for kind, box in marked:
+            try:
+                covered = formulas.cover(box, crop, store.spec.grid)
+            except UsageError:
+                left_out.append(f"{kind} of {name}: lies outside the crop")
+                continue
+            seen.append((kind, _cut(box, crop), covered))
+        if seen:
+            kinds, boxes, covers = zip(*seen, strict=True)
+            found.append(Objects(image, kinds, boxes, crop, covers))
+    return found, left_out
+
+
+def _cut(box: Box, crop: Box) -> Box:
+    return max(box[0], crop[0]), max(box[1], crop[1]), min(box[2], crop[2]), min(box[3], crop[3])

@@ -1,0 +1,184 @@
+"""A graph as hardware with fewer bits computes it: its factors or scores are rounded by nodes of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from .graph import prepare
+from .ort import OrtGraph
+from .outputs import Wanted
+from .providers import CPU, cores
+
+__all__ = ["AS_IT_IS", "ROUNDINGS", "run_rounded"]
+
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
+
+
+class _Editor:
+    """Puts nodes before an operator's inputs or after its output."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._graph = graph
+        self._count = 0
+
+    def add(self, op: str, inputs: list[str], **attributes: Any) -> str:
+        self._count += 1
+        name = f"attlas.rounded.{self._count}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, name: str, value: float) -> str:
+        if all(i.name != name for i in self._graph.initializer):
+            self._graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+        return name
+
+    def split(self, value: str, dropped: int) -> str:
+        """Without its last `dropped` bits, rounded to nearest, by Veltkamp's splitting."""
+        factor = self.constant(f"attlas.split{dropped}", 2.0**dropped + 1)
+        large = self.add("Mul", [value, factor])
+        return self.add("Sub", [large, self.add("Sub", [large, value])])
+
+    def half(self, value: str) -> str:
+        """Through float16."""
+        return self.add("Cast", [self.add("Cast", [value], to=TensorProto.FLOAT16)], to=TensorProto.FLOAT)
+
+
+def _edit(
+    graph: onnx.GraphProto,
+    ops: tuple[str, ...],
+    change: Callable[[_Editor, str], str],
+    *,
+    after: bool = False,
+    only: str | None = None,
+) -> None:
+    """Change the first two inputs of the operators `ops`, and with `after` also what they give.
+
+    With `only`, of the one that gives this value.
+    """
+    editor = _Editor(graph)
+    for node in graph.node:
+        if node.op_type not in ops or only not in (None, node.output[0]):
+            editor.nodes.append(node)
+            continue
+        for i, name in enumerate(node.input[:2]):
+            node.input[i] = change(editor, name)
+        editor.nodes.append(node)
+        if after:
+            given, node.output[0] = node.output[0], f"{node.output[0]}.exact"
+            change(editor, node.output[0])
+            editor.nodes[-1].output[0] = given
+    del graph.node[:]
+    graph.node.extend(editor.nodes)
+
+
+def _tf32_products(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, ("MatMul", "Gemm"), lambda editor, name: editor.split(name, 13))
+
+
+def _tf32(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, _PRODUCTS, lambda editor, name: editor.split(name, 13))
+
+
+def _bfloat16(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, _PRODUCTS, lambda editor, name: editor.split(name, 16), after=True)
+
+
+def _scores(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, ("Softmax",), lambda editor, name: editor.half(name))
+
+
+def _scores_here(graph: onnx.GraphProto, output: str) -> None:
+    _edit(graph, ("Softmax",), lambda editor, name: editor.half(name), only=_nearest(graph, output, "Softmax"))
+
+
+def _float16(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, (*_PRODUCTS, "Softmax"), lambda editor, name: editor.half(name), after=True)
+
+
+def _last_bit(graph: onnx.GraphProto, _output: str) -> None:
+    _edit(graph, _PRODUCTS, lambda editor, name: editor.split(name, 1))
+
+
+def _tf32_here(graph: onnx.GraphProto, output: str) -> None:
+    scores = _nearest(graph, _nearest(graph, output, "Softmax"), "MatMul")
+    _edit(graph, ("MatMul",), lambda editor, name: editor.split(name, 13), only=scores)
+
+
+def _nearest(graph: onnx.GraphProto, value: str, op: str) -> str:
+    """What the nearest operator `op` at or before a value gives; "" if there is none."""
+    return next((str(node.output[0]) for node in _before(graph, value) if node.op_type == op), "")
+
+
+def _before(graph: onnx.GraphProto, value: str) -> Iterator[onnx.NodeProto]:
+    """The nodes that a value is computed from, nearest first."""
+    by_output = {name: node for node in graph.node for name in node.output}
+    front, seen = [value], {value}
+    while front:
+        node = by_output.pop(front.pop(0), None)
+        if node is None:
+            continue
+        yield node
+        fresh = [name for name in node.input if name not in seen]
+        front += fresh
+        seen.update(fresh)
+
+
+def _keep_only(graph: onnx.GraphProto, output: str) -> None:
+    """Leave out what the output does not need: without optimisations onnxruntime would compute it, too."""
+    needed = {name for node in _before(graph, output) for name in node.output}
+    nodes = [node for node in graph.node if needed.intersection(node.output)]
+    used = {name for node in nodes for name in node.input}
+    weights = [one for one in graph.initializer if one.name in used]
+    for part, kept in ((graph.node, nodes), (graph.initializer, weights)):
+        del part[:]
+        part.extend(kept)
+
+
+AS_IT_IS = ""
+# What hardware rounds, in words, with the edit that does the same to the graph before an output.
+ROUNDINGS: dict[str, Callable[[onnx.GraphProto, str], None]] = {
+    "the factors of matrix products are rounded to TF32 (10 bits)": _tf32_products,
+    "the factors of matrix products and convolutions are rounded to TF32 (10 bits)": _tf32,
+    "queries and keys of this layer are rounded to TF32 (10 bits) where they are multiplied": _tf32_here,
+    "scores, of this layer at least, are rounded to float16 before the softmax": _scores_here,
+    "all scores are rounded to float16 before the softmax": _scores,
+    "it computes in float16": _float16,
+    "it computes in bfloat16": _bfloat16,
+    "the last bit of float32 is dropped: the model is that sharp, and the runtime may be sound": _last_bit,
+}
+
+
+def run_rounded(
+    path: str | os.PathLike[str], how: str, output: str, pixels: npt.NDArray[np.uint8], shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """One output of a graph with one of `ROUNDINGS`, on the processor, without optimisations.
+
+    Args:
+        path: path of the graph.
+        how: a key of `ROUNDINGS`, or `AS_IT_IS`.
+        output: the output's name; none that takes a target class.
+        pixels: (image, row, column, channel) uint8.
+        shape: of the output, without the image axis.
+
+    Raises:
+        AttlasError: onnxruntime cannot load it.
+    """
+    model = onnx.load_from_string(prepare(path, [Wanted(output)]))
+    _keep_only(model.graph, output)
+    if how != AS_IT_IS:
+        ROUNDINGS[how](model.graph, output)
+    graph = OrtGraph(
+        model.SerializeToString(), Path(path), [CPU], threads=cores(), strict=False, half=False, optimize=False
+    )
+    found = np.zeros((len(pixels), *shape), np.float32)
+    graph.fill({"image": pixels}, {output: found})
+    return found
