@@ -44,6 +44,13 @@ from .shared import note, path_argument
     metavar="KEY=VALUE,...",
     help="Arguments of timm's model (init_values=1e-5,dynamic_img_size=true), or entries of transformers' config.json.",
 )
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="TEXT or @FILE",
+    help="A class of open_clip's model, as words (repeat it), or a file with one in each line.",
+)
 @click.option("--gradients", is_flag=True, help="Also output gradients of a class's logit by the attention.")
 @click.option("--loss-gradients", is_flag=True, help="The same of the loss, -ln of the class's probability.")
 @click.option("--norms", is_flag=True, help="Also output norms of values, attention branches and tokens.")
@@ -63,8 +70,8 @@ def export(
 ) -> None:
     """Export MODEL and check the file against PyTorch.
 
-    MODEL is timm's name, with or without its pretrained tag, hf-hub:ORG/NAME or local-dir:FOLDER of timm's, or
-    transformers:ORG/NAME or transformers:FOLDER.
+    MODEL is timm's name, with or without its pretrained tag, hf-hub:ORG/NAME or local-dir:FOLDER of timm's,
+    transformers:ORG/NAME or transformers:FOLDER, or open_clip:NAME/TAG.
     """
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
@@ -73,6 +80,7 @@ def export(
     options["gradients"] = "loss" if loss_gradients else options["gradients"]
     options["img_size"] = messages.edges(options["img_size"])
     options["layers"] = messages.layers(options["layers"])
+    options["texts"] = messages.texts(options["texts"])
     options["model_args"] = messages.arguments(model_args) | ({"global_pool": pool} if pool else {})
     try:
         result = attlas.export(model, output, checkpoint=checkpoint, random_init=random_init, progress=True, **options)

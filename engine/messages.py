@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .amounts import alone_line, amount, duration, estimate_lines
+from .sources.files import expanded
 
 if TYPE_CHECKING:
     from ..exporter.models.summary import Summary
@@ -29,6 +31,7 @@ __all__ = [
     "plan_data",
     "plan_lines",
     "shard",
+    "texts",
 ]
 
 
@@ -222,6 +225,31 @@ def arguments(text: str | None) -> dict[str, Any]:
             except (ValueError, SyntaxError):
                 found[key] = value
     return found
+
+
+def texts(given: Sequence[str]) -> tuple[str, ...]:
+    """Texts as they are given, and of `@FILE` its lines that are not empty.
+
+    Raises:
+        UsageError: the file cannot be read, a text is empty, or one is given twice.
+    """
+    found: list[str] = []
+    for one in given:
+        if not one.startswith("@"):
+            found.append(one)
+            continue
+        try:
+            lines = Path(expanded(one[1:])).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--text {one}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        found += [line.strip() for line in lines if line.strip()]
+    if any(not one.strip() for one in found):
+        raise UsageError("--text: a text is empty")
+    if twice := [one for one in found if found.count(one) > 1]:
+        raise UsageError(f"--text: {twice[0]!r} is given twice; a class has one text")
+    if given and not found:
+        raise UsageError(f"--text {given[0]}: holds no text")
+    return tuple(found)
 
 
 def layers(text: str | None) -> list[int] | None:

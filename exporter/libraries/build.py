@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from .protocol import Library, Model, Request
 __all__ = ["LIBRARIES", "build", "find"]
 
 # The adapters by the prefix of a model's name, `PREFIX:NAME`; each has its `LIBRARY`, and is imported when asked for.
-LIBRARIES = {"timm": ".timm.adapter", "transformers": ".transformers.adapter"}
+LIBRARIES = {"open_clip": ".open_clip", "timm": ".timm.adapter", "transformers": ".transformers.adapter"}
 _OWN = ".module"  # of modules that belong to no library
 
 _TIMMS_OWN = ("hf-hub", "hf_hub", "local-dir")  # timm's own prefixes
@@ -53,6 +53,8 @@ def _adapter(home: str) -> Library:
 
 def _adopt(module: nn.Module, request: Request) -> Model:
     """The model of a copy of a module, by the adapter of the library that one of its classes comes from."""
+    if request.texts and not type(module).__module__.startswith("open_clip"):
+        raise UsageError(f"texts: {type(module).__name__} has no text tower here; models of open_clip have")
     if request.checkpoint is not None or request.random_init or request.model_args:
         raise UsageError(
             f"{type(module).__name__}: a module has its weights and its arguments; leave out checkpoint, random_init "
@@ -75,15 +77,26 @@ def build(
     preprocess: str | Mapping[str, object] | None = None,
     num_classes: int | None = None,
     model_args: Mapping[str, Any] | None = None,
+    texts: Sequence[str] = (),
 ) -> Model:
     """The model in eval mode with its weights; arguments as in `Request`, errors as in `Library.build`.
 
     `model` is a name, `LIBRARY:NAME` or timm's, or a module, of which a copy is taken.
     """
     request = Request(
-        checkpoint, pretrained, random_init, seed, img_size, preprocess, num_classes, dict(model_args or {})
+        checkpoint,
+        pretrained,
+        random_init,
+        seed,
+        img_size,
+        preprocess,
+        num_classes,
+        dict(model_args or {}),
+        tuple(texts),
     )
     if isinstance(model, nn.Module):
         return _adopt(model, request)
     library, name = find(model)
+    if request.texts and library.name != "open_clip":
+        raise UsageError(f"--text: {model} has no text tower here; models of open_clip:NAME/TAG have")
     return library.build(name, request)

@@ -38,6 +38,7 @@ class Request:
         preprocess: replaces parts of the model's recipe, see `recipe.override`.
         num_classes: number of classes of a checkpoint's head; 0 for no head.
         model_args: passed on to the library.
+        texts: what the classes are, for a model with a text tower.
     """
 
     checkpoint: Any = None
@@ -48,6 +49,7 @@ class Request:
     preprocess: str | Mapping[str, object] | None = None
     num_classes: int | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
     @property
     def source(self) -> Source:

@@ -72,6 +72,7 @@ def export(
     ablate: bool = False,
     num_classes: int | None = None,
     model_args: Mapping[str, Any] | None = None,
+    texts: Sequence[str] = (),
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
@@ -79,7 +80,7 @@ def export(
 
     Args:
         model: timm's name, with or without a pretrained tag; `transformers:ORG/NAME` or `transformers:FOLDER`;
-            or a module, whose recipe is given where its library does not know it.
+            `open_clip:NAME/TAG`; or a module, whose recipe is given where its library does not know it.
         output: the graph, `NAME.onnx`; its spec is written next to it as `NAME.json`.
         checkpoint: a file with weights (safetensors or torch), or `FILE:KEY` for one part of it, such as `model_ema`.
         pretrained: use the tag's own weights if no other source is given.
@@ -96,6 +97,8 @@ def export(
         ablate: take two more inputs, by which heads are silenced; in float32 and without gradients.
         num_classes: number of classes of the checkpoint's head; 0 for no head. Of a module: how many classes it gives.
         model_args: arguments for the library: of timm's model, or entries of transformers' configuration.
+        texts: of a model of open_clip: its classes. The logits are the texts' cosines with the image, scaled as the
+            model does.
         overwrite: replace existing files.
         progress: True shows a bar; a function is called with one line as each step begins, and one as it ends.
 
@@ -109,6 +112,7 @@ def export(
     path = _target(_own(output), overwrite)
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes, "model_args": model_args}
+    recipe["texts"] = texts
     if isinstance(model, str):
         with contextlib.suppress(UsageError):  # any other problem is reported by `build`
             summary = summarize(model, img_size=img_size, preprocess=preprocess, model_args=model_args)

@@ -28,6 +28,7 @@ HOMES = {
     "timm": "exporter",
     "torchvision": "exporter",
     "transformers": "exporter",
+    "open_clip": "exporter",
     "xarray": "analysis",
 }
 
