@@ -205,7 +205,7 @@ def kept_layers(store: Store) -> tuple[int, ...]:
 
 
 def templates(store: Store, statistics: Iterable[Statistic]) -> dict[str, Template]:
-    """The arrays for the rows of these statistics, by name. One default statistic brings all of them at no extra cost."""
+    """The arrays for the rows of these statistics, by name. One default statistic brings all of them at no cost."""
     found = _with_rows(store, statistics)
     said = {"computed_from": "attention_code"} if attention_of(store) == "attention_code" else {}
     made = {name: s.template(store.spec) for name, s in found.items()}
