@@ -169,6 +169,7 @@ def doctor_lines(data: Mapping[str, Any]) -> list[str]:
         "providers",
         *(f"  {name:<28} {state}" for name, state in data["providers"].items()),
         *_faster(data["milliseconds"]),
+        "  whether one gives what the graph says: `attlas conform GRAPH.onnx --provider NAME`",
         "decoding",
         *(f"  {what:<28} {way}" for what, way in data["decoding"].items()),
         "packages",

@@ -6,6 +6,7 @@ with the number of pictures, and without pickle.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -274,21 +275,21 @@ def _fill(
         if output.name in expected.outputs:
             wanted[output.name] = tuple(n for n in output.shape if n is not None), "float32"
     files = [(name, folder / f"{i}.npy") for i, name in enumerate(wanted)]
-    arrays = {
-        name: np.lib.format.open_memmap(file, "w+", wanted[name][1], (expected.count, *wanted[name][0]))
-        for name, file in files
-    }
     names: list[str] = []
-    for batch in expected.batches(BATCH):
-        part = slice(len(names), len(names) + len(batch.names))
-        given = {"image": batch.pixels, TARGET: batch.target, **{n: low for n, (low, _) in batch.expected.items()}}
-        for name, array in arrays.items():
-            array[part] = given[name]
-        names += batch.names
-        if progress is not None:
-            progress(len(names), expected.count)
-    for array in arrays.values():
-        array.flush()
+    with contextlib.ExitStack() as stack:
+        # Not mapped into memory: their pages would count as this process's.
+        streams = {name: stack.enter_context(file.open("wb")) for name, file in files}
+        for name, (shape, dtype) in wanted.items():
+            about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (expected.count, *shape)}
+            np.lib.format.write_array_header_1_0(streams[name], about)
+        for batch in expected.batches(BATCH):
+            given: dict[str, npt.NDArray[Any]] = {"image": batch.pixels, TARGET: batch.target}
+            given |= {name: low for name, (low, _) in batch.expected.items()}
+            for name, stream in streams.items():
+                stream.write(given[name].astype(wanted[name][1], copy=False).tobytes())
+            names += batch.names
+            if progress is not None:
+                progress(len(names), expected.count)
     return names, files
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...errors import first_line
@@ -18,14 +20,14 @@ def describe(model: Model, taps: Taps) -> Facts:
     return model.library.facts(model, taps.parts)
 
 
-def summarize(model: str, *, img_size: object = None) -> Summary:
+def summarize(model: str, *, img_size: object = None, **more: Any) -> Summary:
     """Build the model on the meta device and run two pictures through it; arguments as for `build`.
 
     Raises:
         UsageError: there is no such model, or it cannot be exported; with the reason.
     """
     with torch.device("meta"), torch.no_grad():
-        built = build(model, random_init=True, img_size=img_size)
+        built = build(model, random_init=True, img_size=img_size, **more)
         taps = Taps(built, built.full_name if "." in model else built.name)
         facts = describe(built, taps)
         try:

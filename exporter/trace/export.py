@@ -109,9 +109,10 @@ def export(
     path = _target(_own(output), overwrite)
     choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes, "model_args": model_args}
-    with contextlib.suppress(UsageError):  # any other problem is reported by `build`
-        if isinstance(model, str):
-            refuse_too_large(summarize(model, img_size=img_size), layers, gradients=bool(gradients))
+    if isinstance(model, str):
+        with contextlib.suppress(UsageError):  # any other problem is reported by `build`
+            summary = summarize(model, img_size=img_size, preprocess=preprocess, model_args=model_args)
+            refuse_too_large(summary, layers, gradients=bool(gradients))
     built = _loaded(model, progress, **choice, **recipe)
     more: dict[str, Any] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(

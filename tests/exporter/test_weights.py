@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -34,6 +35,7 @@ def test_two_exports_of_the_same_weights_are_identical_and_tell_no_path(tmp_path
     """Bytes depend on the weights alone: no stack traces, no paths, no temporary names."""
     files = [exported(DEIT)[1].path.read_bytes(), export_model(make(DEIT), tmp_path / "deit.onnx").path.read_bytes()]
     assert files[0] == files[1]
+    assert onnx.load_from_string(files[0]).SerializeToString() == files[0]  # as protobuf writes it, not only reads it
     for text in (str(Path.home()), str(tmp_path), "site-packages", "stack_trace", ".py"):
         assert text.encode() not in files[0]
 

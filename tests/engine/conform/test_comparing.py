@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import onnx
 import onnxruntime
 import pytest
 from attlas.engine.conform import write_cases
-from attlas.exporter.spec import METADATA_KEY, GraphSpec
-from support import make_graph, make_picture
+from attlas.engine.conform.cases import _heads
+from attlas.exporter.spec import METADATA_KEY, GraphSpec, Output
+from onnx import TensorProto, helper, numpy_helper
+from support import make_picture, make_spec
 from support_conform import results_of
 
 type Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -104,20 +107,42 @@ def test_outputs_that_are_no_maps_may_lack(tiny_graph: Path, cases: Path, result
     assert result.notes == (f"{results(tokens=None)} lacks tokens",)
 
 
-def test_a_target_and_the_inputs_that_silence_heads_are_cases_too(tmp_path: Path) -> None:
-    spec = make_graph(tmp_path / "g.onnx")
-    import dataclasses
-
-    from attlas.exporter.spec import Output
-
+def test_inputs_that_silence_heads_are_cases_too(tmp_path: Path) -> None:
+    """They keep every head."""
+    spec = make_spec()
     means = Output("head_output.0", ("image", "head", "head_channel"), (None, 2, 8))
-    from attlas.engine.conform.cases import _heads
-
     files = _heads(tmp_path, dataclasses.replace(spec, ablate=True, outputs=(*spec.outputs, means)))
     arrays = {name: np.load(file) for name, file in files}
     assert {name: (a.shape, float(a.mean())) for name, a in arrays.items()} == {
         "head_mask": ((2, 2), 1.0), "head_fill": ((2, 2, 8), 0.0),
     }  # fmt: skip
+
+
+def test_gradients_are_of_the_first_class_of_the_reference(tiny_graph: Path, tmp_path: Path) -> None:
+    """The cases give it to the runtime, and a run here takes it, too."""
+    model, path = onnx.load(tiny_graph), tmp_path / "derives.onnx"
+    model.graph.input.append(helper.make_tensor_value_info("target", TensorProto.INT64, ["batch"]))
+    for name, values in (("axes", [1, 2, 3]), ("none", 0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    model.graph.node.extend([
+        helper.make_node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
+        helper.make_node("Less", ["target", "none"], ["open"]),
+        helper.make_node("Where", ["open", "best", "target"], ["class"]),
+        helper.make_node("Cast", ["class"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["number", "axes"], ["spread"]),
+        helper.make_node("Mul", ["attention.1", "spread"], ["gradient.1"]),
+    ])  # fmt: skip
+    model.graph.output.append(helper.make_tensor_value_info("gradient.1", TensorProto.FLOAT, ["batch", 2, 7, 7]))
+    entry = next(one for one in model.metadata_props if one.key == METADATA_KEY)
+    spec = GraphSpec.from_json(entry.value, "test")
+    made = Output("gradient.1", ("image", "head", "query", "key"), (None, 2, 7, 7))
+    entry.value = dataclasses.replace(spec, gradients=True, outputs=(*spec.outputs, made)).to_json()
+    onnx.save(model, path)
+    write_cases(path, tmp_path / "cases.npz", limit=3, threads=1)
+    held = np.load(tmp_path / "cases.npz")
+    np.testing.assert_array_equal(held["target"], held["logits"].argmax(-1))
+    result = attlas.conform(path, tmp_path / "cases.npz", provider="cpu", threads=1)
+    assert (result.conforms, result.lines[-1].output, result.lines[-1].bound) == (True, "gradient.1", 5e-4)
 
 
 @pytest.mark.parametrize(
