@@ -49,7 +49,7 @@ class _Attention(nn.Module):
     def forward(self, query: Tensor, *unused: Tensor, **options: Any) -> tuple[Tensor, None]:
         """Self-attention of (image, token, channel); the tower passes the same tokens three times, and no mask."""
         mixed = nn.functional.linear(query, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = mixed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = mixed.view(*query.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         out = self.attn_drop(scores.softmax(dim=-1)) @ v
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
@@ -64,7 +64,7 @@ class _Tower(nn.Module):
         super().__init__()
         self.visual = model.visual
         self.register_buffer("texts", texts)
-        self.scale = model.logit_scale.exp().detach().clone() if texts is not None else None
+        self.scale: Tensor | float = model.logit_scale.exp().detach().clone() if texts is not None else 1.0
         bias = getattr(model, "logit_bias", None)
         self.bias = bias.detach().clone() if texts is not None and bias is not None else None
 
@@ -149,7 +149,9 @@ class _OpenClip:
         # After the pool, the last norm sees the embedding alone.
         norms = [] if visual.final_ln_after_pool or visual.attn_pool is not None else [visual.ln_post]
         owners = {layer: [block.attn] for layer, block in enumerate(blocks)}
-        return Parts(visual, blocks, owners, [blocks[-1], *norms], projection=lambda owner: owner.out_proj)
+        return Parts(
+            visual, blocks, owners, [blocks[-1], *norms], projection=lambda owner: owner.get_submodule("out_proj")
+        )
 
     def facts(self, model: Model, parts: Parts) -> Facts:
         visual: Any = model.module.visual
