@@ -193,7 +193,7 @@ def test_help_lists_the_commands_in_the_order_of_the_work(command: Command, tmp_
     """And the exit codes."""
     done = command("--help", cwd=tmp_path)
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].strip().splitlines()]
-    work = ["export", "show", "run", "analyze", "view", "report", "judge", "compare"]
+    work = ["export", "show", "run", "analyze", "view", "report", "judge", "compare", "conform"]
     assert listed == [*work, "inspect", "verify", "models", "doctor", "demo"]
     assert "130" in done.stdout
     assert attlas.__version__ in command("--version", cwd=tmp_path).stdout

@@ -128,9 +128,13 @@ def test_first_line_of_a_bare_assertion_is_the_assertion() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": None}, "model: pass timm's name of a model, not None"),
-        ({"model": Path("deit")}, "model: pass timm's name"),
-        ({"model": torch.nn.Linear(2, 2)}, r"Linear: a module has no recipe of its own; pass preprocess="),
+        ({"model": None}, "model: pass the name of a model, or a module, not None"),
+        ({"model": Path("deit")}, "model: pass the name of a model, or a module"),
+        ({"model": torch.nn.Linear(2, 2)}, "Linear: a module has its weights and its arguments; leave out"),
+        (
+            {"model": torch.nn.Linear(2, 2), "random_init": False},
+            r"Linear: a module has no recipe of its own; pass preprocess=",
+        ),
         ({"output": None}, r"output: pass the path of the graph"),
         ({"checkpoint": {"head.weight": torch.ones(2)}}, "checkpoint: a dict was given; save"),
         ({"checkpoint": torch.nn.Linear(2, 2)}, "checkpoint: a Linear was given; save"),
