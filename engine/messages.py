@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .amounts import alone_line, amount, duration, estimate_lines
-from .sources.files import expanded
 
 if TYPE_CHECKING:
     from ..exporter.models.summary import Summary
@@ -233,6 +232,8 @@ def texts(given: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: the file cannot be read, a text is empty, or one is given twice.
     """
+    from .sources.files import expanded  # brings numpy, which `--help` does without
+
     found: list[str] = []
     for one in given:
         if not one.startswith("@"):
