@@ -8,6 +8,7 @@ here, and their embeddings lie in the graph, so that a model without a classifie
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import logging
 import os
@@ -70,7 +71,8 @@ class _Tower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
-        found: Tensor = self.visual(pixels)
+        given = self.visual(pixels)
+        found: Tensor = given[0] if isinstance(given, tuple) else given  # `output_tokens`: the tokens come second
         if self.texts is None:
             return found
         logits = self.scale * nn.functional.normalize(found, dim=-1) @ self.texts.T
@@ -90,18 +92,28 @@ class _OpenClip:
                 f"--num-classes {request.num_classes}: an image tower has no classifier; pass texts with --text"
             )
         known, tag = _known(name)
+        own = open_clip.get_pretrained_cfg(known, tag) if tag else {}
+        quick = bool(own.get("quick_gelu")) and not open_clip.get_model_config(known).get("quick_gelu")
         size = None if request.img_size is None else pair(request.img_size, "--img-size")
         if source == "pretrained":
             _reachable(known, tag)
-        whole = _created(known, tag, source == "pretrained", size, request)
+        whole = _created(known, tag, source == "pretrained", size, quick, request)
         if source == "checkpoint":
+            if size is not None and hasattr(whole.visual, "trunk"):
+                # timm's trunks take a file at their own size, and are resized then.
+                whole = _created(known, tag, False, None, quick, request)
+                whole.visual.image_size = size
             _load(whole, known, request)
         configured = dict(whole.visual.preprocess_cfg)
         if tag and source != "pretrained":
-            configured |= {k: v for k, v in open_clip.get_pretrained_cfg(known, tag).items() if k in configured}
+            configured |= {k: v for k, v in own.items() if k in configured}
         texts = _embedded(whole, known, request.texts)
         shown = known.rpartition(":")[2].rstrip("/").rpartition("/")[2]
-        return self._model(whole, texts, (shown, tag), source, configured, size, request)
+        built = self._model(whole, texts, (shown, tag), source, configured, size, request)
+        if not quick:
+            return built
+        note = f"{known}/{tag} was trained with QuickGELU, which is built in place of {known}'s GELU"
+        return dataclasses.replace(built, notes=(*built.notes, note))
 
     def adopt(self, module: nn.Module, request: Request) -> Model:
         shown = type(module).__name__
@@ -144,10 +156,10 @@ class _OpenClip:
     def parts(self, model: Model) -> Parts:
         visual: Any = model.module.visual
         if hasattr(visual, "trunk"):
-            return timm_parts.find(model)
+            return timm_parts.find(_timms(model))
         blocks = list(visual.transformer.resblocks)
         # After the pool, the last norm sees the embedding alone.
-        norms = [] if visual.final_ln_after_pool or visual.attn_pool is not None else [visual.ln_post]
+        norms = [] if visual.final_ln_after_pool else [visual.ln_post]
         owners = {layer: [block.attn] for layer, block in enumerate(blocks)}
         return Parts(
             visual, blocks, owners, [blocks[-1], *norms], projection=lambda owner: owner.get_submodule("out_proj")
@@ -156,12 +168,10 @@ class _OpenClip:
     def facts(self, model: Model, parts: Parts) -> Facts:
         visual: Any = model.module.visual
         if hasattr(visual, "trunk"):
-            return timms.describe(model, parts)
+            return timms.describe(_timms(model), parts)
         patch = _patch_size(visual)
         grid = model.image_size[0] // patch[0], model.image_size[1] // patch[1]
-        pooling: Pooling = "none"
-        if visual.attn_pool is None:
-            pooling = {"tok": "class", "avg": "mean"}.get(visual.pool_type, "none")  # type: ignore[assignment]
+        pooling: Pooling = {"tok": "class", "avg": "mean"}.get(visual.pool_type, "none")  # type: ignore[assignment]
         return Facts(("class",), grid, patch, pooling, "absolute", visual.positional_embedding.detach())
 
 
@@ -210,9 +220,12 @@ def _reachable(known: str, tag: str) -> None:
         )
 
 
-def _created(known: str, tag: str, pretrained: bool, size: tuple[int, int] | None, request: Request) -> Any:
-    """The whole model, both towers."""
-    wanted: dict[str, Any] = {"load_weights": pretrained, "pretrained_text": False, **request.model_args}
+def _created(
+    known: str, tag: str, pretrained: bool, size: tuple[int, int] | None, quick: bool, request: Request
+) -> Any:
+    """The whole model, both towers; `quick`: with the activation of the tag, of which open_clip only warns."""
+    wanted: dict[str, Any] = {"load_weights": pretrained, "pretrained_text": False, "force_quick_gelu": quick}
+    wanted |= request.model_args
     if pretrained and tag:
         wanted["pretrained"] = tag
     if size is not None:
@@ -292,6 +305,8 @@ def _show_attention(library: Library, visual: Any, name: str) -> None:
         return
     if not hasattr(visual, "transformer"):
         raise library.refusal(name, f"its image tower is a {type(visual).__name__}")
+    if visual.attn_pool is not None:
+        raise library.refusal(name, "it pools its tokens by an attention that shows no map (attentional_pool)")
     for block in visual.transformer.resblocks:
         own = getattr(block, "attn", None)
         if isinstance(own, _Attention):
@@ -299,6 +314,12 @@ def _show_attention(library: Library, visual: Any, name: str) -> None:
         if not isinstance(own, nn.MultiheadAttention) or own.in_proj_weight is None or not own.batch_first:
             raise library.refusal(name, f"its blocks attend by {type(own).__name__}, which shows no map")
         block.attn = _Attention(own)
+
+
+def _timms(model: Model) -> Model:
+    """The trunk alone, as a model of timm's: what timm says of a model stands there."""
+    visual: Any = model.module.visual
+    return dataclasses.replace(model, module=visual.trunk)
 
 
 def _patch_size(visual: Any) -> tuple[int, int]:

@@ -86,7 +86,7 @@ _FOREIGN = (
     (
         r"(^|\.)(transformer\.resblocks\.\d+\.|text\.transformer\.|token_embedding\.|logit_scale$)",
         "an image-text model of OpenAI CLIP or open_clip",
-        "name its image tower in timm: `attlas models 'vit*clip*'` lists them",
+        "pass open_clip:NAME as the model, or name its image tower in timm (`attlas models 'vit*clip*'` lists them)",
     ),
     (
         r"encoder\.layers\.encoder_layer_\d+\.",

@@ -31,6 +31,16 @@ VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_wid
 CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-clip": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
     "tiny-mean": {"embed_dim": 24, "vision_cfg": VISION | {"pool_type": "avg"}, "text_cfg": TEXT},
+    "tiny-tokens": {"embed_dim": 24, "vision_cfg": VISION | {"output_tokens": True}, "text_cfg": TEXT},
+    "tiny-queries": {"embed_dim": 24, "vision_cfg": VISION | {"attentional_pool": True}, "text_cfg": TEXT},
+    "tiny-pool": {
+        "embed_dim": 64, "custom_text": True, "text_cfg": TEXT,
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit2", "timm_pool": "map", "timm_proj": "none"},
+    },
+    "tiny-token": {
+        "embed_dim": 64, "custom_text": True, "text_cfg": TEXT,
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
+    },
     "tiny-timm": {
         "embed_dim": 64, "init_logit_bias": -10, "custom_text": True, "text_cfg": TEXT,
         "vision_cfg": {"image_size": 224, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"},
@@ -58,7 +68,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, configs: None) -> dict[str
     from safetensors.torch import save_model
 
     found = {}
-    for name in CONFIGS:
+    for name in ("tiny-clip", "tiny-mean", "tiny-timm"):
         torch.manual_seed(3)
         model = open_clip.create_model(name).eval()
         for key, weight in model.visual.named_parameters():
@@ -196,6 +206,46 @@ def test_pixels_are_those_of_its_own_transform(graphs: dict[str, Any], weights: 
         np.testing.assert_array_equal(decode(buffer.getvalue(), spec.recipe).pixels, own)
 
 
+def test_a_tag_of_quick_gelu_is_built_with_it(configs: None) -> None:
+    """OpenAI's weights under the plain name: open_clip warns alone, and every value would be another."""
+    from open_clip import pretrained
+
+    pretrained._PRETRAINED["tiny-clip"] = {"quick": {"quick_gelu": True}, "plain": {}}
+    try:
+        for tag, kind in (("quick", "QuickGELU"), ("plain", "GELU")):
+            built = build(f"open_clip:tiny-clip/{tag}", random_init=True)
+            assert type(built.module.visual.transformer.resblocks[0].mlp.gelu).__name__ == kind
+            assert any("QuickGELU" in note for note in built.notes) == (tag == "quick")
+    finally:
+        del pretrained._PRETRAINED["tiny-clip"]
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("tiny-timm", "mean"), ("tiny-pool", "pool"), ("tiny-token", "class")])
+def test_pooling_of_a_timm_tower_is_its_own(name: str, pooling: str) -> None:
+    """It stands in the trunk, not in the tower around it."""
+    built = build(f"open_clip:{name}", random_init=True)
+    parts = built.library.parts(built)
+    assert built.library.facts(built, parts).pooling == pooling
+    assert (parts.pool is not None) == (pooling == "pool")
+
+
+def test_embeddings_of_another_size_and_of_towers_that_give_tokens_too(weights: dict[str, tuple[Path, Any]]) -> None:
+    """As open_clip's own; a file of a timm tower is loaded at its own size first."""
+    from safetensors.torch import load_file
+
+    path, _ = weights["tiny-timm"]
+    built = build("open_clip:tiny-timm", checkpoint=path, img_size=192)
+    own = open_clip.create_model("tiny-timm").eval()
+    own.load_state_dict(load_file(path))
+    own.visual.set_input_size((192, 192))
+    pixels = torch.randn(2, 3, 192, 192, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = own.encode_image(pixels)
+        assert (built.module(pixels) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        plain, tokens = (build(f"open_clip:{name}", random_init=True) for name in ("tiny-clip", "tiny-tokens"))
+        torch.testing.assert_close(tokens.module(pixels[..., :32, :32]), plain.module(pixels[..., :32, :32]))
+
+
 def test_what_cannot_be_exported_is_one_line(weights: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
     out = tmp_path / "g.onnx"
     for name, more, reason in (
@@ -204,6 +254,7 @@ def test_what_cannot_be_exported_is_one_line(weights: dict[str, tuple[Path, Any]
         ("open_clip:ViT-B-32", {}, "name the weights, as open_clip:ViT-B-32/TAG"),
         ("open_clip:local-dir:/no/such", {}, "there is no such folder"),
         ("open_clip:RN50", {"random_init": True}, "its image tower is a ModifiedResNet"),
+        ("open_clip:tiny-queries", {"random_init": True}, "pools its tokens by an attention that shows no map"),
         ("open_clip:tiny-clip", {"random_init": True, "num_classes": 5}, "pass texts with --text"),
         ("deit_tiny_patch16_224", {"random_init": True, "texts": TEXTS}, "--text: .* has no text tower"),
     ):
