@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AttlasError, UsageError, first_line
-from ..models.checkpoint import locate
+from ..models.checkpoint import locate, read
 from ..models.recipe import override, pair
 from ..models.weights import refuse_not_finite
 from ..spec import ClassName, Pooling, Recipe
@@ -251,6 +251,7 @@ def _load(model: Any, known: str, request: Request) -> None:
         with _quiet():
             open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except Exception as error:  # whatever a file may hold
+        read(path)  # says what the file is, if it holds no weights
         why = " ".join(str(error).split())[:200]
         raise AttlasError(f"{path}: these are not the weights of open_clip's {known}, both towers: {why}") from error
     refuse_not_finite(model.state_dict(), path)

@@ -40,7 +40,7 @@ class Gradients:
         if tapped.head != "logits":
             raise UsageError(
                 f"{name}: has no classes, so there is no logit to take gradients of; name a tag that has a "
-                "classifier, or export without gradients"
+                "classifier, pass texts to a model of open_clip (--text), or export without gradients"
             )
         self.tapped, self.objective = tapped, objective
 

@@ -263,6 +263,9 @@ def test_what_cannot_be_exported_is_one_line(weights: dict[str, tuple[Path, Any]
     with pytest.raises(AttlasError, match="are not the weights of open_clip's tiny-timm"):
         export("open_clip:tiny-timm", out, checkpoint=weights["tiny-clip"][0])
     assert list(tmp_path.iterdir()) == []
+    torch.save(torch.nn.Linear(2, 2), pickled := tmp_path / "pickled.pt")
+    with pytest.raises(AttlasError, match=r"pickled\.pt: .*save model.state_dict\(\)"):
+        build("open_clip:tiny-clip", checkpoint=pickled)
 
 
 def test_texts_come_from_the_command_line_and_from_a_file(
