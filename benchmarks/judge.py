@@ -10,17 +10,16 @@ It runs in the best of three ways (both cores on one picture, on batches of 8, a
 pictures that are ready in memory: before and after every round of judging, --plain pictures each time. A round is
 compared with the better of the means of what stands around it, since the machine may do something else, too.
 
-deit_tiny_patch16_224, 5 pictures, 2 cores at a load of 7 to 14 from other work, two rounds (2026-11-27):
+deit_tiny_patch16_224, 8 pictures, 2 cores, two rounds (2026-11-27):
 
 | who | forwards/s | core ms a forward |
 |---|---|---|
-| attlas judge | 10.7 9.5 | 35.1 38.5 |
-| plain, 2 cores on one picture | 3.9 5.8 7.0 | 70.7 65.9 61.2 |
-| plain, 2 cores on 8 | 4.4 4.9 8.6 | 57.0 63.6 58.8 |
-| plain, a core each on one | 7.1 8.7 16.7 | 35.7 32.6 33.8 |
+| attlas judge | 63.7 67.2 | 29.9 28.3 |
+| plain, 2 cores on one picture | 16.3 51.7 43.5 | 61.7 38.6 45.8 |
+| plain, 2 cores on 8 | 36.5 57.9 47.4 | 39.4 34.5 42.1 |
+| plain, a core each on one | 67.1 61.3 63.5 | 29.3 32.5 31.4 |
 
-1.35 and 0.75 of the best plain way's rate: the load changed within a round, so that this does not settle the
-ratio of wall times; 0.92 of its pictures a core second.
+0.99 and 1.08 of the best plain way's rate, 1.08 of its pictures a core second.
 """
 
 import argparse
