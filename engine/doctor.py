@@ -17,6 +17,8 @@ __all__ = ["doctor"]
 WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon")
 EXTRAS = {
     "exporter": ("torch", "torchvision", "timm", "onnxscript", "safetensors"),
+    "transformers": ("transformers",),
+    "open-clip": ("open_clip_torch",),
     "analysis": ("numba", "xarray", "dask", "matplotlib", "scipy"),
     "fast": ("simplejpeg", "numba"),
     "parquet": ("pyarrow",),
