@@ -20,9 +20,9 @@ from ..formulas.boxes import box_mass, pointing_hit
 from ..objects import Objects
 from ..statistics.clusters import cluster_codes, cluster_of, said
 from ..statistics.inference import EQUAL, METHOD
-from ..statistics.summary import Summed, spec_of, texts
+from ..statistics.summary import spec_of
 from .maps import Chosen
-from .segmentation import summed
+from .segmentation import Scores, stored, summed
 
 __all__ = ["SCORES", "Localisation", "localise"]
 
@@ -32,23 +32,10 @@ SCORES = ("pointing", "energy")
 
 
 @dataclass(frozen=True, slots=True)
-class Localisation:
-    """How well maps find the objects' boxes, as the store holds it.
+class Localisation(Scores):
+    """By boxes; `objects`: in these images."""
 
-    Attributes:
-        maps: their names.
-        images: that show an object, and whose maps are all finite; `objects`: in them.
-        mean: (map, figure), as in `SCORES`; `bounds`: (bound, map, figure), 95 %.
-        difference: (map, other, figure), paired; `difference_bounds`: (bound, map, other, figure).
-    """
-
-    maps: tuple[str, ...]
-    images: int
     objects: int
-    mean: Floats
-    bounds: Floats
-    difference: Floats
-    difference_bounds: Floats
 
 
 def localise(where: Path | Url, second: str, maps: Sequence[Chosen], found: Sequence[Objects]) -> Localisation:
@@ -67,9 +54,8 @@ def localise(where: Path | Url, second: str, maps: Sequence[Chosen], found: Sequ
     units = defaultdict[int, list[Objects]](list)
     for one in found:
         units[one.image // store.plan.unit].append(one)
-    for k in np.unique(
-        np.flatnonzero(store.done_images) // store.plan.unit
-    ).tolist():  # none keeps those of other boxes
+    done = np.unique(np.flatnonzero(store.done_images) // store.plan.unit)
+    for k in done.tolist():  # none keeps those of other boxes
         images, marked = store.plan.unit_range(k), units.get(k, ())
         for place, chosen in enumerate(maps):
             values = chosen.read(other if chosen.other else store, images) if marked else rows[:0]
@@ -113,18 +99,8 @@ def _summed(store: Store, names: Sequence[str], rows: Any, objects: dict[int, in
     codes = cluster_codes([store], [whole], column)
     sums = summed(rows[whole].astype(np.float64), codes, (0.0, 1.0))
     count = sum(objects[int(image)] for image in whole)
-    found = Localisation(tuple(names), len(whole), count, *sums)
-    attrs: dict[str, Any] = {"images": found.images, "objects": found.objects}
-    drawn = {**attrs, "method": METHOD + EQUAL, **said(column, codes)}
-    dims = ("localisation_map", "localisation_figure")
-    pairs = ("localisation_map", "localisation_other", "localisation_figure")
-    arrays = {
-        "localisation_map": Summed(("localisation_map",), texts(found.maps), {}),
-        "localisation_figure": Summed(("localisation_figure",), texts(SCORES), {}),
-        "localisation_mean": Summed(dims, found.mean, attrs),
-        "localisation_interval": Summed(("bound", *dims), found.bounds, drawn),
-        "localisation_difference": Summed(pairs, found.difference, attrs),
-        "localisation_difference_interval": Summed(("bound", *pairs), found.difference_bounds, drawn),
-    }
+    found = Localisation(tuple(names), len(whole), *sums, objects=count)
+    attrs = {"images": found.images, "objects": found.objects}
+    arrays = stored("localisation", found, SCORES, attrs, {"method": METHOD + EQUAL, **said(column, codes)})
     store.add([spec_of(name, one) for name, one in arrays.items()], {name: one.values for name, one in arrays.items()})
     return found

@@ -28,7 +28,19 @@ from ..statistics.summary import Source, Summed, spec_of, texts
 from .maps import Chosen
 from .work import once, opened
 
-__all__ = ["COUNTS", "SCORES", "Segmentation", "check_masks", "counted", "rows_of", "segment_unit", "sum_up", "summed"]
+__all__ = [
+    "COUNTS",
+    "SCORES",
+    "Scores",
+    "Segmentation",
+    "check_masks",
+    "counted",
+    "rows_of",
+    "segment_unit",
+    "stored",
+    "sum_up",
+    "summed",
+]
 
 type Floats = npt.NDArray[np.float64]
 type Mask = npt.NDArray[np.bool_]
@@ -48,13 +60,13 @@ SCORES = ("pixel_accuracy", "mean_iou", "average_precision", "pointing", "energy
 
 
 @dataclass(frozen=True, slots=True)
-class Segmentation:
-    """How well maps find the objects, as the store holds it.
+class Scores:
+    """How well maps find objects, as the store holds it.
 
     Attributes:
         maps: their names.
-        images: that have a mask with an object in the crop.
-        mean: (map, figure), as in `SCORES`; `bounds`: (bound, map, figure), 95 %.
+        images: that show an object, and whose maps are all finite.
+        mean: (map, figure), as in the module's `SCORES`; `bounds`: (bound, map, figure), 95 %.
         difference: (map, other, figure), paired; `difference_bounds`: (bound, map, other, figure).
     """
 
@@ -64,6 +76,10 @@ class Segmentation:
     bounds: Floats
     difference: Floats
     difference_bounds: Floats
+
+
+class Segmentation(Scores):
+    """By masks, which have an object in the crop."""
 
 
 def counted(values: npt.NDArray[Any], inside: Mask, spec: GraphSpec) -> Floats:
@@ -211,7 +227,7 @@ def sum_up(source: Source, maps: Sequence[Chosen]) -> Segmentation:
 def summed(
     values: Floats, codes: Codes | None, within: tuple[float, float] | None = None
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Of (image, map, figure): means, intervals, and both of the paired differences, as in `Segmentation`.
+    """Of (image, map, figure): means, intervals, and both of the paired differences, as in `Scores`.
 
     `codes` are the images' clusters, `within` is the range of the values, as for `interval`.
     """
@@ -241,17 +257,24 @@ def _values(rows: Floats) -> Floats:
     return np.stack([plain[0], (ious[0] + ious[1]) / 2, *plain[1:]], axis=-1)
 
 
+def stored(
+    kind: str, found: Scores, figures: Sequence[str], attrs: dict[str, Any], drawn: dict[str, Any]
+) -> dict[str, Summed]:
+    """The arrays of scores, by names that begin with `kind`; intervals also have the attributes `drawn`."""
+    dims, pairs = (f"{kind}_map", f"{kind}_figure"), (f"{kind}_map", f"{kind}_other", f"{kind}_figure")
+    return {
+        f"{kind}_map": Summed((f"{kind}_map",), texts(found.maps), {}),
+        f"{kind}_figure": Summed((f"{kind}_figure",), texts(figures), {}),
+        f"{kind}_mean": Summed(dims, found.mean, attrs),
+        f"{kind}_interval": Summed(("bound", *dims), found.bounds, {**attrs, **drawn}),
+        f"{kind}_difference": Summed(pairs, found.difference, attrs),
+        f"{kind}_difference_interval": Summed(("bound", *pairs), found.difference_bounds, {**attrs, **drawn}),
+    }
+
+
 def _write(store: Store, found: Segmentation, drawn: dict[str, Any]) -> None:
-    images: dict[str, Any] = {"images": found.images}
-    dims = ("segmentation_map", "segmentation_figure")
-    pairs = ("segmentation_map", "segmentation_other", "segmentation_figure")
     arrays = {
-        "segmentation_map": Summed(("segmentation_map",), texts(found.maps), {}),
-        "segmentation_figure": Summed(("segmentation_figure",), texts(SCORES), {}),
         "segmentation_count": Summed(("segmentation_count",), texts(COUNTS), {}),
-        "segmentation_mean": Summed(dims, found.mean, images),
-        "segmentation_interval": Summed(("bound", *dims), found.bounds, {**images, **drawn}),
-        "segmentation_difference": Summed(pairs, found.difference, images),
-        "segmentation_difference_interval": Summed(("bound", *pairs), found.difference_bounds, {**images, **drawn}),
+        **stored("segmentation", found, SCORES, {"images": found.images}, drawn),
     }
     store.add([spec_of(name, one) for name, one in arrays.items()], {name: one.values for name, one in arrays.items()})
