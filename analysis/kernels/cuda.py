@@ -108,18 +108,7 @@ class OnCard:
     def bind(
         self, batch: int, attention: Memory, stride: int, outputs: Mapping[str, Memory], pool: Memory | None = None
     ) -> Callable[[], None]:
-        """Ready to reduce a batch in one place, again and again; one thread at a time.
-
-        Args:
-            batch: images.
-            attention: every layer's (image, head, query, key), flat, in `dtype`.
-            stride: values from the beginning of a layer to that of the next.
-            outputs: where the arrays of `outputs` belong, image first.
-            pool: the pool's own map (image, head, query, key), float32, where `pool` asks for it.
-
-        Returns:
-            A function that fills the outputs from what is there, and returns when the card has finished.
-        """
+        """See `engine.runtime.cuda.OnCard`; one thread at a time."""
         shape = self._shape
         layers, heads, tokens = shape.layers, shape.heads, shape.tokens
         found = {name: _array(memory) for name, memory in outputs.items()}
