@@ -53,8 +53,6 @@ def _adapter(home: str) -> Library:
 
 def _adopt(module: nn.Module, request: Request) -> Model:
     """The model of a copy of a module, by the adapter of the library that one of its classes comes from."""
-    if request.texts and not type(module).__module__.startswith("open_clip"):
-        raise UsageError(f"texts: {type(module).__name__} has no text tower here; models of open_clip have")
     if request.checkpoint is not None or request.random_init or request.model_args:
         raise UsageError(
             f"{type(module).__name__}: a module has its weights and its arguments; leave out checkpoint, random_init "
@@ -62,8 +60,11 @@ def _adopt(module: nn.Module, request: Request) -> Model:
         )
     homes = [kind.__module__.partition(".")[0] for kind in type(module).__mro__]
     home = next((LIBRARIES[name] for name in homes if name in LIBRARIES), _OWN)
+    library = _adapter(home)
+    if request.texts and not library.has_texts:
+        raise UsageError(f"texts: {type(module).__name__} has no text tower here; models of open_clip have")
     own = copy.deepcopy(module).eval().requires_grad_(False).float().cpu()
-    return _adapter(home).adopt(own, request)
+    return library.adopt(own, request)
 
 
 def build(
@@ -97,6 +98,6 @@ def build(
     if isinstance(model, nn.Module):
         return _adopt(model, request)
     library, name = find(model)
-    if request.texts and library.name != "open_clip":
+    if request.texts and not library.has_texts:
         raise UsageError(f"--text: {model} has no text tower here; models of open_clip:NAME/TAG have")
     return library.build(name, request)

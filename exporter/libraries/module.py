@@ -29,6 +29,7 @@ _EXAMPLE = 'preprocess="mean=imagenet,std=imagenet,resize=squash:224,crop=224,in
 
 class _Module:
     name = "module"
+    has_texts = False
 
     def versions(self) -> Mapping[str, str]:
         return {}

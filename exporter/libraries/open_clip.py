@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import difflib
 import logging
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from ..models.weights import refuse_not_finite
 from ..spec import ClassName, Pooling, Recipe
 from .hub import lacking, unreadable
 from .protocol import Facts, Library, Model, Parts, Request, edges, indivisible
+from .quiet import unheard
 from .timm import facts as timms
 from .timm import parts as timm_parts
 
@@ -81,6 +80,7 @@ class _Tower(nn.Module):
 
 class _OpenClip:
     name = "open_clip"
+    has_texts = True
 
     def versions(self) -> Mapping[str, str]:
         return {"open_clip": open_clip.__version__}
@@ -282,8 +282,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with unheard():
             yield
     finally:
         logging.disable(before)

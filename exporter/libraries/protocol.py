@@ -164,6 +164,10 @@ class Library(Protocol):
     def name(self) -> str:
         """The library's name, as in `NAME:MODEL` and in the spec."""
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether texts can be the classes of its models."""
+
     def versions(self) -> Mapping[str, str]:
         """The versions of the packages that made the model, for the spec."""
 

@@ -110,9 +110,9 @@ def export(
     _check_types(model, output, checkpoint, layers, seed, num_classes)
     _check_dtype(dtype, gradients, ablate)
     path = _target(_own(output), overwrite)
-    choice = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init, "seed": seed}
+    choice: dict[str, Any] = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init}
+    choice |= {"seed": seed, "texts": texts}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes, "model_args": model_args}
-    recipe["texts"] = texts
     if isinstance(model, str):
         with contextlib.suppress(UsageError):  # any other problem is reported by `build`
             summary = summarize(model, img_size=img_size, preprocess=preprocess, model_args=model_args)

@@ -16,6 +16,7 @@ __all__ = ["LIBRARY"]
 
 class _Timm:
     name = "timm"
+    has_texts = False
 
     def versions(self) -> Mapping[str, str]:
         return {"timm": timm.__version__}

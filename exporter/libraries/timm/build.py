@@ -7,8 +7,6 @@ import difflib
 import importlib
 import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +26,7 @@ from ...models.weights import load_into
 from ...spec import ClassName, Recipe
 from ..hub import lacking, unreadable
 from ..protocol import Library, Model, Request, edges, indivisible, nearest
+from ..quiet import unheard
 
 __all__ = ["MODULES", "adopt", "build", "names", "refusal"]
 
@@ -267,12 +266,7 @@ def _quiet() -> Iterator[None]:
     logger, level = logging.getLogger("timm"), logging.getLogger("timm").level
     logger.setLevel(logging.ERROR)
     try:
-        with (
-            Path(os.devnull).open("w") as nowhere,
-            contextlib.redirect_stderr(nowhere),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
+        with unheard():
             yield
     finally:
         logger.setLevel(level)

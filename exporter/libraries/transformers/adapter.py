@@ -35,6 +35,7 @@ _NORMS = ("layernorm", "norm", "post_layernorm")
 
 class _Transformers:
     name = "transformers"
+    has_texts = False
 
     def versions(self) -> Mapping[str, str]:
         return {"transformers": transformers.__version__}

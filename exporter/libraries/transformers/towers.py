@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.utils import logging as library_logging
+
+from ..quiet import unheard
 
 __all__ = ["ATTENTION", "Tower", "attentions", "quiet", "tower"]
 
@@ -145,8 +144,7 @@ def quiet() -> Iterator[None]:
     level = library_logging.get_verbosity()
     library_logging.set_verbosity(logging.CRITICAL)
     try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with unheard():
             yield
     finally:
         library_logging.set_verbosity(level)
