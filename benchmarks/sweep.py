@@ -132,11 +132,10 @@ def small(name: str, depth: int) -> Model:
 def sharpen(built: Model, taps: Taps, target: float = 0.5) -> float:
     """Scale every layer's queries until its mean entropy is `target` times ln N; the mean that was reached."""
     images = torch.from_numpy(pictures(1, built.image_size)).permute(0, 3, 1, 2) / 127.5 - 1
-    places = dict(enumerate([*taps.owners.values(), *([owner] for owner in taps.class_owners)]))
-    for owner in (owner for owners in places.values() for owner in owners if hasattr(owner, "proj_l")):
-        # Heads that talk: random mixing alone would leave next to nothing of what it mixes.
-        for mixing in (owner.proj_l, owner.proj_w):
-            mixing.weight.data += torch.eye(len(mixing.weight))
+    places = dict(enumerate([*taps.owners.values(), *([owner] for owner in taps.parts.class_owners)]))
+    mixings: list[Any] = [part for owners in places.values() for owner in owners for part in mixing_of(owner)]
+    for mixing in mixings:  # heads that talk: random mixing alone would leave next to nothing of what it mixes
+        mixing.weight.data += torch.eye(len(mixing.weight))
     low, high, factor = (dict.fromkeys(places, start) for start in (-4.0, 14.0, 0.0))
     reached: dict[int, float] = {}
     for _ in range(9):
@@ -153,6 +152,10 @@ def sharpen(built: Model, taps: Taps, target: float = 0.5) -> float:
             reached[layer] = float(-(a * a.log()).sum(-1).mean()) / math.log(a.shape[-1])
             (low if reached[layer] > target else high)[layer] = factor[layer]
     return sum(reached.values()) / len(reached)
+
+
+def mixing_of(owner: torch.nn.Module) -> list[torch.nn.Module]:
+    return [getattr(owner, name) for name in ("proj_l", "proj_w") if hasattr(owner, name)]
 
 
 def scale_queries(owner: Any, factor: float) -> None:
