@@ -19,7 +19,7 @@ from ..runtime.outputs import Wanted
 from ..runtime.session import Session
 from ..sources.files import expanded
 from ..store.store import Store
-from .cases import BATCH, Cases, Results
+from .cases import BATCH, Cases, Results, is_cases
 from .causes import Specimen, cause_of
 from .inputs import Batch, Computed, Expected, Stored, filled, pictures_of
 from .measures import BOUNDS, Bounds, Conformity, Measure, Top1, bounds_of, has_maps, in_order
@@ -28,7 +28,6 @@ from .own import Own
 __all__ = ["conform"]
 
 BYTES = 2**28  # of the outputs of one batch
-CPU_WORDS = ("cpu", "")
 
 
 @shows("pictures")
@@ -112,8 +111,10 @@ def _expected(
     path: Path, spec: GraphSpec, images: Any, against: str | os.PathLike[str], limit: int, threads: int | None
 ) -> Expected:
     """The pictures with what is expected of them."""
-    filed = isinstance(images, str | os.PathLike) and os.fspath(images).endswith(".npz")
-    if str(against) not in CPU_WORDS:
+    filed = is_cases(images)
+    if not str(against):
+        raise UsageError("--against is empty: name a store, or cpu")
+    if str(against).lower() != "cpu":
         if filed:
             raise UsageError(f"{images}: holds what is expected, too; choose it or --against {against}")
         return Stored(Store(against), path, images, limit)

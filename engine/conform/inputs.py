@@ -20,7 +20,7 @@ from ..runtime.decode import DecodeError, decode
 from ..runtime.pictures import crop_of, each_picture, name_of
 from ..runtime.session import Session
 from ..sources import SUFFIXES, Items, Source, open_source
-from ..sources.files import expanded
+from ..sources.files import expanded, is_url
 from ..sources.items import ChangedError, shown
 from ..store.schema import per_layer
 from ..store.store import Store
@@ -89,6 +89,8 @@ def pictures_of(spec: GraphSpec, images: Any, limit: int) -> Pictures:
 
         return Pictures([f"made {i}" for i in range(limit)], made)
     path = isinstance(images, str | os.PathLike)
+    if path and not is_url(one := expanded(images)) and Path(one).suffix.lower() in SUFFIXES and not Path(one).exists():
+        raise AttlasError(f"{one}: there is no such picture")
     if path and not (Path(expanded(images)).is_file() and Path(expanded(images)).suffix.lower() in SUFFIXES):
         images, path = open_source(images), False
     if hasattr(images, "items") and hasattr(images, "read"):
