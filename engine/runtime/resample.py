@@ -73,7 +73,8 @@ def resample(
     """Resize a picture, and take the crop that lies in it.
 
     Args:
-        source: (row, column, 4) uint8 in C order: RGB and one byte of anything.
+        source: (row, column, 4) uint8 in C order, writable (others are one more kind to compile): RGB and one byte of
+            anything.
         size: (height, width) after the resize.
         interpolation: one of `FILTERS`.
         offset: (row, column) of the crop in the resized picture; negative where the crop begins before the picture.
@@ -90,8 +91,6 @@ def resample(
     height, width = (max(edge, -(-count // ACROSS) * ACROSS) for edge, count in zip(before, most, strict=True))
     if (height, width) != before:
         source = np.pad(source, [(0, height - before[0]), (0, width - before[1]), (0, 0)])
-    source = source.view()
-    source.flags.writeable = False  # as Pillow's are: one kind to compile
     top, left = (max(at, 0) for at in offset)
     y, x = (max(-at, 0) for at in offset)
     rows, columns = min(out.shape[0] - y, size[0] - top), min(out.shape[1] - x, size[1] - left)
