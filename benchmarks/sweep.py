@@ -196,8 +196,9 @@ def table(lines: list[dict[str, Any]]) -> str:
     good = [line for line in lines if "error" not in line]
     took = [line["core_seconds"] for line in lines]
     rows = [
-        f"{len(good)} of {len(lines)} names tried export with parity; timm {timm.__version__}, torch {torch.__version__}, "
-        f"{date.today()}. A name took {statistics.median(took):.0f} core seconds (median), {max(took):.0f} at most, all "
+        f"{len(good)} of {len(lines)} names export with parity; timm {timm.__version__}, torch {torch.__version__}, "
+        f"{date.today()}.",
+        f"A name took {statistics.median(took):.0f} core seconds (median), {max(took):.0f} at most, all together "
         f"{sum(took) / 60:.0f} core minutes.",
         "",
     ]
