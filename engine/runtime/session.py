@@ -38,7 +38,7 @@ from .ort import OrtGraph
 from .outputs import Wanted
 from .pictures import crop_of, each_picture, name_of
 from .providers import OPENVINO, Precision, accelerates, check_precision, cores, find, resolve_provider
-from .results import Result
+from .results import Result, stack_layers
 
 __all__ = ["Session", "constants"]
 
@@ -422,17 +422,6 @@ def _in_openvino(
     if antialiased(path):
         raise AttlasError(f"{path}: resizes a constant, which OpenVINO computes wrong in silence; export it again")
     return OpenVinoGraph(model, path, shapes, beside=bool(weight_files(path)), threads=threads, precision=precision)
-
-
-def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Stack `attention.0`, `attention.1` ... on a layer axis after the image axis; other arrays are not changed."""
-    layers: dict[str, list[tuple[int, str]]] = {}
-    for name in arrays:
-        kind, dot, number = name.partition(".")
-        if dot:
-            layers.setdefault(kind, []).append((int(number), name))
-    found = {kind: np.stack([arrays[n] for _, n in sorted(each)], axis=1) for kind, each in layers.items()}
-    return {n: a for n, a in arrays.items() if "." not in n} | found
 
 
 def constants(graph: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float32]]:
