@@ -13,7 +13,7 @@ from numba import config, cuda
 
 from .cuda import Memory
 
-__all__ = ["SIMULATED", "array_at", "available"]
+__all__ = ["SIMULATED", "allocate", "array_at", "available"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)  # each thread of a block is then a thread of Python
 
@@ -40,8 +40,16 @@ def _nothing() -> None:
 
 
 def array_at(memory: Memory) -> Any:
-    """The values there, for a kernel: the simulator's memory is the host's."""
+    """The values there, for a kernel."""
     if not SIMULATED:
         return cuda.as_cuda_array(memory)
     block = (ctypes.c_byte * memory.nbytes).from_address(memory.pointer)
-    return np.frombuffer(block, memory.dtype).reshape(memory.shape)
+    played = type(cuda.device_array(1, np.uint8))  # arrays of numpy's would be copied to the card and back
+    return played(np.frombuffer(block, memory.dtype).reshape(memory.shape))
+
+
+def allocate(*shape: int) -> Memory:
+    """Room for uint8 in the card's memory."""
+    array = cuda.device_array(shape, np.uint8)
+    pointer = array.ctypes.data if SIMULATED else array.__cuda_array_interface__["data"][0]
+    return Memory(int(pointer), shape, "uint8", array)

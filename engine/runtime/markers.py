@@ -2,24 +2,88 @@
 
 from __future__ import annotations
 
-__all__ = ["ordinary"]
+from collections.abc import Iterator
 
-SCAN = 0xDA
+import numpy as np
+
+__all__ = ["ordinary", "whole"]
+
+SCAN, END, RESTART, INTERVAL, ADOBE = 0xDA, 0xD9, 0xD0, 0xDD, 0xEE
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Sequential with Huffman codes. Of the others Pillow refuses some and libjpeg-turbo's versions treat some differently:
 # arithmetic codes, lossless, progressive (smoothed where scans are missing).
 ORDINARY = {0xC0, 0xC1}
+YCBCR = bytes((1, 2, 3))  # the numbers of the components
+ALL_OF_IT = bytes((0, 63, 0))  # of each block's coefficients, in a scan
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(kind, start, end) of the contents of each segment up to the first scan's header; fewer if other bytes follow."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and len(data) > at + 4:
+        kind, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        yield kind, at + 4, at + 2 + size
+        if kind == SCAN:
+            return
+        at += 2 + size
 
 
 def ordinary(data: bytes) -> bool:
     """Whether one segment after another leads to the first scan, and the only frame is of an ordinary kind."""
     frames: list[int] = []
-    at = 2
-    while data[at : at + 1] == b"\xff" and len(data) > at + 4:
-        kind = data[at + 1]
+    for kind, _, _ in _segments(data):
         if kind == SCAN:
             return len(frames) == 1 and frames[0] in ORDINARY
         if kind in FRAMES:
             frames.append(kind)
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
     return False
+
+
+def whole(data: bytes) -> bytes | None:
+    """An ordinary JPEG up to its end, if its markers show nothing that decoders could read differently; else None.
+
+    It has 8 bits a sample, and is grey, or YCbCr whatever the rule to tell; one scan holds all components; every
+    restart is where it belongs; and the end follows.
+    """
+    if not ordinary(data):
+        return None
+    frame, scan, interval, end = b"", b"", 0, 0
+    for kind, start, stop in _segments(data):
+        contents = data[start:stop]
+        if kind in ORDINARY:
+            frame = contents
+        elif kind == INTERVAL:
+            interval = int.from_bytes(contents)
+        elif kind == ADOBE and contents.startswith(b"Adobe") and contents[11:12] != b"\x01":
+            return None
+        elif kind == SCAN:
+            scan, end = contents, stop
+    blocks = _blocks(frame, scan)
+    if not blocks or end >= len(data):
+        return None
+    restarts = (blocks - 1) // interval if interval else 0
+    coded = np.frombuffer(data, np.uint8, offset=end)
+    at = np.flatnonzero(coded[:-1] == 0xFF)
+    at = at[coded[at + 1] != 0]  # others stand for a byte 0xFF of the codes
+    kinds = coded[at + 1]
+    expected = [RESTART + i % 8 for i in range(restarts)] + [END]
+    if kinds[: restarts + 1].tolist() != expected:
+        return None
+    return data[: end + int(at[restarts]) + 2]
+
+
+def _blocks(frame: bytes, scan: bytes) -> int:
+    """How many units the only scan has, between which a restart may stand; 0 where anything is unusual."""
+    count = frame[5] if len(frame) > 5 else 0
+    components = [frame[6 + 3 * i : 9 + 3 * i] for i in range(count)]
+    numbers = bytes(one[0] for one in components) if len(frame) == 6 + 3 * count else b""
+    if count not in (1, 3) or frame[0] != 8 or (count == 3 and numbers != YCBCR):
+        return 0
+    if len(scan) != 2 * count + 4 or scan[0] != count or scan[1:-3:2] != numbers or scan[-3:] != ALL_OF_IT:
+        return 0
+    if any(one[1] != 0x11 for one in components[1:]):
+        return 0
+    # A single component has units of one block, whatever its sampling.
+    across, down = (components[0][1] >> 4, components[0][1] & 15) if count == 3 else (1, 1)
+    height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
+    return -(-height // (8 * down)) * -(-width // (8 * across)) if across and down else 0

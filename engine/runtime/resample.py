@@ -18,7 +18,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["ORDERS", "resample"]
+__all__ = ["BITS", "FILTERS", "HALF", "ORDERS", "Order", "passes", "resample"]
 
 BITS = 22  # of a coefficient's fraction: 32 bits, less 8 for the pixel and 2 for sums outside of 0 to 1
 HALF = 1 << (BITS - 1)
@@ -74,7 +74,7 @@ def resample(
     """
     number, support = FILTERS[interpolation]
     before = source.shape[0], source.shape[1]
-    _resample(source, number, support, *size, *offset, order(*before, *size), out)
+    _resample(source, number, support, size, offset, order(*before, *size), out)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -198,14 +198,30 @@ def _down(source: Any, start: int, stride: int, size: int, bounds: Any, shift: i
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def passes(
+    number: int, support: float, source: tuple[int, int], size: tuple[int, int], offset: tuple[int, int],
+    crop: tuple[int, int],
+) -> Any:  # fmt: skip
+    """What both passes need, from (row, column) each: where the picture lies in the crop, and coefficients.
+
+    Returns:
+        (row, column) of the picture in the crop; bounds and weights of `_coefficients` across; the same down.
+    """
+    y, x = max(-offset[0], 0), max(-offset[1], 0)
+    top, left = max(offset[0], 0), max(offset[1], 0)
+    rows, columns = min(crop[0] - y, size[0] - top), min(crop[1] - x, size[1] - left)
+    across, horizontal = _coefficients(number, support, source[1], size[1], left, columns)
+    down, vertical = _coefficients(number, support, source[0], size[0], top, rows)
+    return (y, x), across, horizontal, down, vertical
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _resample(
-    source: Any, number: int, support: float, height: int, width: int, top: int, left: int, down_first: bool, out: Any
+    source: Any, number: int, support: float, size: tuple[int, int], offset: tuple[int, int], down_first: bool, out: Any
 ) -> None:
-    y, x = max(-top, 0), max(-left, 0)
-    top, left = max(top, 0), max(left, 0)
-    rows, columns = min(out.shape[0] - y, height - top), min(out.shape[1] - x, width - left)
-    across, horizontal = _coefficients(number, support, source.shape[1], width, left, columns)
-    down, vertical = _coefficients(number, support, source.shape[0], height, top, rows)
+    before, crop = (source.shape[0], source.shape[1]), (out.shape[0], out.shape[1])
+    (y, x), across, horizontal, down, vertical = passes(number, support, before, size, offset, crop)
+    rows, columns = len(down), len(across)
     flat, stride = source.reshape(-1), source.shape[1] * 4
     row, lines = down[0, 0], down[rows - 1, 0] + down[rows - 1, 1] - down[0, 0]
     column, wide = across[0, 0], across[columns - 1, 0] + across[columns - 1, 1] - across[0, 0]
