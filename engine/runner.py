@@ -22,7 +22,7 @@ from .executors.base import Executor, Local, Task, WorkerInfo
 from .executors.threads import Threads
 from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
-from .runtime.decoders import Decoder
+from .runtime.decoders import HOST, Decoder
 from .runtime.providers import Precision
 from .sources import Source
 from .sources.files import expanded, is_url
@@ -377,7 +377,7 @@ def _score(store: Store) -> tuple[int, int, int]:
 def _compare_record(job: Job, store: Store, provider: str) -> None:
     """Note that a store is resumed with another provider, processor or version: the numbers may differ slightly."""
     last = (store.record.get("runs") or [{}])[-1]
-    now = {"provider": provider, "processor": platform.machine(), **versions(provider)}
+    now = {"provider": provider, "processor": platform.machine(), **versions(provider, job.request.decoder)}
     then = {"provider": last.get("provider"), "processor": last.get("processor"), **last.get("versions", {})}
     different = [f"{n} {then[n]} before, {now[n]} now" for n in now if then.get(n) not in (None, now[n])]
     if different:
@@ -385,6 +385,7 @@ def _compare_record(job: Job, store: Store, provider: str) -> None:
 
 
 def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitResult, seconds: float) -> None:
+    decoder = store.plan.identity.get("decoder", HOST)
     entry = {
         "images": total.images,
         "errors": total.errors,
@@ -401,9 +402,10 @@ def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitRes
         "workers": team.workers,
         "units_at_once": team.threads,
         "provider": info.provider,
+        "decoder": decoder,
         "statistics": info.statistics,
         "processor": platform.machine(),
-        "versions": versions(info.provider),
+        "versions": versions(info.provider, decoder),
     }
     with suppress(OSError):  # a full disk: the record matters least
         store.record_run(entry)

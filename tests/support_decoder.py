@@ -1,7 +1,8 @@
 """The decoder on a card, without one: its memory is the host's, numba plays the kernel, and Pillow nvImageCodec.
 
-python support_decoder.py GRAPH IMAGES STORE   # in numba's simulator, see `support_card.simulated`
-python support_decoder.py resize OUT.npz       # the crops of every case of `CASES`, as CASE/CROP
+python support_decoder.py GRAPH FOLDER   # in numba's simulator, see `support_card.simulated`
+
+It makes `crops.npz`, every case of `CASES` as CASE/ORDER; `card.zarr` from `images`; and `told.json`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class PlayedDecoder:
 
     asked: list[int] = []  # noqa: RUF012 - pictures of each call
     refuses: set[bytes] = set()  # noqa: RUF012
+    negative = False  # decodes wrong
 
     def __init__(self, *, device_id: int, backends: list[Any], options: str) -> None:
         assert device_id == 0
@@ -69,7 +71,8 @@ class PlayedDecoder:
     def decode(self, sources: list[Any], *, params: Any, cuda_stream: int) -> list[Played | None]:
         assert params.apply_exif_orientation is False
         self.asked.append(len(sources))
-        return [None if source.data in self.refuses else Played(pillow(source.data)) for source in sources]
+        found = [None if source.data in self.refuses else pillow(source.data) for source in sources]
+        return [None if one is None else Played(255 - one if self.negative else one) for one in found]
 
 
 def pillow(data: bytes) -> np.ndarray:
@@ -126,19 +129,22 @@ def resized() -> Iterator[tuple[str, np.ndarray]]:
 
 def main() -> None:
     """See above."""
-    from support_card import hasten
-
-    hasten()
-    if sys.argv[1] == "resize":
-        np.savez(sys.argv[2], **dict(resized()))  # type: ignore[arg-type]
-        return
     import attlas
+    from attlas.errors import AttlasError
 
+    graph, folder = sys.argv[1], Path(sys.argv[2])
+    np.savez(folder / "crops.npz", **dict(resized()))  # type: ignore[arg-type]
     play()
-    graph, images, store = sys.argv[1:]
-    PlayedDecoder.refuses.add((Path(images) / "refused.jpg").read_bytes())
-    attlas.run(graph, images, store, decoder="cuda", batch_size=4, threads=1, statistics="host")
-    (Path(store).parent / "asked.json").write_text(json.dumps(PlayedDecoder.asked))
+    PlayedDecoder.refuses.add((folder / "images" / "refused.jpg").read_bytes())
+    choices: dict[str, Any] = {"batch_size": 4, "threads": 1, "statistics": "host"}
+    attlas.run(graph, folder / "images", folder / "card.zarr", decoder="cuda", **choices)
+    told: dict[str, Any] = {"asked": list(PlayedDecoder.asked)}
+    PlayedDecoder.negative = True
+    try:
+        attlas.Session(graph, decoder="cuda")
+    except AttlasError as error:
+        told["wrong"] = str(error)
+    (folder / "told.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

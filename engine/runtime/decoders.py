@@ -63,7 +63,8 @@ class HostFiller:
 
     def crop(self, pixels: Pixels, index: int) -> Pixels:
         """See `Filler`."""
-        return pixels[index]
+        found: Pixels = pixels[index]
+        return found
 
 
 def filled(out: Pixels, data: bytes | Exception, recipe: Recipe, fast: Fast) -> Found:

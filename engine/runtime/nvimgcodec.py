@@ -11,27 +11,17 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import Any
 
 from ...errors import AttlasError
 from .cuda import Memory, OutOfMemoryError
 
-__all__ = ["PACKAGES", "Codec", "installed"]
+__all__ = ["Codec"]
 
-PACKAGES = ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12")
 # Each JPEG has one place that decodes it, whatever else is in its batch, so that two runs give the same bits: the
 # engine takes all that it can.
 KINDS = ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU")
 OPTIONS = ":fancy_upsampling=1"  # chroma is interpolated, as libjpeg does it
-
-
-def installed() -> str | None:
-    """The package and version of nvImageCodec that is installed."""
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return f"{name} {metadata.version(name)}"
-    return None
 
 
 class Codec:
@@ -45,7 +35,7 @@ class Codec:
         """
         self._library = _library()
         backends = [self._library.Backend(getattr(self._library.BackendKind, kind)) for kind in KINDS]
-        with _failures():
+        with _failures(), _quiet():
             self._decoder = self._library.Decoder(device_id=0, backends=backends, options=OPTIONS)
         # A run does not turn pictures, so that boxes and masks of a data set fit.
         self._how = self._library.DecodeParams(apply_exif_orientation=False, color_spec=self._library.ColorSpec.SRGB)

@@ -13,13 +13,13 @@ from PIL import Image
 
 from ...errors import AttlasError
 from ...exporter.spec import Recipe
-from .cuda import Copies, Memory
+from .cuda import Copies, Cudart, Memory
 from .decode import Fast, Pixels, border_colour
 from .decoders import Found, filled
 from .fast import load, order
 from .markers import whole
 
-__all__ = ["CardFiller"]
+__all__ = ["CardFiller", "trial"]
 
 LARGE = 2**24  # pixels of a picture; a larger one is left to the host, so that the card's memory is not
 AT_ONCE = 2**28  # bytes of decoded pictures, unless a single one has more
@@ -60,11 +60,14 @@ class CardFiller:
 
         self._codec = Codec()
         try:
+            from .launching import available
             from .resize import Resizer
-        except ImportError as error:
+        except ImportError:
             raise AttlasError(
-                f"--decoder cuda: needs {error.name}, which is not installed; `pip install 'attlas[gpu]'` brings it"
+                "--decoder cuda: needs numba-cuda, which is not installed; `pip install 'attlas[gpu]'` brings it"
             ) from None
+        if not available():
+            raise AttlasError("--decoder cuda: numba-cuda runs nothing on this card; is the driver older than it?")
         own = order()
         if own is None:
             raise AttlasError("--decoder cuda: how this version of Pillow resizes is not known; install another")
@@ -174,6 +177,19 @@ class CardFiller:
             raise AttlasError(
                 f"--decoder cuda: pixels decoded on this card differ from the host's by {off:.1f} of 255; leave it out"
             )
+
+
+def trial() -> None:
+    """Decode on card 0, apart from any run.
+
+    Raises:
+        AttlasError: it does not work.
+    """
+    copies = Cudart.load()
+    if copies is None:
+        raise AttlasError("no CUDA card works here")
+    half = (0.5, 0.5, 0.5)
+    CardFiller(Recipe((40, 40), (32, 32), "center", "bicubic", half, half), copies)
 
 
 def _groups(waiting: Sequence[_Waiting]) -> Iterator[Sequence[_Waiting]]:

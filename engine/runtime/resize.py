@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import cuda, int32
+from numba import cuda
 
 from .cuda import Memory
 from .launching import SIMULATED, allocate, array_at
@@ -21,7 +21,7 @@ from .resample import BITS, FILTERS, HALF, Order, passes
 
 __all__ = ["Job", "Resizer"]
 
-THREADS, BLOCKS = (2, 1) if SIMULATED else (256, 64)  # of a block, and for each picture
+THREADS, BLOCKS = (1, 2) if SIMULATED else (256, 64)  # of a block, and for each picture
 # What the kernel is told of a picture in a pass, in this order. Lines are rows of the result, places its pixels:
 # `HEIGHT` x `WIDTH` of them are written, those outside of (`TOP`, `LEFT`), `ROWS` x `COLUMNS` in one `COLOUR`. A pixel
 # is the sum of pixels `STEP` bytes apart, from `SOURCE` and what `BY_ROW`, `BY_COLUMN` and its coefficients add.
@@ -158,7 +158,7 @@ def _passes(job: Job, known: _Known, table: int, room: int) -> tuple[list[int], 
 
 @cuda.jit(device=True)  # type: ignore[untyped-decorator]
 def _rounded(total: Any) -> Any:
-    return min(max(total >> int32(BITS), int32(0)), int32(255))
+    return min(max(total >> np.int32(BITS), np.int32(0)), np.int32(255))
 
 
 @cuda.jit  # type: ignore[untyped-decorator]
@@ -174,12 +174,12 @@ def _pass(memory: Any, tables: Any, told: Any) -> None:
         if 0 <= row < job[ROWS] and 0 <= column < job[COLUMNS]:
             entry = job[TABLE] + (row if job[DOWN] else column) * job[LENGTH]
             source = job[SOURCE] + row * job[BY_ROW] + column * job[BY_COLUMN] + tables[entry] * step
-            red, green, blue = int32(HALF), int32(HALF), int32(HALF)
+            red, green, blue = np.int32(HALF), np.int32(HALF), np.int32(HALF)
             for k in range(tables[entry + 1]):
                 weight, pixel = tables[entry + 2 + k], source + k * step
-                red = int32(red + int32(memory[pixel]) * weight)
-                green = int32(green + int32(memory[pixel + 1]) * weight)
-                blue = int32(blue + int32(memory[pixel + 2]) * weight)
+                red = np.int32(red + np.int32(memory[pixel]) * weight)
+                green = np.int32(green + np.int32(memory[pixel + 1]) * weight)
+                blue = np.int32(blue + np.int32(memory[pixel + 2]) * weight)
             memory[out], memory[out + 1], memory[out + 2] = _rounded(red), _rounded(green), _rounded(blue)
         else:
             colour = job[COLOUR]
