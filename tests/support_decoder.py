@@ -139,6 +139,9 @@ def main() -> None:
     choices: dict[str, Any] = {"batch_size": 4, "threads": 1, "statistics": "host"}
     attlas.run(graph, folder / "images", folder / "card.zarr", decoder="cuda", **choices)
     told: dict[str, Any] = {"asked": list(PlayedDecoder.asked)}
+    session = attlas.Session(graph, decoder="cuda", batch=2)
+    session.pixels(2)
+    told["recorded"] = session._ring is not None
     PlayedDecoder.negative = True
     try:
         attlas.Session(graph, decoder="cuda")

@@ -97,6 +97,7 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     signs = (
         "out of memory",
+        "out_of_memory",
         "failed to allocate memory",
         "cuda failure 2:",
         "bad_alloc",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import threading
@@ -13,13 +14,13 @@ from PIL import Image
 
 from ...errors import AttlasError
 from ...exporter.spec import Recipe
-from .cuda import Copies, Cudart, Memory
+from .cuda import Copies, Cudart, Memory, OutOfMemoryError, out_of_memory
 from .decode import Fast, Pixels, border_colour
-from .decoders import Found, filled
+from .decoders import HOST, Decoder, Filler, Found, HostFiller, filled
 from .fast import load, order
 from .markers import whole
 
-__all__ = ["CardFiller", "trial"]
+__all__ = ["CardFiller", "filler_of", "trial"]
 
 LARGE = 2**24  # pixels of a picture; a larger one is left to the host, so that the card's memory is not
 AT_ONCE = 2**28  # bytes of decoded pictures, unless a single one has more
@@ -72,7 +73,8 @@ class CardFiller:
         if own is None:
             raise AttlasError("--decoder cuda: how this version of Pillow resizes is not known; install another")
         self._recipe, self._copies, self._host = recipe, copies, load()
-        self._resizer = Resizer(own)
+        with _failures():
+            self._resizer = Resizer(own)
         # A card decodes one batch at a time.
         self._lock = threading.Lock()
         self._try()
@@ -81,7 +83,8 @@ class CardFiller:
         """See `Filler`; memory of the card, with any values."""
         from .launching import allocate
 
-        return allocate(batch, *self._recipe.crop, 3)
+        with _failures():
+            return allocate(batch, *self._recipe.crop, 3)
 
     def fill(self, pixels: Memory, contents: Iterable[bytes | Exception]) -> list[Found]:
         """See `Filler`; all of the batch's pictures are read first.
@@ -143,7 +146,7 @@ class CardFiller:
         from .resize import Job
 
         left, jobs = [], []
-        with self._lock:
+        with self._lock, _failures():
             sources = self._codec([one.taken.data for one in waiting], self._resizer.stream)
             for one, source in zip(waiting, sources, strict=True):
                 if source is None or source.shape != one.taken.shape:
@@ -179,6 +182,19 @@ class CardFiller:
             )
 
 
+def filler_of(decoder: Decoder, recipe: Recipe, copies: Copies) -> Filler:
+    """What fills batches by a recipe, on the host or on the card that `copies` go to.
+
+    Raises:
+        AttlasError: the card cannot.
+    """
+    if decoder == HOST:
+        return HostFiller(recipe, copies)
+    if not isinstance(copies, Cudart):
+        raise AttlasError("--decoder cuda: no CUDA card works here; leave it out, or see `attlas doctor`")
+    return CardFiller(recipe, copies)
+
+
 def trial() -> None:
     """Decode on card 0, apart from any run.
 
@@ -190,6 +206,18 @@ def trial() -> None:
         raise AttlasError("no CUDA card works here")
     half = (0.5, 0.5, 0.5)
     CardFiller(Recipe((40, 40), (32, 32), "center", "bicubic", half, half), copies)
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Convert numba's exceptions to ours."""
+    try:
+        yield
+    except AttlasError:
+        raise
+    except Exception as error:  # a card that vanishes, or is full: they have no common base except this
+        kind = OutOfMemoryError if out_of_memory(error) else AttlasError
+        raise kind(f"--decoder cuda: the card fails ({' '.join(str(error).split())[:200]})") from None
 
 
 def _groups(waiting: Sequence[_Waiting]) -> Iterator[Sequence[_Waiting]]:

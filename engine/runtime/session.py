@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError, UsageError
-from ...exporter.spec import GraphSpec
 from ..sources.files import expanded
 from ..targets import PREDICTED
 from .cuda import (
@@ -36,6 +35,7 @@ from .cuda import (
 from .decoders import HOST, Decoder, Filler, HostFiller
 from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
+from .on_card import filler_of
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
 from .outputs import Wanted
@@ -164,7 +164,7 @@ class Session:
         # A card runs one batch at a time; a second batch would only use more of its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
         self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
-        self.filler: Filler = _filler(self.spec, decoder, self._copies)
+        self.filler: Filler = filler_of(decoder, self.spec.recipe, self._copies)
         self._ring: Ring | None = None
         # Loads the graph once more, if its runs cannot be recorded.
         without = partial(load, fixed, capture=False)
@@ -198,6 +198,9 @@ class Session:
 
     def pixels(self, batch: int) -> Any:
         """Room for the pixels of `run_into`: (image, row, column, channel) uint8, where `filler` puts them."""
+        if not isinstance(self.filler, HostFiller):
+            # Runs are recorded now, since CUDA forbids to allocate memory meanwhile, to a decoder too.
+            self._slots(batch)
         return self.filler.pixels(batch)
 
     @property
@@ -414,16 +417,6 @@ class Session:
         value = np.zeros(self.shapes()[name][0][1:], np.float32)
         self._graph.fill(given, {name: value})
         return value
-
-
-def _filler(spec: GraphSpec, decoder: Decoder, copies: Copies) -> Filler:
-    if decoder == HOST:
-        return HostFiller(spec.recipe, copies)
-    if not isinstance(copies, Cudart):
-        raise AttlasError("--decoder cuda: no CUDA card works here; leave it out, or see `attlas doctor`")
-    from .on_card import CardFiller
-
-    return CardFiller(spec.recipe, copies)
 
 
 def _in_openvino(

@@ -119,6 +119,7 @@ def test_a_run_decoded_on_a_card_stores_what_the_host_does(played: Path) -> None
     told = json.loads((played / "told.json").read_text())
     assert sum(told["asked"]) == 2 + sum(name == "refused.jpg" or taken for name, (taken, _) in PICTURES.items())
     assert "differ from the host's" in told["wrong"]  # a decoder that is wrong is not used
+    assert told["recorded"]  # before anything is decoded
 
 
 def test_the_decoder_belongs_to_a_run(played: Path, tiny_graph: Path) -> None:
