@@ -45,20 +45,19 @@ def whole(data: bytes) -> bytes | None:
     It has 8 bits a sample, and is grey, or YCbCr whatever the rule to tell; one scan holds all components; every
     restart is where it belongs; and the end follows.
     """
-    if not ordinary(data):
-        return None
+    frames: list[int] = []
     frame, scan, interval, end = b"", b"", 0, 0
     for kind, start, stop in _segments(data):
-        contents = data[start:stop]
-        if kind in ORDINARY:
-            frame = contents
+        if kind in FRAMES:
+            frames.append(kind)
+            frame = data[start:stop]
         elif kind == INTERVAL:
-            interval = int.from_bytes(contents)
-        elif kind == ADOBE and contents.startswith(b"Adobe") and contents[11:12] != b"\x01":
+            interval = int.from_bytes(data[start:stop])
+        elif kind == ADOBE and data[start : start + 5] == b"Adobe" and data[start + 11 : start + 12] != b"\x01":
             return None
         elif kind == SCAN:
-            scan, end = contents, stop
-    blocks = _blocks(frame, scan)
+            scan, end = data[start:stop], stop
+    blocks = _blocks(frame, scan) if len(frames) == 1 and frames[0] in ORDINARY else 0
     if not blocks or end >= len(data):
         return None
     restarts = (blocks - 1) // interval if interval else 0
