@@ -10,17 +10,25 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from .markers import ordinary
+from .markers import ordinary, plain
 
 __all__ = ["decode_jpeg", "encode_jpeg"]
 
 
-def decode_jpeg(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+def decode_jpeg(data: bytes, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8] | None:
     """The pixels of an ordinary JPEG of grey or RGB: (row, column, 4) uint8, RGB and a byte of anything.
 
-    None if it is not `ordinary`, or libjpeg warns of anything, or finds another (height, width) than `size`.
+    None if it is not `ordinary` (without a size: `plain`), or libjpeg warns of anything, or finds another size.
+
+    Args:
+        data: the file.
+        size: (height, width) that Pillow found; None if Pillow has not opened it.
     """
-    if not ordinary(data):
+    if size is None:
+        size = plain(data)
+    elif not ordinary(data):
+        return None
+    if size is None:
         return None
     try:
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGBX")

@@ -18,7 +18,7 @@ from .cuda import Copies, Cudart, Memory, OutOfMemoryError, out_of_memory
 from .decode import Fast, Pixels, border_colour
 from .decoders import HOST, Decoder, Filler, Found, HostFiller, filled
 from .fast import load, order
-from .markers import whole
+from .markers import plain, whole
 
 __all__ = ["CardFiller", "filler_of", "trial"]
 
@@ -124,10 +124,11 @@ class CardFiller:
         """
         host = self._host
 
-        def jpeg(data: bytes, size: tuple[int, int]) -> Any:
-            own = whole(data) if math.prod(size) <= LARGE else None
-            if own is not None:
-                return _Taken(own, (*size, 3))
+        def jpeg(data: bytes, size: tuple[int, int] | None) -> Any:
+            known = size if size is not None else plain(data)
+            own = whole(data) if known is not None and math.prod(known) <= LARGE else None
+            if known is not None and own is not None:
+                return _Taken(own, (*known, 3))
             return host.jpeg(data, size) if host.jpeg is not None else None
 
         def resample(

@@ -17,7 +17,7 @@ from numba import cuda
 
 from .cuda import Memory
 from .launching import SIMULATED, allocate, array_at
-from .resample import BITS, FILTERS, HALF, Order, passes
+from .resample import BITS, HALF, Order, coefficients, window
 
 __all__ = ["Job", "Resizer"]
 
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     Attributes:
         source: its pixels, (row, column, channel) uint8 RGB.
         size: (height, width) after the resize.
-        interpolation: a key of `resample.FILTERS`.
+        interpolation: as for `resample.resample`.
         offset: (row, column) of the crop in the resized picture; negative where the crop begins before the picture.
         out: the crop, (row, column, channel) uint8.
         border: RGB of what lies outside the resized picture.
@@ -124,13 +124,16 @@ def _computed(
     interpolation: str, before: tuple[int, int], size: tuple[int, int], offset: tuple[int, int],
     crop: tuple[int, int], down_first: bool,
 ) -> _Known:  # fmt: skip
-    place, across, horizontal, down, vertical = passes(*FILTERS[interpolation], before, size, offset, crop)
+    (y, top, rows), (x, left, columns) = (
+        window(edge, at, whole) for edge, at, whole in zip(size, offset, crop, strict=True)
+    )
+    across, horizontal = coefficients(interpolation, before[1], size[1], left, columns)
+    down, vertical = coefficients(interpolation, before[0], size[0], top, rows)
     parts = [np.concatenate(both, 1, dtype=np.int32) for both in ((across, horizontal), (down, vertical))]
     columns_read, lines_read = ((int(b[0, 0]), int(b[-1].sum() - b[0, 0])) for b in (across, down))
     table = np.concatenate([part.reshape(-1) for part in parts])
-    (columns, wide), (rows, long) = parts[0].shape, parts[1].shape
-    at = int(place[0]), int(place[1])
-    return _Known(at, table, columns, wide, rows, long, down_first, columns_read, lines_read)
+    wide, long = (part.shape[1] for part in parts)
+    return _Known((y, x), table, columns, wide, rows, long, down_first, columns_read, lines_read)
 
 
 def _passes(job: Job, known: _Known, table: int, room: int) -> tuple[list[int], list[int], int]:

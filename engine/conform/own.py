@@ -1,0 +1,52 @@
+"""What float32's last bit makes of a graph's outputs: how far sound runtimes of a sharp model lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...exporter.spec import Output
+from ..runtime.rounded import Rounded, last_bit
+from .inputs import Batch
+from .measures import Measure
+
+__all__ = ["Own"]
+
+
+class Own:
+    """A graph's differences from itself, with and without the last bit of what is multiplied.
+
+    Both run on this processor, so that a fault of the runtime, the store or the cases adds nothing to them.
+    """
+
+    def __init__(self, graph: Path, outputs: Sequence[Output], *, computed: bool) -> None:
+        """Of these outputs; nothing is loaded until it is called.
+
+        With `computed`, what a batch expects is of this graph on this processor, and is not computed again.
+        """
+        self._graph, self._shapes = graph, {o.name: tuple(n or 0 for n in o.shape[1:]) for o in outputs}
+        self._computed = computed
+        self._loaded: tuple[Rounded | None, Rounded] | None = None
+
+    def __call__(self, batch: Batch, measures: Iterable[Measure]) -> dict[str, npt.NDArray[np.float64]]:
+        """As `Measure.differences` measures them, by output; 0 where they are no numbers.
+
+        Raises:
+            AttlasError: onnxruntime cannot load the graph.
+        """
+        if self._loaded is None:
+            plain = None if self._computed else Rounded(self._graph, None, self._shapes)
+            self._loaded = plain, Rounded(self._graph, last_bit, self._shapes)
+        plain, dropped = self._loaded
+        given = batch.pixels, batch.target
+        whole = {n: low for n, (low, _) in batch.expected.items()} if plain is None else plain(*given)
+        moved = dropped(*given)
+        found = {}
+        for measure in measures:
+            name = measure.output.name
+            each = measure.differences(moved[name], (whole[name], whole[name]))
+            found[name] = np.nan_to_num(each, posinf=0.0)
+        return found
