@@ -141,7 +141,7 @@ class _OpenClip:
         classes = tuple(ClassName(str(i), text) for i, text in enumerate(request.texts))
         notes = [] if size is None else [f"position embeddings are resampled to {edges(size)} pixels by open_clip"]
         module = _Tower(whole, texts).eval().requires_grad_(False)
-        said = "" if request.preprocess is not None else "open_clip's transform, of RGB pictures"
+        said = "" if request.preprocess is not None else "open_clip's transform"
         return Model(
             module, self, *named, source, own_size, recipe, classes, "logits" if classes else "features",
             size is not None, "", tuple(notes), said,
@@ -346,7 +346,7 @@ def _recipe(name: str, configured: Mapping[str, Any], size: tuple[int, int], req
         raise UsageError(f"{name}: {edges(size)} is no square, which open_clip resizes otherwise; pass --preprocess")
     mean, std = (tuple(float(v) for v in configured[key]) for key in ("mean", "std"))
     how: Any = configured.get("interpolation", "bicubic")
-    recipe = Recipe(size, size, mode or "squash", how, mean, std)  # type: ignore[arg-type]
+    recipe = Recipe(size, size, mode or "squash", how, mean, std, transparency="resized")  # type: ignore[arg-type]
     if asked is not None:
         recipe = override(recipe, asked)
     recipe.check(f"{name}: preprocess_cfg" if asked is None else "--preprocess")

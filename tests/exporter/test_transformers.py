@@ -98,8 +98,8 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_pixels_are_those_of_the_image_processor(name: str) -> None:
-    """Forty pictures of odd sizes, in colour, grey and with an opaque alpha channel: bit for bit."""
-    from attlas.engine.runtime.decode import prepare, rgb
+    """Forty pictures of odd sizes, in colour, grey, with transparency and with a palette: bit for bit."""
+    from attlas.engine.runtime.decode import colours_of, prepare
     from attlas.exporter.libraries.transformers.recipe import of_processor
 
     processor = PROCESSORS[name]()
@@ -107,23 +107,29 @@ def test_pixels_are_those_of_the_image_processor(name: str) -> None:
     assert said.endswith("with Pillow as its backend")
     for seed in range(40):
         picture = make_picture(seed, 33 + 7 * seed % 61, 35 + 11 * seed % 53)
-        picture = picture.convert(("RGB", "L", "RGBA")[seed % 3])
-        ours = np.asarray(prepare(rgb(picture)[0], recipe)).astype(np.float64) / 255
+        picture = picture.convert(("RGB", "L", "RGBA", "P")[seed % 4])
+        if picture.mode == "RGBA":
+            picture.putalpha(make_picture(seed + 40, *picture.size).convert("L"))
+        ours = np.asarray(prepare(colours_of(picture, recipe)[0], recipe)).astype(np.float64) / 255
         ours = (ours - np.array(recipe.mean)) / np.array(recipe.std)
-        theirs = processor(picture.convert("RGB"), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        # Without `do_convert_rgb` it takes nothing but RGB.
+        given = picture if processor.do_convert_rgb else picture.convert("RGB")
+        theirs = processor(given, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_torchvisions_resize_is_said_and_at_most_one_step_off() -> None:
     """DINOv3 has no processor with Pillow."""
-    from attlas.engine.runtime.decode import prepare, rgb
+    from attlas.engine.runtime.decode import colours_of, prepare
     from attlas.exporter.libraries.transformers.recipe import of_processor
 
     processor = T.DINOv3ViTImageProcessor(size={"height": 32, "width": 32})
     recipe, said = of_processor(processor, "dinov3")
     assert "at most 1 of 255" in said
     picture = make_picture(3, 61, 45)
-    ours = (np.asarray(prepare(rgb(picture)[0], recipe)) / 255 - np.array(recipe.mean)) / np.array(recipe.std)
+    ours = (np.asarray(prepare(colours_of(picture, recipe)[0], recipe)) / 255 - np.array(recipe.mean)) / np.array(
+        recipe.std
+    )
     theirs = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     assert np.abs((ours - theirs) * np.array(recipe.std)).max() * 255 <= 1
 

@@ -53,6 +53,7 @@ def of_processor(processor: Any, name: str) -> tuple[Recipe, str]:
         mean=_three(given, "image_mean", 0.0, name),
         std=_three(given, "image_std", 1.0, name),
         crop_rounding="down",
+        transparency="white" if given.get("do_convert_rgb") else "dropped",
     )
     said = f"{kind.removesuffix('Pil')} of transformers"
     if kind in _FLOATING:
