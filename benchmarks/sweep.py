@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import gc
 import json
 import math
@@ -34,6 +35,7 @@ from attlas.exporter.taps.pictures import pictures
 from attlas.exporter.taps.tapped import Tapped
 from attlas.exporter.trace.export import export_model
 from attlas.exporter.trace.parity import check
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 # A map of more tokens costs gigabytes and proves nothing more: such models are swept at a smaller picture.
 MOST_TOKENS = 1100
@@ -48,6 +50,8 @@ def main() -> None:
     parser.add_argument("--first", action="store_true", help="only the first matching name of each module")
     parser.add_argument("--minutes", type=float, default=60, help="start no name after this many")
     options = parser.parse_args()
+    # torch makes its table of ONNX translations anew for each export, in a fifth of a small one's time.
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
     deadline = time.monotonic() + 60 * options.minutes
     done = {line["model"] for line in read(options.results)}
     for module in sorted(MODULES, key=lambda m: len(timm.list_models(module=m))):  # small families first
@@ -132,11 +136,10 @@ def small(name: str, depth: int) -> Model:
 def sharpen(built: Model, taps: Taps, target: float = 0.5) -> float:
     """Scale every layer's queries until its mean entropy is `target` times ln N; the mean that was reached."""
     images = torch.from_numpy(pictures(1, built.image_size)).permute(0, 3, 1, 2) / 127.5 - 1
-    places = dict(enumerate([*taps.owners.values(), *([owner] for owner in taps.class_owners)]))
-    for owner in (owner for owners in places.values() for owner in owners if hasattr(owner, "proj_l")):
-        # Heads that talk: random mixing alone would leave next to nothing of what it mixes.
-        for mixing in (owner.proj_l, owner.proj_w):
-            mixing.weight.data += torch.eye(len(mixing.weight))
+    places = dict(enumerate([*taps.owners.values(), *([owner] for owner in taps.parts.class_owners)]))
+    mixings: list[Any] = [part for owners in places.values() for owner in owners for part in mixing_of(owner)]
+    for mixing in mixings:  # heads that talk: random mixing alone would leave next to nothing of what it mixes
+        mixing.weight.data += torch.eye(len(mixing.weight))
     low, high, factor = (dict.fromkeys(places, start) for start in (-4.0, 14.0, 0.0))
     reached: dict[int, float] = {}
     for _ in range(9):
@@ -153,6 +156,10 @@ def sharpen(built: Model, taps: Taps, target: float = 0.5) -> float:
             reached[layer] = float(-(a * a.log()).sum(-1).mean()) / math.log(a.shape[-1])
             (low if reached[layer] > target else high)[layer] = factor[layer]
     return sum(reached.values()) / len(reached)
+
+
+def mixing_of(owner: torch.nn.Module) -> list[torch.nn.Module]:
+    return [getattr(owner, name) for name in ("proj_l", "proj_w") if hasattr(owner, name)]
 
 
 def scale_queries(owner: Any, factor: float) -> None:

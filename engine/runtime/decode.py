@@ -117,7 +117,7 @@ class Picture(NamedTuple):
 
 
 type Resample = Callable[[Pixels, tuple[int, int], str, tuple[int, int], Pixels], None]
-type DecodeJpeg = Callable[[bytes, tuple[int, int]], Pixels | None]
+type DecodeJpeg = Callable[[bytes, tuple[int, int] | None], Pixels | None]
 
 
 class Fast(NamedTuple):
@@ -161,6 +161,9 @@ def decode_into(
         DecodeError: as for `decode`.
     """
     try:
+        if fast.jpeg is not None and (source := fast.jpeg(data, None)) is not None:
+            _place(source, recipe, fast, out)
+            return (source.shape[0], source.shape[1]), ()
         with warnings.catch_warnings():
             # Pillow warns of corrupt EXIF, odd palettes and the like, but only the pixels matter here.
             warnings.simplefilter("ignore")
@@ -238,7 +241,9 @@ def colours_of(picture: Image.Image, recipe: Recipe) -> tuple[Image.Image, tuple
 
 def rgbx(picture: Image.Image) -> Pixels:
     """An RGB picture as (row, column, 4) uint8: RGB and a byte of anything, as Pillow keeps it."""
-    return np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint8).reshape(picture.height, picture.width, 4)
+    # Writable, as from a JPEG: numba takes twice the time to recognise what is not.
+    data = bytearray(picture.tobytes("raw", "RGBX"))
+    return np.frombuffer(data, np.uint8).reshape(picture.height, picture.width, 4)
 
 
 def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
