@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attlas
 import numpy as np
-from attlas.engine import unit
+from attlas.engine.runtime import decoders
 from attlas.engine.runtime.decode import PILLOW, DecodeError, Fast, decode_into
 from attlas.engine.runtime.fast import load, ways
 from attlas.engine.runtime.session import Session
@@ -114,7 +114,7 @@ def seconds(datas: list[bytes], fast: Fast, threads: int) -> tuple[float, float]
 
 def stubbed_run(graph: Path, folder: Path, store: Path, fast: Fast) -> float:
     """CPU seconds per image of a run that keeps nothing, without inference: after the first call it answers at once."""
-    run_into, loading = Session.run_into, unit.loading
+    run_into, loading = Session.run_into, decoders.loading
     done: Future[Fast] = Future()
     done.set_result(fast)
     known = set()
@@ -126,11 +126,11 @@ def stubbed_run(graph: Path, folder: Path, store: Path, fast: Fast) -> float:
             marks.append((time.process_time(), len(pixels)))
 
     marks: list[tuple[float, int]] = []
-    Session.run_into, unit.loading = answer, lambda: done
+    Session.run_into, decoders.loading = answer, lambda: done
     try:
         attlas.run(graph, folder, store, keep=("none",), overwrite=True, threads=1)
     finally:
-        Session.run_into, unit.loading = run_into, loading
+        Session.run_into, decoders.loading = run_into, loading
     began, first = marks[-1]
     return (time.process_time() - began) / (sum(1 for _ in folder.iterdir()) - first)
 

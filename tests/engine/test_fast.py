@@ -216,7 +216,7 @@ def test_a_run_stores_the_same_either_way(
     for way in (fast, PILLOW):
         done: Future[Fast] = Future()
         done.set_result(way)
-        monkeypatch.setattr("attlas.engine.unit.loading", lambda done=done: done)
+        monkeypatch.setattr("attlas.engine.runtime.decoders.loading", lambda done=done: done)
         stores.append(Store(run(tiny_graph, tmp_path / "images", tmp_path / f"{len(stores)}.zarr").path))
     for name in ("pixels", "height", "width", "error", "valid", "logits"):
         np.testing.assert_array_equal(stores[0].read(name), stores[1].read(name))
