@@ -1,4 +1,4 @@
-"""Every default statistic of attention that lies in a CUDA card's memory, in two launches; all that knows numba.cuda.
+"""Every default statistic of attention that lies in a CUDA card's memory, in two launches by numba-cuda.
 
 `statistics` has a block for each (layer, image, head) and a warp for a query's row, which is read once and coalesced;
 sums are float32, and warps add theirs by shuffles. Tokens, grid and heads are constants of the compiled kernel, so that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,10 +17,11 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # arithmetic codes, lossless, progressive (smoothed where scans are missing).
 ORDINARY = {0xC0, 0xC1}
 # In a plain header: tables of 8 bits, what Pillow skips or keeps, and what it reads if it begins like this.
-TABLES = 0xDB
-KEPT = {0xC4, 0xDD, 0xFE}
+TABLES, CODES = 0xDB, 0xC4
+KEPT = {CODES, INTERVAL, 0xFE}
 READ = {0xE0: (b"JFIF\0", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
 YCBCR = bytes((1, 2, 3))  # the numbers of the components
+AC = 0x10  # of codes of all coefficients of a block but the first
 ALL_OF_IT = bytes((0, 63, 0))  # of each block's coefficients, in a scan
 
 
@@ -57,22 +59,28 @@ def plain(data: bytes) -> tuple[int, int] | None:
 def whole(data: bytes) -> bytes | None:
     """An ordinary JPEG up to its end, if its markers show nothing that decoders could read differently; else None.
 
-    It has 8 bits a sample, and is grey, or YCbCr whatever the rule to tell; one scan holds all components; every
-    restart is where it belongs; and the end follows.
+    It has 8 bits a sample, and is grey, or YCbCr whatever the rule to tell; its tables are there and sound; one scan
+    holds all components; every restart is where it belongs; and the end follows.
     """
     frames: list[int] = []
+    tables: set[tuple[int, int]] = set()
     frame, scan, interval, end = b"", b"", 0, 0
     for kind, start, stop in _segments(data):
         if kind in FRAMES:
             frames.append(kind)
             frame = data[start:stop]
+        elif kind in (TABLES, CODES):
+            found = (_quantizing if kind == TABLES else _codes)(data[start:stop])
+            if not found:
+                return None
+            tables |= found
         elif kind == INTERVAL:
             interval = int.from_bytes(data[start:stop])
         elif kind == ADOBE and data[start : start + 5] == b"Adobe" and data[start + 11 : start + 12] != b"\x01":
             return None
         elif kind == SCAN:
             scan, end = data[start:stop], stop
-    blocks = _blocks(frame, scan) if len(frames) == 1 and frames[0] in ORDINARY else 0
+    blocks = _blocks(frame, scan, tables) if len(frames) == 1 and frames[0] in ORDINARY else 0
     if not blocks or end >= len(data):
         return None
     restarts = (blocks - 1) // interval if interval else 0
@@ -86,7 +94,33 @@ def whole(data: bytes) -> bytes | None:
     return data[: end + int(at[restarts]) + 2]
 
 
-def _blocks(frame: bytes, scan: bytes) -> int:
+def _quantizing(segment: bytes) -> frozenset[tuple[int, int]]:
+    """(TABLES, number) of the tables of 8 bits that a segment defines; none if anything is unusual."""
+    numbers = segment[::65]
+    sound = len(segment) == 65 * len(numbers) and max(numbers, default=0) < 4
+    return frozenset((TABLES, number) for number in numbers if sound)
+
+
+@functools.lru_cache(maxsize=256)  # many files have the same
+def _codes(segment: bytes) -> frozenset[tuple[int, int]]:
+    """(CODES, kind and number) of the tables of Huffman codes that a segment defines; none if one is not sound."""
+    found, at = set(), 0
+    while at < len(segment):
+        kind, counts = segment[at], segment[at + 1 : at + 17]
+        symbols = segment[at + 17 : at + 17 + sum(counts)]
+        sound = kind & ~AC < 4 and len(counts) == 16 and 0 < len(symbols) == sum(counts) <= 256
+        code = 0
+        for length, count in enumerate(counts, 1):
+            code = 2 * code + count
+            sound &= code < 1 << length  # none is of ones alone
+        if not sound or (kind < AC and max(symbols) > 15):
+            return frozenset()
+        found.add((CODES, kind))
+        at += 17 + len(symbols)
+    return frozenset(found)
+
+
+def _blocks(frame: bytes, scan: bytes, tables: set[tuple[int, int]]) -> int:
     """How many units the only scan has, between which a restart may stand; 0 where anything is unusual."""
     count = frame[5] if len(frame) > 5 else 0
     components = [frame[6 + 3 * i : 9 + 3 * i] for i in range(count)]
@@ -95,7 +129,9 @@ def _blocks(frame: bytes, scan: bytes) -> int:
         return 0
     if len(scan) != 2 * count + 4 or scan[0] != count or scan[1:-3:2] != numbers or scan[-3:] != ALL_OF_IT:
         return 0
-    if any(one[1] != 0x11 for one in components[1:]):
+    needed = {(TABLES, one[2]) for one in components}
+    needed |= {(CODES, kind) for both in scan[2:-3:2] for kind in (both >> 4, AC | both & 15)}
+    if any(one[1] != 0x11 for one in components[1:]) or not needed <= tables:
         return 0
     # A single component has units of one block, whatever its sampling.
     across, down = (components[0][1] >> 4, components[0][1] & 15) if count == 3 else (1, 1)

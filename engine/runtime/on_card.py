@@ -19,6 +19,7 @@ from .decode import Fast, Pixels, border_colour
 from .decoders import HOST, Decoder, Filler, Found, HostFiller, filled
 from .fast import load, order
 from .markers import plain, whole
+from .providers import preload
 
 __all__ = ["CardFiller", "filler_of", "trial"]
 
@@ -202,6 +203,7 @@ def trial() -> None:
     Raises:
         AttlasError: it does not work.
     """
+    preload()
     copies = Cudart.load()
     if copies is None:
         raise AttlasError("no CUDA card works here")

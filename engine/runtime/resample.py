@@ -1,4 +1,4 @@
-"""Pillow's resize, computed for only the part that is needed: the only module of the engine that uses numba.
+"""Pillow's resize, computed by numba for only the part that is needed.
 
 The pixels equal Pillow's bit for bit (`Image.resize` of an 8-bit RGB picture, then `crop`). Coefficients are computed
 in float64 and rounded to 22 bits, and the result of each pass is rounded and clipped to 8 bits, so the order of passes

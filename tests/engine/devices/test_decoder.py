@@ -17,9 +17,11 @@ from attlas.engine.inspect import inspect
 from attlas.engine.runtime import nvimgcodec, on_card, providers, resample
 from attlas.engine.runtime import session as session_module
 from attlas.engine.runtime.cuda import Cudart, Memory, OutOfMemoryError
+from attlas.engine.runtime.decode import decode
 from attlas.engine.runtime.markers import whole
 from attlas.engine.versions import CODECS
 from attlas.errors import AttlasError, UsageError
+from attlas.exporter.spec import Recipe
 from PIL import Image
 from support import make_picture
 from support_card import simulated
@@ -45,6 +47,7 @@ SMALL = make_picture(1, 40, 32)
 PLAIN = encode(SMALL)
 RESTARTS = encode(SMALL, restart_marker_rows=1)
 AT = RESTARTS.index(b"\xff\xd0")
+RECIPE = Recipe((16, 16), (16, 16), "center", "bilinear", (0.5,) * 3, (0.5,) * 3)
 CODES = PLAIN.index(b"\xff\xda") + 14
 # Whether the card decodes it, and the data.
 PICTURES: dict[str, tuple[bool, bytes]] = {
@@ -108,6 +111,26 @@ def test_only_what_decoders_read_alike_is_left_to_the_card() -> None:
     assert whole(PICTURES["more.jpg"][1]) == PLAIN
     for end in range(len(PLAIN)):
         assert whole(PLAIN[:end]) is None
+
+
+def test_what_pillow_refuses_is_not_left_to_the_card() -> None:
+    """Whatever is changed, lost or added: its error is the host's."""
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(400):
+        data = bytearray(RESTARTS if rng.integers(2) else PLAIN)
+        at = int(rng.integers(2, len(data)))
+        match rng.integers(3):
+            case 0:
+                data[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                del data[at : at + int(rng.integers(1, 9))]
+            case _:
+                data[at:at] = rng.bytes(int(rng.integers(1, 6)))
+        if whole(bytes(data)) is not None:
+            passed += 1
+            decode(bytes(data), RECIPE)
+    assert 50 < passed < 350
 
 
 def test_a_run_decoded_on_a_card_stores_what_the_host_does(played: Path) -> None:
