@@ -14,6 +14,8 @@ import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import attlas
 import numpy as np
@@ -82,8 +84,9 @@ def equal(pictures: list[tuple[bytes, Recipe]], fast: Fast) -> str:
     """How many are equal, how many Pillow refuses, and how many simplejpeg decoded."""
     taken = 0
 
-    def jpeg(data, size):
+    def jpeg(data: bytes, size: tuple[int, int] | None) -> Any:
         nonlocal taken
+        assert fast.jpeg is not None
         pixels = fast.jpeg(data, size)
         taken += pixels is not None
         return pixels
@@ -114,7 +117,7 @@ def seconds(datas: list[bytes], fast: Fast, threads: int) -> tuple[float, float]
 
 def stubbed_run(graph: Path, folder: Path, store: Path, fast: Fast) -> float:
     """CPU seconds per image of a run that keeps nothing, without inference: after the first call it answers at once."""
-    run_into, loading = Session.run_into, decoders.loading
+    run_into = Session.run_into
     done: Future[Fast] = Future()
     done.set_result(fast)
     known = set()
@@ -126,11 +129,8 @@ def stubbed_run(graph: Path, folder: Path, store: Path, fast: Fast) -> float:
             marks.append((time.process_time(), len(pixels)))
 
     marks: list[tuple[float, int]] = []
-    Session.run_into, decoders.loading = answer, lambda: done
-    try:
+    with patch.object(Session, "run_into", answer), patch.object(decoders, "loading", lambda: done):
         attlas.run(graph, folder, store, keep=("none",), overwrite=True, threads=1)
-    finally:
-        Session.run_into, decoders.loading = run_into, loading
     began, first = marks[-1]
     return (time.process_time() - began) / (sum(1 for _ in folder.iterdir()) - first)
 

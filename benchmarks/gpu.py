@@ -75,7 +75,7 @@ class Repeated(BaseSource):
     others: Mapping[str, int] = field(default_factory=dict)
 
     @functools.cached_property
-    def items(self) -> Sequence[Item]:
+    def items(self) -> Sequence[Item]:  # type: ignore[override]
         return [Item(f"{i:07d}.jpg", "", len(self.encoded[i % len(self.encoded)]), 0) for i in range(self.count)]
 
     def read(self, item: Item) -> bytes:
@@ -157,7 +157,7 @@ def inferred(session: Session, batch: int, seconds: float) -> float:
     with ThreadPoolExecutor(1 if session.card is not None and sys.getswitchinterval() < 1e-4 else 2) as pool:
 
         def step() -> int:
-            return sum(pool.map(lambda own: (session.run_into(*own, batch), batch)[1], sets))
+            return batch * len(list(pool.map(lambda own: session.run_into(own[0], own[1], batch), sets)))
 
         return rate(step, seconds)
 
@@ -172,9 +172,7 @@ def limits(bench: Bench, model: str) -> None:
         room = [np.zeros((224, 224, 3), np.uint8) for _ in bench.encoded]
 
         def step() -> int:
-            return len(
-                list(pool.map(lambda pair: decode_into(*pair, recipe, fast), zip(room, bench.encoded, strict=True)))
-            )
+            return len(list(pool.map(lambda out, data: decode_into(out, data, recipe, fast), room, bench.encoded)))
 
         bench.say("decode", rate(step, bench.seconds), f"images/s on {providers.cores()} cores")
         data = np.random.default_rng(0).bytes(2**24)

@@ -72,7 +72,7 @@ class Provider:
     left_out: tuple[str, ...] = ()
 
 
-PROVIDERS = (
+PROVIDERS: tuple[Provider, ...] = (
     # It computes half precision between casts, and drops casts that undo each other. Merging equal casts hides such
     # pairs, so the rounding of a value would depend on its other uses.
     Provider(CPU, host=True, left_out=("CommonSubexpressionElimination",)),
