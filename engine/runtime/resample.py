@@ -81,25 +81,25 @@ def resample(
         out: (row, column, 3) uint8 in C order: the crop. What lies outside the resized picture is not changed.
         order: whether the vertical pass is first for (height, width, new height, new width).
     """
+    support = FILTERS[interpolation][1]
     before = source.shape[0], source.shape[1]
-    down_first = order(*before, *size)
-    # Coefficients come in groups, so a narrow picture gets rows and columns that count nothing.
-    most = [
-        2 * math.ceil(FILTERS[interpolation][1] * max(edge / new, 1)) + 1
-        for edge, new in zip(before, size, strict=True)
-    ]
-    height, width = (max(edge, -(-count // ACROSS) * ACROSS) for edge, count in zip(before, most, strict=True))
+    height, width = _padded(before[0], size[0], support), _padded(before[1], size[1], support)
     if (height, width) != before:
         source = np.pad(source, [(0, height - before[0]), (0, width - before[1]), (0, 0)])
-    top, left = (max(at, 0) for at in offset)
-    y, x = (max(-at, 0) for at in offset)
+    top, left, y, x = max(offset[0], 0), max(offset[1], 0), max(-offset[0], 0), max(-offset[1], 0)
     rows, columns = min(out.shape[0] - y, size[0] - top), min(out.shape[1] - x, size[1] - left)
     down = _table(interpolation, before[0], height, size[0], top, rows, DOWN, 1)
     across = _table(interpolation, before[1], width, size[1], left, columns, ACROSS, COPIES)
-    _resample(source, rows, columns, down, across, down_first, out, y, x)
+    _resample(source, rows, columns, down, across, order(*before, *size), out, y, x)
 
 
-@functools.lru_cache(maxsize=32)  # pictures of a data set often have the same size
+def _padded(edge: int, target: int, support: float) -> int:
+    """An edge with as many pixels as a result may have coefficients, which come in groups; those added count nothing."""
+    count = 2 * math.ceil(support * max(edge / target, 1)) + 1
+    return max(edge, -(-count // ACROSS) * ACROSS)
+
+
+@functools.lru_cache(maxsize=256)  # pictures of a data set often have the same size
 def _table(name: str, edge: int, padded: int, target: int, first: int, count: int, group: int, copies: int) -> Table:
     """How `count` results, from `first` on, of an edge resized to `target` are made of its pixels.
 
