@@ -94,7 +94,7 @@ def resample(
 
 
 def _padded(edge: int, target: int, support: float) -> int:
-    """An edge with as many pixels as a result may have coefficients, which come in groups; those added count nothing."""
+    """An edge with as many pixels as a result may have coefficients, in whole groups; added pixels count nothing."""
     count = 2 * math.ceil(support * max(edge / target, 1)) + 1
     return max(edge, -(-count // ACROSS) * ACROSS)
 
