@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attlas
 import numpy as np
-from attlas.engine import unit
+from attlas.engine.runtime import decoders
 from attlas.engine.runtime.decode import PILLOW, DecodeError, Fast, decode_into
 from attlas.engine.runtime.fast import load, ways
 from attlas.engine.runtime.session import Session
@@ -117,7 +117,7 @@ def stubbed_run(graph: Path, folder: Path, store: Path, fast: Fast, statistics: 
 
     With `statistics="graph"` they are none of the host's work, as on a card.
     """
-    run_into, loading = Session.run_into, unit.loading
+    run_into, loading = Session.run_into, decoders.loading
     done: Future[Fast] = Future()
     done.set_result(fast)
     known = set()
@@ -129,11 +129,11 @@ def stubbed_run(graph: Path, folder: Path, store: Path, fast: Fast, statistics: 
             marks.append((time.process_time(), len(pixels)))
 
     marks: list[tuple[float, int]] = []
-    Session.run_into, unit.loading = answer, lambda: done
+    Session.run_into, decoders.loading = answer, lambda: done
     try:
         attlas.run(graph, folder, store, keep=("none",), overwrite=True, threads=1, statistics=statistics)
     finally:
-        Session.run_into, unit.loading = run_into, loading
+        Session.run_into, decoders.loading = run_into, loading
     began, first = marks[-1]
     return (time.process_time() - began) / (sum(1 for _ in folder.iterdir()) - first)
 

@@ -69,8 +69,6 @@ def conform(
         return
     if overwrite:
         raise UsageError("--overwrite: is for --export, and nothing is written here")
-    if results is not None and options["provider"] != "auto":
-        raise UsageError("--import, --provider: choose one")
     result = attlas.conform(graph, images, results=results, progress=True, **options)
     for line in result.notes:
         note(f"note: {line}")

@@ -254,6 +254,8 @@ def write_cases(
         AttlasError: a picture or the graph cannot be read, or the file cannot be written.
         UsageError: the file exists, or is not called .npz.
     """
+    if not isinstance(graph, str | os.PathLike) or not isinstance(output, str | os.PathLike):
+        raise UsageError("pass the path of a graph, and that of the file to write")
     graph, path = Path(graph), Path(output)
     if path.suffix != ".npz":
         raise UsageError(f"{path}: cases are one .npz; name it so")

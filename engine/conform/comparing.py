@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -74,8 +74,17 @@ def conform(
     path = Path(expanded(graph)) if isinstance(graph, str | os.PathLike) else graph
     if not isinstance(path, Path):
         raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
+    paths, whole = str | os.PathLike, SupportsIndex
+    asked = (("provider", provider, str, "a name"), ("against", against, paths, "cpu, or the path of a store"),
+             ("results", results, paths | None, "a path"), ("limit", limit, whole, "a whole number"),
+             ("threads", threads, whole | None, "a whole number"))  # fmt: skip
+    for name, value, kinds, wanted in asked:
+        if not isinstance(value, kinds):
+            raise UsageError(f"{name}: pass {wanted}, not {value!r}")
     if limit < 1:
         raise UsageError(f"limit {limit}: compare at least one picture")
+    if results is not None and provider != "auto":
+        raise UsageError("--import, --provider: choose one")
     spec = read_spec(path)
     if not has_maps(o.name for o in spec.outputs):
         raise AttlasError(f"{path}: has no attention outputs to compare; export it with `attlas export`")

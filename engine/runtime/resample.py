@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["ORDERS", "resample"]
+__all__ = ["BITS", "FILTERS", "HALF", "ORDERS", "Order", "coefficients", "resample", "window"]
 
 BITS = 22  # of a coefficient's fraction: 32 bits, less 8 for the pixel and 2 for sums outside of 0 to 1
 HALF = 1 << (BITS - 1)
@@ -86,8 +86,8 @@ def resample(
     height, width = _padded(before[0], size[0], support), _padded(before[1], size[1], support)
     if (height, width) != before:
         source = np.pad(source, [(0, height - before[0]), (0, width - before[1]), (0, 0)])
-    top, left, y, x = max(offset[0], 0), max(offset[1], 0), max(-offset[0], 0), max(-offset[1], 0)
-    rows, columns = min(out.shape[0] - y, size[0] - top), min(out.shape[1] - x, size[1] - left)
+    y, top, rows = window(size[0], offset[0], out.shape[0])
+    x, left, columns = window(size[1], offset[1], out.shape[1])
     down = _table(interpolation, before[0], height, size[0], top, rows, DOWN, 1)
     across = _table(interpolation, before[1], width, size[1], left, columns, ACROSS, COPIES)
     _resample(source, rows, columns, down, across, order(*before, *size), out, y, x)
@@ -99,13 +99,31 @@ def _padded(edge: int, target: int, support: float) -> int:
     return max(edge, -(-count // ACROSS) * ACROSS)
 
 
+def window(edge: int, offset: int, crop: int) -> tuple[int, int, int]:
+    """Of the pixels along an edge after the resize: where in the crop they begin, the first of them, and how many."""
+    place, first = max(-offset, 0), max(offset, 0)
+    return place, first, min(crop - place, edge - first)
+
+
+def coefficients(
+    name: str, edge: int, target: int, first: int, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """How `count` pixels, from `first` on, of an edge resized to `target` are sums of its pixels.
+
+    Returns:
+        (pixel, 2) first summand and how many; (pixel, summand) their weights, in units of 2^-`BITS`.
+    """
+    bounds, weights = _coefficients(*FILTERS[name], edge, target, first, count)
+    return bounds, weights
+
+
 @functools.lru_cache(maxsize=256)  # pictures of a data set often have the same size
 def _table(name: str, edge: int, padded: int, target: int, first: int, count: int, group: int, copies: int) -> Table:
     """How `count` results, from `first` on, of an edge resized to `target` are made of its pixels.
 
     They are padded to `padded` pixels. See `_packed`.
     """
-    bounds, weights = _coefficients(*FILTERS[name], edge, target, first, count)
+    bounds, weights = coefficients(name, edge, target, first, count)
     found: Table = _packed(bounds, weights, group, copies, padded)
     return found
 

@@ -12,6 +12,7 @@ import pytest
 from attlas.engine import Store, run
 from attlas.engine.runtime import fast as ways_of
 from attlas.engine.runtime.decode import PILLOW, DecodeError, Fast, decode, decode_into, size_of
+from attlas.engine.runtime.markers import plain
 from attlas.exporter.spec import Recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,6 @@ from support import make_picture
 
 pytest.importorskip("numba")
 simplejpeg = pytest.importorskip("simplejpeg")
-from attlas.engine.runtime.jpeg import plain  # noqa: E402
 
 HALF = (0.5, 0.4, 0.3)
 CENTER = Recipe((74, 74), (64, 64), "center", "bicubic", HALF, HALF)
@@ -263,7 +263,7 @@ def test_a_run_stores_the_same_either_way(
     for way in (fast, PILLOW):
         done: Future[Fast] = Future()
         done.set_result(way)
-        monkeypatch.setattr("attlas.engine.unit.loading", lambda done=done: done)
+        monkeypatch.setattr("attlas.engine.runtime.decoders.loading", lambda done=done: done)
         stores.append(Store(run(tiny_graph, tmp_path / "images", tmp_path / f"{len(stores)}.zarr").path))
     for name in ("pixels", "height", "width", "error", "valid", "logits"):
         np.testing.assert_array_equal(stores[0].read(name), stores[1].read(name))

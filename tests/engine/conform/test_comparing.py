@@ -219,6 +219,10 @@ def test_more_that_is_refused_names_what_was_found(tiny_graph: Path, cases: Path
         ({"images": bad / "none.jpg"}, "none.jpg: there is no such picture"),
         ({"images": ""}, "IMAGES is empty"),
         ({"against": ""}, "--against is empty"),
+        ({"against": None}, "against: pass cpu, or the path of a store, not None"),
+        ({"provider": 3}, "provider: pass a name, not 3"),
+        ({"limit": "a"}, "limit: pass a whole number"),
+        ({"images": cases, "results": cases, "provider": "cpu"}, "choose one"),
     ):
         with pytest.raises(AttlasError, match=message):
             attlas.conform(tiny_graph, **arguments)
