@@ -154,6 +154,7 @@ def main() -> None:
     options = parser.parse_args()
     options.checkpoint, options.images = options.checkpoint.resolve(), options.images.resolve()
     engine.ALONE = 96
+    os.environ.pop("OMP_NUM_THREADS", None)  # the plain script is to use every core
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="attlas-bench-") as temporary:
         bench(Path(temporary), options)
