@@ -47,7 +47,7 @@ def plain(data: bytes) -> tuple[int, int] | None:
                 return None
             size = int.from_bytes(data[begin + 1 : begin + 3]), int.from_bytes(data[begin + 3 : begin + 5])
         elif kind == TABLES:
-            if (end - begin) % 65 or any(data[at] > 15 for at in range(begin, end, 65)):
+            if (end - begin) % 65 or max(data[begin:end:65], default=0) > 15:
                 return None
         elif kind not in KEPT:
             start, length = READ.get(kind, (b"", len(data)))
@@ -142,8 +142,8 @@ def _blocks(frame: bytes, scan: bytes, tables: set[tuple[int, int]]) -> int:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(kind, first byte, byte after the last) of each segment of the header, and of the first scan's."""
     at = 2
-    while data[at : at + 1] == b"\xff" and len(data) > at + 4:
-        kind, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+    while len(data) > at + 4 and data[at] == 0xFF:
+        kind, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
         if not at + 4 <= end <= len(data):
             return
         yield kind, at + 4, end

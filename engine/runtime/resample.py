@@ -81,22 +81,22 @@ def resample(
         out: (row, column, 3) uint8 in C order: the crop. What lies outside the resized picture is not changed.
         order: whether the vertical pass is first for (height, width, new height, new width).
     """
+    support = FILTERS[interpolation][1]
     before = source.shape[0], source.shape[1]
-    down_first = order(*before, *size)
-    # Coefficients come in groups, so a narrow picture gets rows and columns that count nothing.
-    most = [
-        2 * math.ceil(FILTERS[interpolation][1] * max(edge / new, 1)) + 1
-        for edge, new in zip(before, size, strict=True)
-    ]
-    height, width = (max(edge, -(-count // ACROSS) * ACROSS) for edge, count in zip(before, most, strict=True))
+    height, width = _padded(before[0], size[0], support), _padded(before[1], size[1], support)
     if (height, width) != before:
         source = np.pad(source, [(0, height - before[0]), (0, width - before[1]), (0, 0)])
-    (y, top, rows), (x, left, columns) = (
-        window(edge, at, whole) for edge, at, whole in zip(size, offset, out.shape[:2], strict=True)
-    )
+    y, top, rows = window(size[0], offset[0], out.shape[0])
+    x, left, columns = window(size[1], offset[1], out.shape[1])
     down = _table(interpolation, before[0], height, size[0], top, rows, DOWN, 1)
     across = _table(interpolation, before[1], width, size[1], left, columns, ACROSS, COPIES)
-    _resample(source, rows, columns, down, across, down_first, out, y, x)
+    _resample(source, rows, columns, down, across, order(*before, *size), out, y, x)
+
+
+def _padded(edge: int, target: int, support: float) -> int:
+    """An edge with as many pixels as a result may have coefficients, in whole groups; added pixels count nothing."""
+    count = 2 * math.ceil(support * max(edge / target, 1)) + 1
+    return max(edge, -(-count // ACROSS) * ACROSS)
 
 
 def window(edge: int, offset: int, crop: int) -> tuple[int, int, int]:
@@ -117,7 +117,7 @@ def coefficients(
     return bounds, weights
 
 
-@functools.lru_cache(maxsize=32)  # pictures of a data set often have the same size
+@functools.lru_cache(maxsize=256)  # pictures of a data set often have the same size
 def _table(name: str, edge: int, padded: int, target: int, first: int, count: int, group: int, copies: int) -> Table:
     """How `count` results, from `first` on, of an edge resized to `target` are made of its pixels.
 
