@@ -225,7 +225,7 @@ def _some(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-@shows("pictures")
+@shows("pictures", "conform --export")
 def write_cases(
     graph: str | os.PathLike[str],
     output: str | os.PathLike[str],

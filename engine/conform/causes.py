@@ -21,7 +21,7 @@ __all__ = ["Specimen", "cause_of"]
 # A runtime that rounds does so in every layer, and what it adds grows by less than this from one map to the next.
 JUMP = 30
 
-NEAR = 10  # times what float32's last bit makes of a map: where chance alone may have led
+NEAR = 10  # times what float32's last bits make of a map: where chance alone may have led
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def cause_of(
         spec: its spec.
         bound: the largest total variation of a row that is allowed.
         before: the mean total variation of the map before, which is within its bounds; None if there is none.
-        own: what the last bit of float32 makes of this map, a mean, too; None if it was not measured.
+        own: what the last bits of float32 make of this map, a mean, too; None if it was not measured.
     """
     got, middle = specimen.got.astype(np.float64), (specimen.expected[0] + specimen.expected[1]) / 2
     if not np.isfinite(got).all():
@@ -188,7 +188,7 @@ def _rounding(specimen: Specimen, graph: Path, before: float | None, own: float 
         times = min(distance / max(same[how], 1e-12), 1000)
         return f"{how}: the graph with that rounding lies {times:.0f} x nearer"
     if own is not None and distance < NEAR * own:
-        return f"the model is sharp: float32's last bit alone makes {own:.1e} in the mean, and the runtime may be sound"
+        return f"the model is sharp: float32's last bits alone make {own:.1e} in the mean, and the runtime may be sound"
     if before is not None and before < distance / JUMP:
         return "no rounding, which would begin before: a weight, a bias, or an operator differs here"
     how = min(alike, key=lambda one: alike[one])

@@ -198,7 +198,7 @@ class _Judge:
         cause = ""
         if first is not None and first.hidden:
             cause = (
-                f"none can be told: where the graph alone drops float32's last bit, {first.output} differs by "
+                f"none can be told: where the graph alone drops float32's last bits, {first.output} differs by "
                 f"{first.own_mean:.1e} in the mean; the model is too sharp for runtimes to be compared"
             )
         elif first is not None and first.output in self._specimens:

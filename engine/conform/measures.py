@@ -95,7 +95,7 @@ class Line:
         mean, largest: over all pictures. Of maps, the total variation of rows (half the L1 distance); of other
             outputs, the largest difference of a picture relative to its largest value. NaN if a value is no number.
         mean_bound, bound: what is allowed of them.
-        own_mean, own: the same differences where the graph alone drops float32's last bit, of which the bounds allow
+        own_mean, own: the same differences where the graph alone drops float32's last bits, of which the bounds allow
             `TIMES_OWN` times as much besides; None if the usual bounds sufficed. If the mean is above `MOST_OWN`,
             rounding hides mistakes, and the bounds are the usual ones.
         picture, head, query: where the largest is; None where the output has no such axis.
@@ -161,7 +161,7 @@ class Measure:
             self._worst = largest, names[int(at[0])], tuple(int(i) for i in at[1:])
 
     def allow(self, own: npt.NDArray[np.float64]) -> None:
-        """Let the bounds follow what float32's last bit makes of a batch: its differences from itself."""
+        """Let the bounds follow what float32's last bits make of a batch: its differences from itself."""
         total, largest = self._own or (0.0, 0.0)
         self._own = total + float(own.sum()), max(largest, float(own.max()))
 
@@ -200,7 +200,7 @@ class Top1:
     ) -> npt.NDArray[np.bool_]:
         """Which pictures of a batch have another first class: (image) bool.
 
-        `own` are the differences of the logits that float32's last bit makes: classes that are closer may swap.
+        `own` are the differences of the logits that float32's last bits make: classes that are closer may swap.
         """
         each = np.abs(expected).max(-1)
         slack = self._tie * max(1.0, float(each.max())) + (0 if own is None else 2 * TIMES_OWN * own * each)
@@ -301,7 +301,7 @@ def table_lines(result: Conformity) -> list[str]:
     own = max((line.own for line in result.lines if line.own is not None and not line.hidden), default=0.0)
     if own > WORTH_SAYING:
         lines.append(
-            f"the model is sharp: where the graph alone drops float32's last bit, outputs differ by up to {own:.1e}; "
+            f"the model is sharp: where the graph alone drops float32's last bits, outputs differ by up to {own:.1e}; "
             f"{TIMES_OWN:g} times as much is allowed besides"
         )
     if result.hidden:

@@ -33,8 +33,9 @@ def judged(graph: Path, cases: Path, fault: Callable[..., None], layer: int, fol
     return attlas.conform(graph, cases, results=faults.results_of(faulty, cases, folder / "r.npz"), threads=1)
 
 
-def test_sound_runtime_of_a_sharp_model_conforms(graph: Path, cases: Path, tmp_path: Path) -> None:
-    result = judged(graph, cases, faults.last_two_bits, 0, tmp_path)
+def test_sound_runtime_of_a_sharp_model_conforms(graph: Path, cases: Path) -> None:
+    """Onnxruntime's own optimisations."""
+    result = attlas.conform(graph, cases, provider="cpu", threads=1)
     assert (result.conforms, result.same_top1) == (True, 4)
     lines = {line.output: line for line in result.lines}
     last, early = lines["attention.7"], lines["attention.0"]
@@ -47,6 +48,15 @@ def test_sound_runtime_of_a_sharp_model_conforms(graph: Path, cases: Path, tmp_p
     assert 0 < early.own < 1e-4, "layers that are not sharp keep their bound"
     assert "the model is sharp" in repr(result)
     assert result.table[0]["own"] == early.own
+
+
+@pytest.mark.parametrize(("seed", "sharpness"), [(1, 20), (3, 60), (7, 40)])
+def test_bounds_do_not_hang_on_one_trial(seed: int, sharpness: float, tmp_path: Path) -> None:
+    """Which rows of a sharp model move is chance: a sound runtime was beyond what one rounding allows."""
+    graph = faults.make_biased(tmp_path / "g.onnx", layers=LAYERS, sharpness=sharpness, seed=seed)
+    result = attlas.conform(graph, provider="cpu", threads=1, limit=8)
+    assert result.conforms
+    assert max(line.own for line in result.lines if line.own is not None) > 1e-3
 
 
 def test_own_rounding_is_measured_only_beyond_the_usual_bounds(graph: Path, cases: Path) -> None:
@@ -89,10 +99,9 @@ def test_fault_of_the_reference_does_not_widen_its_own_bounds(graph: Path, tmp_p
     assert "the graph gives the same on the processor" in result.cause
 
 
-def test_model_that_the_last_bit_alone_changes_cannot_be_compared(tmp_path: Path) -> None:
+def test_model_that_the_last_bits_alone_change_cannot_be_compared(tmp_path: Path) -> None:
     graph = faults.make_biased(tmp_path / "g.onnx", layers=12, sharpness=100)
-    write_cases(graph, tmp_path / "cases.npz", limit=2, threads=1)
-    result = judged(graph, tmp_path / "cases.npz", faults.last_two_bits, 0, tmp_path)
+    result = attlas.conform(graph, provider="cpu", limit=4, threads=1)
     assert not result.conforms
     assert result.first is not None
     assert result.first.hidden
