@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -22,7 +24,7 @@ from ...progress import Show, Step, shows
 from ..libraries.build import build
 from ..libraries.protocol import Facts, Model
 from ..models.memory import refuse_too_large
-from ..spec import QKV, GraphSpec, Output
+from ..spec import METADATA_KEY, QKV, GraphSpec, Output, Weights
 from ..taps.ablation import Ablated
 from ..taps.attention import Taps
 from ..taps.facts import describe, summarize
@@ -161,12 +163,15 @@ def export_model(
     taps = Taps(built)
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
-    with _step(progress, f"tracing {built.full_name}", 2) as end:
-        tapped = Tapped(built, taps, facts, chosen, norms=norms, qkv=qkv)
+    with _step(progress, f"tracing {built.full_name}", 2) as end, ThreadPoolExecutor(1) as aside:
+        weights = aside.submit(built.weights)  # their hash, while Python traces
+        tapped = Tapped(built, taps, facts, chosen, norms=norms, qkv=qkv, remember=not (gradients or ablate))
         ablated = Ablated(tapped, taps) if ablate else None
         spec = _spec(built, taps, facts, tapped, dtype, gradients, ablated)
         derived = Gradients(tapped, built.full_name, spec.objective) if gradients else None
         graph = trace(tapped if ablated is None else ablated, spec)
+        spec = dataclasses.replace(spec, weights=weights.result())
+        graph.metadata_props[METADATA_KEY] = spec.to_json()
         end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
         draft = folder / path.name
@@ -178,7 +183,8 @@ def export_model(
             end(f"wrote {size / 1e6:.1f} MB")
         with _step(progress, "comparing with PyTorch", 4) as end:
             run = (ablated or derived or tapped).run
-            parity = check(draft, spec, run, in_float64(run, tapped), progress=_moving(progress))
+            known, tapped.known = tapped.known, None
+            parity = check(draft, spec, run, in_float64(run, tapped), known=known, progress=_moving(progress))
             end(f"compared on {parity.images} picture{'s' if parity.images > 1 else ''}")
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
@@ -305,7 +311,7 @@ def _spec(
     return GraphSpec(
         model=built.name,
         tag=built.tag,
-        weights=built.weights(),
+        weights=Weights(built.source, "", built.key),
         dtype=dtype,
         image_size=built.image_size,
         recipe=built.recipe,

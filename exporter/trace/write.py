@@ -63,8 +63,15 @@ def _write(model: ir.Model, path: Path) -> None:
         file.write(before.SerializeToString() + _field(7, total) + parts[0])
         for head, raw, size, tensor in zip(heads, raws, sizes, tensors, strict=True):
             file.write(_field(5, size) + head + raw)
-            file.write(tensor.tobytes())
+            file.write(_bytes(tensor))
         file.write(parts[1] + after.SerializeToString())
+
+
+def _bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """A weight's bytes, without a copy where they lie in memory as in the file."""
+    array = tensor.numpy()
+    plain = array.nbytes == tensor.nbytes and array.flags.c_contiguous and sys.byteorder == "little"
+    return array.data.cast("B") if plain and array.ndim and array.size else tensor.tobytes()
 
 
 def _field(number: int, size: int) -> bytes:
