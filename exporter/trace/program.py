@@ -9,7 +9,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -87,7 +86,8 @@ def _translated(program: torch.export.ExportedProgram, given: Mapping[str, Tenso
     """
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.to.dtype:  # the one frequent operator without a translation
-            node.target, node.args, node.kwargs = torch.ops.aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
+            values, dtype, *_ = node.args
+            node.target, node.args, node.kwargs = torch.ops.aten._to_copy.default, (values,), {"dtype": dtype}
     decompose = program.run_decompositions
     if all(map(_translatable, program.graph.nodes)):
         program.run_decompositions = lambda table=None, **options: program
