@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import tempfile
@@ -20,15 +21,16 @@ import torch
 from torch import nn
 
 from ...errors import UsageError
-from ...progress import Show, Step, shows
-from ..libraries.build import build
+from ...progress import SECONDS_BETWEEN_LINES, Show, Step, shows
+from ..libraries.build import build, find
+from ..libraries.hub import downloads
 from ..libraries.protocol import Facts, Model
 from ..models.memory import refuse_too_large
 from ..spec import METADATA_KEY, QKV, GraphSpec, Output, Weights
 from ..taps.ablation import Ablated
 from ..taps.attention import Taps
 from ..taps.facts import describe, summarize
-from ..taps.gradients import Gradients
+from ..taps.gradients import Gradients, without_classes
 from ..taps.tapped import Tapped
 from .exact import in_float64
 from .parity import Parity, check
@@ -116,6 +118,8 @@ def export(
     choice |= {"seed": seed, "texts": texts}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes, "model_args": model_args}
     if isinstance(model, str):
+        if gradients and not texts and find(model)[0].has_texts:
+            raise without_classes(model)  # and nothing is downloaded
         with contextlib.suppress(UsageError):  # any other problem is reported by `build`
             summary = summarize(model, img_size=img_size, preprocess=preprocess, model_args=model_args)
             refuse_too_large(summary, layers, gradients=bool(gradients))
@@ -129,11 +133,27 @@ def export(
 def _loaded(model: str | nn.Module, progress: Show[str], **choice: Any) -> Model:
     """The model with its weights; arguments as for `build`."""
     shown = model if isinstance(model, str) else type(model).__name__
-    with _step(progress, f"loading {shown}", 1) as end:
+    with _step(progress, f"loading {shown}", 1) as end, downloads(_downloading(progress)):
         built = build(model, **choice)
         part = f" ({built.key})" if built.key else ""
         end(f"loaded {built.full_name}, {built.source} weights{part}")
     return built
+
+
+def _downloading(progress: Show[str]) -> Callable[[str, int, int], None]:
+    """Show how far a download is: on a bar a moving note, elsewhere a line now and then."""
+    say = progress if callable(progress) else (lambda _line: None)
+    last = -math.inf
+
+    def moved(file: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        brief = 0 < done < total and now - last < SECONDS_BETWEEN_LINES
+        last = last if brief else now
+        # The figures first: a terminal may have no more room.
+        say(Step(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB of {file} downloaded", 1, STEPS, brief=brief))
+
+    return moved
 
 
 def _own(path: str | os.PathLike[str]) -> Path:
@@ -160,6 +180,8 @@ def export_model(
     path = _target(output, overwrite)
     _check_dtype(dtype, gradients, ablate)
     _check_recipe(built)
+    if gradients and built.head != "logits":
+        raise without_classes(built.full_name)
     taps = Taps(built)
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
