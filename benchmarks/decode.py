@@ -14,8 +14,7 @@ import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import attlas
