@@ -36,11 +36,18 @@ MODELS: dict[str, tuple[Callable[[], Any], tuple[str, ...], str, str, str]] = {
                ("class",), "class_mean", "absolute", "logits"),
     "registers": (lambda: T.Dinov2WithRegistersModel(T.Dinov2WithRegistersConfig(**SMALL, num_register_tokens=2)),
                   ("class", "register", "register"), "class", "absolute", "features"),
+    "registered": (lambda: T.Dinov2WithRegistersForImageClassification(
+                       T.Dinov2WithRegistersConfig(**SMALL, num_register_tokens=2, num_labels=5)),
+                   ("class", "register", "register"), "class_mean", "absolute", "logits"),
     "dinov3": (lambda: T.DINOv3ViTModel(T.DINOv3ViTConfig(**SMALL, **MLP, num_register_tokens=2)),
                ("class", "register", "register"), "class", "rotary", "features"),
     "clip": (lambda: T.CLIPModel(T.CLIPConfig(vision_config=SMALL | MLP | {"projection_dim": 16},
                                               text_config=TEXT | {"projection_dim": 16}, projection_dim=16)),
              ("class",), "class", "absolute", "features"),
+    "clip_classes": (lambda: T.CLIPForImageClassification(
+                         T.CLIPConfig(vision_config=SMALL | MLP | {"projection_dim": 16}, num_labels=5,
+                                      text_config=TEXT | {"projection_dim": 16}, projection_dim=16)),
+                     ("class",), "mean", "absolute", "logits"),
     "siglip": (lambda: T.SiglipModel(T.SiglipConfig(vision_config=SMALL | MLP, text_config=TEXT)),
                (), "pool", "absolute", "features"),
     "siglip2": (lambda: T.Siglip2Model(T.Siglip2Config(vision_config=PATCHES, text_config=TEXT)),
@@ -56,6 +63,10 @@ MODELS: dict[str, tuple[Callable[[], Any], tuple[str, ...], str, str, str]] = {
                   backbone_config=T.Dinov2Config(**SMALL | FOUR, out_indices=[1, 2, 3, 4], reshape_hidden_states=False),
                   reassemble_hidden_size=48, patch_size=8, **DECODER)),
               ("class",), "none", "absolute", "features"),
+    "dpt_dinov2": (lambda: T.DPTForDepthEstimation(T.DPTConfig(
+                       backbone_config=T.Dinov2Config(
+                           **SMALL | FOUR, out_indices=[1, 2, 3, 4], reshape_hidden_states=False), **DECODER)),
+                   ("class",), "none", "absolute", "features"),
     "ijepa": (lambda: T.IJepaForImageClassification(T.IJepaConfig(**SMALL, **MLP, num_labels=5)),
               (), "mean", "absolute", "logits"),
 }  # fmt: skip
@@ -68,6 +79,8 @@ def make_folder(name: str, folder: Path, **processor: Any) -> Path:
     for key, weight in model.named_parameters():
         if any(part in key for part in ("q_proj", "k_proj", "query", "key", "in_proj")) and key.endswith("weight"):
             weight.data *= 8 if weight.std() < 0.1 else 2
+        if "token" in key:  # untrained, some are zeros
+            weight.data += 0.02 * torch.randn(weight.shape)
     return save(model, folder, **processor)
 
 
@@ -99,7 +112,7 @@ def expected(name: str, folder: Path, pixels: Any) -> tuple[list[Any], Any]:
         given["noise"] = torch.arange(16.0).expand(len(pixels), -1)
     if name == "dpt":
         model = model.dpt
-    if name == "depth":
+    if name in ("depth", "dpt_dinov2"):
         backbone = model.backbone
         tokens = backbone.encoder(backbone.embeddings(pixels), output_attentions=True)
         return list(tokens.attentions), backbone.layernorm(tokens.last_hidden_state)[:, 0]

@@ -32,6 +32,7 @@ __all__ = [
     "Picture",
     "Pixels",
     "Resample",
+    "border_colour",
     "colours_of",
     "crop_box",
     "decode",
@@ -258,7 +259,7 @@ def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
         missing_y, missing_x = max(0, crop_height - height), max(0, crop_width - width)
         picture = picture.convert("RGB")
         border = (missing_x // 2, missing_y // 2, (missing_x + 1) // 2, (missing_y + 1) // 2)
-        picture = ImageOps.expand(picture, border, _border(recipe))
+        picture = ImageOps.expand(picture, border, border_colour(recipe))
         height, width = picture.height, picture.width
     top, left = _offset(height, crop_height, recipe), _offset(width, crop_width, recipe)
     cropped = picture.crop((left, top, left + crop_width, top + crop_height))
@@ -272,11 +273,11 @@ def _place(source: Pixels, recipe: Recipe, fast: Fast, out: Pixels) -> None:
     _bounded((height, width), "would be resized to")
     top, left = _offset(height, recipe.crop[0], recipe), _offset(width, recipe.crop[1], recipe)
     if recipe.crop[0] > height or recipe.crop[1] > width:
-        out[...] = _border(recipe)
+        out[...] = border_colour(recipe)
     fast.resample(source, (height, width), recipe.interpolation, (top, left), out)
 
 
-def _border(recipe: Recipe) -> tuple[int, int, int]:
+def border_colour(recipe: Recipe) -> tuple[int, int, int]:
     """The colour around a picture that is smaller than the crop."""
     if recipe.crop_mode != "border":
         return 0, 0, 0

@@ -1,4 +1,4 @@
-"""Pillow's resize, computed for only the part that is needed: the only module of the engine that uses numba.
+"""Pillow's resize, computed by numba for only the part that is needed.
 
 The pixels equal Pillow's bit for bit (`Image.resize` of an 8-bit RGB picture, then `crop`). Coefficients are computed
 in float64 and rounded to 22 bits, and the result of each pass is rounded and clipped to 8 bits, so the order of passes
@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["ORDERS", "resample"]
+__all__ = ["BITS", "FILTERS", "HALF", "ORDERS", "Order", "coefficients", "resample", "window"]
 
 BITS = 22  # of a coefficient's fraction: 32 bits, less 8 for the pixel and 2 for sums outside of 0 to 1
 HALF = 1 << (BITS - 1)
@@ -81,31 +81,49 @@ def resample(
         out: (row, column, 3) uint8 in C order: the crop. What lies outside the resized picture is not changed.
         order: whether the vertical pass is first for (height, width, new height, new width).
     """
+    support = FILTERS[interpolation][1]
     before = source.shape[0], source.shape[1]
-    down_first = order(*before, *size)
-    # Coefficients come in groups, so a narrow picture gets rows and columns that count nothing.
-    most = [
-        2 * math.ceil(FILTERS[interpolation][1] * max(edge / new, 1)) + 1
-        for edge, new in zip(before, size, strict=True)
-    ]
-    height, width = (max(edge, -(-count // ACROSS) * ACROSS) for edge, count in zip(before, most, strict=True))
+    height, width = _padded(before[0], size[0], support), _padded(before[1], size[1], support)
     if (height, width) != before:
         source = np.pad(source, [(0, height - before[0]), (0, width - before[1]), (0, 0)])
-    top, left = (max(at, 0) for at in offset)
-    y, x = (max(-at, 0) for at in offset)
-    rows, columns = min(out.shape[0] - y, size[0] - top), min(out.shape[1] - x, size[1] - left)
+    y, top, rows = window(size[0], offset[0], out.shape[0])
+    x, left, columns = window(size[1], offset[1], out.shape[1])
     down = _table(interpolation, before[0], height, size[0], top, rows, DOWN, 1)
     across = _table(interpolation, before[1], width, size[1], left, columns, ACROSS, COPIES)
-    _resample(source, rows, columns, down, across, down_first, out, y, x)
+    _resample(source, rows, columns, down, across, order(*before, *size), out, y, x)
 
 
-@functools.lru_cache(maxsize=32)  # pictures of a data set often have the same size
+def _padded(edge: int, target: int, support: float) -> int:
+    """An edge with as many pixels as a result may have coefficients, in whole groups; added pixels count nothing."""
+    count = 2 * math.ceil(support * max(edge / target, 1)) + 1
+    return max(edge, -(-count // ACROSS) * ACROSS)
+
+
+def window(edge: int, offset: int, crop: int) -> tuple[int, int, int]:
+    """Of the pixels along an edge after the resize: where in the crop they begin, the first of them, and how many."""
+    place, first = max(-offset, 0), max(offset, 0)
+    return place, first, min(crop - place, edge - first)
+
+
+def coefficients(
+    name: str, edge: int, target: int, first: int, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """How `count` pixels, from `first` on, of an edge resized to `target` are sums of its pixels.
+
+    Returns:
+        (pixel, 2) first summand and how many; (pixel, summand) their weights, in units of 2^-`BITS`.
+    """
+    bounds, weights = _coefficients(*FILTERS[name], edge, target, first, count)
+    return bounds, weights
+
+
+@functools.lru_cache(maxsize=256)  # pictures of a data set often have the same size
 def _table(name: str, edge: int, padded: int, target: int, first: int, count: int, group: int, copies: int) -> Table:
     """How `count` results, from `first` on, of an edge resized to `target` are made of its pixels.
 
     They are padded to `padded` pixels. See `_packed`.
     """
-    bounds, weights = _coefficients(*FILTERS[name], edge, target, first, count)
+    bounds, weights = coefficients(name, edge, target, first, count)
     found: Table = _packed(bounds, weights, group, copies, padded)
     return found
 

@@ -1,16 +1,65 @@
-"""Whether the model hub can be reached, asked before a library's client would retry for most of a minute."""
+"""The model hub: whether it can be reached, asked before its client would retry for a minute, and its downloads."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import socket
+import sys
+import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from ...errors import AttlasError, UsageError, first_line
 
-__all__ = ["lacking", "unreadable"]
+__all__ = ["downloads", "lacking", "unreadable"]
+
+_SMALL = 10_000_000  # bytes of a file whose download is not worth a line
+_BETWEEN = 0.5  # seconds
+
+
+@contextlib.contextmanager
+def downloads(show: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Show how the hub's client downloads files, in place of its own bars, whichever library asks for them.
+
+    Args:
+        show: called with a file's name, the bytes that are there, and all; at its beginning, its end, and in between at
+            most twice a second. With the stderr of now, because adapters send that of their libraries to nowhere.
+    """
+    stderr = sys.stderr
+    try:
+        home: Any = importlib.import_module("huggingface_hub.utils.tqdm")
+        own = home.tqdm
+    except (ImportError, AttributeError):  # another version shows nothing
+        yield
+        return
+
+    class Bar(own):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})
+            self._all, self._there = options.get("total") or 0, options.get("initial") or 0
+            self._file, self._told = str(options.get("desc") or "weights"), 0.0
+            if self._all >= _SMALL and options.get("unit") == "B":
+                self._tell()
+
+        def update(self, n: float | None = 1) -> None:
+            self._there += int(n or 0)
+            ended = self._there >= self._all
+            if self._told and (ended or time.monotonic() - self._told >= _BETWEEN):
+                self._tell()
+
+        def _tell(self) -> None:
+            self._told = time.monotonic()
+            with contextlib.redirect_stderr(stderr):
+                show(self._file, self._there, self._all)
+
+    home.tqdm = Bar
+    try:
+        yield
+    finally:
+        home.tqdm = own
 
 
 def lacking(repository: str, files: Iterable[str | None]) -> str:

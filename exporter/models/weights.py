@@ -5,14 +5,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ...errors import AttlasError
 from .checkpoint import Choice, StateDict, foreign, parts
 
-__all__ = ["digest", "load_into", "refuse_not_finite"]
+__all__ = ["Undrawn", "digest", "load_into", "refuse_not_finite"]
+
+_DRAWS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_})
+
+
+class Undrawn(TorchFunctionMode):
+    """A context to build a model in whose weights are then all loaded: the random ones are not drawn.
+
+    They take a second for every hundred million. What else a model computes as it is built is computed.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, unless it fills a tensor with random values."""
+        return args[0] if function in _DRAWS else function(*args, **(kwargs or {}))
 
 
 def digest(module: nn.Module) -> str:

@@ -22,7 +22,15 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from ...errors import UsageError
 from .tapped import Tapped
 
-__all__ = ["Gradients"]
+__all__ = ["Gradients", "without_classes"]
+
+
+def without_classes(name: str) -> UsageError:
+    """The error for gradients of a model that gives no classes."""
+    return UsageError(
+        f"{name}: has no classes, so there is no logit to take gradients of; name a tag that has a classifier, pass "
+        "texts to a model of open_clip (--text), or export without gradients"
+    )
 
 
 class Gradients:
@@ -38,10 +46,7 @@ class Gradients:
 
     def __init__(self, tapped: Tapped, name: str, objective: Literal["logit", "loss"] = "logit") -> None:
         if tapped.head != "logits":
-            raise UsageError(
-                f"{name}: has no classes, so there is no logit to take gradients of; name a tag that has a "
-                "classifier, pass texts to a model of open_clip (--text), or export without gradients"
-            )
+            raise without_classes(name)
         self.tapped, self.objective = tapped, objective
 
     @property

@@ -108,6 +108,11 @@ class Branches(Following):
                 raise self._refusal(f"block {layer} does not add its attention to the tokens that entered it")
             if branch.joined is branch.left:
                 raise self._refusal(f"in block {layer} attention and MLP share one branch and one projection")
+            if self._option == "--norms" and not bool(_norm(branch.stream).all()):
+                raise self._refusal(
+                    f"a token enters block {layer} as zeros, as a class token without training does, so that what is "
+                    "added has no ratio to it"
+                )
             for mixed, (taken, _) in zip(branch.mixed, branch.projected, strict=True):
                 if not torch.equal(mixed.transpose(1, 2).flatten(2), taken):
                     raise self._refusal(

@@ -13,20 +13,36 @@ from torch import Tensor, nn
 
 from ...errors import UsageError, first_line
 from ..libraries.protocol import Facts, Model
+from ..models.memory import at_once
 from .attention import Seen, Taps
 from .heads import Heads
 from .norms import Branches
 from .pictures import pictures
 
-__all__ = ["Tapped"]
+__all__ = ["Known", "Tapped"]
+
+# Pictures (image, y, x, 3) uint8, and the model's outputs for them by name.
+type Known = tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]
+
+_COMPARED = 3  # as many pictures as a graph is compared on
+_MANY_HEADS = 32  # more than models have that are not huge
 
 
 class Tapped(nn.Module):
     """The model from uint8 pictures to its outputs and maps, in the order of `names`."""
 
     def __init__(
-        self, built: Model, taps: Taps, facts: Facts, layers: tuple[int, ...], *, norms: bool = False, qkv: bool = False
+        self,
+        built: Model,
+        taps: Taps,
+        facts: Facts,
+        layers: tuple[int, ...],
+        *,
+        norms: bool = False,
+        qkv: bool = False,
+        remember: bool = False,
     ) -> None:
+        """`remember`: keep in `known` what PyTorch gives for the first look's pictures, if all maps are small."""
         super().__init__()
         self.model = built.module
         self.taps = taps
@@ -39,9 +55,10 @@ class Tapped(nn.Module):
         for name, values in (("mean", built.recipe.mean), ("std", built.recipe.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("position", facts.position_embedding, persistent=False)
-        glance = _Glance()
-        seen, out = self._first_look(built, glance)
-        taps.check(seen, 2, facts.tokens)
+        glance = _Glance(remember and _COMPARED * 4 * _MANY_HEADS * facts.tokens**2 * taps.depth <= at_once())
+        images = pictures(_COMPARED if glance.keeps else 2, built.image_size)
+        seen, out = self._first_look(built, images, glance)
+        taps.check(seen, len(images), facts.tokens)
         if seen.tokens is None or seen.tokens.shape[1] != facts.tokens + bool(taps.parts.class_owners):
             raise taps.refusal(f"its last block does not give the {facts.tokens} tokens of its maps")
         if self.branches is not None:
@@ -52,8 +69,13 @@ class Tapped(nn.Module):
             self.heads.check(seen.attention(0).shape[1], facts.tokens)
         self.mixed = glance.mixed
         self.has_pool = seen.pool is not None
+        with torch.no_grad():
+            outputs = self.outputs(seen, out)
         # Only for names and shapes.
-        self.examples = {name: value.to("meta") for name, value in self.outputs(seen, out).items()}
+        self.examples = {name: value.to("meta") for name, value in outputs.items()}
+        self.known: Known | None = None
+        if glance.keeps:
+            self.known = images, {name: value.numpy() for name, value in outputs.items()}
 
     @property
     def names(self) -> list[str]:
@@ -93,10 +115,10 @@ class Tapped(nn.Module):
             out = self.model(pixels)
         return seen, out
 
-    def _first_look(self, built: Model, glance: _Glance) -> tuple[Seen, Tensor]:
+    def _first_look(self, built: Model, images: NDArray[np.uint8], glance: _Glance) -> tuple[Seen, Tensor]:
         try:
             with torch.no_grad():
-                return self.look(self.pixels(torch.from_numpy(pictures(2, built.image_size))), keep=glance)
+                return self.look(self.pixels(torch.from_numpy(images)), keep=glance)
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             height, width = built.image_size
             raise UsageError(
@@ -135,14 +157,15 @@ class Tapped(nn.Module):
 
 
 class _Glance:
-    """Keeps of a map its shape, and whether any was no distribution over keys.
+    """Sees whether any map was no distribution over keys, and keeps the maps, or only their shapes.
 
     That is measured, so that no list of models needs maintenance.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeps: bool) -> None:
+        self.keeps = keeps
         self.mixed = False
 
     def __call__(self, a: Tensor) -> Tensor:
         self.mixed = self.mixed or bool((a < 0).any()) or float((a.sum(-1) - 1).abs().max()) > 1e-3
-        return a.to("meta")
+        return a if self.keeps else a.to("meta")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -18,15 +21,16 @@ import torch
 from torch import nn
 
 from ...errors import AttlasError, UsageError
-from ...progress import Show, Step, shows
-from ..libraries.build import build
+from ...progress import SECONDS_BETWEEN_LINES, Show, Step, shows
+from ..libraries.build import build, find
+from ..libraries.hub import downloads
 from ..libraries.protocol import Facts, Model
 from ..models.memory import refuse_too_large
-from ..spec import QKV, GraphSpec, Output
+from ..spec import METADATA_KEY, QKV, GraphSpec, Output, Weights
 from ..taps.ablation import Ablated
 from ..taps.attention import Taps
 from ..taps.facts import describe, summarize
-from ..taps.gradients import Gradients
+from ..taps.gradients import Gradients, without_classes
 from ..taps.tapped import Tapped
 from .exact import in_float64
 from .parity import Parity, check
@@ -114,6 +118,8 @@ def export(
     choice |= {"seed": seed, "texts": texts}
     recipe = {"img_size": img_size, "preprocess": preprocess, "num_classes": num_classes, "model_args": model_args}
     if isinstance(model, str):
+        if gradients and not texts and find(model)[0].has_texts:
+            raise without_classes(model)  # and nothing is downloaded
         with contextlib.suppress(UsageError):  # any other problem is reported by `build`
             summary = summarize(model, img_size=img_size, preprocess=preprocess, model_args=model_args)
             refuse_too_large(summary, layers, gradients=bool(gradients))
@@ -127,11 +133,27 @@ def export(
 def _loaded(model: str | nn.Module, progress: Show[str], **choice: Any) -> Model:
     """The model with its weights; arguments as for `build`."""
     shown = model if isinstance(model, str) else type(model).__name__
-    with _step(progress, f"loading {shown}", 1) as end:
+    with _step(progress, f"loading {shown}", 1) as end, downloads(_downloading(progress)):
         built = build(model, **choice)
         part = f" ({built.key})" if built.key else ""
         end(f"loaded {built.full_name}, {built.source} weights{part}")
     return built
+
+
+def _downloading(progress: Show[str]) -> Callable[[str, int, int], None]:
+    """Show how far a download is: on a bar a moving note, elsewhere a line now and then."""
+    say = progress if callable(progress) else (lambda _line: None)
+    last = -math.inf
+
+    def moved(file: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        brief = 0 < done < total and now - last < SECONDS_BETWEEN_LINES
+        last = last if brief else now
+        # The figures first: a terminal may have no more room.
+        say(Step(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB of {file} downloaded", 1, STEPS, brief=brief))
+
+    return moved
 
 
 def _own(path: str | os.PathLike[str]) -> Path:
@@ -158,15 +180,20 @@ def export_model(
     path = _target(output, overwrite)
     _check_dtype(dtype, gradients, ablate)
     _check_recipe(built)
+    if gradients and built.head != "logits":
+        raise without_classes(built.full_name)
     taps = Taps(built)
     facts = describe(built, taps)
     chosen = _layers(layers, taps.depth, built.full_name)
-    with _step(progress, f"tracing {built.full_name}", 2) as end:
-        tapped = Tapped(built, taps, facts, chosen, norms=norms, qkv=qkv)
+    with _step(progress, f"tracing {built.full_name}", 2) as end, ThreadPoolExecutor(1) as aside:
+        weights = aside.submit(built.weights)  # their hash, while Python traces
+        tapped = Tapped(built, taps, facts, chosen, norms=norms, qkv=qkv, remember=not (gradients or ablate))
         ablated = Ablated(tapped, taps) if ablate else None
         spec = _spec(built, taps, facts, tapped, dtype, gradients, ablated)
         derived = Gradients(tapped, built.full_name, spec.objective) if gradients else None
         graph = trace(tapped if ablated is None else ablated, spec)
+        spec = dataclasses.replace(spec, weights=weights.result())
+        graph.metadata_props[METADATA_KEY] = spec.to_json()
         end(f"traced {spec.depth} layers, {spec.heads} heads, {spec.tokens} tokens")
     with _beside(path) as folder:
         draft = folder / path.name
@@ -178,7 +205,8 @@ def export_model(
             end(f"wrote {size / 1e6:.1f} MB")
         with _step(progress, "comparing with PyTorch", 4) as end:
             run = (ablated or derived or tapped).run
-            parity = check(draft, spec, run, in_float64(run, tapped), progress=_moving(progress))
+            known, tapped.known = tapped.known, None
+            parity = check(draft, spec, run, in_float64(run, tapped), known=known, progress=_moving(progress))
             end(f"compared on {parity.images} picture{'s' if parity.images > 1 else ''}")
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
@@ -305,7 +333,7 @@ def _spec(
     return GraphSpec(
         model=built.name,
         tag=built.tag,
-        weights=built.weights(),
+        weights=Weights(built.source, "", built.key),
         dtype=dtype,
         image_size=built.image_size,
         recipe=built.recipe,

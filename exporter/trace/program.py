@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript.function_libs.torch_lib import registration
 from torch import Tensor, fx, nn
 
 from ...errors import AttlasError, first_line
-from ..spec import METADATA_KEY, GraphSpec
+from ..spec import GraphSpec
 from ..taps.ablation import Ablated
 from ..taps.gradients import Gradients
 from ..taps.tapped import Tapped
@@ -39,7 +40,7 @@ def version() -> str:
 
 
 def trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
-    """The graph, with a dynamic batch and the spec inside, and without any trace of this machine.
+    """The graph, with a dynamic batch, and without any trace of this machine.
 
     It is traced with two images: with one, torch's exporter would fix the batch at 1.
 
@@ -49,10 +50,10 @@ def trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
     given = {name: torch.from_numpy(values) for name, values in example(2, spec).items()}
     try:
         with _silence():
+            module: nn.Module = tapped
             if spec.gradients and isinstance(tapped, Tapped):
-                model = _with_gradients(Gradients(tapped, spec.name, spec.objective).module(**given), given, spec)
-            else:
-                model = _translated(tapped, given, spec)
+                module = Gradients(tapped, spec.name, spec.objective).module(**given)
+            model = _translated(_captured(module, given), given, spec)
             simplify(model)
     except Exception as error:
         raise AttlasError(
@@ -66,48 +67,58 @@ def trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
     free_batch(model, spec)
     strip(model)
     model.producer_name, model.producer_version = "attlas", version()
-    model.metadata_props[METADATA_KEY] = spec.to_json()
     if spec.dtype == "float16":
         to_float16(model)
     return model
 
 
-def _with_gradients(module: fx.GraphModule, given: Mapping[str, Tensor], spec: GraphSpec) -> ir.Model:
-    """A module of plain operators as a graph.
+def _captured(module: nn.Module, given: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+    """The module as torch's operators, for any number of images."""
+    sizes = tuple({} if name.startswith("head_") else {0: torch.export.Dim.DYNAMIC} for name in given)
+    return torch.export.export(module, tuple(given.values()), dynamic_shapes=sizes)
 
-    They are decomposed already, and to try it once more takes as long as everything else, so it is left out. Where an
-    operator is not plain enough for ONNX, in place for one, it is done after all.
+
+def _translated(program: torch.export.ExportedProgram, given: Mapping[str, Tensor], spec: GraphSpec) -> ir.Model:
+    """The graph as torch's exporter gives it, not simplified.
+
+    Torch's exporter decomposes a program before it translates it, which takes longer than to capture it, though it has
+    a translation for what nearly every Vision Transformer consists of. Then that is left out.
     """
-    batch = [{0: torch.export.Dim.DYNAMIC} for _ in given]
-    program = torch.export.export(module, tuple(given.values()), dynamic_shapes=batch)
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.to.dtype:  # the one frequent operator without a translation
+            values, dtype, *_ = node.args
+            node.target, node.args, node.kwargs = torch.ops.aten._to_copy.default, (values,), {"dtype": dtype}
     decompose = program.run_decompositions
-    program.run_decompositions = lambda table=None, **options: program
-    try:
-        return _translated(program, given, spec)
-    except torch.onnx.OnnxExporterError:
-        program.run_decompositions = decompose
-        return _translated(program, given, spec)
+    if all(map(_translatable, program.graph.nodes)):
+        program.run_decompositions = lambda table=None, **options: program
+        try:
+            return _onnx(program, given, spec)
+        except torch.onnx.OnnxExporterError:
+            program.run_decompositions = decompose
+    return _onnx(program, given, spec)
 
 
-def _translated(
-    module: nn.Module | torch.export.ExportedProgram, given: Mapping[str, Tensor], spec: GraphSpec
-) -> ir.Model:
-    """The graph as torch's exporter gives it, not simplified."""
-    options: dict[str, Any] = {}
-    if isinstance(module, nn.Module):
-        options["dynamic_shapes"] = tuple({} if name.startswith("head_") else {0: "batch"} for name in given)
-    program = torch.onnx.export(
-        module,
-        tuple(given.values()),
+def _translatable(node: fx.Node) -> bool:
+    """Whether an operator has a translation to ONNX as it is, and changes nothing in place."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    importlib.import_module("onnxscript.function_libs.torch_lib.ops")  # registers them
+    name = node.target.name()
+    known = name in registration.default_registry or name.startswith(("aten::sym_", "aten::_assert"))
+    return known and not node.target._schema.is_mutable
+
+
+def _onnx(program: torch.export.ExportedProgram, given: Mapping[str, Tensor], spec: GraphSpec) -> ir.Model:
+    found = torch.onnx.export(
+        program,
         dynamo=True,
         opset_version=OPSET,
         input_names=list(given),
         output_names=[o.name for o in spec.outputs],
         optimize=False,
-        **options,
     )
-    assert program is not None
-    return program.model
+    assert found is not None
+    return found.model
 
 
 @contextlib.contextmanager

@@ -22,10 +22,10 @@ from torch import nn
 from ....errors import AttlasError, UsageError, first_line
 from ...models.checkpoint import Choice, StateDict, choose, locate, read
 from ...models.recipe import override, pair
-from ...models.weights import load_into
+from ...models.weights import Undrawn, load_into
 from ...spec import ClassName, Recipe
 from ..hub import lacking, unreadable
-from ..protocol import Library, Model, Request, edges, indivisible, nearest
+from ..protocol import Library, Model, Request, Source, edges, indivisible, nearest
 from ..quiet import unheard
 
 __all__ = ["MODULES", "adopt", "build", "names", "refusal"]
@@ -91,7 +91,7 @@ def build(library: Library, model: str, request: Request) -> Model:
     # Read the file first, so that a bad file is reported before the model is built.
     path, key = (None, "") if request.checkpoint is None else locate(request.checkpoint)
     flat = None if path is None else read(path)
-    module = _create(full, source == "pretrained", request.seed, kwargs)
+    module = _create(full, source, request.seed, kwargs)
     notes: list[str] = []
     if path is not None and flat is not None:
         choice = choose(flat, key, module.state_dict(), lambda state: _convert(architecture, module, state), path)
@@ -215,8 +215,10 @@ def _no_weights(name: str, cause: str) -> AttlasError:
     )
 
 
-def _create(name: str, pretrained: bool, seed: int, kwargs: Mapping[str, Any]) -> nn.Module:
-    with _plain_attention(), _quiet(), torch.random.fork_rng(devices=[]):
+def _create(name: str, source: Source, seed: int, kwargs: Mapping[str, Any]) -> nn.Module:
+    pretrained = source == "pretrained"
+    filling = contextlib.nullcontext() if source == "random" else Undrawn()
+    with _plain_attention(), _quiet(), torch.random.fork_rng(devices=[]), filling:
         torch.manual_seed(seed)
         try:
             module = timm.create_model(name, pretrained=pretrained, **kwargs)
