@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 
 __all__ = ["AttlasError", "Interrupted", "UsageError", "first_line"]
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of a terminal, which libraries put into their messages
 
 
 class AttlasError(Exception):
@@ -30,7 +33,8 @@ class Interrupted(AttlasError):  # noqa: N818 - not an error of the run
 
 def first_line(error: BaseException) -> str:
     """A library's exception in one line of at most 200 characters; for an assertion without text, its source line."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    plain = _COLOURS.sub("", str(error))
+    text = next((line.strip() for line in plain.splitlines() if line.strip()), "")
     if text:
         return text[:200]
     frames = traceback.extract_tb(error.__traceback__)

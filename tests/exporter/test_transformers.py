@@ -40,9 +40,7 @@ def exported_once(folders: Any, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 # Those whose blocks and inputs are like another's are traced with ATTLAS_FULL alone; their PyTorch is compared always.
-ALIKE = frozenset(
-    {"deit", "registers", "registered", "clip", "clip_classes", "dpt", "dpt_dinov2", "ijepa"}
-)
+ALIKE = frozenset({"deit", "registers", "registered", "clip", "clip_classes", "dpt", "dpt_dinov2", "ijepa"})
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -140,8 +140,8 @@ def test_graph_holds_all_of_them(folders: Any, tmp_path: Path) -> None:
     built = build(f"transformers:{folders('registered')}")
     result = export_model(built, tmp_path / "all.onnx", gradients=True, norms=True, qkv=True)
     parity = result.parity
-    assert parity.gradient_max is not None and parity.norm_max is not None and parity.qkv_max is not None
-    assert max(parity.gradient_max, parity.norm_max, parity.qkv_max, parity.row_max) < 1e-4
+    found = (parity.gradient_max, parity.norm_max, parity.qkv_max, parity.row_max)
+    assert all(value is not None and value < 1e-4 for value in found)
 
 
 def test_token_of_zeros_has_no_ratio(tmp_path: Path) -> None:
@@ -150,6 +150,6 @@ def test_token_of_zeros_has_no_ratio(tmp_path: Path) -> None:
     model.vit.embeddings.cls_token.data.zero_()
     model.vit.embeddings.position_embeddings.data.zero_()
     folder = save(model, tmp_path / "vit")
-    with pytest.raises(UsageError, match="--norms: a token enters block 0 as zeros.*export it without"):
+    with pytest.raises(UsageError, match=r"--norms: a token enters block 0 as zeros.*export it without"):
         tapped(folder, norms=True)
     tapped(folder)
