@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .engine.executors.base import Executor
     from .engine.inspect import inspect as inspect
     from .engine.runner import Progress, RunResult
+    from .engine.runtime.decoders import Decoder
     from .engine.runtime.providers import Precision
     from .engine.runtime.session import Session as Session
     from .engine.sources import Source
@@ -134,6 +135,7 @@ def run(
     batch_size: int | None = None,
     provider: str = "auto",
     precision: Precision = "float32",
+    decoder: Decoder = "host",
     target: str = "predicted",
     workers: int | None = None,
     scheduler: str | Executor | None = None,
@@ -161,6 +163,7 @@ def run(
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
         provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
         precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
+        decoder: `host`, or `cuda` for JPEGs decoded on the card that infers; their pixels differ by a little.
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
         scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.

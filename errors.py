@@ -32,11 +32,13 @@ class Interrupted(AttlasError):  # noqa: N818 - not an error of the run
 
 
 def first_line(error: BaseException) -> str:
-    """A library's exception in one line of at most 200 characters; for an assertion without text, its source line."""
-    plain = _COLOURS.sub("", str(error))
-    text = next((line.strip() for line in plain.splitlines() if line.strip()), "")
-    if text:
-        return text[:200]
+    """A library's exception in one line of at most 200 characters; for an assertion without text, its source line.
+
+    Where the first line only announces, as `Error(s) in loading:`, the next one follows it.
+    """
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if lines:
+        return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]
     frames = traceback.extract_tb(error.__traceback__)
     code = frames[-1].line if frames else ""
     return f"{type(error).__name__} at `{code}`"[:200] if code else type(error).__name__

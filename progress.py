@@ -38,10 +38,11 @@ class Step(str):
         return made
 
 
-def shows[**P, R](unit: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def shows[**P, R](unit: str, command: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function with a keyword `progress`: True is replaced by a `Display`, closed when the function returns.
 
-    So the function itself gets a callable or nothing. `unit` names what it counts, in the plural.
+    So the function itself gets a callable or nothing. `unit` names what it counts, in the plural; `command`
+    is what it is called, if not by the function's name.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -50,7 +51,7 @@ def shows[**P, R](unit: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             if kwargs.get("progress") is not True:
                 return function(*args, **kwargs)
             first = [Path(a).name for a in args[:1] if isinstance(a, str | os.PathLike)]
-            with Display(" ".join([function.__name__, *first]), unit) as display:
+            with Display(" ".join([command or function.__name__, *first]), unit) as display:
                 kwargs["progress"] = display
                 return function(*args, **kwargs)
 

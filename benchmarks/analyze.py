@@ -73,6 +73,7 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
 
 def forget(store: Store, metadata: bytes) -> None:
     """Make the store what it was before it was analysed."""
+    assert isinstance(store.path, Path)
     for name in Store(store.path).attrs.get("analyzed", ()):
         shutil.rmtree(store.path / name)
     (store.path / "zarr.json").write_bytes(metadata)
@@ -122,6 +123,7 @@ def against_the_limit(store: Store, rounds: int, threads: int) -> None:
 
     calls = {"read and decode": every(read), "kernel": every(compute)}
     calls["analyze"] = lambda: analyze(store.path, workers=threads)
+    assert isinstance(store.path, Path)
     metadata = (store.path / "zarr.json").read_bytes()
     taken: dict[str, list[float]] = {what: [] for what in calls}
     spent: dict[str, list[float]] = {what: [] for what in calls}

@@ -6,14 +6,17 @@
 
 The limits come first: decoding on all cores, a disk of plain files, inference alone by the number of images at once,
 and with all maps brought to the host. Then parity, the kernels beside the same statistics as operators in the graph,
-whole runs with `--keep none` and with a full float16 store, and plain PyTorch with hooks. Figures are printed as they
-come, with their share of the limit; a step that fails or takes too long costs itself alone. A run goes from JPEGs of
-about 100 kB in memory to a store on a RAM disk (`--place`). No step is begun after nine minutes (`--minutes`).
+whole runs with `--keep none` and with a full float16 store, JPEGs decoded on the card, and plain PyTorch with hooks.
+Figures are printed as they come, with their share of the limit; a step that fails or takes too long costs itself alone.
+A run goes from JPEGs of about 100 kB in memory to a store on a RAM disk (`--place`). No step is begun after nine
+minutes (`--minutes`).
 
 A machine that is lent for minutes, has no network and takes 64 MB at a time needs two calls. Prepare, in a folder that
 git ignores: `build/slim` is onnxruntime-gpu's wheel, made small (61 MB); `build/site` is what that machine's Python
 lacks, `pip install --no-deps --target build/site zarr numcodecs google-crc32c donfig msgspec simplejpeg ndonnx spox
-lazy-importer array-api-compat`; `build/weights` are weights, deit_tiny's at least (22 MB).
+lazy-importer array-api-compat` (5 MB), and for `--decoder cuda` `nvidia-nvimgcodec-cu13 nvidia-nvjpeg` (20 MB if of
+`nvidia/nvimgcodec` only `__init__.py`, `libnvimgcodec.so.0`, the extension for that Python and, in `extensions`,
+`libnvjpeg_ext.so.0.9.0` are left); `build/weights` are weights, deit_tiny's at least (22 MB).
 
     1.  with build/slim, 120 s:
         bash build/slim/unpack.sh /tmp/ort
@@ -48,6 +51,7 @@ from attlas.engine.contents import Choices, Contents
 from attlas.engine.keep import Keep
 from attlas.engine.runtime import providers
 from attlas.engine.runtime.decode import decode_into
+from attlas.engine.runtime.decoders import Decoder
 from attlas.engine.runtime.fast import loading
 from attlas.engine.runtime.graph import read_spec
 from attlas.engine.runtime.session import Session
@@ -71,14 +75,14 @@ class Repeated(BaseSource):
     others: Mapping[str, int] = field(default_factory=dict)
 
     @functools.cached_property
-    def items(self) -> Sequence[Item]:
+    def items(self) -> Sequence[Item]:  # type: ignore[override]
         return [Item(f"{i:07d}.jpg", "", len(self.encoded[i % len(self.encoded)]), 0) for i in range(self.count)]
 
     def read(self, item: Item) -> bytes:
         return self.encoded[int(item.key[:7]) % len(self.encoded)]
 
 
-def pictures(count: int) -> list[bytes]:
+def pictures(count: int, width: int = 500, height: int = 375) -> list[bytes]:
     """JPEGs of ImageNet's usual size and weight, with edges and noise."""
     from PIL import Image
 
@@ -86,7 +90,7 @@ def pictures(count: int) -> list[bytes]:
     for seed in range(count):
         rng = np.random.default_rng(seed)
         small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
-        wide = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+        wide = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.int16)
         noisy = np.clip(wide + rng.normal(0, 9, wide.shape), 0, 255).astype(np.uint8)
         out = io.BytesIO()
         Image.fromarray(noisy).save(out, "JPEG", quality=90)
@@ -104,7 +108,9 @@ class Bench:
         self.options, self.place = options, Path(options.place)
         self.quick: bool = options.quick
         self.seconds = 0.3 if self.quick else 2.0
-        self.encoded = pictures(2 if self.quick else PICTURES)
+        self.encoded = pictures(2, 40, 32) if self.quick else pictures(PICTURES)
+        if options.images:
+            self.encoded = [path.read_bytes() for path in sorted(options.images.iterdir())]
         self._known = self.place / "figures.json"
         self.known: dict[str, float] = json.loads(self._known.read_text()) if self._known.exists() else {}
         if self.quick:  # the processor takes the way of a card, and numba's simulator that of its kernels
@@ -121,13 +127,15 @@ class Bench:
     def graph(self, model: str) -> Path:
         return self.place / f"{model}.onnx"
 
-    def session(self, model: str, batch: int, statistics: Any, keep: str = "none") -> Session:
+    def session(
+        self, model: str, batch: int, statistics: Any, keep: str = "none", decoder: Decoder = "host"
+    ) -> Session:
         """As a run makes it; without statistics for None."""
         spec = read_spec(self.graph(model))
         chosen = Keep.choose(spec, (keep,), None, "float16")
         contents = Contents.derive(spec, Choices(chosen, Reducer, statistics or "host"))
         choices = contents.placed(self.options.provider) if statistics else {"wanted": contents.wanted(appended=True)}
-        return Session(self.graph(model), provider=self.options.provider, batch=batch, **choices)
+        return Session(self.graph(model), provider=self.options.provider, batch=batch, decoder=decoder, **choices)
 
     def batches(self) -> tuple[int, ...]:
         return (1, 2) if self.quick else BATCHES
@@ -149,7 +157,7 @@ def inferred(session: Session, batch: int, seconds: float) -> float:
     with ThreadPoolExecutor(1 if session.card is not None and sys.getswitchinterval() < 1e-4 else 2) as pool:
 
         def step() -> int:
-            return sum(pool.map(lambda own: (session.run_into(*own, batch), batch)[1], sets))
+            return batch * len(list(pool.map(lambda own: session.run_into(own[0], own[1], batch), sets)))
 
         return rate(step, seconds)
 
@@ -164,9 +172,7 @@ def limits(bench: Bench, model: str) -> None:
         room = [np.zeros((224, 224, 3), np.uint8) for _ in bench.encoded]
 
         def step() -> int:
-            return len(
-                list(pool.map(lambda pair: decode_into(*pair, recipe, fast), zip(room, bench.encoded, strict=True)))
-            )
+            return len(list(pool.map(lambda out, data: decode_into(out, data, recipe, fast), room, bench.encoded)))
 
         bench.say("decode", rate(step, bench.seconds), f"images/s on {providers.cores()} cores")
         data = np.random.default_rng(0).bytes(2**24)
@@ -249,35 +255,84 @@ def kernels(bench: Bench, model: str) -> None:
 
 def runs(bench: Bench, model: str) -> None:
     """Whole runs, as long as inference alone takes twice the seconds; the batch is what a run finds."""
-    limit = bench.known.get(f"{model}: inference", 100.0)
+    for keep, way in (("none", "card"), ("none", "graph"), ("attention", "card")):
+        run(bench, model, keep, way)
+
+
+def run(bench: Bench, model: str, keep: str, way: str, decoder: Decoder = "host") -> None:
+    """One of them."""
     spec = read_spec(bench.graph(model))
     each = len(spec.layers) * spec.heads * spec.tokens**2 * 2
-    most = 3 if bench.quick else int(limit * 4)
-    for keep, way in (("none", "card"), ("none", "graph"), ("attention", "card")):
-        count = most if keep == "none" else max(3, min(most, int(STORE_BYTES / each)))
-        store = bench.place / "bench.zarr"
-        marks: list[tuple[int, float]] = []
-        choices: dict[str, Any] = {"threads": 1, "batch_size": 1} if bench.quick else {}
-        result = attlas.run(
-            bench.graph(model), Repeated(bench.encoded, count), store, keep=(keep,), statistics=way,  # type: ignore[arg-type]
-            provider=bench.options.provider, overwrite=True, **choices,
-            progress=lambda p, marks=marks: marks.append((p.done, time.perf_counter())),
-        )  # fmt: skip
-        # From the first unit to the last: a real run is long against its start.
-        (first, began), (last, ended) = marks[0], marks[-1]
-        speed = (last - first) / max(ended - began, 1e-9)
-        slowest = max(result.stages, key=lambda stage: result.stages[stage])
-        at_once = result.estimate.plan.at_once
-        name = f"{model}: run --keep {keep}, statistics by {way}"
-        bench.say(name, speed, f"images/s of {count}, {at_once} at once, most time in {slowest}", f"{model}: inference")
-        for limit_name in ("decode",) if bench.known.get("decode") else ():
-            print(f"|   | {speed / bench.known[limit_name]:.2f} of {limit_name} |", flush=True)
-        if keep != "none" and bench.known.get("disk"):
-            print(
-                f"|   | {speed * each / 1e9:.2f} GB/s, {speed * each / 1e9 / bench.known['disk']:.2f} of disk |",
-                flush=True,
-            )
-        shutil.rmtree(store)
+    most = 3 if bench.quick else int(bench.known.get(f"{model}: inference", 100.0) * 4)
+    count = most if keep == "none" else max(3, min(most, int(STORE_BYTES / each)))
+    store = bench.place / "bench.zarr"
+    marks: list[tuple[int, float]] = []
+    choices: dict[str, Any] = {"threads": 1, "batch_size": 1} if bench.quick else {}
+    result = attlas.run(
+        bench.graph(model), Repeated(bench.encoded, count), store, keep=(keep,), statistics=way,  # type: ignore[arg-type]
+        provider=bench.options.provider, overwrite=True, decoder=decoder, **choices,
+        progress=lambda p: marks.append((p.done, time.perf_counter())),
+    )  # fmt: skip
+    # From the first unit to the last: a real run is long against its start.
+    (first, began), (last, ended) = marks[0], marks[-1]
+    speed = (last - first) / max(ended - began, 1e-9)
+    slowest = max(result.stages, key=lambda stage: result.stages[stage])
+    at_once = result.estimate.plan.at_once
+    name = f"{model}: run --keep {keep}, statistics by {way}" + (", --decoder cuda" if decoder == "cuda" else "")
+    bench.say(name, speed, f"images/s of {count}, {at_once} at once, most time in {slowest}", f"{model}: inference")
+    limit = "decode" if decoder == "host" else "decode on the card"
+    if bench.known.get(limit):
+        print(f"|   | {speed / bench.known[limit]:.2f} of {limit} |", flush=True)
+    if keep != "none" and bench.known.get("disk"):
+        written = speed * each / 1e9
+        print(f"|   | {written:.2f} GB/s, {written / bench.known['disk']:.2f} of disk |", flush=True)
+    shutil.rmtree(store)
+
+
+def decoded(bench: Bench, model: str) -> None:
+    """Decoding on the card: alone, how far its results are from the host's, and in a run."""
+    if bench.quick:
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from support_decoder import play
+
+        play()
+        sys.setswitchinterval(0.005)  # this kernel's threads do not wait for each other
+    batch = 1 if bench.quick else 128
+    many = [bench.encoded[i % len(bench.encoded)] for i in range(batch)]
+    speed = filled(bench.session(model, batch, None, decoder="cuda"), many, bench.seconds)
+    bench.say("decode on the card", speed, "images/s", "decode")
+    some = bench.encoded[: 1 if bench.quick else 32]
+    card, host = (looked(bench.session(model, len(some), None, "attention", way), some) for way in ("cuda", "host"))
+    off = np.abs(card[0].astype(np.int16) - host[0])
+    bench.say(f"{model}: pixels, card against host, mean", float(off.mean()), "of 255")
+    bench.say(f"{model}: pixels, card against host, largest", float(off.max()), "of 255")
+    varied = [np.abs(a.astype(np.float32) - b).sum(-1) / 2 for a, b in zip(card[1], host[1], strict=True)]
+    bench.say(f"{model}: rows, card's pixels against the host's, mean", float(np.mean(varied)), "total variation")
+    bench.say(f"{model}: rows, card's pixels against the host's, largest", float(np.max(varied)), "total variation")
+    same = (card[2].argmax(-1) == host[2].argmax(-1)).mean()
+    bench.say(f"{model}: top-1 that is the host's", float(same), f"of {len(some)} pictures")
+    run(bench, model, "none", "host" if bench.quick else "card", "cuda")
+
+
+def filled(session: Session, encoded: Sequence[bytes], seconds: float) -> float:
+    """Images per second of batches that threads fill."""
+    rooms = [session.pixels(len(encoded)) for _ in range(2 if len(encoded) > 1 else 1)]
+    with ThreadPoolExecutor(2) as pool:
+
+        def step() -> int:
+            return sum(pool.map(lambda room: len(list(session.filler.fill(room, encoded))), rooms))
+
+        return rate(step, seconds)
+
+
+def looked(session: Session, encoded: Sequence[bytes]) -> tuple[npt.NDArray[Any], list[npt.NDArray[Any]], Any]:
+    """The crops of pictures, their attention by layer, and logits."""
+    count = len(encoded)
+    pixels, buffers = session.pixels(count), session.buffers(count)
+    list(session.filler.fill(pixels, encoded))
+    session.run_into(pixels, buffers, count)
+    crops = np.stack([session.filler.crop(pixels, i) for i in range(count)])
+    return crops, [values for name, values in buffers.items() if name.startswith("attention.")], buffers["logits"]
 
 
 def peers(bench: Bench, model: str) -> None:
@@ -296,6 +351,7 @@ STEPS: dict[str, tuple[Callable[[Bench, str], None], int]] = {
     "parity": (parity, 60),
     "kernels": (kernels, 60),
     "runs": (runs, 110),
+    "decoded": (decoded, 60),
     "peers": (peers, 60),
 }
 
@@ -305,6 +361,7 @@ def main() -> None:
     parser.add_argument("--provider", default="cuda")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--checkpoints", type=Path, help="a folder of MODEL.safetensors")
+    parser.add_argument("--images", type=Path, help="a folder of JPEGs in place of made ones")
     parser.add_argument("--place", default="/dev/shm", help="where stores are written: a RAM disk")
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--minutes", type=float, default=9.0, help="after these no step is begun")

@@ -21,7 +21,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attlas
 import numpy as np
@@ -44,7 +44,11 @@ def made(folder: Path) -> list[Path]:
     scalars = [one.name for one in CATALOG.values() if one.scalar]
     of_loss = [name for name in scalars if name in ("head_importance_loss", "head_importance_michel")]
     stores = []
-    for of, names in (("logit", [name for name in scalars if name not in of_loss]), ("loss", of_loss)):
+    targets: dict[Literal["logit", "loss"], list[str]] = {
+        "logit": [name for name in scalars if name not in of_loss],
+        "loss": of_loss,
+    }
+    for of, names in targets.items():
         graph, store = folder / f"{of}.onnx", folder / f"{of}.zarr"
         attlas.export("deit_tiny_patch16_224", graph, checkpoint=weights, norms=of == "logit", gradients=of)
         attlas.run(graph, shared / "images", store, keep=("attention", "gradient"), target="label", reducer=None)
@@ -89,7 +93,8 @@ def coverage(name: str, population: Any, samples: int) -> str:
     mean, within = population.mean(axis=0), CATALOG[name].within if name in CATALOG else RANGES.get(name)
     cells: dict[str, list[str]] = {"t": [], "ours": [], "error": [], "width": []}
     for n in SIZES:
-        random, found, widths = np.random.default_rng(1), {"t": [], "ours": []}, []
+        random, widths = np.random.default_rng(1), []
+        found: dict[str, list[Any]] = {"t": [], "ours": []}
         for _ in range(samples // BLOCK):
             values = population[random.integers(0, len(population), (n, BLOCK))]
             for kind, (low, high) in {
@@ -155,7 +160,7 @@ def discoveries(population: Any, count: int, size: int, draws: tuple[int, int], 
         values = population[random.integers(0, len(population), count * size)]
         moved = values + shifted[groups] * population.std(axis=0) * SHIFT / np.sqrt(size)
         hits = group_differences(moved, groups, seed=int(random.integers(2**31))).q <= LEVEL
-        false.append(hits[:, ~shifted.any(axis=0)].sum() / max(1, hits.sum()))
+        false.append(float(hits[:, ~shifted.any(axis=0)].sum()) / max(1, int(hits.sum())))
         found.append(hits[shifted].mean())
     old, share = f"{np.mean(before):.2f}" if before else "", float(np.mean(anything))
     # Labellings of one sample share their random groups, so that errors are over samples.

@@ -121,7 +121,7 @@ def bench(place: Path, options: argparse.Namespace) -> None:
             steps=options.steps,
             fill=options.fill,
             overwrite=True,
-            progress=lambda _now, used=used: used.append(cpu()),
+            progress=lambda _now, used=used: used.append(cpu()),  # type: ignore[misc]
         )
         count = result.forwards
         mine.append((count / result.judging, 1000 * (used[-1] - used[0]) / count))

@@ -24,8 +24,9 @@ import sys
 from pathlib import Path
 from attlas.engine.job import Request, make_job, open_store
 request = Request(graph=Path(sys.argv[1]), output=Path(sys.argv[3]), keep=("attention",), layers=None,
-    store_dtype="float16", codec="lz4", batch_size=None, provider="auto", precision="float32", target="predicted",
-    limit=None, seed=0, reducer=None, statistics="auto", overwrite=False, dry_run=False)
+    store_dtype="float16", codec="lz4", batch_size=None, provider="auto", precision="float32",
+    decoder="host", target="predicted", limit=None, seed=0,
+    reducer=None, statistics="auto", overwrite=False, dry_run=False)
 store = open_store(make_job(request, sys.argv[2]))
 assert store.array("path").shape == (store.plan.images,)
 """

@@ -191,7 +191,8 @@ def _sessions(model: str, folder: Path, threads: int) -> list[tuple[Any, list[st
     names = [output.name for output in session.get_outputs()]
     found = [(session, names, {"pixels": np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)})]
     image = {"image": pictures(1, shape[1:])}
-    for kind in ({}, {"norms": True}, {"gradients": True}):
+    kinds: tuple[dict[str, Any], ...] = ({}, {"norms": True}, {"gradients": True})
+    for kind in kinds:
         result = export(model, folder / f"{len(found)}.onnx", random_init=True, **kind)
         session = load(result.path)
         every = [output.name for output in result.spec.outputs if output.shape[0] is None]

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -101,7 +102,7 @@ def ways(chunks: list[np.ndarray], folder: Path, spec: GraphSpec) -> None:
     )
     pipelines = {"zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline", "zarr, fused": FUSED, "the run's own": ""}
     if importlib.util.find_spec("zarrs"):
-        import zarrs  # noqa: F401 - registers itself
+        importlib.import_module("zarrs")  # registers itself
 
         pipelines["zarrs"] = "zarrs.ZarrsCodecPipeline"
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
@@ -138,7 +139,7 @@ def dtypes(session: Session, layers: list[np.ndarray]) -> None:
     spec = session.spec
     codec = Blosc("lz4", 1, Blosc.BITSHUFFLE)
     codes = [np.round(255 * np.sqrt(a)).astype(np.uint8) for a in layers]
-    forms = {
+    forms: dict[str, tuple[list[Any], list[Any]]] = {
         "float32": ([a.astype(np.float32) for a in layers], layers),
         "float16": ([a.astype(np.float16) for a in layers],) * 2,
         "uint8": ([np.asarray(formulas.decode_codes(c), np.float32) for c in codes], codes),

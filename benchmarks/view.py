@@ -72,14 +72,15 @@ def enlarged(source: Store, path: Path, images: int) -> Store:
     values["label"], values["label_class"] = source.read("label")[of], source.read("label_class")[of]
     values["sample"] = np.array(plan.sample, np.int64)
     attrs = {key: value for key, value in source.attrs.items() if key not in ("spec", "plan", "analyzed")}
+    assert isinstance(source.path, Path)
     store = Store.create(path, source.spec, plan, specs, values=values, attrs=attrs)
     for place in range(len(plan.sample)):
         like = source.path / source.chunk_key("pixels", (place % len(source.plan.sample), 0, 0, 0))
         (path / store.chunk_key("pixels", (place, 0, 0, 0))).hardlink_to(like)
     whole = source.plan.images // source.plan.unit
     for k in range(plan.units):
-        for key, like in zip(_keys(store, k), _keys(source, k % whole), strict=True):
-            (path / key).hardlink_to(source.path / like)
+        for key, old in zip(_keys(store, k), _keys(source, k % whole), strict=True):
+            (path / key).hardlink_to(source.path / old)
         (path / store.chunk_key("run/done", [k])).hardlink_to(source.chunk_path("run/done", [0]))  # not synced: fast
     return store
 

@@ -60,13 +60,15 @@ def conform(
     if exported is not None:
         from ..engine.conform import write_cases
 
-        if results is not None or options["against"] != "cpu" or options["provider"] != "auto":
+        usual = {"against": "cpu", "provider": "auto", "precision": "float32"}
+        if results is not None or any(options[name] != value for name, value in usual.items()):
             raise UsageError("--export: is always of onnxruntime on the processor; leave the other options out")
         count = write_cases(graph, exported, images, limit=options["limit"], overwrite=overwrite, progress=True)
-        click.echo(f"{exported}: {count} pictures with what is expected of them")
+        said = f"{exported}: {count} pictures with what is expected of them"
+        say_json({"cases": str(exported), "pictures": count}) if as_json else click.echo(said)
         return
-    if results is not None and options["provider"] != "auto":
-        raise UsageError("--import, --provider: choose one")
+    if overwrite:
+        raise UsageError("--overwrite: is for --export, and nothing is written here")
     result = attlas.conform(graph, images, results=results, progress=True, **options)
     for line in result.notes:
         note(f"note: {line}")

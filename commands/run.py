@@ -55,6 +55,12 @@ from .shared import INTERRUPTED, READ_ERRORS, note, path_argument, say_json, sto
     "--precision", default="float32", metavar="float32|bfloat16", help="What openvino computes in; float32 by default."
 )
 @click.option(
+    "--decoder",
+    default="host",
+    metavar="host|cuda",
+    help="What decodes; cuda: JPEGs on the card that infers, to pixels that differ by a little.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1),
     metavar="N",

@@ -11,6 +11,7 @@ from typing import Any
 
 from .runtime.fast import ways
 from .runtime.providers import providers
+from .versions import CODECS
 
 __all__ = ["doctor"]
 
@@ -100,13 +101,25 @@ print(f"used:{used} {(time.process_time() - began) * 20:.3f}")
 """
 
 
+# Likewise.
+_DECODES = """
+import sys
+from attlas.engine.runtime.on_card import trial
+from attlas.errors import AttlasError
+try:
+    trial()
+except AttlasError as error:
+    sys.exit(str(error))
+"""
+
+
 def doctor() -> dict[str, Any]:
     """Test every provider in a subprocess, and list what is installed; every value is plain JSON.
 
     Returns:
         `providers` (name -> "works" or the reason), `milliseconds` (for those that work: the best time of a small
-        transformer on one core), `decoding` (what decodes, `fast.ways`), `versions`, `extras` (extra -> missing
-        packages), `problems` (one line each; empty if all is well), `python`, `system`.
+        transformer on one core), `decoding` (what decodes, `fast.ways`, and on a card), `versions`, `extras`
+        (extra -> missing packages), `problems` (one line each; empty if all is well), `python`, `system`.
     """
     tried = {name: _try(name) for name in providers()}
     found = {name: state for name, (state, _) in tried.items()}
@@ -128,7 +141,7 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "providers": found,
-        "decoding": ways(),
+        "decoding": ways() | {"JPEG on a card": _on_card()},
         "milliseconds": {name: best for name, (state, best) in tried.items() if state == "works"},
         "versions": installed,
         "extras": extras,
@@ -151,6 +164,22 @@ def _try(provider: str) -> tuple[str, float]:
     if used[0] != provider:
         return f"falls back to {used[0]} (no such device, or its libraries are missing)", 0.0
     return "works", float(used[1])
+
+
+def _on_card() -> str:
+    """What decodes on a card with `--decoder cuda`, or why nothing does."""
+    found = next((f"{name} {version}" for name in CODECS if (version := _version(name))), None)
+    if found is None:
+        return "nothing (`pip install 'attlas[gpu]'` brings nvImageCodec)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _DECODES], capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"nothing ({found} hangs for more than {SECONDS} s)"
+    if not done.returncode:
+        return found
+    return f"nothing ({(done.stderr.strip().splitlines() or [found + ' crashes'])[-1][:200]})"
 
 
 def _version(name: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
 from .amounts import alone_line, amount, duration
+from .runtime.decoders import HOST
 from .runtime.graph import graph_digest, read_spec
 from .store.overview import ENDS, SUMMED, gathered
 from .store.schema import CODEC
@@ -71,6 +72,7 @@ def _store(store: Store) -> dict[str, Any]:
         "weights": {"source": store.spec.weights.source, "sha256": store.spec.weights.sha256},
         "graph_sha256": plan.identity.get("graph"),
         "recipe": str(store.spec.recipe),
+        "decoder": plan.identity.get("decoder", HOST),
         "dataset": attrs.get("dataset"),
         "selection": attrs.get("selection"),
         "images": plan.images,
@@ -96,7 +98,7 @@ def screen(store: Mapping[str, Any]) -> Iterator[str]:
     units = f"{store['units_done']} of {store['units']} done"
     facts = {
         "model": f"{store['model']}, {weights['source']} weights {weights['sha256'][:16]}",
-        "recipe": store["recipe"],
+        "recipe": store["recipe"] + (", JPEGs decoded on the card" if store["decoder"] != HOST else ""),
         "dataset": f"{store['dataset']}, {store['selection']}",
         "images": f"{store['images_done']:,} of {store['images']:,} done, {store['errors']:,} could not be read",
         "units": f"{units}, {store['images_per_unit']} images each, in batches of {store['batch']}",

@@ -20,6 +20,7 @@ from .keep import Keep
 from .labels import map_labels
 from .plan import Plan, digest, make_plan, most_at_once, spread
 from .runtime.decode import RANGE
+from .runtime.decoders import HOST, Decoder, check_decoder
 from .runtime.graph import graph_digest, read_spec
 from .runtime.probe import probe_batch
 from .runtime.providers import OPENVINO, Precision, accelerates, check_precision, resolve_provider
@@ -75,6 +76,7 @@ class Request:
     batch_size: int | None
     provider: str
     precision: Precision
+    decoder: Decoder
     target: str
     limit: int | None
     seed: int
@@ -159,6 +161,8 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     elif not request.dry_run and (request.precision != "float32" or (accelerator and request.batch_size is None)):
         fits = _fitting(request, contents, plan, probe)
         plan = planned(min(fits, plan.batch), fits) if fits != plan.batch else plan
+    elif not request.dry_run and request.decoder != HOST:
+        probe(request.graph, 1, provider=request.provider, decoder=request.decoder)  # before there is a store
     estimate = _estimate(request, source, items, plan, contents)
     if existing is None:
         notes += _columns_note(renamed)
@@ -172,14 +176,16 @@ def _fitting(request: Request, contents: Contents, plan: Plan, probe: Callable[.
     A processor is asked for its precision in the same way.
     """
     choices = contents.placed(request.provider) | {"provider": request.provider, "precision": request.precision}
+    choices["decoder"] = request.decoder
     if accelerates(request.provider) and request.batch_size is None:
         choices["most"] = most_at_once(plan.images, plan.batch, contents.image_bytes)
     return probe(request.graph, plan.batch, **choices)
 
 
 def _check_runtime(request: Request, keep: Keep) -> None:
-    """Refuse what the provider cannot do: its precision, and statistics in the graph."""
+    """Refuse what the provider cannot do: its precision, decoding on a card, and statistics in the graph."""
     check_precision(request.provider, request.precision)
+    check_decoder(request.decoder, request.provider)
     if keep.gradients and request.precision != "float32":
         raise UsageError(
             f"--precision {request.precision}: gradients would be wrong by up to half of their largest; leave it out"
@@ -242,6 +248,7 @@ def _identity(request: Request, contents: Contents, items: Items) -> dict[str, A
         **keep.identity(),
         **({"target": request.target} if keep.gradients else {}),
         **({"precision": request.precision} if request.precision != "float32" else {}),
+        **({"decoder": request.decoder} if request.decoder != HOST else {}),
         "statistics": sorted(t.name for t in reducer.templates) if reducer is not None else [],
         "seed": request.seed,
     }
@@ -272,6 +279,7 @@ def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | Non
         del new["range"]
     for names in (old, new):
         names.setdefault("codec", CODEC)
+        names.setdefault("decoder", HOST)
     if batch_size is not None:
         old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
     different = [

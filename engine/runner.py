@@ -22,6 +22,7 @@ from .executors.base import Executor, Local, Task, WorkerInfo
 from .executors.threads import Threads
 from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
+from .runtime.decoders import HOST, Decoder
 from .runtime.providers import Precision
 from .sources import Source
 from .sources.files import expanded, is_url
@@ -108,6 +109,7 @@ def run(
     batch_size: int | None = None,
     provider: str = "auto",
     precision: Precision = "float32",
+    decoder: Decoder = "host",
     target: str = "predicted",
     workers: int | None = None,
     scheduler: str | Executor | None = None,
@@ -136,6 +138,7 @@ def run(
         batch_size: images per batch; one batch is one chunk of the store. Chosen from the model by default.
         provider: `auto`, `cpu`, `cuda`, `openvino` or any name onnxruntime reports.
         precision: `bfloat16` computes in half as many bits, only with `openvino`, on processors that can.
+        decoder: `host`, or `cuda` for JPEGs decoded on the card that infers; their pixels differ by a little.
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
         scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.
@@ -156,7 +159,8 @@ def run(
         AttlasError: choices do not fit, files cannot be read or written, the store is of another run, or `stop` is set.
     """
     with _executor(workers, scheduler, threads) as team:
-        own = (keep, layers, store_dtype, codec, batch_size, team.provider(provider), precision, target, limit, seed)
+        how = (team.provider(provider), precision, decoder)
+        own = (keep, layers, store_dtype, codec, batch_size, *how, target, limit, seed)
         request = Request(
             Path(expanded(graph)), locate(output), *own, reducer, statistics, overwrite, dry_run, reserved
         )
@@ -373,7 +377,7 @@ def _score(store: Store) -> tuple[int, int, int]:
 def _compare_record(job: Job, store: Store, provider: str) -> None:
     """Note that a store is resumed with another provider, processor or version: the numbers may differ slightly."""
     last = (store.record.get("runs") or [{}])[-1]
-    now = {"provider": provider, "processor": platform.machine(), **versions(provider)}
+    now = {"provider": provider, "processor": platform.machine(), **versions(provider, job.request.decoder)}
     then = {"provider": last.get("provider"), "processor": last.get("processor"), **last.get("versions", {})}
     different = [f"{n} {then[n]} before, {now[n]} now" for n in now if then.get(n) not in (None, now[n])]
     if different:
@@ -381,6 +385,7 @@ def _compare_record(job: Job, store: Store, provider: str) -> None:
 
 
 def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitResult, seconds: float) -> None:
+    decoder = store.plan.identity.get("decoder", HOST)
     entry = {
         "images": total.images,
         "errors": total.errors,
@@ -397,9 +402,10 @@ def _write_record(store: Store, info: WorkerInfo, team: Executor, total: UnitRes
         "workers": team.workers,
         "units_at_once": team.threads,
         "provider": info.provider,
+        "decoder": decoder,
         "statistics": info.statistics,
         "processor": platform.machine(),
-        "versions": versions(info.provider),
+        "versions": versions(info.provider, decoder),
     }
     with suppress(OSError):  # a full disk: the record matters least
         store.record_run(entry)

@@ -19,8 +19,6 @@ import numpy.typing as npt
 from ..errors import AttlasError
 from .contents import Contents
 from .plan import Plan
-from .runtime.decode import PILLOW, DecodeError, decode_into
-from .runtime.fast import loading
 from .runtime.graph import APPENDED
 from .runtime.session import Session
 from .sources.items import ChangedError, Items, Source
@@ -120,7 +118,6 @@ class Buffers:
         self.spec = contents.spec
         self.outputs = session.buffers(store.plan.at_once)
         self.pixels = session.pixels(store.plan.at_once)
-        self.fast = loading()
         # Small arrays are written once per unit, because their chunks are units.
         self.small = {t.name: t for t in contents.templates if t.name not in LARGE}
         self.large = {t.name: t for t in contents.templates if t.name in LARGE}
@@ -177,7 +174,8 @@ def write_unit(plan: Plan, unit: Unit, buffers: Buffers) -> UnitResult:
             with result.stage("write"), _writing(buffers.store):
                 _write_large(buffers, batch, keys, part["valid"])
                 for index, image in ((sample[i], i) for i in batch if i in sample):
-                    buffers.store.write("pixels", index, buffers.pixels[image - batch.start][None], later=True)
+                    crop = buffers.session.filler.crop(buffers.pixels, image - batch.start)
+                    buffers.store.write("pixels", index, crop[None], later=True)
     with result.stage("write"), _writing(buffers.store):
         for name, values in rows.items():
             buffers.store.write(name, images.start, values, later=True)
@@ -216,28 +214,35 @@ def _load(
 ) -> Counter[str]:
     """Fill the pixel buffer and the rows that describe the pictures; returns the counted remarks."""
     remarks = Counter[str]()
-    fast = buffers.fast.result() if buffers.fast.done() else PILLOW
-    for i, (key, read) in enumerate(zip(keys, reads, strict=False)):
+    for i, found in enumerate(buffers.session.filler.fill(buffers.pixels, _contents(keys, reads))):
+        if isinstance(found, Exception):
+            rows["error"][i] = str(found)
+            continue
+        size, noted = found
+        if noted and "range" not in buffers.store.plan.identity:
+            raise AttlasError(
+                f"{buffers.store.path}: was begun by an earlier version, which clipped grey pictures of more than "
+                f"8 bits, and {keys[i]} is one; choose another output, or --overwrite"
+            )
+        rows["height"][i], rows["width"][i] = size
+        rows["valid"][i] = True
+        remarks.update(noted)
+    return remarks
+
+
+def _contents(keys: npt.NDArray[Any], reads: Iterator[Callable[[], bytes]]) -> Iterator[bytes | ChangedError]:
+    """The bytes of a batch's images, or that a file has changed."""
+    for key, read in zip(keys, reads, strict=False):
         try:
-            size, noted = decode_into(buffers.pixels[i], read(), buffers.spec.recipe, fast)
-            if noted and "range" not in buffers.store.plan.identity:
-                raise AttlasError(
-                    f"{buffers.store.path}: was begun by an earlier version, which clipped grey pictures of more than "
-                    f"8 bits, and {key} is one; choose another output, or --overwrite"
-                )
-            rows["height"][i], rows["width"][i] = size
-            rows["valid"][i] = True
-            remarks.update(noted)
-        except (DecodeError, ChangedError) as error:
-            buffers.pixels[i] = 0
-            rows["error"][i] = str(error)
+            found: bytes | ChangedError = read()
+        except ChangedError as error:
+            found = error
         except OSError as error:
             raise AttlasError(
                 f"{key}: cannot be read ({error.strerror or error}); what is done stays, "
                 "run the same command again when it can be"
             ) from None
-    buffers.pixels[len(keys) :] = 0
-    return remarks
+        yield found
 
 
 def _reduce(

@@ -9,14 +9,19 @@ from importlib import metadata
 
 from ..errors import AttlasError
 
-__all__ = ["check_versions", "versions"]
+__all__ = ["CODECS", "check_versions", "versions"]
 
 
-def versions(provider: str = "") -> dict[str, str]:
-    """The installed versions by package name; OpenVINO's only for that provider."""
+CODECS = ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12")  # nvImageCodec, by the version of CUDA
+
+
+def versions(provider: str = "", decoder: str = "host") -> dict[str, str]:
+    """The installed versions by package name; OpenVINO's only for that provider, nvImageCodec's for that decoder."""
     names = ["attlas", "numpy", "zarr", "pillow", "numba"]
     if provider.lower().partition(",")[0] == "openvino":
         names.append("openvino")
+    if decoder == "cuda":
+        names += CODECS
     found = {"python": platform.python_version()}
     for name in names:
         with suppress(metadata.PackageNotFoundError):
@@ -32,7 +37,7 @@ def check_versions(expected: Mapping[str, str]) -> None:
     Raises:
         AttlasError: a version differs or is missing.
     """
-    here = versions("openvino" if "openvino" in expected else "")
+    here = versions("openvino" if "openvino" in expected else "", "cuda" if set(CODECS) & set(expected) else "host")
     wrong = [
         f"{name} {here.get(name, 'missing')} there, {version} here"
         for name, version in expected.items()

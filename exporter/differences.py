@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GRADIENT_MAX", "GRADIENT_MEDIAN", "LIMITS", "Limits", "relative", "row_variation", "same_first"]
+__all__ = [
+    "GRADIENT_MAX",
+    "GRADIENT_MEDIAN",
+    "LIMITS",
+    "MOST_OWN",
+    "TIMES_OWN",
+    "Limits",
+    "relative",
+    "row_variation",
+    "same_first",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,11 @@ LIMITS: dict[str, Limits] = {
 
 # Allowed largest and median difference from autograd's gradients, relative to the largest gradient per image and layer.
 GRADIENT_MAX, GRADIENT_MEDIAN = 5e-4, 5e-5
+
+# A sharp or deep model enlarges rounding errors, those of sound code no less than a graph's. So where a model is beyond
+# the usual bounds, its own rounding is measured, and this many times as much is allowed besides. A mistake moves the
+# mean by more; where rounding alone moves it by MOST_OWN, a mistake would not be seen.
+TIMES_OWN, MOST_OWN = 3.0, 1e-2
 
 
 def row_variation(a: NDArray[Any], b: NDArray[Any], high: NDArray[Any] | None = None) -> NDArray[np.float64]:
@@ -65,7 +80,7 @@ def relative(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     return found
 
 
-def same_first(a: NDArray[Any], b: NDArray[Any], slack: float) -> NDArray[np.bool_]:
+def same_first(a: NDArray[Any], b: NDArray[Any], slack: float | NDArray[Any]) -> NDArray[np.bool_]:
     """Whether a and b have the same first class, or b has a tie: two arrays (image, class) -> (image,)."""
     first = a.argmax(-1)
     rows = np.arange(len(a))

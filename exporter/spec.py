@@ -58,7 +58,9 @@ class Recipe:
     The names are timm's. `resize` is (height, width) in pixels; `crop_mode` says how it applies: `center` scales the
     shorter edge to it, `squash` scales both edges, `border` scales the longer edge and pads. `crop` is (height, width)
     in pixels. `mean` and `std` apply to RGB pixels in 0..1. `crop_rounding` says where the crop begins if an odd number
-    of pixels is cut off: at half of it, rounded to the even pixel (timm) or down (transformers). Reading a graph does
+    of pixels is cut off: at half of it, rounded to the even pixel (timm) or down (transformers). `transparency` says
+    what becomes of it: `dropped` (timm), `white` behind it (image processors of transformers that convert to RGB), or
+    `resized`: pictures with transparency or a palette become RGB only after the crop (open_clip). Reading a graph does
     not call `check`, so graphs of earlier versions load even if their recipe would be refused today.
     """
 
@@ -69,6 +71,7 @@ class Recipe:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_rounding: Literal["even", "down"] = "even"
+    transparency: Literal["dropped", "white", "resized"] = "dropped"
 
     def check(self, where: str = "recipe") -> None:
         """Refuse a recipe that no model was trained with.
@@ -92,7 +95,7 @@ class Recipe:
                 f"{where}: resize {size} is smaller than crop {crop}, and what is missing would be filled with one "
                 f"colour; pass a resize of {crop} or more"
             )
-        for name in ("crop_mode", "interpolation", "crop_rounding"):
+        for name in ("crop_mode", "interpolation", "crop_rounding", "transparency"):
             allowed = typing.get_args(_hints(Recipe)[name])
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{where}: {name} {getattr(self, name)!r} is none of {', '.join(allowed)}")

@@ -15,9 +15,9 @@ from support import make_graph
 LAYERS, HEADS, CHANNELS = 4, 2, 16
 
 
-def make_biased(path: Path) -> Path:
+def make_biased(path: Path, *, layers: int = LAYERS, sharpness: float = 2.0, seed: int = 0) -> Path:
     """A graph of four layers on 32 x 32 pixels whose queries have a bias."""
-    make_graph(path, grid=(4, 4), layers=LAYERS, heads=HEADS, sharpness=2.0)
+    make_graph(path, grid=(4, 4), layers=layers, heads=HEADS, sharpness=sharpness, seed=seed)
     model, rng = onnx.load(path), np.random.default_rng(1)
     nodes = []
     for node in model.graph.node:

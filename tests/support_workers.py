@@ -119,6 +119,7 @@ def asked(graph: Path, output: Path, limit: int | None = None) -> Request:
         batch_size=None,
         provider="cpu",
         precision="float32",
+        decoder="host",
         target="predicted",
         limit=limit,
         seed=0,

@@ -1,4 +1,4 @@
-"""Every default statistic of attention that lies in a CUDA card's memory, in two launches; all that knows numba.cuda.
+"""Every default statistic of attention that lies in a CUDA card's memory, in two launches by numba-cuda.
 
 `statistics` has a block for each (layer, image, head) and a warp for a query's row, which is read once and coalesced;
 sums are float32, and warps add theirs by shuffles. Tokens, grid and heads are constants of the compiled kernel, so that
@@ -19,7 +19,6 @@ alone warps add through shared memory.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +27,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from numba import config, cuda, float32
+from numba import cuda, float32
 
 from ...engine.runtime.cuda import Memory
+from ...engine.runtime.launching import SIMULATED, array_at, available
 from ...engine.store.store import Template
 from ...exporter.spec import GraphSpec
 from ..formulas import patch_distances, readout_rows
@@ -38,35 +38,14 @@ from ..formulas import patch_distances, readout_rows
 __all__ = ["OnCard", "available"]
 
 RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as published
-SIMULATED = bool(config.ENABLE_CUDASIM)  # each thread of a block is then a thread of Python
 LANES, WARPS, ROLLOUT_WARPS = (3, 2, 2) if SIMULATED else (32, 4, 32)
 ROLLOUT_THREADS = LANES * ROLLOUT_WARPS
 STEPS = 8  # keys that a lane reads at once, into registers
 SUMS = 6  # of a warp's rows
 MOST_PREFIX = LANES if SIMULATED else 32  # a lane keeps the mass on one prefix token
 
-config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # of a rollout of few images, to users who can do nothing about it
 ZERO, ONE = np.float32(0), np.float32(1)
 TINY = np.float32(1e-38)  # 0 ln 0 is 0, without asking
-
-
-def available() -> bool:
-    """Whether numba has a card that runs what it compiles, or plays one."""
-    if SIMULATED:
-        return True
-    if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks for it before it compiles, and numpy 2.5 lacks it
-        setattr(np, "row_stack", np.vstack)  # noqa: B010 - unknown to numpy's types
-    try:
-        _nothing[1, 1]()
-        cuda.synchronize()
-    except Exception:  # no driver, no compiler, one that is older than the driver, another numpy: each raises its own
-        return False
-    return True
-
-
-@cuda.jit  # type: ignore[untyped-decorator]
-def _nothing() -> None:
-    """To see whether a kernel runs."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +90,7 @@ class OnCard:
         """See `engine.runtime.cuda.OnCard`; one thread at a time."""
         shape = self._shape
         layers, heads, tokens = shape.layers, shape.heads, shape.tokens
-        found = {name: _array(memory) for name, memory in outputs.items()}
+        found = {name: array_at(memory) for name, memory in outputs.items()}
 
         def out(name: str, *own: int, dtype: str = "float32") -> Any:
             """An output, or room for what nobody asked for: both kernels write all of it."""
@@ -120,14 +99,14 @@ class OnCard:
         each = layers, heads
         totals = cuda.device_array((batch, *each, tokens), np.float32)
         statistics = (
-            _array(attention), stride, cuda.to_device(_by_offset(self._spec)), totals,
+            array_at(attention), stride, cuda.to_device(_by_offset(self._spec)), totals,
             *(out(name, *each) for name in ("distance", "distance_renormalized", "entropy", "entropy_patch")),
             out("prefix_mass", *each, max(shape.prefix, 1)), out("rows_without_patch_mass", *each, dtype="int32"),
             out("prefix_attention", 1, 1, 1, 1, dtype=self.dtype),
         )  # fmt: skip
-        start = cuda.to_device(_readout(self._spec)) if pool is None else _array(pool).reshape(batch, *shape.pool)
+        start = cuda.to_device(_readout(self._spec)) if pool is None else array_at(pool).reshape(batch, *shape.pool)
         follow = (
-            _array(attention), stride, totals, start, cuda.device_array((batch, ROLLOUT_WARPS, tokens), np.float32),
+            array_at(attention), stride, totals, start, cuda.device_array((batch, ROLLOUT_WARPS, tokens), np.float32),
             out("_finite", layers, dtype="bool"), out("rollout", *shape.grid),
         )  # fmt: skip
         kernels, stream = _kernels(shape), cuda.stream()
@@ -158,14 +137,6 @@ def _by_offset(spec: GraphSpec) -> npt.NDArray[np.float32]:
     y, x = (np.abs(np.arange(1 - n, n)) for n in (rows, columns))
     far = np.asarray(patch_distances(spec.grid, spec.patch_size), np.float32)[0].reshape(rows, columns)
     return np.ascontiguousarray(far[np.ix_(y, x)]).reshape(-1)
-
-
-def _array(memory: Memory) -> Any:
-    """The values there, for a kernel: the simulator's memory is the host's."""
-    if not SIMULATED:
-        return cuda.as_cuda_array(memory)
-    block = (ctypes.c_byte * memory.nbytes).from_address(memory.pointer)
-    return np.frombuffer(block, memory.dtype).reshape(memory.shape)
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------

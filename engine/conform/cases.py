@@ -30,11 +30,16 @@ from ..runtime.graph import HEADS, TARGET, read_spec
 from .inputs import Batch, Computed, pictures_of
 from .measures import MAPS, Interval, has_maps
 
-__all__ = ["META", "Cases", "Results", "write_cases"]
+__all__ = ["META", "Cases", "Results", "is_cases", "write_cases"]
 
 META = "attlas"
 BATCH = 8
 READ_OUT = ("logits", "features")
+
+
+def is_cases(images: object) -> bool:
+    """Whether IMAGES is the name of a file of cases."""
+    return isinstance(images, str | os.PathLike) and os.fspath(images).endswith(".npz")
 
 
 class Archive:
@@ -48,7 +53,8 @@ class Archive:
         """
         self.path = Path(path)
         if not self.path.is_file():
-            raise AttlasError(f"{self.path}: there is no such file")
+            what = "is a folder, not an .npz" if self.path.is_dir() else "there is no such file"
+            raise AttlasError(f"{self.path}: {what}")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype[Any]] = {}
         self._open: dict[str, IO[bytes]] = {}
@@ -126,7 +132,7 @@ class Cases:
             said = json.loads(self._archive.text(META))
         except ValueError:
             said = None
-        if not isinstance(said, dict) or "image" not in self._archive.shapes:
+        if not (isinstance(said, dict) and isinstance(said.get("spec"), dict) and "image" in self._archive.shapes):
             raise AttlasError(f"{path}: holds no cases; `attlas conform {graph} --export {path}` writes some")
         if not isinstance(said.get("format"), int) or said["format"] > FORMAT:
             raise AttlasError(f"{path}: is of a newer format; install a newer attlas")
@@ -137,10 +143,11 @@ class Cases:
                 f"{path}: its cases are of another graph ({', '.join(differ)} differ); "
                 f"`attlas conform {graph} --export {path}` writes those of this one"
             )
-        self.names = [str(name) for name in said["pictures"]]
+        pictures = said.get("pictures")
+        self.names = [str(name) for name in pictures] if isinstance(pictures, list) else []
         self.count = len(self.names)
         self.dtype: str = of.dtype
-        self.words = f"{path}, {said['by']}"
+        self.words = f"{path}, {said.get('by', 'unknown')}"
         known = {output.name for output in spec.outputs}
         self.shapes = {name: shape[1:] for name, shape in self._archive.shapes.items() if name in known}
         self.outputs = frozenset(self.shapes)
@@ -149,10 +156,14 @@ class Cases:
     def _check(self, graph: Path, spec: GraphSpec) -> None:
         right: dict[str, tuple[int, ...]] = {"image": (*spec.image_size, 3)}
         right |= {o.name: tuple(n or 0 for n in o.shape[1:]) for o in spec.outputs}
-        shapes = self._archive.shapes
-        wrong = [n for n, shape in shapes.items() if n in right and shape != (self.count, *right[n])]
-        if wrong or not has_maps(self.outputs):
-            what = f"{wrong[0]} has the shape {shapes[wrong[0]]}" if wrong else "holds no attention"
+        right |= {TARGET: ()} if spec.gradients else {}
+        kinds = {"image": np.dtype(np.uint8), TARGET: np.dtype(np.int64)}
+        shapes, dtypes = self._archive.shapes, self._archive.dtypes
+        wrong = [n for n, shape in shapes.items() if n in right
+                 and (shape != (self.count, *right[n]) or dtypes[n] != kinds.get(n, np.dtype(np.float32)))]  # fmt: skip
+        if wrong or not self.count or not has_maps(self.outputs):
+            what = "holds no attention" if self.count else "names no pictures"
+            what = f"{wrong[0]} has the shape {shapes[wrong[0]]}, {dtypes[wrong[0]]}" if wrong and self.count else what
             raise AttlasError(f"{self._archive.path}: {what}; `attlas conform {graph} --export` writes it again")
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -187,6 +198,8 @@ class Results:
         self._archive = Archive(path)
         self.path = self._archive.path
         shapes, dtypes = self._archive.shapes, self._archive.dtypes
+        if META in shapes:
+            raise AttlasError(f"{path}: holds cases, not results; save what the runtime gave for them, and only that")
         lacking = sorted(cases.outputs - shapes.keys())
         needed = [name for name in lacking if name in READ_OUT or name.partition(".")[0] in MAPS]
         if needed:
@@ -212,7 +225,7 @@ def _some(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-@shows("pictures")
+@shows("pictures", "conform --export")
 def write_cases(
     graph: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -241,11 +254,17 @@ def write_cases(
         AttlasError: a picture or the graph cannot be read, or the file cannot be written.
         UsageError: the file exists, or is not called .npz.
     """
+    if not isinstance(graph, str | os.PathLike) or not isinstance(output, str | os.PathLike):
+        raise UsageError("pass the path of a graph, and that of the file to write")
     graph, path = Path(graph), Path(output)
     if path.suffix != ".npz":
         raise UsageError(f"{path}: cases are one .npz; name it so")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists; --overwrite replaces it")
+    if is_cases(images):
+        raise UsageError(f"{images}: holds cases already; name pictures, or leave IMAGES out to have some made")
     spec = read_spec(graph)
     if not has_maps(o.name for o in spec.outputs):
         raise AttlasError(f"{graph}: has no attention outputs to compare; export it with `attlas export`")

@@ -13,13 +13,15 @@ import numpy.typing as npt
 from ...errors import AttlasError
 from ...exporter.differences import row_variation
 from ...exporter.spec import GraphSpec
-from ..runtime.rounded import AS_IT_IS, ROUNDINGS, run_rounded
+from ..runtime.rounded import ROUNDINGS, Edit, Rounded
 from .measures import MAPS, Interval
 
 __all__ = ["Specimen", "cause_of"]
 
 # A runtime that rounds does so in every layer, and what it adds grows by less than this from one map to the next.
 JUMP = 30
+
+NEAR = 10  # times what float32's last bits make of a map: where chance alone may have led
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,14 @@ class Specimen:
     pixels: npt.NDArray[np.uint8]
 
 
-def cause_of(specimen: Specimen, graph: Path, spec: GraphSpec, bound: float, before: float | None = None) -> str:
+def cause_of(
+    specimen: Specimen,
+    graph: Path,
+    spec: GraphSpec,
+    bound: float,
+    before: float | None = None,
+    own: float | None = None,
+) -> str:
     """The likely cause in words.
 
     Args:
@@ -48,6 +57,7 @@ def cause_of(specimen: Specimen, graph: Path, spec: GraphSpec, bound: float, bef
         spec: its spec.
         bound: the largest total variation of a row that is allowed.
         before: the mean total variation of the map before, which is within its bounds; None if there is none.
+        own: what the last bits of float32 make of this map, a mean, too; None if it was not measured.
     """
     got, middle = specimen.got.astype(np.float64), (specimen.expected[0] + specimen.expected[1]) / 2
     if not np.isfinite(got).all():
@@ -66,17 +76,22 @@ def cause_of(specimen: Specimen, graph: Path, spec: GraphSpec, bound: float, bef
         return f"the graph gives the same on the processor: the reference is of another{f'; {found}' if found else ''}"
     if found or spec.dtype != "float32":
         return found
-    return _rounding(specimen, graph, before)
+    return _rounding(specimen, graph, before, own)
 
 
 def _is_the_graphs(specimen: Specimen, graph: Path) -> bool:
     """Whether the graph itself gives this map on the processor, so that no runtime is at fault."""
     try:
-        plain = run_rounded(graph, AS_IT_IS, specimen.output, specimen.pixels, specimen.got.shape[1:])
+        plain = _again(specimen, graph, None)
     except AttlasError:
         return False
     distance = float(row_variation(specimen.got, *specimen.expected).mean())
     return float(row_variation(specimen.got, plain).mean()) < distance / 20
+
+
+def _again(specimen: Specimen, graph: Path, edit: Edit | None) -> npt.NDArray[np.float32]:
+    """The same output of the graph on the processor, with a rounding."""
+    return Rounded(graph, edit, {specimen.output: specimen.got.shape[1:]})(specimen.pixels)[specimen.output]
 
 
 def _wrong_axis(got: npt.NDArray[np.float64]) -> str:
@@ -115,6 +130,7 @@ def _half(got: npt.NDArray[Any]) -> str:
 def _scaled(got: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> str:
     """Whether all scores are multiplied by one number: the logarithms of a row are its scores but for a constant."""
     large = (expected > 1e-6) & (got > 1e-6)
+    large &= large.sum(-1, keepdims=True) > 2  # any two values are a multiple of any other two
     if not large.any() or (expected < 0).any():
         return ""
     weights = np.where(large, expected, 0)
@@ -128,7 +144,7 @@ def _scaled(got: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> 
     total = float((weights * there**2).sum())
     factor = float((weights * there * here).sum()) / total if total > 0 else 1.0
     left, all_of_it = (float((weights * (here - k * there) ** 2).sum()) for k in (factor, 1.0))
-    if abs(factor - 1) > 1e-3 and left < 1e-3 * all_of_it:
+    if factor > 0 and abs(factor - 1) > 1e-3 and left < 1e-3 * all_of_it:
         return f"all scores are multiplied by {factor:.4g}: the scale before the softmax is wrong"
     return ""
 
@@ -149,15 +165,15 @@ def _of_values(got: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) 
     return f"all values are multiplied by {factor:.4g}" if near and abs(factor - 1) > 1e-3 else ""
 
 
-def _rounding(specimen: Specimen, graph: Path, before: float | None) -> str:
+def _rounding(specimen: Specimen, graph: Path, before: float | None, own: float | None) -> str:
     """The rounding that makes the same map, or one that lies as far away."""
     low, high = specimen.expected
     distance = float(row_variation(specimen.got, low, high).mean())
     same: dict[str, float] = {}
     alike: dict[str, float] = {}
-    for how in ROUNDINGS:
+    for how, edit in ROUNDINGS.items():
         try:
-            rounded = run_rounded(graph, how, specimen.output, specimen.pixels, specimen.got.shape[1:])
+            rounded = _again(specimen, graph, edit)
         except AttlasError:
             continue
         if not np.isfinite(rounded).all():
@@ -171,6 +187,8 @@ def _rounding(specimen: Specimen, graph: Path, before: float | None) -> str:
     if same[how] < distance / 2:
         times = min(distance / max(same[how], 1e-12), 1000)
         return f"{how}: the graph with that rounding lies {times:.0f} x nearer"
+    if own is not None and distance < NEAR * own:
+        return f"the model is sharp: float32's last bits alone make {own:.1e} in the mean, and the runtime may be sound"
     if before is not None and before < distance / JUMP:
         return "no rounding, which would begin before: a weight, a bias, or an operator differs here"
     how = min(alike, key=lambda one: alike[one])

@@ -20,12 +20,15 @@ from ..runtime.decode import DecodeError, decode
 from ..runtime.pictures import crop_of, each_picture, name_of
 from ..runtime.session import Session
 from ..sources import SUFFIXES, Items, Source, open_source
-from ..sources.files import expanded
+from ..sources.files import expanded, is_url
 from ..sources.items import ChangedError, shown
+from ..store.schema import per_layer
 from ..store.store import Store
 from .measures import Interval
 
 __all__ = ["Batch", "Computed", "Expected", "Pictures", "Stored", "filled", "pictures_of"]
+
+WHOLE = ("pool_attention", "tokens", "features", "logits")  # a store's arrays that each are one output of the graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ def pictures_of(spec: GraphSpec, images: Any, limit: int) -> Pictures:
 
         return Pictures([f"made {i}" for i in range(limit)], made)
     path = isinstance(images, str | os.PathLike)
+    if path and not is_url(one := expanded(images)) and Path(one).suffix.lower() in SUFFIXES and not Path(one).exists():
+        raise AttlasError(f"{one}: there is no such picture")
     if path and not (Path(expanded(images)).is_file() and Path(expanded(images)).suffix.lower() in SUFFIXES):
         images, path = open_source(images), False
     if hasattr(images, "items") and hasattr(images, "read"):
@@ -154,7 +159,7 @@ class Computed:
 
 
 class Stored:
-    """Expected is what a store holds of its images: attention, in an interval as wide as its rounding, and the head."""
+    """Expected is what a store holds of the graph's outputs, in intervals as wide as its rounding; but no gradients."""
 
     def __init__(self, store: Store, graph: Path, images: Any, limit: int) -> None:
         """Check the store against the graph; without images, its own sample pictures are used."""
@@ -176,9 +181,16 @@ class Stored:
         self.count = len(self._indices)
         self._found: tuple[Source, Items] | None = None if images is None else image_items(store, images)
         self._paths = store.read("path")
-        heads = {name for name in ("logits", "features") if name in store}
-        self._layers = {f"attention.{store.spec.layers[at]}": at for at in store.kept_layers}
-        self.outputs = frozenset(heads | self._layers.keys())
+        # By output: the array that holds it, and where on its layer axis.
+        self._places: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name in (name for name in WHOLE if name in store and store.array(name).dtype.kind == "f"):
+            self._places[name] = name, ()
+        for at in store.kept_layers:
+            self._places[f"attention.{store.spec.layers[at]}"] = self._kept, (at,)
+        for name, outputs in per_layer(store.spec).items():
+            if name in store:
+                self._places |= {output.name: (name, (at,)) for at, output in enumerate(outputs)}
+        self.outputs = frozenset(self._places)
         tokens = store.spec.tokens
         # By Cauchy and Schwarz, of a row that sums to 1; a float16 entry is wrong by at most half its last bit.
         wide = {"uint8": tokens**0.5 / 510 + tokens / 520_200, "float16": 2.0**-12 + tokens * 2.0**-26}
@@ -190,11 +202,8 @@ class Stored:
             indices = [int(i) for i in self._indices[start : start + size]]
             names = [shown(str(self._paths[i])) for i in indices]
             expected: dict[str, Interval] = {}
-            for name in self.outputs - self._layers.keys():
-                values = np.concatenate([self._store.read(name, slice(i, i + 1)) for i in indices])
-                expected[name] = values, values
-            for name, at in self._layers.items():
-                parts = [self._store.read(self._kept, (slice(i, i + 1), at)) for i in indices]
+            for name, (array, at) in self._places.items():
+                parts = [self._store.read(array, (slice(i, i + 1), *at)) for i in indices]
                 expected[name] = interval(np.concatenate(parts))
             yield Batch(names, self._pixels(indices), np.full(len(indices), -1), expected)
 

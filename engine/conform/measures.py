@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ...exporter.differences import GRADIENT_MAX, LIMITS, relative, row_variation, same_first
+from ...exporter.differences import (
+    GRADIENT_MAX,
+    LIMITS,
+    MOST_OWN,
+    TIMES_OWN,
+    relative,
+    row_variation,
+    same_first,
+)
 from ...exporter.spec import GraphSpec, Output
 
 __all__ = ["MAPS", "Bounds", "Conformity", "Interval", "Line", "Measure", "Top1", "bounds_of", "in_order"]
@@ -20,6 +28,8 @@ type Interval = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 type Precise = Literal["float32", "float16", "bfloat16"]
 
 MAPS = ("attention", "class_attention", "pool_attention")
+
+WORTH_SAYING = 1e-5  # own differences from which on a bound changes by what can be seen in it
 
 # A block's outputs in the order in which it computes them.
 _BLOCK = ("token_norm", "query", "key", "value", "value_norm", "attention", "head_output", "branch_ratio")
@@ -85,6 +95,9 @@ class Line:
         mean, largest: over all pictures. Of maps, the total variation of rows (half the L1 distance); of other
             outputs, the largest difference of a picture relative to its largest value. NaN if a value is no number.
         mean_bound, bound: what is allowed of them.
+        own_mean, own: the same differences where the graph alone drops float32's last bits, of which the bounds allow
+            `TIMES_OWN` times as much besides; None if the usual bounds sufficed. If the mean is above `MOST_OWN`,
+            rounding hides mistakes, and the bounds are the usual ones.
         picture, head, query: where the largest is; None where the output has no such axis.
     """
 
@@ -97,11 +110,18 @@ class Line:
     picture: str
     head: int | None = None
     query: int | None = None
+    own_mean: float | None = None
+    own: float | None = None
 
     @property
     def conforms(self) -> bool:
         """Whether both are within their bounds; NaN is not."""
         return self.largest <= self.bound and self.mean <= self.mean_bound
+
+    @property
+    def hidden(self) -> bool:
+        """Whether rounding alone makes such differences that a mistake would not be seen."""
+        return self.own_mean is not None and self.own_mean > MOST_OWN
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; None for what is no number."""
@@ -121,27 +141,52 @@ class Measure:
         of_kind = {"logits": bounds.head, "features": bounds.head, "gradient": bounds.gradient}
         self.bound = bounds.rows_max if self.maps else of_kind.get(self.kind, bounds.values)
         self._sum, self._count = 0.0, 0
+        self._own: tuple[float, float] | None = None
         self._worst: tuple[float, str, tuple[int, ...]] = (-1.0, "", ())
 
-    def add(self, got: npt.NDArray[Any], expected: Interval, names: list[str]) -> npt.NDArray[np.bool_]:
-        """Take one batch, and say which of its pictures lie beyond the bounds: (image) bool."""
+    def differences(self, got: npt.NDArray[Any], expected: Interval) -> npt.NDArray[np.float64]:
+        """Of rows (image, head, query), or of pictures (image)."""
         low, high = expected
-        each = row_variation(got, low, high) if self.maps else relative(got, low)
+        # What is no map is compared with the nearest value that a store can have rounded; NaN stays NaN.
+        return (
+            row_variation(got, low, high) if self.maps else relative(got, low if high is low else got.clip(low, high))
+        )
+
+    def add(self, each: npt.NDArray[np.float64], names: list[str]) -> None:
+        """Take the differences of one batch."""
         self._sum, self._count = self._sum + float(each.sum()), self._count + each.size
         at = np.unravel_index(int(np.argmax(each)), each.shape)  # argmax finds NaN first
         largest = float(each[at])
         if not largest <= self._worst[0] and not math.isnan(self._worst[0]):
             self._worst = largest, names[int(at[0])], tuple(int(i) for i in at[1:])
+
+    def allow(self, own: npt.NDArray[np.float64]) -> None:
+        """Let the bounds follow what float32's last bits make of a batch: its differences from itself."""
+        total, largest = self._own or (0.0, 0.0)
+        self._own = total + float(own.sum()), max(largest, float(own.max()))
+
+    def beyond(
+        self, each: npt.NDArray[np.float64], own: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Which pictures are beyond the bounds, wider by their own differences: (image) bool."""
         flat = each.reshape(len(each), -1)
-        within: npt.NDArray[np.bool_] = (flat.max(1) <= self.bound) & (flat.mean(1) <= self.mean_bound)
-        return ~within
+        allowed = np.zeros_like(flat) if own is None else TIMES_OWN * own.reshape(len(own), -1)
+        largest: npt.NDArray[np.bool_] = flat.max(1) <= self.bound + allowed.max(1)
+        return ~(largest & (flat.mean(1) <= self.mean_bound + allowed.mean(1)))  # NaN is beyond
 
     def line(self) -> Line:
         """The differences over all batches."""
         largest, picture, at = self._worst
         head, query = (at if len(at) == 2 else (None, None)) if self.maps else (None, None)
         mean = self._sum / self._count
-        return Line(self.output.name, self.layer, mean, largest, self.mean_bound, self.bound, picture, head, query)
+        line = Line(self.output.name, self.layer, mean, largest, self.mean_bound, self.bound, picture, head, query)
+        if self._own is None:
+            return line
+        own_mean, own = self._own[0] / self._count, self._own[1]
+        line = replace(line, own_mean=own_mean, own=own)
+        if line.hidden:
+            return line
+        return replace(line, mean_bound=self.mean_bound + TIMES_OWN * own_mean, bound=self.bound + TIMES_OWN * own)
 
 
 class Top1:
@@ -150,12 +195,21 @@ class Top1:
     def __init__(self, tie: float) -> None:
         self._tie, self.same, self.count = tie, 0, 0
 
-    def add(self, got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
-        """Take the logits of one batch."""
-        scale = max(1.0, float(np.abs(expected).max()))
-        finite = np.isfinite(got).all(-1)
-        self.same += int((same_first(np.nan_to_num(got), expected, self._tie * scale) & finite).sum())
-        self.count += len(got)
+    def differ(
+        self, got: npt.NDArray[Any], expected: npt.NDArray[Any], own: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Which pictures of a batch have another first class: (image) bool.
+
+        `own` are the differences of the logits that float32's last bits make: classes that are closer may swap.
+        """
+        each = np.abs(expected).max(-1)
+        slack = self._tie * max(1.0, float(each.max())) + (0 if own is None else 2 * TIMES_OWN * own * each)
+        same = same_first(np.nan_to_num(got), expected, slack) & np.isfinite(got).all(-1)
+        return ~same
+
+    def add(self, differ: npt.NDArray[np.bool_]) -> None:
+        """Take one batch."""
+        self.same, self.count = self.same + int((~differ).sum()), self.count + len(differ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +298,12 @@ def table_lines(result: Conformity) -> list[str]:
             lines += [_row(line) for line in part]
     if result.same_top1 is not None:
         lines.append(f"{'the same first class':<36} {result.same_top1} of {result.pictures}")
+    own = max((line.own for line in result.lines if line.own is not None and not line.hidden), default=0.0)
+    if own > WORTH_SAYING:
+        lines.append(
+            f"the model is sharp: where the graph alone drops float32's last bits, outputs differ by up to {own:.1e}; "
+            f"{TIMES_OWN:g} times as much is allowed besides"
+        )
     if result.hidden:
         lines.append(f"rows are compared with what the store's rounding leaves open: it can hide {result.hidden:.1e}")
     return [*lines, *verdict(result)]

@@ -54,7 +54,7 @@ class Task:
             choices=job.choices,
             provider=request.provider,
             readers=job.source.reads_ahead,
-            versions=versions(request.provider),
+            versions=versions(request.provider, request.decoder),
         )
 
 

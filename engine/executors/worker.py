@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from ...errors import AttlasError
 from ..contents import Contents
+from ..runtime.decoders import HOST
 from ..runtime.graph import read_spec
 from ..runtime.providers import accelerates
 from ..runtime.session import Session
@@ -139,6 +140,7 @@ def _session(task: Task, provider: str, contents: Contents, cores: int, notes: l
         threads=cores,
         batch=task.plan.at_once,
         precision=task.plan.identity.get("precision", "float32"),
+        decoder=task.plan.identity.get("decoder", HOST),
         **choices,
     )
     if session.on_cpu and elsewhere and automatic:

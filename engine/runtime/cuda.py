@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
@@ -53,11 +53,29 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of a device that holds an array, in the form in which libraries for cards pass arrays to each other."""
+    """Memory of a device that holds an array, in the form in which libraries for cards pass arrays to each other.
+
+    `owner` is whatever the memory is freed with.
+    """
 
     pointer: int
     shape: tuple[int, ...]
     dtype: str
+    owner: Any = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> Memory:
+        """The part at an index of the first axis."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} of {len(self)}")
+        size = self.nbytes // len(self)
+        return Memory(self.pointer + index * size, self.shape[1:], self.dtype, self.owner)
+
+    def data_ptr(self) -> int:
+        """`pointer`, as onnxruntime's values give it."""
+        return self.pointer
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +97,7 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     signs = (
         "out of memory",
+        "out_of_memory",
         "failed to allocate memory",
         "cuda failure 2:",
         "bad_alloc",
@@ -142,8 +161,11 @@ class Copies(Protocol):
     def host(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """An array of zeros in host memory that the device can access fast."""
 
-    def upload(self, value: Any, array: npt.NDArray[Any]) -> None:
-        """Copy a whole array into an OrtValue of the same shape; returns when the copy is complete."""
+    def upload(self, value: Any, array: npt.NDArray[Any] | Memory) -> None:
+        """Copy a whole array into an OrtValue of the same shape; returns when the copy is complete.
+
+        CUDA's library also copies from and to memory of the device.
+        """
 
     def download(self, array: npt.NDArray[Any], value: Any) -> None:
         """Fill an array from the front of an OrtValue; returns when the copy is complete."""
@@ -159,7 +181,7 @@ class OrtCopies:
         """Zeros in ordinary memory."""
         return np.zeros(shape, dtype)
 
-    def upload(self, value: Any, array: npt.NDArray[Any]) -> None:
+    def upload(self, value: Any, array: npt.NDArray[Any] | Memory) -> None:
         """See `Copies`."""
         value.update_inplace(array)
 
@@ -179,7 +201,7 @@ class Cudart:
     """
 
     # cudaMemcpyKind, and a flag of cudaStreamCreateWithFlags.
-    TO_DEVICE, TO_HOST, NON_BLOCKING = 1, 2, 1
+    TO_DEVICE, TO_HOST, ON_DEVICE, NON_BLOCKING = 1, 2, 3, 1
 
     def __init__(self, library: Any) -> None:
         """Wrap a loaded library."""
@@ -216,9 +238,12 @@ class Cudart:
         array.fill(0)
         return array
 
-    def upload(self, value: Any, array: npt.NDArray[Any]) -> None:
+    def upload(self, value: Any, array: npt.NDArray[Any] | Memory) -> None:
         """See `Copies`."""
-        self._copy(value.data_ptr(), array.ctypes.data, array.nbytes, self.TO_DEVICE)
+        if isinstance(array, Memory):
+            self._copy(value.data_ptr(), array.pointer, array.nbytes, self.ON_DEVICE)
+        else:
+            self._copy(value.data_ptr(), array.ctypes.data, array.nbytes, self.TO_DEVICE)
 
     def download(self, array: npt.NDArray[Any], value: Any) -> None:
         """See `Copies`."""

@@ -1,7 +1,8 @@
 """Decode a picture to the graph's pixels by the graph's recipe, without torch: the only module that uses Pillow.
 
 The pixels equal those of timm's evaluation transform bit for bit (`timm.data.create_transform`, which is torchvision's
-Resize and CenterCrop on a Pillow image converted to RGB). That conversion would clip grey pictures with more than 8
+Resize and CenterCrop on a Pillow image converted to RGB), or those of the library that the recipe comes from, where it
+treats transparency otherwise. That conversion would clip grey pictures with more than 8
 bits per sample; here the range of their format is mapped to black to white instead (`RANGE`).
 """
 
@@ -31,12 +32,13 @@ __all__ = [
     "Picture",
     "Pixels",
     "Resample",
+    "border_colour",
+    "colours_of",
     "crop_box",
     "decode",
     "decode_into",
     "decode_mask",
     "prepare",
-    "rgb",
     "rgbx",
     "size_of",
 ]
@@ -116,7 +118,7 @@ class Picture(NamedTuple):
 
 
 type Resample = Callable[[Pixels, tuple[int, int], str, tuple[int, int], Pixels], None]
-type DecodeJpeg = Callable[[bytes, tuple[int, int]], Pixels | None]
+type DecodeJpeg = Callable[[bytes, tuple[int, int] | None], Pixels | None]
 
 
 class Fast(NamedTuple):
@@ -160,6 +162,9 @@ def decode_into(
         DecodeError: as for `decode`.
     """
     try:
+        if fast.jpeg is not None and (source := fast.jpeg(data, None)) is not None:
+            _place(source, recipe, fast, out)
+            return (source.shape[0], source.shape[1]), ()
         with warnings.catch_warnings():
             # Pillow warns of corrupt EXIF, odd palettes and the like, but only the pixels matter here.
             warnings.simplefilter("ignore")
@@ -171,8 +176,8 @@ def decode_into(
                     if source is not None:
                         _place(source, recipe, fast, out)
                         return size, ()
-                colours, remarks = rgb(picture)
-            if fast.resample is None:
+                colours, remarks = colours_of(picture, recipe)
+            if fast.resample is None or colours.mode != "RGB":
                 out[...] = np.asarray(prepare(colours, recipe))
             else:
                 _place(rgbx(colours), recipe, fast, out)
@@ -218,23 +223,32 @@ def size_of(data: bytes) -> tuple[int, int]:
         return picture.height, picture.width
 
 
-def rgb(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """A picture as 8-bit RGB, and its remarks (see `Picture`).
+def colours_of(picture: Image.Image, recipe: Recipe) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture as 8-bit RGB, unless the recipe resizes it before, and its remarks (see `Picture`).
 
     Raises:
         DecodeError: its values for black and white are unknown.
     """
-    grey, remarks = _eight_bits(picture) if picture.mode in _WIDE_MODES else (picture, ())
-    return grey.convert("RGB"), remarks
+    if picture.mode in _WIDE_MODES:
+        grey, remarks = _eight_bits(picture)
+        return grey.convert("RGB"), remarks
+    if recipe.transparency == "resized" and picture.mode not in ("L", "RGB"):
+        return picture.copy(), ()  # its file may be closed before it is resized
+    if recipe.transparency == "white" and ("A" in picture.getbands() or picture.info.get("transparency") is not None):
+        over = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", over.size, (255, 255, 255, 255)), over)
+    return picture.convert("RGB"), ()
 
 
 def rgbx(picture: Image.Image) -> Pixels:
     """An RGB picture as (row, column, 4) uint8: RGB and a byte of anything, as Pillow keeps it."""
-    return np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint8).reshape(picture.height, picture.width, 4)
+    # Writable, as from a JPEG: numba takes twice the time to recognise what is not.
+    data = bytearray(picture.tobytes("raw", "RGBX"))
+    return np.frombuffer(data, np.uint8).reshape(picture.height, picture.width, 4)
 
 
 def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
-    """Resize and crop an RGB picture by the recipe, as timm's evaluation transform does."""
+    """Resize and crop a picture by the recipe, as timm's evaluation transform does; RGB in the end."""
     height, width = resized(picture.height, picture.width, recipe)
     _bounded((height, width), "would be resized to")
     # Like torchvision's Resize, do not resample a picture that already has the right size.
@@ -243,11 +257,13 @@ def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
     crop_height, crop_width = recipe.crop
     if crop_height > height or crop_width > width:
         missing_y, missing_x = max(0, crop_height - height), max(0, crop_width - width)
+        picture = picture.convert("RGB")
         border = (missing_x // 2, missing_y // 2, (missing_x + 1) // 2, (missing_y + 1) // 2)
-        picture = ImageOps.expand(picture, border, _border(recipe))
+        picture = ImageOps.expand(picture, border, border_colour(recipe))
         height, width = picture.height, picture.width
     top, left = _offset(height, crop_height, recipe), _offset(width, crop_width, recipe)
-    return picture.crop((left, top, left + crop_width, top + crop_height))
+    cropped = picture.crop((left, top, left + crop_width, top + crop_height))
+    return cropped if cropped.mode == "RGB" else cropped.convert("RGB")
 
 
 def _place(source: Pixels, recipe: Recipe, fast: Fast, out: Pixels) -> None:
@@ -257,11 +273,11 @@ def _place(source: Pixels, recipe: Recipe, fast: Fast, out: Pixels) -> None:
     _bounded((height, width), "would be resized to")
     top, left = _offset(height, recipe.crop[0], recipe), _offset(width, recipe.crop[1], recipe)
     if recipe.crop[0] > height or recipe.crop[1] > width:
-        out[...] = _border(recipe)
+        out[...] = border_colour(recipe)
     fast.resample(source, (height, width), recipe.interpolation, (top, left), out)
 
 
-def _border(recipe: Recipe) -> tuple[int, int, int]:
+def border_colour(recipe: Recipe) -> tuple[int, int, int]:
     """The colour around a picture that is smaller than the crop."""
     if recipe.crop_mode != "border":
         return 0, 0, 0

@@ -6,13 +6,17 @@ import functools
 import io
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from .decode import PILLOW, DecodeJpeg, Fast, Pixels, Resample, rgbx
+from .decode import PILLOW, DecodeJpeg, Fast, Pixels, rgbx
 
-__all__ = ["load", "loading", "ways"]
+if TYPE_CHECKING:
+    from .resample import Order
+
+__all__ = ["load", "loading", "order", "ways"]
 
 # For the trial: (height, width) before and after, on both sides of where Pillow's versions change the order of passes.
 RESIZES = (
@@ -50,11 +54,16 @@ def load() -> Fast:
     Pillow's versions resize differently, and it may be built with another JPEG library.
     """
     try:
-        fast = Fast(resample=_resample())
+        own = order()
     except Exception:  # of any kind that a package or a compiler has: nobody needs the faster ways
         return PILLOW
+    if own is None:
+        return PILLOW
+    from . import resample
+
+    fast = Fast(resample=functools.partial(resample.resample, order=own))
     try:
-        return fast._replace(jpeg=_jpeg()) if fast.resample is not None else PILLOW
+        return fast._replace(jpeg=_jpeg())
     except Exception:  # likewise
         return fast
 
@@ -75,11 +84,11 @@ def _why(package: str) -> str:
     return f"{package} fails here, or gives other pixels than this Pillow"
 
 
-def _resample() -> Resample | None:
-    """`resample` with the order of passes of the Pillow that is installed; None if no known order gives its pixels."""
+def order() -> Order | None:
+    """The order of passes of the Pillow that is installed, as `resample` takes it; None if it is none that is known."""
     from . import resample as own
 
-    def as_pillow(order: own.Order) -> bool:
+    def as_pillow(order: Order) -> bool:
         for before, after in RESIZES:
             picture = Image.fromarray(_noise(*before))
             for name in own.FILTERS:
@@ -89,8 +98,7 @@ def _resample() -> Resample | None:
                     return False
         return True
 
-    order = next(filter(as_pillow, own.ORDERS), None)
-    return None if order is None else functools.partial(own.resample, order=order)
+    return next(filter(as_pillow, own.ORDERS), None)
 
 
 def _jpeg() -> DecodeJpeg | None:

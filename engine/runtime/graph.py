@@ -52,6 +52,8 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         AttlasError: there is no such file, or it is not an ONNX model.
     """
     path = Path(path)
+    if path.is_dir():
+        raise AttlasError(f"{path}: is a folder, not a graph; name the .onnx file that `attlas export` wrote")
     if not path.is_file():
         raise AttlasError(f"{path}: there is no such graph; `attlas export MODEL -o {path}` makes one")
     try:
@@ -59,7 +61,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         if not model.graph.output:
             raise ValueError("no outputs")
     except Exception:  # protobuf and onnx raise many types
-        raise AttlasError(f"{path}: is no ONNX model") from None
+        raise AttlasError(f"{path}: is no ONNX model, or is cut off; `attlas export` makes one") from None
     return model
 
 
@@ -137,6 +139,9 @@ def prepare(
         AttlasError: the graph does not have a wanted output, or the model does not fit the graph.
     """
     model = load(path)
+    missing = sorted(name for name in _external(model) if not (Path(path).parent / name).is_file())
+    if missing:
+        raise AttlasError(f"{path}: its weights, {missing[0]}, are missing; keep them beside the graph")
     graph = model.graph
     have = {o.name: o for o in graph.output}
     made: dict[str, onnx.ValueInfoProto] = dict(have)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ..sources.files import expanded
-from .decode import DecodeError, decode, prepare, rgb, size_of
+from .decode import DecodeError, colours_of, decode, prepare, size_of
 
 __all__ = ["crop_of", "each_picture", "name_of", "original_size"]
 
@@ -67,7 +67,7 @@ def crop_of(image: Any, spec: GraphSpec) -> npt.NDArray[np.uint8]:
         raise UsageError(f"{type(image).__name__}: is no picture; pass {KINDS}")
     try:
         if hasattr(image, "convert"):
-            return np.asarray(prepare(rgb(image)[0], spec.recipe))
+            return np.asarray(prepare(colours_of(image, spec.recipe)[0], spec.recipe))
         data = bytes(image) if isinstance(image, bytes | bytearray) else Path(expanded(image)).read_bytes()
         return decode(data, spec.recipe)[0]
     except OSError as error:

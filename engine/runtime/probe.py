@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from .cuda import RING, OnCard, OutOfMemoryError, fitting_batch
+from .decoders import HOST, Decoder
 from .outputs import Wanted
 from .providers import Precision
 from .session import Session
@@ -29,6 +30,7 @@ def probe_batch(
     device: str | None = None,
     precision: Precision = "float32",
     card: OnCard | None = None,
+    decoder: Decoder = HOST,
 ) -> int:
     """How many images a device should infer at once, found by running black pictures.
 
@@ -48,12 +50,20 @@ def probe_batch(
         device: as for `Session`.
         precision: as for `Session`.
         card: as for `Session`.
+        decoder: as for `Session`.
 
     Raises:
         OutOfMemoryError: not even one image fits.
         AttlasError: as `Session`.
     """
-    choices = {"wanted": wanted, "appended": appended, "card": card, "device": device, "precision": precision}
+    choices = {
+        "wanted": wanted,
+        "appended": appended,
+        "card": card,
+        "device": device,
+        "precision": precision,
+        "decoder": decoder,
+    }
     make = partial(Session, graph, provider=provider, **choices)  # type: ignore[arg-type]
     while True:
         found, rate = _probe(make, batch, timed=most is not None and 2 * batch <= most)

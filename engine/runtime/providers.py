@@ -32,6 +32,7 @@ __all__ = [
     "create_session",
     "find",
     "on_cards",
+    "preload",
     "providers",
     "resolve_provider",
 ]
@@ -71,7 +72,7 @@ class Provider:
     left_out: tuple[str, ...] = ()
 
 
-PROVIDERS = (
+PROVIDERS: tuple[Provider, ...] = (
     # It computes half precision between casts, and drops casts that undo each other. Merging equal casts hides such
     # pairs, so the rounding of a value would depend on its other uses.
     Provider(CPU, host=True, left_out=("CommonSubexpressionElimination",)),
@@ -186,10 +187,8 @@ def create_session(
     first = find(candidates[0])
     for name, value in first.environment.items():
         os.environ.setdefault(name, value)
-    if first.cards and hasattr(ort, "preload_dlls"):
-        # Finds the CUDA libraries that pip installed; the check below reports missing ones.
-        with contextlib.suppress(Exception):
-            ort.preload_dlls()
+    if first.cards:
+        preload()  # the check below reports what is missing
     chosen = [find(name) for name in dict.fromkeys([*candidates, *([first.then] if first.then else []), CPU])]
     capture = capture and bool(first.captures)
 
@@ -223,6 +222,13 @@ def create_session(
             "`attlas doctor` says what is missing (`pip install attlas[gpu]` brings the CUDA libraries)"
         )
     return session, capture
+
+
+def preload() -> None:
+    """Load the CUDA libraries that pip installed, as far as they are there."""
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.suppress(Exception):
+            ort.preload_dlls()
 
 
 def _has_driver() -> bool:

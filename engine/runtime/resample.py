@@ -1,4 +1,4 @@
-"""Pillow's resize, computed for only the part that is needed: the only module of the engine that uses numba.
+"""Pillow's resize, computed by numba for only the part that is needed.
 
 The pixels equal Pillow's bit for bit (`Image.resize` of an 8-bit RGB picture, then `crop`). Coefficients are computed
 in float64 and rounded to 22 bits, and the result of each pass is rounded and clipped to 8 bits, so the order of passes
@@ -7,8 +7,9 @@ matters (Pillow's `Resample.c`; for `nearest`, `Geometry.c`). It works outside t
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,15 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["ORDERS", "resample"]
+__all__ = ["BITS", "FILTERS", "HALF", "ORDERS", "Order", "coefficients", "resample", "window"]
 
 BITS = 22  # of a coefficient's fraction: 32 bits, less 8 for the pixel and 2 for sums outside of 0 to 1
 HALF = 1 << (BITS - 1)
+LOW = 11  # bits of a coefficient's lower part: both parts fit into 16 bits
+# Coefficients in a group: for pixels of a row, and for rows.
+ACROSS, DOWN = 4, 2
+COPIES = 4  # of a pixel's coefficient, for its bytes
+CHUNK = 16  # bytes of a row that are resized at once
 # (number, support in pixels) of a filter
 FILTERS = {
     "nearest": (0, 0.0),
@@ -35,6 +41,8 @@ FILTERS = {
 HAMMING = (float(np.float32(0.54)), float(np.float32(0.46)))
 
 
+# Starts, factors, groups, first source and number of sources (`_packed`).
+type Table = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], int, int, int]
 type Order = Callable[[int, int, int, int], bool]
 
 
@@ -65,52 +73,199 @@ def resample(
     """Resize a picture, and take the crop that lies in it.
 
     Args:
-        source: (row, column, 4) uint8 in C order: RGB and one byte of anything.
+        source: (row, column, 4) uint8 in C order, writable (others are one more kind to compile): RGB and one byte of
+            anything.
         size: (height, width) after the resize.
         interpolation: one of `FILTERS`.
         offset: (row, column) of the crop in the resized picture; negative where the crop begins before the picture.
         out: (row, column, 3) uint8 in C order: the crop. What lies outside the resized picture is not changed.
         order: whether the vertical pass is first for (height, width, new height, new width).
     """
-    number, support = FILTERS[interpolation]
+    support = FILTERS[interpolation][1]
     before = source.shape[0], source.shape[1]
-    _resample(source, number, support, *size, *offset, order(*before, *size), out)
+    height, width = _padded(before[0], size[0], support), _padded(before[1], size[1], support)
+    if (height, width) != before:
+        source = np.pad(source, [(0, height - before[0]), (0, width - before[1]), (0, 0)])
+    y, top, rows = window(size[0], offset[0], out.shape[0])
+    x, left, columns = window(size[1], offset[1], out.shape[1])
+    down = _table(interpolation, before[0], height, size[0], top, rows, DOWN, 1)
+    across = _table(interpolation, before[1], width, size[1], left, columns, ACROSS, COPIES)
+    _resample(source, rows, columns, down, across, order(*before, *size), out, y, x)
+
+
+def _padded(edge: int, target: int, support: float) -> int:
+    """An edge with as many pixels as a result may have coefficients, in whole groups; added pixels count nothing."""
+    count = 2 * math.ceil(support * max(edge / target, 1)) + 1
+    return max(edge, -(-count // ACROSS) * ACROSS)
+
+
+def window(edge: int, offset: int, crop: int) -> tuple[int, int, int]:
+    """Of the pixels along an edge after the resize: where in the crop they begin, the first of them, and how many."""
+    place, first = max(-offset, 0), max(offset, 0)
+    return place, first, min(crop - place, edge - first)
+
+
+def coefficients(
+    name: str, edge: int, target: int, first: int, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """How `count` pixels, from `first` on, of an edge resized to `target` are sums of its pixels.
+
+    Returns:
+        (pixel, 2) first summand and how many; (pixel, summand) their weights, in units of 2^-`BITS`.
+    """
+    bounds, weights = _coefficients(*FILTERS[name], edge, target, first, count)
+    return bounds, weights
+
+
+@functools.lru_cache(maxsize=256)  # pictures of a data set often have the same size
+def _table(name: str, edge: int, padded: int, target: int, first: int, count: int, group: int, copies: int) -> Table:
+    """How `count` results, from `first` on, of an edge resized to `target` are made of its pixels.
+
+    They are padded to `padded` pixels. See `_packed`.
+    """
+    bounds, weights = coefficients(name, edge, target, first, count)
+    found: Table = _packed(bounds, weights, group, copies, padded)
+    return found
+
+
+def _summing(group: Callable[..., Any], results: int, numbers: int) -> Any:
+    """For compiled code: `(source, at, step, starts, first, factors, groups, out, to)` makes `CHUNK` bytes.
+
+    They are `results` results from `first` on: bytes of the source, from `source[at + starts[result] * step]` on, by
+    coefficients, summed over `groups` groups, rounded and clipped to `out[to:]`. `group(builder, pixels, step, index)`
+    gives the bytes of a group as 16 bits, where neighbours belong to the same sum; `factors` has `numbers` numbers for
+    each of both parts of its coefficients (`_packed`). Products of 16 bits, added by neighbours, are one instruction,
+    which compilers find in this form, but not in a loop.
+    """
+    lanes = 2 * CHUNK // results if results > 1 else CHUNK
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def summed(
+        typing: Any,
+        source: Any,
+        at: Any,
+        step: Any,
+        starts: Any,
+        first: Any,
+        factors: Any,
+        groups: Any,
+        out: Any,
+        to: Any,
+    ) -> Any:
+        signature = types.void(source, at, step, starts, first, factors, groups, out, to)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = functools.partial(_pointer, context, builder, signature, args)
+            _, at, step, _, first, _, groups, _, to = args
+            size = builder.mul(groups, _number(2 * numbers))
+            sums = []
+            for number in (builder.add(first, _number(result)) for result in range(results)):
+                start = builder.load(pointer(3, number))
+                pixels = pointer(0, builder.add(at, builder.mul(start, step)))
+                parts = [cgutils.alloca_once_value(builder, _all(0, lanes)) for _ in range(2)]
+                sums.append((pixels, pointer(5, builder.mul(number, size)), parts))
+            with cgutils.for_range(builder, groups) as loop:
+                for pixels, weights, parts in sums:
+                    values = group(builder, pixels, step, loop.index)
+                    at = builder.gep(weights, [builder.mul(loop.index, _number(2 * numbers))])
+                    for number, part in enumerate(parts):
+                        factor = _vector(builder, builder.gep(at, [_number(number * numbers)]), 32, numbers)
+                        factor = _shuffled(builder, factor, [lane * numbers // lanes for lane in range(lanes)])
+                        factor = builder.bitcast(factor, ir.VectorType(ir.IntType(16), 2 * lanes))
+                        builder.store(builder.add(builder.load(part), _pairs(builder, values, factor)), part)
+            totals = []
+            for _, _, parts in sums:
+                high, low = (builder.load(part) for part in parts)
+                totals.append(builder.add(builder.shl(high, _all(LOW, lanes)), low))
+            _store(builder, totals, pointer(7, to))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return summed
+
+
+def _store(builder: Any, totals: list[Any], target: Any) -> None:
+    """Write sums as bytes. Of several results, each has its sums in two halves."""
+    if len(totals) > 1:
+        half = totals[0].type.count // 2
+        halves = [[at + lane for at in (start, start + 2 * half) for lane in range(half)] for start in (0, half)]
+        pairs = zip(totals[::2], totals[1::2], strict=True)
+        totals = [builder.add(*(_shuffled(builder, one, order, two) for order in halves)) for one, two in pairs]
+    for number, total in enumerate(totals):
+        lanes = total.type.count
+        total = builder.ashr(builder.add(total, _all(HALF, lanes)), _all(BITS, lanes))
+        for sign, limit in (("<", 0), (">", 255)):
+            total = builder.select(builder.icmp_signed(sign, total, _all(limit, lanes)), _all(limit, lanes), total)
+        kind = ir.VectorType(ir.IntType(8), lanes)
+        place = builder.bitcast(builder.gep(target, [_number(number * lanes)]), kind.as_pointer())
+        builder.store(builder.trunc(total, kind), place, align=1)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _pixel(typingctx: Any, source: Any, at: Any, weights: Any, first: Any, count: Any, out: Any, to: Any) -> Any:
-    """Write to `out[to:to + 4]` the sum of `count` pixels of 4 bytes, from `source[at]` on, by `weights[first:]`.
-
-    All four bytes at once, which compilers do not find by themselves: half the time.
-    """
-    signature = types.void(source, at, weights, first, count, out, to)
-    byte, word = ir.VectorType(ir.IntType(8), 4), ir.VectorType(ir.IntType(32), 4)
+def _rgb(typing: Any, source: Any, at: Any, out: Any, to: Any) -> Any:
+    """For compiled code: copies four pixels without their fourth byte."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def pointer(number: int, index: Any) -> Any:
-            array = context.make_array(signature.args[number])(context, builder, args[number])
-            return builder.gep(array.data, [index])
-
-        def all_of(value: int) -> Any:
-            return ir.Constant(word, [value] * 4)
-
-        pixels = builder.bitcast(pointer(0, args[1]), byte.as_pointer())
-        factors = pointer(2, args[3])
-        total = cgutils.alloca_once_value(builder, all_of(HALF))
-        with cgutils.for_range(builder, args[4]) as loop:
-            pixel = builder.zext(builder.load(builder.gep(pixels, [loop.index]), align=1), word)
-            factor = builder.load(builder.gep(factors, [loop.index]))
-            factor = builder.insert_element(ir.Constant(word, ir.Undefined), factor, ir.Constant(ir.IntType(32), 0))
-            factor = builder.shuffle_vector(factor, ir.Constant(word, ir.Undefined), all_of(0))
-            builder.store(builder.add(builder.load(total), builder.mul(pixel, factor)), total)
-        value = builder.ashr(builder.load(total), all_of(BITS))
-        value = builder.select(builder.icmp_signed("<", value, all_of(0)), all_of(0), value)
-        value = builder.select(builder.icmp_signed(">", value, all_of(255)), all_of(255), value)
-        target = builder.bitcast(pointer(5, args[6]), byte.as_pointer())
-        builder.store(builder.trunc(value, byte), target, align=1)
+        pixels = _vector(builder, _pointer(context, builder, signature, args, 0, args[1]), 8, 16)
+        kept = _shuffled(builder, pixels, [4 * pixel + channel for pixel in range(4) for channel in range(3)])
+        target = _pointer(context, builder, signature, args, 2, args[3])
+        builder.store(kept, builder.bitcast(target, kept.type.as_pointer()), align=1)
         return context.get_dummy_value()
 
-    return signature, codegen
+    return types.void(source, at, out, to), codegen
+
+
+def _pointer(context: Any, builder: Any, signature: Any, args: Any, number: int, index: Any) -> Any:
+    """The address of an element of the array that is the argument of this number."""
+    array = context.make_array(signature.args[number])(context, builder, args[number])
+    return builder.gep(array.data, [index])
+
+
+def _number(value: int) -> Any:
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _all(value: int, lanes: int) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), lanes), [value] * lanes)
+
+
+def _vector(builder: Any, pointer: Any, bits: int, count: int) -> Any:
+    return builder.load(builder.bitcast(pointer, ir.VectorType(ir.IntType(bits), count).as_pointer()), align=1)
+
+
+def _shuffled(builder: Any, values: Any, order: Iterable[int], others: Any = None) -> Any:
+    indices = list(order)
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), indices)
+    return builder.shuffle_vector(values, ir.Constant(values.type, ir.Undefined) if others is None else others, mask)
+
+
+def _pairs(builder: Any, values: Any, factors: Any) -> Any:
+    """Products of 16 bits, each added to its neighbour's."""
+    wide = ir.VectorType(ir.IntType(32), values.type.count)
+    products = builder.mul(builder.sext(values, wide), builder.sext(factors, wide))
+    return builder.add(*(_shuffled(builder, products, range(at, wide.count, 2)) for at in (0, 1)))
+
+
+def _of_a_row(builder: Any, pixels: Any, step: Any, index: Any) -> Any:
+    """Four pixels of 4 bytes, which follow one another: bytes of the first two in turn, then of the others."""
+    values = _vector(builder, builder.gep(pixels, [builder.mul(index, _number(4 * ACROSS))]), 8, 4 * ACROSS)
+    values = _shuffled(
+        builder, values, [pair + byte + pixel for pair in (0, 8) for byte in range(4) for pixel in (0, 4)]
+    )
+    return builder.zext(values, ir.VectorType(ir.IntType(16), 4 * ACROSS))
+
+
+def _of_two_rows(builder: Any, pixels: Any, step: Any, index: Any) -> Any:
+    """Bytes of two rows in turn."""
+    upper = builder.gep(pixels, [builder.mul(index, builder.mul(step, _number(DOWN)))])
+    rows = [_vector(builder, row, 8, CHUNK) for row in (upper, builder.gep(upper, [step]))]
+    values = _shuffled(builder, rows[0], [byte + row for byte in range(CHUNK) for row in (0, CHUNK)], rows[1])
+    return builder.zext(values, ir.VectorType(ir.IntType(16), DOWN * CHUNK))
+
+
+_pixels = _summing(_of_a_row, CHUNK // 4, COPIES * ACROSS // 2)
+_chunk = _summing(_of_two_rows, 1, 1)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -171,55 +326,69 @@ def _coefficients(number: int, support: float, edge: int, target: int, first: in
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _across(source: Any, start: int, stride: int, rows: int, bounds: Any, shift: int, weights: Any, out: Any) -> None:
-    """The horizontal pass over `rows` lines of `stride` bytes from byte `start` on; `shift` is their first column."""
-    columns, length, flat = weights.shape[0], weights.shape[1], weights.reshape(-1)
-    for y in range(rows):
-        for x in range(columns):
-            at = start + y * stride + (bounds[x, 0] - shift) * 4
-            _pixel(source, at, flat, x * length, bounds[x, 1], out, (y * columns + x) * 4)
+def _packed(bounds: Any, weights: Any, group: int, copies: int, edge: int) -> Any:
+    """Coefficients as `_summing` reads them: starts, factors, groups of each result; first and number of their sources.
+
+    Starts count from the first source. Factors (result, group, part, number) hold two coefficients in a number. Each
+    result has as many groups, so that some coefficients are 0, and results that count nothing fill the last `CHUNK`.
+    """
+    count, groups = len(bounds), (bounds[:, 1].max() + group - 1) // group
+    first, last = bounds[0, 0], bounds[-1, 0] + bounds[-1, 1]
+    sources = max(last - first, groups * group, CHUNK // 4)
+    first = min(first, edge - sources)
+    starts = np.full((count + CHUNK // 4 - 1) // (CHUNK // 4) * (CHUNK // 4), sources - groups * group)
+    factors = np.zeros((len(starts), groups, 2, group // 2 * copies), np.int32)
+    for i in range(count):
+        starts[i] = min(bounds[i, 0] - first, starts[i])
+        for k in range(bounds[i, 1]):
+            at, weight = bounds[i, 0] - first - starts[i] + k, weights[i, k]
+            number, shift = at % group // 2 * copies, at % 2 * 16
+            for copy in range(copies):
+                factors[i, at // group, 0, number + copy] |= ((weight >> LOW) & 0xFFFF) << shift
+                factors[i, at // group, 1, number + copy] |= (weight & ((1 << LOW) - 1)) << shift
+    return starts, factors.reshape(-1), groups, first, sources
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _down(source: Any, start: int, stride: int, size: int, bounds: Any, shift: int, weights: Any, out: Any) -> None:
-    """The vertical pass over `size` bytes of lines of `stride` bytes from byte `start` on, which is of row `shift`."""
-    total = np.empty(size, np.int32)
-    for y in range(weights.shape[0]):
-        for x in range(size):
-            total[x] = HALF
-        for k in range(bounds[y, 1]):
-            at, factor = start + (bounds[y, 0] - shift + k) * stride, weights[y, k]
-            line = source[at : at + size]
-            for x in range(size):
-                total[x] += np.int32(line[x]) * factor
-        line = out[y * size : (y + 1) * size]
-        for x in range(size):
-            line[x] = min(max(total[x] >> BITS, 0), 255)
+def _across(source: Any, start: int, stride: int, rows: int, table: Any, out: Any) -> None:
+    """The horizontal pass over `rows` rows of `stride` bytes; a row of `out` is as many whole `CHUNK`s as it needs."""
+    starts, factors, groups, _, _ = table
+    for y in range(rows):
+        for x in range(0, len(starts), CHUNK // 4):
+            _pixels(source, start + y * stride, 4, starts, x, factors, groups, out, (y * len(starts) + x) * 4)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _down(source: Any, start: int, stride: int, size: int, rows: int, table: Any, out: Any) -> None:
+    """The vertical pass over `size` bytes, at least a `CHUNK`, of rows of `stride` bytes."""
+    starts, factors, groups, _, _ = table
+    for y in range(rows):
+        for byte in range(0, size, CHUNK):
+            x = min(byte, size - CHUNK)
+            _chunk(source, start + x, stride, starts, y, factors, groups, out, y * size + x)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _resample(
-    source: Any, number: int, support: float, height: int, width: int, top: int, left: int, down_first: bool, out: Any
+    source: Any, rows: int, columns: int, down: Any, across: Any, down_first: bool, out: Any, y: int, x: int
 ) -> None:
-    y, x = max(-top, 0), max(-left, 0)
-    top, left = max(top, 0), max(left, 0)
-    rows, columns = min(out.shape[0] - y, height - top), min(out.shape[1] - x, width - left)
-    across, horizontal = _coefficients(number, support, source.shape[1], width, left, columns)
-    down, vertical = _coefficients(number, support, source.shape[0], height, top, rows)
-    flat, stride = source.reshape(-1), source.shape[1] * 4
-    row, lines = down[0, 0], down[rows - 1, 0] + down[rows - 1, 1] - down[0, 0]
-    column, wide = across[0, 0], across[columns - 1, 0] + across[columns - 1, 1] - across[0, 0]
-    done = np.empty(rows * columns * 4, np.uint8)
+    stride, size = source.shape[1] * 4, len(across[0]) * 4
+    row, lines, column, wide = down[3], down[4], across[3], across[4]
+    start, flat = row * stride + column * 4, source.reshape(-1)
+    done = np.empty(rows * size, np.uint8)
     if down_first:
         between = np.empty(rows * wide * 4, np.uint8)
-        _down(flat, column * 4, stride, wide * 4, down, 0, vertical, between)
-        _across(between, 0, wide * 4, rows, across, column, horizontal, done)
+        _down(flat, start, stride, wide * 4, rows, down, between)
+        _across(between, 0, wide * 4, rows, across, done)
     else:
-        between = np.empty(lines * columns * 4, np.uint8)
-        _across(flat, row * stride, stride, lines, across, 0, horizontal, between)
-        _down(between, 0, columns * 4, columns * 4, down, row, vertical, done)
+        between = np.empty(lines * size, np.uint8)
+        _across(flat, start, stride, lines, across, between)
+        _down(between, 0, size, size, rows, down, done)
+    pixels = out.reshape(-1)
     for i in range(rows):
-        for j in range(columns):
-            at = (i * columns + j) * 4
+        at, to = i * size, ((y + i) * out.shape[1] + x) * 3
+        for j in range(columns // 4):
+            _rgb(done, at + 16 * j, pixels, to + 12 * j)
+        for j in range(columns // 4 * 4, columns):
             for channel in range(3):
-                out[y + i, x + j, channel] = done[at + channel]
+                pixels[to + 3 * j + channel] = done[at + 4 * j + channel]

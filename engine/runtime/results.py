@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...exporter.spec import GraphSpec
 
-__all__ = ["Result", "likeliest", "softmax"]
+__all__ = ["Result", "likeliest", "softmax", "stack_layers"]
 
 
 class Result(dict[str, npt.NDArray[Any]]):
@@ -87,3 +87,14 @@ def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     powers = np.exp(logits.astype(np.float64) - logits.max())
     found: npt.NDArray[np.float64] = powers / powers.sum()
     return found
+
+
+def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Stack `attention.0`, `attention.1` ... on a layer axis after the image axis; other arrays are not changed."""
+    layers: dict[str, list[tuple[int, str]]] = {}
+    for name in arrays:
+        kind, dot, number = name.partition(".")
+        if dot:
+            layers.setdefault(kind, []).append((int(number), name))
+    found = {kind: np.stack([arrays[n] for _, n in sorted(each)], axis=1) for kind, each in layers.items()}
+    return {n: a for n, a in arrays.items() if "." not in n} | found

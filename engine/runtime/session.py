@@ -23,6 +23,7 @@ from .cuda import (
     POOL,
     Copies,
     Cudart,
+    Memory,
     OnCard,
     OrtCopies,
     OutOfMemoryError,
@@ -31,14 +32,16 @@ from .cuda import (
     Slot,
     out_of_memory,
 )
+from .decoders import HOST, Decoder, Filler, HostFiller
 from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
+from .on_card import filler_of
 from .openvino import OpenVinoGraph
 from .ort import OrtGraph
 from .outputs import Wanted
 from .pictures import crop_of, each_picture, name_of
 from .providers import OPENVINO, Precision, accelerates, check_precision, cores, find, resolve_provider
-from .results import Result
+from .results import Result, stack_layers
 
 __all__ = ["Session", "constants"]
 
@@ -83,6 +86,7 @@ class Session:
         appended: outputs of the appended model, or of the card's statistics: shape without the image axis, and dtype.
         card: the statistics that a card computes from attention in its memory.
         derives: whether gradients are computed, so that a run needs target classes.
+        filler: decodes pictures into what `pixels` gives.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Session:
         ablate: bool = False,
         optimize: bool = True,
         batch: int | None = None,
+        decoder: Decoder = HOST,
     ) -> None:
         """Load a graph.
 
@@ -116,9 +121,10 @@ class Session:
             optimize: let onnxruntime fuse and replace nodes. Without, it computes each as it stands in the graph.
             batch: the number of images of every `run_into`. An accelerator then has no arithmetic with shapes left,
                 which would be the host's, and a card repeats its first run as a CUDA graph. Processors run any number.
+            decoder: `cuda` decodes the pictures of `run_into` on the card.
 
         Raises:
-            AttlasError: the file is not a graph of attlas, or the provider does not work here.
+            AttlasError: the file is not a graph of attlas, or the provider or the decoder does not work here.
             UsageError: `graph` is not a path, or there is no such provider or precision.
         """
         if not isinstance(graph, str | os.PathLike):
@@ -158,6 +164,7 @@ class Session:
         # A card runs one batch at a time; a second batch would only use more of its memory.
         self._lock = contextlib.nullcontext() if self.on_cpu else threading.Lock()
         self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
+        self.filler: Filler = filler_of(decoder, self.spec.recipe, self._copies)
         self._ring: Ring | None = None
         # Loads the graph once more, if its runs cannot be recorded.
         without = partial(load, fixed, capture=False)
@@ -189,9 +196,12 @@ class Session:
         """Arrays for `run_into`, for `batch` images, one per output with an image axis; pinned for a card."""
         return {name: self._copies.host((batch, *shape), dtype) for name, (shape, dtype) in self._batched().items()}
 
-    def pixels(self, batch: int) -> npt.NDArray[np.uint8]:
-        """A black array for the pixels of `run_into`, (image, row, column, channel) uint8; pinned for a card."""
-        return self._copies.host((batch, *self.spec.image_size, 3), "uint8")
+    def pixels(self, batch: int) -> Any:
+        """Room for the pixels of `run_into`: (image, row, column, channel) uint8, where `filler` puts them."""
+        if not isinstance(self.filler, HostFiller):
+            # Runs are recorded now, since CUDA forbids to allocate memory meanwhile, to a decoder too.
+            self._slots(batch)
+        return self.filler.pixels(batch)
 
     @property
     def on_device(self) -> bool:
@@ -210,7 +220,7 @@ class Session:
 
     def run_into(
         self,
-        pixels: npt.NDArray[np.uint8],
+        pixels: npt.NDArray[np.uint8] | Memory,
         buffers: Mapping[str, npt.NDArray[Any]],
         count: int,
         target: npt.NDArray[np.int64] | None = None,
@@ -227,7 +237,7 @@ class Session:
         Raises:
             AttlasError: the runtime fails, or the device does not have enough memory (`OutOfMemoryError`).
         """
-        given: dict[str, npt.NDArray[Any]] = dict.fromkeys(self._inputs, pixels)
+        given: dict[str, Any] = dict.fromkeys(self._inputs, pixels)
         if self.derives:
             given[TARGET] = np.full(len(pixels), PREDICTED, np.int64) if target is None else target
         with self._failures(len(pixels)):
@@ -265,9 +275,7 @@ class Session:
                 parts.append(self._graph.session.run([self.wanted[0].name], given)[0])
         return np.concatenate(parts)
 
-    def _run_on_device(
-        self, given: Mapping[str, npt.NDArray[Any]], buffers: Mapping[str, npt.NDArray[Any]], count: int
-    ) -> float:
+    def _run_on_device(self, given: Mapping[str, Any], buffers: Mapping[str, npt.NDArray[Any]], count: int) -> float:
         """Upload, run, download: only the run itself holds the lock, so copies overlap with another batch's run."""
         batch = len(next(iter(given.values())))
         with self._slots(batch).slot() as slot:
@@ -301,9 +309,7 @@ class Session:
         ring = Ring(self._make(batch, captured=True), batch)
         try:
             ring.fill()
-        except (
-            Exception
-        ):  # a runtime's exceptions have no common base except Exception; what is left to say comes again
+        except Exception:  # a runtime's have no common base except this; what is left to say comes again
             del ring
             gc.collect()
             self._graph, self._without = self._without(), None
@@ -422,17 +428,6 @@ def _in_openvino(
     if antialiased(path):
         raise AttlasError(f"{path}: resizes a constant, which OpenVINO computes wrong in silence; export it again")
     return OpenVinoGraph(model, path, shapes, beside=bool(weight_files(path)), threads=threads, precision=precision)
-
-
-def stack_layers(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Stack `attention.0`, `attention.1` ... on a layer axis after the image axis; other arrays are not changed."""
-    layers: dict[str, list[tuple[int, str]]] = {}
-    for name in arrays:
-        kind, dot, number = name.partition(".")
-        if dot:
-            layers.setdefault(kind, []).append((int(number), name))
-    found = {kind: np.stack([arrays[n] for _, n in sorted(each)], axis=1) for kind, each in layers.items()}
-    return {n: a for n, a in arrays.items() if "." not in n} | found
 
 
 def constants(graph: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float32]]:

@@ -43,6 +43,8 @@ def open_source(images: str | os.PathLike[str]) -> Source:
         AttlasError: it has another form, cannot be read, or contains no image.
     """
     path = files.expanded(images)
+    if not path:
+        raise UsageError("IMAGES is empty; name a folder, a table or an archive of images")
     try:
         return _open(path)
     except OSError as error:
@@ -100,7 +102,9 @@ def _refuse_other(path: str) -> None:
         what = "is an attention store, not images"
     else:
         return
-    raise UsageError(f"{path}: {what}; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`")
+    raise UsageError(
+        f"{path}: {what}; the order is GRAPH.onnx IMAGES, as in `attlas run GRAPH.onnx IMAGES -o STORE.zarr`"
+    )
 
 
 def _is_image_table(path: str) -> bool:

@@ -28,13 +28,15 @@ def find(model: str) -> tuple[Library, str]:
         UsageError: no library is called so.
         AttlasError: it is not installed.
     """
+    if not model.strip():
+        raise UsageError("MODEL is empty; `attlas models` lists the names")
     prefix, colon, rest = model.partition(":")
     if not colon or prefix in _TIMMS_OWN:
         prefix, rest = "timm", model
     if prefix not in LIBRARIES:
         raise UsageError(
-            f"{prefix}: is no library whose models are exported; these are: {', '.join(sorted(LIBRARIES))} "
-            "(a name without one is timm's)"
+            f"{prefix or repr(model)}: is no library whose models are exported; these are: "
+            f"{', '.join(sorted(LIBRARIES))} (a name without one is timm's)"
         )
     try:
         return _adapter(LIBRARIES[prefix]), rest

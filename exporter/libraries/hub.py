@@ -63,10 +63,18 @@ def downloads(show: Callable[[str, int, int], None]) -> Iterator[None]:
 
 
 def lacking(repository: str, files: Iterable[str | None]) -> str:
-    """Why none of these files of a repository can be had; "" if one is in the cache, or the hub's name resolves."""
+    """Why none of these files of a repository can be had; "" if one is in the cache, or the hub's name resolves.
+
+    Raises:
+        UsageError: no repository can have such a name.
+    """
+    hub = importlib.import_module("huggingface_hub")
+    try:
+        hub.utils.validate_repo_id(repository)
+    except ValueError:
+        raise UsageError(f"{repository!r}: is no repository of the hub, which is called ORG/NAME") from None
     if urllib.request.getproxies():
         return ""
-    hub = importlib.import_module("huggingface_hub")
     if any(isinstance(hub.try_to_load_from_cache(repository, file), str) for file in files if file):
         return ""
     if hub.constants.HF_HUB_OFFLINE:

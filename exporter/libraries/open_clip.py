@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AttlasError, UsageError, first_line
-from ..models.checkpoint import locate, read
+from ..models.checkpoint import locate, read, refuse_quantised
 from ..models.recipe import override, pair
 from ..models.weights import refuse_not_finite
 from ..spec import ClassName, Pooling, Recipe
@@ -144,7 +144,7 @@ class _OpenClip:
         classes = tuple(ClassName(str(i), text) for i, text in enumerate(request.texts))
         notes = [] if size is None else [f"position embeddings are resampled to {edges(size)} pixels by open_clip"]
         module = _Tower(whole, texts).eval().requires_grad_(False)
-        said = "" if request.preprocess is not None else "open_clip's transform, of RGB pictures"
+        said = "" if request.preprocess is not None else "open_clip's transform"
         return Model(
             module, self, *named, source, own_size, recipe, classes, "logits" if classes else "features",
             size is not None, "", tuple(notes), said,
@@ -197,9 +197,13 @@ def _known(name: str) -> tuple[str, str]:
     tag = name.removeprefix(found).removeprefix("/")
     tags = open_clip.list_pretrained_tags_by_model(found)
     if tag and tag not in tags:
-        hint = f"it has {', '.join(tags[:6])}" if tags else "it has none"
+        hint = f"it has {_few(tags)}" if tags else "it has none"
         raise UsageError(f"open_clip:{name}: {found} has no weights called {tag!r}; {hint}")
     return found, tag
+
+
+def _few(tags: Sequence[str]) -> str:
+    return ", ".join(tags[:6]) + (f" and {len(tags) - 6} more" if len(tags) > 6 else "")
 
 
 def _reachable(known: str, tag: str) -> None:
@@ -211,7 +215,7 @@ def _reachable(known: str, tag: str) -> None:
     elif not tag:
         tags = open_clip.list_pretrained_tags_by_model(known)
         raise UsageError(
-            f"open_clip:{known}: name the weights, as open_clip:{known}/TAG with one of {', '.join(tags) or 'none'}; "
+            f"open_clip:{known}: name the weights, as open_clip:{known}/TAG with one of {_few(tags) or 'none'}; "
             "or pass --checkpoint FILE or --random-init"
         )
     else:
@@ -250,6 +254,7 @@ def _load(model: Any, known: str, request: Request) -> None:
     path, key = locate(request.checkpoint)
     if key:
         raise UsageError(f"{path}:{key}: open_clip takes a whole file; leave {key!r} out")
+    refuse_quantised(path)
     try:
         with _quiet():
             open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
@@ -344,7 +349,7 @@ def _recipe(name: str, configured: Mapping[str, Any], size: tuple[int, int], req
         raise UsageError(f"{name}: {edges(size)} is no square, which open_clip resizes otherwise; pass --preprocess")
     mean, std = (tuple(float(v) for v in configured[key]) for key in ("mean", "std"))
     how: Any = configured.get("interpolation", "bicubic")
-    recipe = Recipe(size, size, mode or "squash", how, mean, std)  # type: ignore[arg-type]
+    recipe = Recipe(size, size, mode or "squash", how, mean, std, transparency="resized")  # type: ignore[arg-type]
     if asked is not None:
         recipe = override(recipe, asked)
     recipe.check(f"{name}: preprocess_cfg" if asked is None else "--preprocess")

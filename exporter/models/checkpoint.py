@@ -8,6 +8,7 @@ parts that may be removed. The set with the most matching names and shapes is us
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import warnings
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ...errors import AttlasError, UsageError, first_line
 
-__all__ = ["WRAPPERS", "Choice", "StateDict", "choose", "foreign", "locate", "parts", "read"]
+__all__ = ["WRAPPERS", "Choice", "StateDict", "choose", "foreign", "locate", "parts", "read", "refuse_quantised"]
 
 StateDict = dict[str, Tensor]
 
@@ -60,6 +61,9 @@ WRAPPERS: dict[str, str] = {
     "image_encoder": "",
     "feature_extractor": "",
 }
+# What weights are computed in, and what quantised ones are stored in, by safetensors' names.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_QUANTISED = re.compile(r"[IU][48]$|F[468]_")
 _ORDER = {name: rank for rank, name in enumerate(WRAPPERS)}
 _DEEPEST = 6
 
@@ -70,7 +74,7 @@ _BEGINNINGS = (
     (b"\x1f\x8b", "is compressed by gzip; unpack it and pass the file inside"),
     (b"7z\xbc\xaf", "is a 7z archive; unpack it and pass the file inside"),
     (b"\x89HDF", "is HDF5 (Keras or TensorFlow), not PyTorch's; save the weights under timm's names as safetensors"),
-    (b"{", "is JSON text, not weights; an index names the files that hold them"),
+    (b"{", "is JSON text, not weights; of an index, pass the folder (transformers:FOLDER)"),
     (b"GGUF", "is GGUF (llama.cpp); pass safetensors or a torch state dict"),
     (b"\x93NUMPY", "is a NumPy array; pass safetensors or a torch state dict"),
 )
@@ -128,6 +132,8 @@ def locate(checkpoint: str | os.PathLike[str]) -> tuple[Path, str]:
         UsageError: there is no such file, or it is a URL.
     """
     text = os.path.expanduser(checkpoint)  # noqa: PTH111 - pathlib raises for `~nobody`
+    if not text:
+        raise UsageError("--checkpoint: is empty; pass a file of weights")
     if re.match(r"[a-z][a-z0-9+-]+:/", text, re.IGNORECASE):
         raise UsageError(f"{text}: is an address; download the file and pass its path with --checkpoint")
     path, key = Path(text), ""
@@ -150,10 +156,11 @@ def read(path: Path) -> StateDict:
     kind = _kind(path)
     try:
         if kind == "safetensors":
-            return load_file(path, device="cpu")
-        # timm's own training checkpoints hold a Namespace of plain values.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = load_file(path, device="cpu")
+        else:
+            # timm's own training checkpoints hold a Namespace of plain values.
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # readers raise anything on a damaged file; the user gets one line
         if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
             raise AttlasError(f"{path}: refused, since {_objects(path)}") from None
@@ -197,12 +204,41 @@ def choose(
     if any(fit for fit, *_ in found):
         found.sort(key=lambda one: (-one[0], _preference(one[1])))
     best, prefix, state, converted = found[0]
+    kinds = {t.dtype for n, t in converted.items() if n in own and own[n].is_floating_point()}.difference(_FLOATS)
+    if kinds:
+        raise _quantised(path, str(kinds.pop()).removeprefix("torch."))
     others = tuple(
         p.rstrip(".")
         for fit, p, _, other in found[1:]
         if fit == best > 0 and p and not all(torch.equal(other[n], converted[n]) for n in own.keys() & converted.keys())
     )
     return Choice(prefix.rstrip("."), others, state, converted)
+
+
+def refuse_quantised(path: Path) -> None:
+    """Refuse a safetensors file with quantised weights, by its header; a library would read them without their scales.
+
+    Raises:
+        AttlasError: it has matrices of 8 bits or fewer, or is no file of weights.
+    """
+    if _kind(path) != "safetensors":
+        return
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(size))
+        except ValueError:
+            return  # cut off, which its reader says
+    for entry in header.values():
+        if len(entry.get("shape", ())) > 1 and _QUANTISED.match(entry["dtype"]):
+            raise _quantised(path, entry["dtype"])
+
+
+def _quantised(path: Path, kind: str) -> AttlasError:
+    return AttlasError(
+        f"{path}: its weights are quantised ({kind}), and their scales are not read; pass those in float32, float16 or "
+        "bfloat16"
+    )
 
 
 def foreign(flat: StateDict) -> str:

@@ -20,7 +20,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from ...errors import UsageError
+from ...errors import AttlasError, UsageError
 from ...progress import SECONDS_BETWEEN_LINES, Show, Step, shows
 from ..libraries.build import build, find
 from ..libraries.hub import downloads
@@ -372,6 +372,8 @@ def _target(path: Path, overwrite: bool) -> Path:
         raise UsageError(f"{path}: a graph's name ends in .onnx")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: nothing can be written to {path.parent}; name another folder")
     for file in (path, spec_path(path)):
         if file.exists() and not (overwrite and file.is_file()):
             raise UsageError(f"{file}: exists already; pass --overwrite to replace it, or another name")
@@ -381,9 +383,14 @@ def _target(path: Path, overwrite: bool) -> Path:
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A temporary folder on the same file system, for files that are not checked yet."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise AttlasError(f"{path}: cannot be written ({error.strerror or error})") from None
     try:
         yield folder
+    except OSError as error:
+        raise AttlasError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -14,7 +14,17 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import AttlasError, first_line
-from ..differences import GRADIENT_MAX, GRADIENT_MEDIAN, LIMITS, Limits, relative, row_variation, same_first
+from ..differences import (
+    GRADIENT_MAX,
+    GRADIENT_MEDIAN,
+    LIMITS,
+    MOST_OWN,
+    TIMES_OWN,
+    Limits,
+    relative,
+    row_variation,
+    same_first,
+)
 from ..models.memory import at_once, pictures_of
 from ..spec import NORMS, QKV, GraphSpec
 from ..taps.pictures import pictures
@@ -24,11 +34,6 @@ __all__ = ["Differences", "Parity", "check", "compare", "example", "judged", "re
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# A sharp or deep model enlarges rounding errors, PyTorch's own no less than the graph's. Both are then measured from
-# PyTorch in float64, and the graph may be this many times as far from it as PyTorch in float32 is, layer by layer, in
-# the largest row and in the mean. A mistake moves the mean by more; where rounding alone moves it by MOST_OWN, a
-# mistake would not be seen.
-TIMES_OWN, MOST_OWN = 3.0, 1e-2
 ROW_MEAN = 1e-5  # what is added to the mean's bound, so that layers without any error of PyTorch pass
 
 

@@ -5,13 +5,26 @@ import json
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from attlas.engine import Session, Store, run
-from attlas.engine.runtime.decode import MAX_PIXELS, NARROW, RANGE, WIDE, DecodeError, crop_box, decode
+from attlas.engine.runtime.decode import (
+    MAX_PIXELS,
+    NARROW,
+    RANGE,
+    WIDE,
+    DecodeError,
+    colours_of,
+    crop_box,
+    decode,
+    decode_into,
+    prepare,
+)
+from attlas.engine.runtime.fast import load
 from attlas.engine.sources import SUFFIXES
 from attlas.errors import AttlasError
 from attlas.exporter.spec import Recipe
@@ -83,6 +96,39 @@ def test_every_mode_is_read_as_timm_reads_it(picture: Image.Image, kind: str) ->
     data = encode(picture, kind)
     reopened = Image.open(io.BytesIO(data))
     np.testing.assert_array_equal(decode(data, RECIPES["center"])[0], timm_pixels(reopened, RECIPES["center"]))
+
+
+@pytest.mark.filterwarnings("ignore:Palette images")
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK"])
+def test_transparency_is_treated_as_the_recipe_says(mode: str) -> None:
+    """Dropped, laid on white, or resized with the colours; with the fast ways, too, and for a picture in memory."""
+    picture = make_picture(1, 100, 80).convert("RGBA" if mode == "P" else mode)
+    if "A" in picture.getbands():
+        picture.putalpha(make_picture(2, 100, 80).convert("L"))
+    if mode == "P":
+        picture = picture.quantize(9)
+    data = encode(picture, "TIFF" if mode == "CMYK" else "PNG")
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+    over = opened.convert("RGBA")
+    white = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    plain = RECIPES["squash"]
+    height, width = plain.resize
+    expected = {
+        "dropped": opened.convert("RGB").resize((width, height), Image.Resampling.BILINEAR),
+        "white": white.resize((width, height), Image.Resampling.BILINEAR),
+        "resized": opened.resize((width, height), Image.Resampling.BILINEAR).convert("RGB"),
+    }
+    for how, wanted in expected.items():
+        recipe = replace(plain, transparency=how)
+        whole = np.asarray(prepare(wanted, recipe))  # crops alone
+        np.testing.assert_array_equal(decode(data, recipe).pixels, whole)
+        out = np.empty_like(whole)
+        decode_into(out, data, recipe, load())
+        np.testing.assert_array_equal(out, whole)
+        np.testing.assert_array_equal(np.asarray(prepare(colours_of(opened, recipe)[0], recipe)), whole)
+    differ = {how: np.asarray(image) for how, image in expected.items()}
+    assert (differ["white"] != differ["dropped"]).any() == (mode != "CMYK")
 
 
 def test_a_jpeg_with_exif_rotation_is_read_unrotated() -> None:

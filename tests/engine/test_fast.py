@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from attlas.engine import Store, run
 from attlas.engine.runtime import fast as ways_of
-from attlas.engine.runtime.decode import PILLOW, DecodeError, Fast, decode, decode_into
+from attlas.engine.runtime.decode import PILLOW, DecodeError, Fast, decode, decode_into, size_of
+from attlas.engine.runtime.markers import plain
 from attlas.exporter.spec import Recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from support import make_picture
 
 pytest.importorskip("numba")
 simplejpeg = pytest.importorskip("simplejpeg")
+
 HALF = (0.5, 0.4, 0.3)
 CENTER = Recipe((74, 74), (64, 64), "center", "bicubic", HALF, HALF)
 
@@ -147,6 +149,51 @@ def test_an_unusual_jpeg_is_as_pillow_decodes_it(name: str, fast: Fast) -> None:
         assert bool(taken and taken[-1] is not None) == ordinary
 
 
+def with_segment(kind: int, contents: bytes) -> bytes:
+    """`PLAIN` with one more segment at its beginning."""
+    return PLAIN[:2] + bytes([0xFF, kind]) + (len(contents) + 2).to_bytes(2) + contents + PLAIN[2:]
+
+
+TABLE = bytes([0x03, *range(1, 65)])
+# Whether Pillow could find no fault in the header, and the data.
+HEADERS: dict[str, tuple[bool, bytes]] = {
+    "plain": (True, PLAIN),
+    "a comment": (True, with_segment(0xFE, b"any")),
+    "a profile": (True, with_segment(0xE2, b"ICC_PROFILE\0\1\1profile")),
+    "Adobe": (True, with_segment(0xEE, b"Adobe\0\x64\0\0\0\0\1")),
+    "one more table": (True, with_segment(0xDB, TABLE)),
+    "a profile that is cut": (False, with_segment(0xE2, b"ICC_PROFILE\0")),
+    "JFIF that is cut": (False, with_segment(0xE0, b"JFIF\0")),
+    "Adobe that is cut": (False, with_segment(0xEE, b"Adob")),
+    "a table that is cut": (False, with_segment(0xDB, TABLE[:-1])),
+    "a table of 16 bits": (False, with_segment(0xDB, bytes([0x13]) + 2 * TABLE[1:])),
+    "Exif": (False, with_segment(0xE1, b"Exif\0\0II*\0")),
+    "several pictures": (False, with_segment(0xE2, b"MPF\0")),
+    "Photoshop": (False, with_segment(0xED, b"Photoshop 3.0\x008BIM")),
+    "a length that ends beyond the file": (False, PLAIN[:2] + b"\xff\xfe\xff\xff" + PLAIN[2:]),
+    "no length": (False, PLAIN[:2] + b"\xff\xfe\0\0" + PLAIN[2:]),
+    "a frame with other lengths": (False, PLAIN[: FRAME + 9] + b"\1" + PLAIN[FRAME + 10 :]),
+    "a frame that is cut": (False, with_segment(0xC0, b"")),
+    "no size": (False, PLAIN[: FRAME + 5] + b"\0\0" + PLAIN[FRAME + 7 :]),
+    "more pixels than are read": (False, PLAIN[: FRAME + 5] + b"\xff\xff\xff\xff" + PLAIN[FRAME + 9 :]),
+    "another beginning": (False, b"\xff\xd9" + PLAIN[2:]),
+    "nothing": (False, b""),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_only_a_header_without_a_fault_is_kept_from_pillow(
+    name: str, fast: Fast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, data = HEADERS[name]
+    assert_as_pillow(data, CENTER, fast)
+    assert (plain(data) is not None) == known
+    if known:
+        assert plain(data) == (90, 120) == size_of(data)
+        monkeypatch.setattr(Image, "open", None)
+        assert isinstance(outcome(data, CENTER, fast)[0], np.ndarray)
+
+
 def test_a_resize_that_would_explode_is_refused_alike(fast: Fast) -> None:
     """Before anything of that size is allocated."""
     data = encode(Image.new("RGB", (30_000, 1)))
@@ -216,7 +263,7 @@ def test_a_run_stores_the_same_either_way(
     for way in (fast, PILLOW):
         done: Future[Fast] = Future()
         done.set_result(way)
-        monkeypatch.setattr("attlas.engine.unit.loading", lambda done=done: done)
+        monkeypatch.setattr("attlas.engine.runtime.decoders.loading", lambda done=done: done)
         stores.append(Store(run(tiny_graph, tmp_path / "images", tmp_path / f"{len(stores)}.zarr").path))
     for name in ("pixels", "height", "width", "error", "valid", "logits"):
         np.testing.assert_array_equal(stores[0].read(name), stores[1].read(name))

@@ -20,7 +20,7 @@ from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec  # noqa: E402
 from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.libraries.protocol import Model  # noqa: E402
-from attlas.exporter.models.checkpoint import locate  # noqa: E402
+from attlas.exporter.models.checkpoint import locate, refuse_quantised  # noqa: E402
 from attlas.exporter.models.resembling import resembling  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -191,6 +191,25 @@ def test_file_that_is_no_weights_says_what_it_is(
     with pytest.raises(AttlasError, match=message) as caught:
         build(DEIT, checkpoint=make_file(tmp_path), model_args=SMALL)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(dtype: Any, tmp_path: Path) -> None:
+    """Their scales are not read: int8 gave a graph of zeros that agreed with PyTorch, float8 a traceback."""
+    state = {name: tensor.to(dtype) for name, tensor in make(DEIT).module.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(AttlasError, match=r"w\.safetensors: its weights are quantised .*float32, float16 or bfloat16"):
+        build(DEIT, checkpoint=tmp_path / "w.safetensors", model_args=SMALL)
+    with pytest.raises(AttlasError, match="its weights are quantised"):
+        refuse_quantised(tmp_path / "w.safetensors")
+
+
+def test_checkpoint_without_a_name_or_tensors_is_refused(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "w.safetensors")
+    with pytest.raises(AttlasError, match="holds no named tensors"):
+        build(DEIT, checkpoint=tmp_path / "w.safetensors", model_args=SMALL)
+    with pytest.raises(UsageError, match="--checkpoint: is empty"):
+        build(DEIT, checkpoint="", model_args=SMALL)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_folder_of_transformers_is_sent_to_its_door(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 48}))
     with pytest.raises(UsageError, match=r"names no architecture of timm.*transformers:FOLDER"):
         build(f"local-dir:{tmp_path}")
-    with pytest.raises(UsageError, match=r"has no config\.json"):
+    with pytest.raises(UsageError, match=r"there is no such folder"):
         build(f"local-dir:{tmp_path / 'absent'}")
 
 

@@ -104,3 +104,21 @@ def test_row_variation_is_half_the_l1_distance() -> None:
     a, b = np.eye(3)[None], np.roll(np.eye(3), 1, 0)[None]
     np.testing.assert_array_equal(row_variation(a, b), [[1, 1, 1]])
     np.testing.assert_array_equal(row_variation(a, a), [[0, 0, 0]])
+
+
+def test_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any work where it is known, and where a disk is full later."""
+
+    def refused(*given: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "deit.onnx"
+    with pytest.raises(AttlasError, match=r"deit\.onnx: cannot be written \(No space"), graph_module._beside(path):
+        refused()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(graph_module.tempfile, "mkdtemp", refused)
+    with pytest.raises(AttlasError, match="cannot be written"), graph_module._beside(path):
+        pass
+    monkeypatch.setattr(graph_module.os, "access", lambda *given: False)
+    with pytest.raises(AttlasError, match="nothing can be written to"):
+        graph_module._target(path, overwrite=False)

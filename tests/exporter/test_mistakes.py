@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import attlas
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 
 pytest.importorskip("timm")
 
 
+from attlas.engine.conform import write_cases  # noqa: E402
 from attlas.errors import AttlasError  # noqa: E402
 from attlas.exporter.differences import LIMITS, Limits  # noqa: E402
 from attlas.exporter.models import memory  # noqa: E402
@@ -22,6 +27,7 @@ from attlas.exporter.taps.facts import describe  # noqa: E402
 from attlas.exporter.taps.tapped import Tapped  # noqa: E402
 from attlas.exporter.trace.exact import in_float64  # noqa: E402
 from attlas.exporter.trace.parity import Differences, check, judged  # noqa: E402
+from support_conform import results_of  # noqa: E402
 from support_export import _plain_spec, make  # noqa: E402
 
 NAME = "eva02_tiny_patch14_224"  # biases, and rotary positions
@@ -85,6 +91,25 @@ def test_mistake_is_refused(
             value.data.copy_(tensors[name])
         for block, scale in zip(built.module.blocks, scales, strict=True):
             block.attn.scale = scale
+
+
+def test_missing_rotary_table_is_found_in_a_runtime(graph: tuple[Any, Any], tmp_path: Path) -> None:
+    """By the graph alone, under the bounds that follow its own rounding."""
+    built, result = graph
+    write_cases(result.path, tmp_path / "cases.npz", limit=2, threads=1)
+    table = next(b for b in built.module.rope.buffers() if b.ndim == 2)
+    cosine = table.tensor_split(2, -1)[1].numpy()
+    model = onnx.load(result.path)
+    held = [w for w in model.graph.initializer if tuple(w.dims) == cosine.shape]
+    (place,) = [w for w in held if np.allclose(numpy_helper.to_array(w), cosine)]
+    place.CopyFrom(numpy_helper.from_array(np.ones_like(cosine), place.name))
+    onnx.save(model, tmp_path / "faulty.onnx")
+    came = results_of(tmp_path / "faulty.onnx", tmp_path / "cases.npz", tmp_path / "r.npz")
+    found = attlas.conform(result.path, tmp_path / "cases.npz", results=came, threads=1)
+    assert (found.conforms, found.layer) == (False, 0)
+    assert found.first is not None
+    assert found.first.own is not None
+    assert "a weight, a bias, or an operator differs" in found.cause
 
 
 def test_model_that_rounding_alone_changes_is_not_compared() -> None:

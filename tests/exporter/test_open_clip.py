@@ -201,14 +201,16 @@ def test_gradients_are_those_of_autograd(graphs: dict[str, Any], weights: dict[s
 
 
 def test_pixels_are_those_of_its_own_transform(graphs: dict[str, Any], weights: dict[str, tuple[Path, Any]]) -> None:
-    """On odd sizes, greyscale and opaque RGBA pictures."""
+    """On odd sizes, greyscale, with transparency and with a palette, which become RGB only in the end."""
     spec, model = graphs["tiny-clip"].spec, weights["tiny-clip"][1]
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (spec.recipe.mean, spec.recipe.std))
-    for i, (size, mode) in enumerate([((61, 45), "RGB"), ((33, 97), "L"), ((40, 40), "RGBA"), ((99, 34), "RGB")]):
+    for i, (size, mode) in enumerate([((61, 45), "RGB"), ((33, 97), "L"), ((40, 50), "RGBA"), ((99, 34), "P")]):
         picture = Image.fromarray(np.asarray(make_picture(i, *size))).convert(mode)
+        if mode == "RGBA":
+            picture.putalpha(make_picture(9, *size).convert("L"))
         own = np.rint((transform(picture).numpy() * std + mean) * 255).astype(np.uint8).transpose(1, 2, 0)
         picture.save(buffer := io.BytesIO(), "PNG")
         np.testing.assert_array_equal(decode(buffer.getvalue(), spec.recipe).pixels, own)

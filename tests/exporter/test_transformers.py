@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from attlas.exporter.differences import row_variation  # noqa: E402
 from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
 from attlas.exporter.trace.export import ExportResult, export_model  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from support import make_picture  # noqa: E402
 from support_export import make, reference, run  # noqa: E402
 from support_transformers import MODELS, expected, make_folder, save  # noqa: E402
@@ -96,8 +98,8 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_pixels_are_those_of_the_image_processor(name: str) -> None:
-    """Forty pictures of odd sizes, in colour, grey and with an opaque alpha channel: bit for bit."""
-    from attlas.engine.runtime.decode import prepare, rgb
+    """Forty pictures of odd sizes, in colour, grey, with transparency and with a palette: bit for bit."""
+    from attlas.engine.runtime.decode import colours_of, prepare
     from attlas.exporter.libraries.transformers.recipe import of_processor
 
     processor = PROCESSORS[name]()
@@ -105,23 +107,29 @@ def test_pixels_are_those_of_the_image_processor(name: str) -> None:
     assert said.endswith("with Pillow as its backend")
     for seed in range(40):
         picture = make_picture(seed, 33 + 7 * seed % 61, 35 + 11 * seed % 53)
-        picture = picture.convert(("RGB", "L", "RGBA")[seed % 3])
-        ours = np.asarray(prepare(rgb(picture)[0], recipe)).astype(np.float64) / 255
+        picture = picture.convert(("RGB", "L", "RGBA", "P")[seed % 4])
+        if picture.mode == "RGBA":
+            picture.putalpha(make_picture(seed + 40, *picture.size).convert("L"))
+        ours = np.asarray(prepare(colours_of(picture, recipe)[0], recipe)).astype(np.float64) / 255
         ours = (ours - np.array(recipe.mean)) / np.array(recipe.std)
-        theirs = processor(picture.convert("RGB"), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        # Without `do_convert_rgb` it takes nothing but RGB.
+        given = picture if processor.do_convert_rgb else picture.convert("RGB")
+        theirs = processor(given, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_torchvisions_resize_is_said_and_at_most_one_step_off() -> None:
     """DINOv3 has no processor with Pillow."""
-    from attlas.engine.runtime.decode import prepare, rgb
+    from attlas.engine.runtime.decode import colours_of, prepare
     from attlas.exporter.libraries.transformers.recipe import of_processor
 
     processor = T.DINOv3ViTImageProcessor(size={"height": 32, "width": 32})
     recipe, said = of_processor(processor, "dinov3")
     assert "at most 1 of 255" in said
     picture = make_picture(3, 61, 45)
-    ours = (np.asarray(prepare(rgb(picture)[0], recipe)) / 255 - np.array(recipe.mean)) / np.array(recipe.std)
+    ours = (np.asarray(prepare(colours_of(picture, recipe)[0], recipe)) / 255 - np.array(recipe.mean)) / np.array(
+        recipe.std
+    )
     theirs = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     assert np.abs((ours - theirs) * np.array(recipe.std)).max() * 255 <= 1
 
@@ -280,14 +288,88 @@ def test_folder_that_cannot_be_exported_says_why(entries: dict[str, Any], messag
     assert "\n" not in str(caught.value)
 
 
+def _shard(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def _stored_as(dtype: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        weights = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def _entries(file: str, **entries: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / f"{file}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_entries("config", image_size=64), "position_embeddings 1x17x48 instead of 1x65x48.*config.json"),
+        (_entries("config", patch_size=-8), "negative dimension"),
+        (_entries("config", hidden_act="none such"), "'none such'"),
+        (_entries("config", quantization_config={"quant_method": "x"}), "its weights are quantised"),
+        (lambda f: (f / "config.json").write_text("[]"), "is no JSON object"),
+        (lambda f: (f / "config.json").write_text("{"), "is not valid JSON"),
+        (_entries("preprocessor_config", image_mean=[0.5, 0.5]), r"image_mean=\(0\.5, 0\.5\), not one or three"),
+        (_entries("preprocessor_config", resample=99), r"\(99 is not a valid Resampling\)"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), r"m/model\.safetensors: is empty"),
+        (lambda f: (f / "model.safetensors").write_text("version https://git-lfs"), "Git LFS pointer"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
+        (_shard, r"m: lacks model-00002-of-00002\.safetensors, which model\.safetensors\.index\.json names"),
+        (_stored_as(torch.int8), r"quantised \(I8\), and their scales"),
+        (_stored_as(torch.float8_e4m3fn), r"quantised \(F8_E4M3\)"),
+    ],
+)  # fmt: skip
+def test_folder_with_something_wrong_says_what(
+    change: Callable[[Path], None], message: str, folders: Any, tmp_path: Path
+) -> None:
+    """Where transformers would say little, export whole numbers in silence, or end in a traceback."""
+    folder = Path(shutil.copytree(folders("vit"), tmp_path / "m"))
+    change(folder)
+    with pytest.raises(AttlasError, match=message) as caught:
+        build(f"transformers:{folder}")
+    assert "\n" not in str(caught.value)
+
+
+def test_class_that_transformers_lacks_is_said(folders: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders("vit"), tmp_path / "m"))
+    _entries("config", architectures=["Mine"])(folder)
+    assert build(f"transformers:{folder}").notes == (
+        "transformers has no class Mine, which config.json names: ViTModel is exported",
+    )
+    assert build(f"transformers:{folders('vit')}").notes == ()
+
+
 def test_places_that_are_no_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown library, a missing folder, one without config, gated weights, and no network."""
     from attlas.exporter.libraries.transformers import build as module
 
     with pytest.raises(UsageError, match=r"mxnet: is no library.*timm, transformers"):
         build("mxnet:org/name")
-    with pytest.raises(UsageError, match="there is no such folder"):
-        build(f"transformers:{tmp_path}/absent/model")
+    with pytest.raises(UsageError, match=r"^':name': is no library"):
+        build(":name")
+    for name in ("", " "):
+        with pytest.raises(UsageError, match="MODEL is empty"):
+            build(name)
+    for name in (f"{tmp_path}/absent/model", ""):
+        with pytest.raises(UsageError, match="there is no such folder"):
+            build(f"transformers:{name}")
+    for scheme in ("transformers", "hf-hub"):
+        with pytest.raises(UsageError, match="'a b': is no repository of the hub"):
+            build(f"{scheme}:a b")
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="is a file; pass the folder"):
+        build(f"transformers:{tmp_path}/w.safetensors")
     with pytest.raises(UsageError, match=r"has no config\.json"):
         build(f"transformers:{tmp_path}")
     monkeypatch.setattr(module, "lacking", lambda *a: "huggingface.co cannot be reached")

@@ -140,8 +140,7 @@ def test_graph_holds_all_of_them(folders: Any, tmp_path: Path) -> None:
     built = build(f"transformers:{folders('registered')}")
     result = export_model(built, tmp_path / "all.onnx", gradients=True, norms=True, qkv=True)
     parity = result.parity
-    found = (parity.gradient_max, parity.norm_max, parity.qkv_max, parity.row_max)
-    assert all(value is not None and value < 1e-4 for value in found)
+    assert max(parity.gradient_max or 1, parity.norm_max or 1, parity.qkv_max or 1, parity.row_max) < 1e-4
 
 
 def test_token_of_zeros_has_no_ratio(tmp_path: Path) -> None:

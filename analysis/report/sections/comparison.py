@@ -72,6 +72,13 @@ class _Measure:
         even = self.statistic.uniform(store.spec) if self.statistic.units == "nats" else None
         return 1 / even if even else 1.0
 
+    def within(self, store: Store) -> tuple[float, float] | None:
+        """The smallest and the largest value that there can be, in this unit."""
+        if self.statistic.within is None:
+            return None
+        least, most = self.statistic.within
+        return least * self.scale(store), most * self.scale(store)
+
     def uniform(self, store: Store) -> float:
         """What uniform attention gives."""
         value = self.statistic.uniform(store.spec)
@@ -94,6 +101,7 @@ class _Read:
     heads: Floats | None
     colour: str
     clusters: Images | None
+    within: tuple[float, float] | None
 
     @property
     def facts(self) -> Facts:
@@ -247,14 +255,15 @@ def _read(context: Context, images: Images, colour: str, measure: _Measure) -> _
     assert total is not None
     x = (np.asarray(store.spec.layers, float) + 1) / store.spec.depth
     heads = total.average if "head" in one.dims else None
-    return _Read(context, x, rows[images], heads, colour, cluster_codes([store], [images], cluster_of(store)))
+    clusters = cluster_codes([store], [images], cluster_of(store))
+    return _Read(context, x, rows[images], heads, colour, clusters, measure.within(store))
 
 
 def _lines(read: Sequence[_Read]) -> list[Line]:
     """Every store as a line over relative depth."""
     lines = []
     for one in read:
-        low, high = interval(one.rows, clusters=one.clusters)
+        low, high = interval(one.rows, clusters=one.clusters, within=one.within)
         mean = Moments.of(one.rows).average
         lines.append(Line(one.facts.label, one.colour, one.x, mean, low, high, one.heads, one.facts.baseline))
     return lines

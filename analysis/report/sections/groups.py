@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ....engine.store.store import Store
 from ...catalog import CATALOG, held
+from ...statistic import Statistic
 from ...statistics.clusters import cluster_codes, cluster_of
 from ...statistics.differences import TEST
 from ...statistics.groups import read_column
@@ -80,13 +81,13 @@ def groups(context: Context) -> Iterator[Part]:
         yield from _maps(store, found)
 
 
-def _tested(store: Store, column: str) -> list[tuple[str, str]]:
-    """The statistics to show, with their units: the two that say most, else the first that there is."""
+def _tested(store: Store, column: str) -> list[tuple[str, Statistic | None]]:
+    """The statistics to show, where they are known: the two that say most, else the first that there is."""
     end = f"_q_by_{column}"
     tested = [name.removesuffix(end) for name in store.names if name.endswith(end)]
     best = [name for name in ("distance_renormalized", "entropy") if name in tested]
-    units = {one.name: one.units for one in (*CATALOG.values(), *held(store))}
-    return [(name, units.get(name, "")) for name in best or tested[:1]]
+    known = {one.name: one for one in (*CATALOG.values(), *held(store))}
+    return [(name, known.get(name)) for name in best or tested[:1]]
 
 
 def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
@@ -100,7 +101,8 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
     usable = store.done_images & store.read("valid").astype(bool) & there
     plots, rows, told = [], list[tuple[Cell, ...]](), []
     layers = np.asarray(store.spec.layers, float)
-    for name, unit in tested:
+    for name, one in tested:
+        unit, within = (one.units, one.within) if one else ("", None)
         values = np.full((store.plan.images, len(layers)), np.nan)
         for k in np.flatnonzero(store.done):
             part = store.plan.unit_range(int(k))
@@ -112,7 +114,8 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
             if not images.size:  # the column has changed since it was grouped by
                 continue
             mean = mean_of(values[images], axis=0)
-            low, high = interval(values[images], clusters=cluster_codes([store], [images], cluster_of(store)))
+            clusters = cluster_codes([store], [images], cluster_of(store))
+            low, high = interval(values[images], clusters=clusters, within=within)
             lines.append(Line(f"{found.words[group]}, n = {images.size:,}", colour, layers, mean, low, high))
             rows += [
                 (name, found.words[group], int(layer), *(float(v[i]) for v in (mean, low, high)))
@@ -157,8 +160,8 @@ def _differences(store: Store, found: _Groups) -> Figure | Absent:
             f"not; `attlas analyze {store.path.name} --by {column}` makes them anew.",
         )
     panels, rows, told = [], list[tuple[Cell, ...]](), []
-    for name, unit in _tested(store, column):
-        panel, numbers = _panel(store, found, name, unit)
+    for name, one in _tested(store, column):
+        panel, numbers = _panel(store, found, name, one.units if one else "")
         if panel is not None:
             panels.append(panel)
             rows += numbers

@@ -153,6 +153,8 @@ def _config(model: str) -> tuple[dict[str, Any], str, str]:
     scheme, _, place = model.partition(":")
     shown = Path(place).name if scheme == "local-dir" else place
     if scheme == "local-dir":
+        if not place or not Path(place).is_dir():
+            raise UsageError(f"{model}: there is no such folder; pass one that timm's save_for_hf or the hub gave")
         if not (Path(place) / "config.json").is_file():
             raise UsageError(f"{place}: has no config.json; pass a folder that timm's save_for_hf or the hub gave")
     elif cause := lacking(place, ["config.json"]):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from timm.data import ImageNetInfo
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from ....errors import AttlasError, UsageError, first_line
-from ...models.checkpoint import choose, locate, read
+from ...models.checkpoint import choose, locate, read, refuse_quantised
 from ...models.recipe import override, pair
 from ...models.weights import refuse_not_finite
 from ...spec import ClassName, Recipe
@@ -45,10 +47,13 @@ def build(library: Library, name: str, request: Request) -> Model:
         if source == "pretrained":
             model, missing = _pretrained(cls, kind, place, shown, own_config)
         elif source == "random":
-            model, missing = cls._from_config(own_config, attn_implementation=ATTENTION, **_own(cls, kind)), []
+            model, missing = _plainly(cls, kind, shown, own_config), []
         else:
-            model, missing, key, notes = _checkpoint(cls, kind, own_config, request)
-    _refuse_missing(shown, missing)
+            model, missing, key, notes = _checkpoint(cls, kind, shown, own_config, request)
+    named = (getattr(config, "architectures", None) or [cls.__name__])[0]
+    if not hasattr(transformers, named):
+        notes.append(f"transformers has no class {named}, which config.json names: {cls.__name__} is exported")
+    _refuse_missing(shown if request.checkpoint is None else str(locate(request.checkpoint)[0]), missing)
     return _model(library, _part(model, shown).eval().requires_grad_(False), shown, source, kind, (recipe, processor),
                   size, key, notes)  # fmt: skip
 
@@ -114,10 +119,12 @@ def vision_config(model: nn.Module) -> PreTrainedConfig:
 def _place(name: str) -> tuple[str, bool]:
     """The folder or the hub's name, and whether it is a folder."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{path}: has no config.json; pass the folder that save_pretrained() wrote")
         return str(path), True
+    if path.is_file():
+        raise UsageError(f"{path}: is a file; pass the folder that has it with config.json, or --checkpoint {path}")
     if name.count("/") > 1 or name.startswith((".", "~", "/")) or not name:
         raise UsageError(f"{name or 'transformers:'}: there is no such folder; pass ORG/NAME of the hub, or a folder")
     return name, False
@@ -125,14 +132,19 @@ def _place(name: str) -> tuple[str, bool]:
 
 def _config(place: str, shown: str, local: bool, request: Request) -> tuple[Kind, PreTrainedConfig]:
     if not local and (cause := lacking(place, ["config.json"])):
-        raise AttlasError(
-            f"{shown}: cannot be downloaded: {cause}; pass a folder that has the files (transformers:FOLDER)"
-        )
+        what = "cannot be downloaded" if "/" in place else "is no folder here, and cannot be downloaded"
+        raise AttlasError(f"{shown}: {what}: {cause}; pass a folder that has the files (transformers:FOLDER)")
     try:
         with quiet():
             raw, _ = PreTrainedConfig.get_config_dict(place, local_files_only=local)
     except (OSError, ValueError) as error:
+        if local:
+            raise UsageError(f"{shown}: its config.json is not valid JSON; fetch it again") from error
         raise unreadable(shown, error, "transformers:FOLDER") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{shown}: its config.json is no JSON object; fetch it again")
+    if raw.get("quantization_config"):
+        raise UsageError(f"{shown}: its weights are quantised (quantization_config); pass those in floating point")
     kind = KINDS.get(raw.get("model_type", ""))
     if kind is None:
         raise _unknown(shown, raw)
@@ -198,27 +210,82 @@ def _vision_alone(cls: Any, config: Any) -> Any:
     return inner
 
 
+def _plainly(cls: Any, kind: Kind, shown: str, config: Any) -> Any:
+    """The model without weights of its own."""
+    try:
+        return cls._from_config(config, attn_implementation=ATTENTION, **_own(cls, kind))
+    except Exception as error:  # a class of transformers may raise any
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"{shown}: transformers builds no {cls.__name__} from its config.json ({what})") from error
+
+
+def _files(place: str, shown: str) -> list[Path]:
+    """The files with the weights of a folder, or of a repository as far as it has been downloaded.
+
+    Raises:
+        AttlasError: the folder has none, or lacks one that its index names.
+    """
+    folder = Path(place)
+
+    def find(name: str) -> Path | None:
+        found: Any = folder / name if folder.is_dir() else try_to_load_from_cache(place, name)
+        return Path(found) if isinstance(found, str | Path) and Path(found).is_file() else None
+
+    first = next((file for name in _WEIGHTS if (file := find(name)) is not None), None)
+    if first is None and folder.is_dir():
+        raise UsageError(f"{shown}: the folder has no {_WEIGHTS[0]}; pass --checkpoint FILE or --random-init")
+    if first is None or first.suffix != ".json":
+        return [first] if first is not None else []
+    try:
+        names = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise AttlasError(f"{shown}: {first.name} names no files of weights; fetch it again") from None
+    lacking = [name for name in names if find(name) is None]
+    if lacking and folder.is_dir():
+        raise AttlasError(f"{shown}: lacks {lacking[0]}, which {first.name} names; fetch it again")
+    return [file for name in names if (file := find(name)) is not None]
+
+
 def _pretrained(cls: Any, kind: Kind, place: str, shown: str, config: Any) -> tuple[Any, list[str]]:
     folder = Path(place)
-    if folder.is_dir() and not any((folder / file).is_file() for file in _WEIGHTS):
-        raise UsageError(f"{shown}: the folder has no {_WEIGHTS[0]}; pass --checkpoint FILE or --random-init")
+    files = _files(place, shown)
     try:
         model, info = cls.from_pretrained(
             place, config=config, attn_implementation=ATTENTION, dtype=torch.float32, output_loading_info=True,
-            local_files_only=folder.is_dir(), trust_remote_code=False, **_own(cls, kind),
+            local_files_only=folder.is_dir(), trust_remote_code=False, ignore_mismatched_sizes=True, **_own(cls, kind),
         )  # fmt: skip
     except OSError as error:
         raise unreadable(shown, error, "transformers:FOLDER") from error
     except Exception as error:
-        raise AttlasError(f"{shown}: transformers cannot load its weights: {first_line(error)}") from error
+        for file in files:
+            read(file)  # says what the file is, if it holds no weights
+        raise AttlasError(
+            f"{shown}: transformers cannot load its weights ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    for file in files or _files(place, shown):
+        refuse_quantised(file)
+    _refuse_other_shapes(shown, info["mismatched_keys"])
     return model, sorted(info["missing_keys"])
 
 
-def _checkpoint(cls: Any, kind: Kind, config: Any, request: Request) -> tuple[Any, list[str], str, list[str]]:
+def _refuse_other_shapes(where: object, differ: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights of other shapes than config.json says: (name, shape in the file, shape of the model)."""
+    wrong = sorted((name, *("x".join(map(str, shape)) for shape in shapes)) for name, *shapes in differ)
+    if wrong:
+        name, found, wanted = wrong[0]
+        raise AttlasError(
+            f"{where}: {len(wrong)} of its weights have another shape than config.json says ({name} {found} instead of "
+            f"{wanted}); pass the config.json that belongs to them"
+        )
+
+
+def _checkpoint(
+    cls: Any, kind: Kind, shown: str, config: Any, request: Request
+) -> tuple[Any, list[str], str, list[str]]:
     """The model with the weights of a file, under the names of the hub or those of the class."""
     path, key = locate(request.checkpoint)
     flat = read(path)
-    model = cls._from_config(config, attn_implementation=ATTENTION, **_own(cls, kind))
+    model = _plainly(cls, kind, shown, config)
     own = revert_weight_conversion(model, model.state_dict())
     choice = choose(flat, key, own, lambda state: state, path)
     shapes = [n for n, t in own.items() if n in choice.state and choice.state[n].shape != t.shape]
@@ -227,13 +294,7 @@ def _checkpoint(cls: Any, kind: Kind, config: Any, request: Request) -> tuple[An
         raise AttlasError(
             f"{path}: its head has {count} classes, config.json {config.num_labels}: pass --num-classes {count}"
         )
-    if shapes:
-        one = shapes[0]
-        found, wanted = ("x".join(map(str, t.shape)) for t in (choice.state[one], own[one]))
-        raise AttlasError(
-            f"{path}: these are not the weights of this model: {len(shapes)} have another shape ({one} {found} instead "
-            f"of {wanted}); pass the folder whose config.json belongs to them"
-        )
+    _refuse_other_shapes(path, ((n, choice.state[n].shape, own[n].shape) for n in shapes))
     state = {n: t.to(torch.float32) if t.is_floating_point() else t for n, t in choice.state.items()}
     model, info = cls.from_pretrained(
         None, config=config, state_dict=state, attn_implementation=ATTENTION, dtype=torch.float32,
@@ -288,9 +349,11 @@ def _recipe(
         recipe, said = _plain(config, size), ""
     except Exception as error:
         if not whole:
+            there = not local or (Path(place) / "preprocessor_config.json").is_file()
+            what = f"that transformers reads ({first_line(error)})" if there else "in the folder"
             raise UsageError(
-                f"{shown}: has no preprocessor_config.json that transformers reads; copy that of the model it was "
-                f"trained from, or pass {EXAMPLE}"
+                f"{shown}: has no preprocessor_config.json {what}; copy that of the model it was trained from, or pass "
+                f"{EXAMPLE}"
             ) from error
         recipe, said = _plain(config, size), ""
     if size is not None:

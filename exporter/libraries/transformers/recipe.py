@@ -50,9 +50,10 @@ def of_processor(processor: Any, name: str) -> tuple[Recipe, str]:
         crop=crop or resize,
         crop_mode=mode,
         interpolation=cast(Any, Resampling(given.get("resample") or Resampling.BILINEAR).name.lower()),
-        mean=_three(given, "image_mean", 0.0),
-        std=_three(given, "image_std", 1.0),
+        mean=_three(given, "image_mean", 0.0, name),
+        std=_three(given, "image_std", 1.0, name),
         crop_rounding="down",
+        transparency="white" if given.get("do_convert_rgb") else "dropped",
     )
     said = f"{kind.removesuffix('Pil')} of transformers"
     if kind in _FLOATING:
@@ -108,9 +109,12 @@ def _edges(size: Any) -> tuple[int, int] | None:
     return None if size is None else pair(size, "crop_size")
 
 
-def _three(given: Mapping[str, Any], key: str, neutral: float) -> tuple[float, float, float]:
+def _three(given: Mapping[str, Any], key: str, neutral: float, name: str) -> tuple[float, float, float]:
     if not given.get("do_normalize", True):
         return (neutral,) * 3
-    values = given[key]
-    values = [values] * 3 if isinstance(values, int | float) else list(values) * (3 if len(values) == 1 else 1)
+    values = given.get(key)
+    values = [values] * 3 if isinstance(values, int | float) else list(values or ())
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3:
+        raise UsageError(f"{name}: its image processor has {key}={given.get(key)}, not one or three numbers; {EXAMPLE}")
     return float(values[0]), float(values[1]), float(values[2])

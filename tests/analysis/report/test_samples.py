@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ comparison = pytest.importorskip("attlas.analysis.report.sections.comparison")
 depth = pytest.importorskip("attlas.analysis.report.sections.depth")
 facts = pytest.importorskip("attlas.analysis.report.facts")
 groups = pytest.importorskip("attlas.analysis.report.sections.groups")
+inference = pytest.importorskip("attlas.analysis.statistics.inference")
 statistics = pytest.importorskip("attlas.analysis.statistics")
+CATALOG = pytest.importorskip("attlas.analysis.catalog").CATALOG
 
 HEADS = ("layer", "head")
 
@@ -76,3 +79,25 @@ def test_q_values_of_an_earlier_test_are_not_shown(clustered: Store, monkeypatch
     monkeypatch.setattr(groups, "TEST", "a test of a later version")
     absent = next(part for part in groups.groups(context_of(clustered)) if hasattr(part, "reason"))
     assert "`attlas analyze s.zarr --by label` makes them anew" in absent.reason
+
+
+@pytest.mark.parametrize("module", [groups, comparison])
+def test_bands_of_a_share_stay_between_none_and_all(module: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """What averages heads by group or store asks for its intervals as the statistic's own summary does."""
+    store = make_store(tmp_path / "s.zarr", images=16, reduce=True)
+    statistics.analyze(store.path, ["sink_share"], by="label")
+    asked = []
+
+    def spy(values: Any, **options: Any) -> Any:
+        asked.append(options["within"])
+        return inference.interval(values, **options)
+
+    monkeypatch.setattr(module, "interval", spy)
+    one, two = (context_of(Store(store.path), letter) for letter in "AB")
+    if module is groups:
+        monkeypatch.setattr(groups, "_tested", lambda *_: [("sink_share", CATALOG["sink_share"])])
+        list(groups.groups(one))
+    else:
+        measure = comparison._Measure(CATALOG["sink_share"])
+        comparison._lines([comparison._read(each, np.arange(16), "red", measure) for each in (one, two)])
+    assert asked == [(0.0, 1.0)] * 2

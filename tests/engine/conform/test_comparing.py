@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 from attlas.engine.conform import write_cases
 from attlas.engine.conform.cases import _heads
+from attlas.errors import AttlasError, UsageError
 from attlas.exporter.spec import METADATA_KEY, GraphSpec, Output
 from onnx import TensorProto, helper, numpy_helper
 from support import make_picture, make_spec
@@ -182,6 +183,8 @@ def test_gradients_are_of_the_first_class_of_the_reference(tiny_graph: Path, tmp
         (["mapless.onnx", "--export", "c.npz"], 1, "has no attention outputs to compare"),
         (["{graph}", "--export", "c.npz", "--provider", "openvino"], 2, "leave the other options out"),
         (["{graph}", "--limit", "0"], 2, "Invalid value for '--limit'"),
+        (["{graph}", "--export", "c.npz", "--precision", "bfloat16"], 2, "leave the other options out"),
+        (["{graph}", "--overwrite"], 2, "--overwrite: is for --export"),
     ],
 )
 def test_what_it_refuses_is_one_line(
@@ -190,6 +193,52 @@ def test_what_it_refuses_is_one_line(
     words = [one.format(graph=tiny_graph, cases=cases, store=bad / "none.zarr") for one in arguments]
     assert message in one_line(command("conform", *words, cwd=bad), code)
     assert not list(bad.glob(".*"))
+
+
+def test_more_that_is_refused_names_what_was_found(tiny_graph: Path, cases: Path, bad: Path) -> None:
+    """Each in one line, from Python as from the command line."""
+    held = dict(np.load(cases))
+    said = json.loads(str(held["attlas"]))
+    damaged: dict[str, tuple[dict[str, Any], str]] = {
+        "pixels": (
+            {"image": held["image"].astype(np.float32)},
+            r"image has the shape \(3, .*, float32; `attlas conform",
+        ),
+        "whole": ({"logits": held["logits"].astype(np.int64)}, r"logits has the shape \(3, 4\), int64"),
+        "nameless": ({"attlas": np.array(json.dumps(said | {"pictures": 5}))}, "names no pictures"),
+        "specless": ({"attlas": np.array(json.dumps({"format": 1}))}, "holds no cases"),
+        "listed": ({"attlas": np.array(json.dumps(said | {"spec": []}))}, "holds no cases"),
+    }
+    for name, (changes, message) in damaged.items():
+        np.savez(bad / f"{name}.npz", **(held | changes))
+        with pytest.raises(AttlasError, match=message):
+            attlas.conform(tiny_graph, bad / f"{name}.npz", provider="cpu")
+    for arguments, message in (
+        ({"images": cases, "results": cases}, "holds cases, not results"),
+        ({"images": cases, "results": bad}, "is a folder, not an .npz"),
+        ({"images": bad / "none.jpg"}, "none.jpg: there is no such picture"),
+        ({"images": ""}, "IMAGES is empty"),
+        ({"against": ""}, "--against is empty"),
+        ({"against": None}, "against: pass cpu, or the path of a store, not None"),
+        ({"provider": 3}, "provider: pass a name, not 3"),
+        ({"limit": "a"}, "limit: pass a whole number"),
+        ({"images": cases, "results": cases, "provider": "cpu"}, "choose one"),
+    ):
+        with pytest.raises(AttlasError, match=message):
+            attlas.conform(tiny_graph, **arguments)
+    for output, images, message in (
+        (bad / "d.npz", None, "is a folder"),
+        (bad / "e.npz", cases, "holds cases already"),
+    ):
+        (bad / "d.npz").mkdir(exist_ok=True)
+        with pytest.raises(UsageError, match=message):
+            write_cases(tiny_graph, output, images, overwrite=True)
+    with pytest.raises(AttlasError, match="is a folder, not a graph"):
+        attlas.conform(bad)
+    onnx.save(onnx.load(tiny_graph), bad / "w.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    (bad / "w.data").unlink()
+    with pytest.raises(AttlasError, match=r"its weights, w\.data, are missing"):
+        attlas.conform(bad / "w.onnx", provider="cpu")
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
@@ -219,7 +268,7 @@ def bad(tiny_graph: Path, pictures: Path, cases: Path, tmp_path_factory: pytest.
     (folder / "cut.npz").write_bytes(cases.read_bytes()[:-400])
     np.savez(folder / "plain.npz", a=np.zeros(3))
     np.savez(folder / "pickle.npz", a=np.array([None]))
-    held = dict(np.load(cases))
+    held = {name: values for name, values in np.load(cases).items() if name not in ("attlas", "image")}
     np.savez(folder / "few.npz", **(held | {"attention.0": held["attention.0"][:2]}))
     np.savez(folder / "whole.npz", **(held | {"logits": held["logits"].astype(np.int64)}))
     attlas.run(tiny_graph, pictures, folder / "none.zarr", limit=2, keep=("none",), threads=1, reducer=None)

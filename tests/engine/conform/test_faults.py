@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import attlas
+import numpy as np
+import onnx
 import pytest
 import support_conform as faults
 from attlas.engine.conform import write_cases
+from attlas.exporter.spec import METADATA_KEY, GraphSpec, Output
+from onnx import TensorProto, helper, numpy_helper
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +76,50 @@ def test_a_store_finds_what_its_rounding_does_not_hide(graph: Path, pictures: Pa
     result = attlas.conform(faulty, pictures, against=store, limit=4, threads=1, provider="cpu")
     assert (result.conforms, result.layer) == (False, 1)
     assert result.cause.startswith("the graph gives the same on the processor: the reference is of another")
+
+
+def test_a_store_is_compared_in_all_that_it_holds(graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """The class token's own maps, norms and tokens too; a fault in one of them alone is found."""
+    model, path, store = onnx.load(graph), tmp_path / "more.onnx", tmp_path / "s.zarr"
+    tokens = 17
+    more = [
+        Output(f"class_attention.{i}", ("image", "head", "class_query", "class_key"), (None, 2, 1, tokens))
+        for i in (0, 1)
+    ]
+    more.append(Output("token_norm.3", ("image", "token"), (None, tokens)))
+    for name, values in (("from", [0]), ("until", [1]), ("axis2", [2])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "factor"))
+    for i in (0, 1):
+        model.graph.node.append(helper.make_node("Slice", [f"attention.{i}", "from", "until", "axis2"], [f"row{i}"]))
+    model.graph.node.extend([
+        helper.make_node("Identity", ["row0"], ["class_attention.0"]),
+        helper.make_node("Mul", ["row1", "factor"], ["class_attention.1"]),
+        helper.make_node("ReduceL2", ["tokens", "axis2"], ["token_norm.3"], keepdims=0),
+    ])  # fmt: skip
+    for output in more:
+        shape = ["batch", *output.shape[1:]]
+        model.graph.output.append(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, shape))
+    entry = next(one for one in model.metadata_props if one.key == METADATA_KEY)
+    spec = GraphSpec.from_json(entry.value, "test")
+    entry.value = dataclasses.replace(spec, outputs=(*spec.outputs, *more)).to_json()
+    onnx.save(model, path)
+    keep = ("attention", "tokens")
+    attlas.run(path, pictures, store, limit=3, keep=keep, threads=1, provider="cpu", reducer=None)
+    sound = attlas.conform(path, against=store, limit=2, threads=1, provider="cpu")
+    assert sound.conforms
+    held = ["attention.0", "attention.1", "attention.2", "token_norm.3", "attention.3"]
+    assert [line.output for line in sound.lines] == [
+        *held,
+        "class_attention.0",
+        "class_attention.1",
+        "tokens",
+        "logits",
+    ]
+    assert max(line.largest for line in sound.lines) < 1e-5
+    faults._change(model, "factor", lambda value: value * 1.01)
+    onnx.save(model, path)
+    result = attlas.conform(path, against=store, limit=2, threads=1, provider="cpu")
+    assert (result.conforms, result.after) == (False, "class_attention.0")
+    assert result.first is not None
+    assert (result.first.output, result.layer) == ("class_attention.1", None)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +33,21 @@ def test_an_interval_holds_all_that_a_store_rounds_to_its_value() -> None:
     assert np.isnan(row_variation(beyond * np.nan, low, high)).all()
 
 
+def take(measure: Measure, got: npt.NDArray[Any], expected: npt.NDArray[Any], names: list[str]) -> list[bool]:
+    """Which pictures of a batch are beyond the bounds."""
+    each = measure.differences(got, (expected, expected))
+    measure.add(each, names)
+    return list(measure.beyond(each).tolist())
+
+
 def test_a_measure_knows_where_the_largest_is() -> None:
     output = Output("attention.3", ("image", "head", "query", "key"), (None, 2, 4, 4))
     measure = Measure(output, make_spec(), bounds_of("float32"))
     expected = np.full((2, 2, 4, 4), 0.25)
     got = expected.copy()
     got[1, 1, 2] = (0.75, 0.25, 0, 0)
-    assert measure.add(expected, (expected, expected), ["a", "b"]).tolist() == [False, False]
-    assert measure.add(got, (expected, expected), ["c", "d"]).tolist() == [False, True]
+    assert take(measure, expected, expected, ["a", "b"]) == [False, False]
+    assert take(measure, got, expected, ["c", "d"]) == [False, True]
     line = measure.line()
     assert (line.layer, line.picture, line.head, line.query, line.largest) == (3, "d", 1, 2, 0.5)
     assert line.mean == pytest.approx(0.5 / 32)
@@ -50,11 +58,8 @@ def test_what_is_no_number_never_conforms() -> None:
     output = Output("logits", ("image", "class"), (None, 3))
     measure = Measure(output, make_spec(), bounds_of("bfloat16"))
     expected = np.ones((2, 3))
-    assert measure.add(np.array([[1, 1, 1], [1, np.nan, 1]]), (expected, expected), ["a", "b"]).tolist() == [
-        False,
-        True,
-    ]
-    assert not measure.add(expected, (expected, expected), ["c", "d"]).any()
+    assert take(measure, np.array([[1, 1, 1], [1, np.nan, 1]]), expected, ["a", "b"]) == [False, True]
+    assert take(measure, expected, expected, ["c", "d"]) == [False, False]
     line = measure.line()
     assert (line.conforms, line.picture, math.isnan(line.largest)) == (False, "b", True)
     assert json.loads(json.dumps(line.to_dict(), allow_nan=False))["largest"] is None

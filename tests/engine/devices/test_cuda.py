@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from attlas.engine.runtime import session as session_module
 from attlas.engine.runtime.cuda import Cudart, OutOfMemoryError, out_of_memory
 from attlas.engine.runtime.providers import CPU, CUDA, TENSORRT
 from attlas.errors import AttlasError
-from support_devices import assert_same_store
+from support_devices import FakeCuda, assert_same_store
 
 
 def test_a_provider_s_entry_says_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,46 +58,6 @@ def test_tensorrt_leaves_the_rest_to_cuda(tiny_graph: Path, monkeypatch: pytest.
 
 
 # -- CUDA's runtime library, played by the host ------------------------------------------------------------------------
-
-
-class FakeCuda:
-    """The functions of libcudart that are used, on the host's memory."""
-
-    def __init__(self, fails: int = 0) -> None:
-        self.freed: list[int] = []
-        self.held: dict[int, Any] = {}
-        self.copies: list[tuple[int, int]] = []
-        self.fails = fails
-        self.cudaGetErrorString = lambda code: {2: b"out of memory"}.get(code, b"unspecified launch failure")
-
-    def cudaHostAlloc(self, pointer: Any, size: Any, flags: int) -> int:  # noqa: N802
-        if self.fails:
-            return self.fails
-        block = ctypes.create_string_buffer(b"\x07" * size.value, size.value)
-        pointer._obj.value = ctypes.addressof(block)
-        self.held[ctypes.addressof(block)] = block
-        return 0
-
-    def cudaFreeHost(self, pointer: Any) -> int:  # noqa: N802
-        self.freed.append(pointer.value)
-        return 0
-
-    def cudaMemGetInfo(self, free: Any, total: Any) -> int:  # noqa: N802
-        free._obj.value, total._obj.value = 123, 456
-        return self.fails
-
-    def cudaStreamCreateWithFlags(self, stream: Any, flags: int) -> int:  # noqa: N802
-        stream._obj.value = 1
-        return 0
-
-    def cudaMemcpyAsync(self, target: Any, source: Any, size: Any, kind: Any, stream: Any) -> int:  # noqa: N802
-        self.copies.append((size.value, kind.value))
-        if not self.fails:
-            ctypes.memmove(target, source, size.value)
-        return self.fails
-
-    def cudaStreamSynchronize(self, stream: Any) -> int:  # noqa: N802
-        return 0
 
 
 def test_copies_by_cudas_library_move_what_they_say() -> None:

@@ -87,7 +87,7 @@ def test_a_missing_shard_is_named(rows: list[Row], tmp_path: Path) -> None:
         ("absent.zip", "absent.zip: there is no such file"),
         ("absent.tar.gz", "absent.tar.gz: there is no such file"),
         ("loop", "is a file, not a folder of images"),
-        ("x.onnx", "is a graph, not images; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`"),
+        ("x.onnx", "is a graph, not images; the order is GRAPH.onnx IMAGES, as in `attlas run GRAPH"),
         ("x.zarr", "is an attention store, not images; the order is"),
         ("x.tar.gz", "is compressed, so that no image can be read by its offset"),
         ("x.zip", "is compressed"),

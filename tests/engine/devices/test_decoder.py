@@ -1,0 +1,265 @@
+"""Pictures decoded on a card are those that the host decodes, where decoders agree."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import attlas
+import numpy as np
+import pytest
+from attlas.engine import Store, doctor
+from attlas.engine.inspect import inspect
+from attlas.engine.runtime import nvimgcodec, on_card, providers, resample
+from attlas.engine.runtime import session as session_module
+from attlas.engine.runtime.cuda import Cudart, Memory, OutOfMemoryError
+from attlas.engine.runtime.decode import decode
+from attlas.engine.runtime.markers import whole
+from attlas.engine.versions import CODECS
+from attlas.errors import AttlasError, UsageError
+from attlas.exporter.spec import Recipe
+from PIL import Image
+from support import make_picture
+from support_card import simulated
+from support_decoder import BORDER, CASES, PlayedDecoder, noise, offset_of, played_library
+from support_devices import FakeCuda, assert_same_store
+
+pytest.importorskip("numba_cuda")
+
+
+def encode(picture: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+SMALL = make_picture(1, 40, 32)
+PLAIN = encode(SMALL)
+RESTARTS = encode(SMALL, restart_marker_rows=1)
+AT = RESTARTS.index(b"\xff\xd0")
+RECIPE = Recipe((16, 16), (16, 16), "center", "bilinear", (0.5,) * 3, (0.5,) * 3)
+CODES = PLAIN.index(b"\xff\xda") + 14
+# Whether the card decodes it, and the data.
+PICTURES: dict[str, tuple[bool, bytes]] = {
+    "plain.jpg": (True, PLAIN),
+    "grey.jpg": (True, encode(SMALL.convert("L"))),
+    "coarse.jpg": (True, encode(SMALL, subsampling=0, quality=30)),
+    "restarts.jpg": (True, RESTARTS),
+    "turned.jpg": (True, encode(SMALL, exif=turned())),  # a run turns nothing
+    "several.jpg": (True, encode(SMALL, "MPO", save_all=True, append_images=[make_picture(2, 8, 8)])),
+    "more.jpg": (True, PLAIN + b"more"),
+    "refused.jpg": (False, encode(make_picture(3, 24, 24))),  # by the card
+    "png.png": (False, encode(SMALL, "PNG")),
+    "cmyk.jpg": (False, encode(SMALL.convert("CMYK"))),
+    "progressive.jpg": (False, encode(SMALL, progressive=True)),
+    "rgb.jpg": (False, encode(SMALL, keep_rgb=True)),
+    "cut.jpg": (False, PLAIN[: len(PLAIN) // 2]),
+    "endless.jpg": (False, PLAIN[:-2]),
+    "restart.jpg": (False, RESTARTS[:AT] + b"\xff\xd3" + RESTARTS[AT + 2 :]),
+    "lacking.jpg": (False, RESTARTS[:AT] + RESTARTS[AT + 2 :]),
+    "marker.jpg": (False, PLAIN[:CODES] + b"\xff\xff\x00" + PLAIN[CODES + 3 :]),
+    "twelve.jpg": (False, PLAIN.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c")),
+    "text.jpg": (False, b"no picture"),
+    "empty.jpg": (False, b""),
+}
+
+
+@pytest.fixture(scope="module")
+def played(tiny_graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process made where numba plays a card, see `support_decoder`; and `host.zarr` of the same pictures."""
+    folder = tmp_path_factory.mktemp("decoded")
+    (folder / "images").mkdir()
+    for name, (_, data) in PICTURES.items():
+        (folder / "images" / name).write_bytes(data)
+    simulated("support_decoder.py", str(tiny_graph), str(folder))
+    attlas.run(tiny_graph, folder / "images", folder / "host.zarr", batch_size=4, statistics="host")
+    return folder
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_the_cards_resize_is_the_hosts_to_the_bit(order: int, played: Path) -> None:
+    """By every filter, crops with and without a border, in both orders of passes."""
+    crops = dict(np.load(played / "crops.npz"))
+    for case, (name, before, after, crop) in CASES.items():
+        if order and name != "bicubic":
+            continue
+        source = np.concatenate([noise(case), np.zeros((*before, 1), np.uint8)], -1)
+        expected = np.empty((*crop, 3), np.uint8)
+        expected[...] = BORDER
+        resample.resample(source, after, name, offset_of(after, crop), expected, resample.ORDERS[order])
+        np.testing.assert_array_equal(crops[f"{case}/{order}"], expected, err_msg=case)
+
+
+def test_only_what_decoders_read_alike_is_left_to_the_card() -> None:
+    """Judged by markers alone; what follows the end is not sent."""
+    for name, (taken, data) in PICTURES.items():
+        known = whole(data)
+        assert (known is not None) == (taken or name == "refused.jpg"), name
+        if known is not None:
+            assert data.startswith(known)
+            assert known.endswith(b"\xff\xd9")
+    assert whole(PICTURES["more.jpg"][1]) == PLAIN
+    for end in range(len(PLAIN)):
+        assert whole(PLAIN[:end]) is None
+
+
+def test_what_pillow_refuses_is_not_left_to_the_card() -> None:
+    """Whatever is changed, lost or added: its error is the host's."""
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(400):
+        data = bytearray(RESTARTS if rng.integers(2) else PLAIN)
+        at = int(rng.integers(2, len(data)))
+        match rng.integers(3):
+            case 0:
+                data[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                del data[at : at + int(rng.integers(1, 9))]
+            case _:
+                data[at:at] = rng.bytes(int(rng.integers(1, 6)))
+        if whole(bytes(data)) is not None:
+            passed += 1
+            decode(bytes(data), RECIPE)
+    assert 50 < passed < 350
+
+
+def test_a_run_decoded_on_a_card_stores_what_the_host_does(played: Path) -> None:
+    """Pixels, sizes and errors, where the card's decoder is Pillow; and it had what is its."""
+    assert_same_store(played / "card.zarr", played / "host.zarr", tolerance=1e-6)
+    card, host = Store(played / "card.zarr"), Store(played / "host.zarr")
+    for name in ("pixels", "height", "width", "error", "valid"):
+        np.testing.assert_array_equal(card.read(name), host.read(name), err_msg=name)
+    assert 0 < (~host.read("valid")).sum() < 6
+    # With a trial before the plan, and one before the run.
+    told = json.loads((played / "told.json").read_text())
+    assert sum(told["asked"]) == 2 + sum(name == "refused.jpg" or taken for name, (taken, _) in PICTURES.items())
+    assert "differ from the host's" in told["wrong"]  # a decoder that is wrong is not used
+    assert told["recorded"]  # before anything is decoded
+
+
+def test_the_decoder_belongs_to_a_run(played: Path, tiny_graph: Path) -> None:
+    """It is recorded, shown, and another one is refused on resuming; the default is as in earlier versions."""
+    card, host = played / "card.zarr", played / "host.zarr"
+    assert [inspect(path)["decoder"] for path in (card, host)] == ["cuda", "host"]
+    assert "decoder" not in Store(host).plan.identity
+    assert Store(card).record["runs"][0]["decoder"] == "cuda"
+    with pytest.raises(AttlasError, match=r"holds another run \(decoder cuda there, host now\)"):
+        attlas.run(tiny_graph, played / "images", card, statistics="host")
+
+
+def test_pictures_are_decoded_in_groups_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is larger alone, too."""
+    monkeypatch.setattr(on_card, "AT_ONCE", 300)
+    waiting = [
+        on_card._Waiting(i, on_card._Taken(b"", (10, width, 3)), (1, 1), "box", (0, 0))
+        for i, width in enumerate((4, 6, 1, 20, 9))
+    ]
+    assert [[one.place for one in group] for group in on_card._groups(waiting)] == [[0, 1], [2], [3], [4]]
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_decoder_that_cannot_be_is_refused(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
+    """In one line, before a store exists."""
+    for choice, reason in (
+        ({"decoder": "gpu"}, "--decoder gpu: choose from host, cuda"),
+        ({"decoder": "cuda", "provider": "cpu"}, "decodes where a CUDA card infers, and --provider cpu is none here"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", **choice)  # type: ignore[arg-type]
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "missing", "reason"),
+    [
+        (False, "", "no CUDA card works here"),
+        (True, "nvidia.nvimgcodec", r"needs nvImageCodec, which is not installed; `pip install 'attlas\[gpu\]'`"),
+        (True, "numba.cuda", "needs numba-cuda, which is not installed"),
+        (True, "", "numba-cuda runs nothing on this card"),
+    ],
+)
+def test_what_is_missing_is_told(
+    cuda: bool, missing: str, reason: str, tiny_graph: Path, pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In one line, before a store exists, with and without a batch of one's own."""
+    monkeypatch.setattr(providers, "PROVIDERS", (providers.Provider(providers.CPU, device="cpu", cards=True),))
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", played_library())
+    if cuda:
+        monkeypatch.setattr(session_module, "OrtCopies", lambda: Cudart(FakeCuda()))
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+        monkeypatch.delattr(missing, raising=False)
+        for name in ("launching", "resize"):
+            monkeypatch.delitem(sys.modules, f"attlas.engine.runtime.{name}", raising=False)
+            monkeypatch.delattr(f"attlas.engine.runtime.{name}", raising=False)
+    for batch in (None, 2):
+        with pytest.raises(AttlasError, match=f"--decoder cuda: {reason}"):
+            attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", decoder="cuda", batch_size=batch, statistics="host")
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_failures_of_the_library_are_one_line_or_the_hosts_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that it does not know and pixels in another form are left to the host."""
+    library = played_library()
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", library)
+
+    def source(data: bytes) -> Any:
+        if not data:
+            raise RuntimeError("no header")
+        return SimpleNamespace(data=data)
+
+    monkeypatch.setattr(library, "CodeStream", source)
+    codec = nvimgcodec.Codec()
+    first, second = codec([b"", PLAIN], 0)
+    assert first is None
+    assert second is not None
+    assert second.shape == (32, 40, 3)
+    assert codec([b""], 0) == [None]
+    padded = {"shape": (2, 2, 3), "strides": (8, 3, 1), "typestr": "|u1", "data": (1, False)}
+    assert nvimgcodec._memory(SimpleNamespace(__cuda_array_interface__=padded)) is None
+    for text, kind in (("CUDA Runtime failure: '#2' at x.h:3", OutOfMemoryError), ("odd\nthing", AttlasError)):
+
+        def fail(*_: Any, text: str = text, **__: Any) -> Any:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(PlayedDecoder, "decode", fail)
+        with pytest.raises(
+            kind, match=r"--decoder cuda: (the card has too little memory|nvImageCodec fails \(odd thing)"
+        ):
+            codec([PLAIN], 0)
+
+
+def test_a_batch_on_the_card_is_copied_there() -> None:
+    """From memory of the card to memory of the card, whole or one picture."""
+    library = FakeCuda()
+    pixels, value = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), np.zeros((2, 2, 2, 3), np.uint8)
+    source, target = (Memory(array.ctypes.data, array.shape, "uint8", array) for array in (pixels, value))
+    Cudart(library).upload(target[1], source[0])
+    assert library.copies == [(12, Cudart.ON_DEVICE)]
+    np.testing.assert_array_equal(value[1], pixels[0])
+    assert not value[0].any()
+    with pytest.raises(IndexError):
+        source[2]
+
+
+def test_doctor_says_what_decodes_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or why nothing does."""
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    assert "`pip install 'attlas[gpu]'` brings nvImageCodec" in doctor._on_card()
+    monkeypatch.setattr(doctor, "_version", lambda name: "0.9" if name == CODECS[0] else None)
+    assert doctor._on_card() == "nothing (no CUDA card works here)"
+    monkeypatch.setattr(doctor, "_DECODES", "pass")
+    assert doctor._on_card() == f"{CODECS[0]} 0.9"
