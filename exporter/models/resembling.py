@@ -24,7 +24,7 @@ def resembling(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     Args:
         shapes: of the weights, by timm's names.
     """
-    numbers = [int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))]
+    numbers = [int(block[1]) for name in shapes if (block := re.match(r"blocks\.(\d+)\.", name))]
     embed, positions = (shapes.get(name, ()) for name in ("patch_embed.proj.weight", "pos_embed"))
     if not numbers or not embed:
         return []
