@@ -32,7 +32,7 @@ def downloads(show: Callable[[str, int, int], None]) -> Iterator[None]:
     stderr = sys.stderr
     try:
         home: Any = importlib.import_module("huggingface_hub.utils.tqdm")
-        own = home.tqdm
+        own: Any = home.tqdm
     except (ImportError, AttributeError):  # another version shows nothing
         yield
         return

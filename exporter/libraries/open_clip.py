@@ -59,14 +59,17 @@ class _Tower(nn.Module):
     """The image tower alone, or with texts: (image, channel, y, x) to embeddings or to logits (image, text)."""
 
     texts: Tensor | None
+    scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, model: Any, texts: Tensor | None) -> None:
         super().__init__()
         self.visual = model.visual
         self.register_buffer("texts", texts)
-        self.scale: Tensor | float = model.logit_scale.exp().detach().clone() if texts is not None else 1.0
+        # Buffers, so that they are hashed with the weights.
+        self.register_buffer("scale", model.logit_scale.exp().detach().clone() if texts is not None else None)
         bias = getattr(model, "logit_bias", None)
-        self.bias = bias.detach().clone() if texts is not None and bias is not None else None
+        self.register_buffer("bias", bias.detach().clone() if texts is not None and bias is not None else None)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""

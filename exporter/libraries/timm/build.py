@@ -22,6 +22,7 @@ from torch import nn
 from ....errors import AttlasError, UsageError, first_line
 from ...models.checkpoint import Choice, StateDict, choose, locate, read, refuse_quantised
 from ...models.recipe import override, pair
+from ...models.resembling import resembling
 from ...models.weights import Undrawn, load_into
 from ...spec import ClassName, Recipe
 from ..hub import held, lacking, unreadable
@@ -95,7 +96,7 @@ def build(library: Library, model: str, request: Request) -> Model:
     notes: list[str] = []
     if path is not None and flat is not None:
         choice = choose(flat, key, module.state_dict(), lambda state: _convert(architecture, module, state), path)
-        load_into(module, choice, path, classifier=_classifier(cfg), resample=size is not None)
+        load_into(module, choice, path, classifier=_classifier(cfg), resample=size is not None, resembling=resembling)
         key, notes = choice.key, [*choice.notes(path), *_resampled(choice)]
     image_size = size or _input_size(module, cfg, kwargs)
     recipe = _recipe(cfg, image_size)
