@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 
 __all__ = ["AttlasError", "Interrupted", "UsageError", "first_line"]
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of a terminal, which libraries put into their messages
 
 
 class AttlasError(Exception):
@@ -33,7 +36,7 @@ def first_line(error: BaseException) -> str:
 
     Where the first line only announces, as `Error(s) in loading:`, the next one follows it.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     if lines:
         return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]
     frames = traceback.extract_tb(error.__traceback__)

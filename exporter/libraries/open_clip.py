@@ -24,7 +24,7 @@ from ..models.checkpoint import locate, read, refuse_quantised
 from ..models.recipe import override, pair
 from ..models.weights import refuse_not_finite
 from ..spec import ClassName, Pooling, Recipe
-from .hub import lacking, unreadable
+from .hub import held, lacking, unreadable
 from .protocol import Facts, Library, Model, Parts, Request, edges, indivisible
 from .quiet import unheard
 from .timm import facts as timms
@@ -59,14 +59,17 @@ class _Tower(nn.Module):
     """The image tower alone, or with texts: (image, channel, y, x) to embeddings or to logits (image, text)."""
 
     texts: Tensor | None
+    scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, model: Any, texts: Tensor | None) -> None:
         super().__init__()
         self.visual = model.visual
         self.register_buffer("texts", texts)
-        self.scale: Tensor | float = model.logit_scale.exp().detach().clone() if texts is not None else 1.0
+        # Buffers, so that they are hashed with the weights.
+        self.register_buffer("scale", model.logit_scale.exp().detach().clone() if texts is not None else None)
         bias = getattr(model, "logit_bias", None)
-        self.bias = bias.detach().clone() if texts is not None and bias is not None else None
+        self.register_buffer("bias", bias.detach().clone() if texts is not None and bias is not None else None)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
@@ -104,6 +107,9 @@ class _OpenClip:
                 whole = _created(known, tag, False, None, quick, request)
                 whole.visual.image_size = size
             _load(whole, known, request)
+        if source == "pretrained" and known.startswith(_SCHEMES):
+            for file in held(known.partition(":")[2], ["open_clip_model.safetensors", "model.safetensors"]):
+                refuse_quantised(file)
         configured = dict(whole.visual.preprocess_cfg)
         if tag and source != "pretrained":
             configured |= {k: v for k, v in own.items() if k in configured}

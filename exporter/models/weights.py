@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .checkpoint import Choice, StateDict, foreign, parts
 
 __all__ = ["Undrawn", "digest", "load_into", "refuse_not_finite"]
 
+_NAME_IT = "name the model that they belong to"
 _DRAWS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_})
 
 
@@ -41,7 +42,15 @@ def digest(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Sequence[str], resample: bool) -> None:
+def load_into(
+    module: nn.Module,
+    choice: Choice,
+    where: Path,
+    *,
+    classifier: Sequence[str],
+    resample: bool,
+    resembling: Callable[[Mapping[str, tuple[int, ...]]], Sequence[str]] = lambda shapes: (),
+) -> None:
     """Load every weight, or none.
 
     Args:
@@ -49,6 +58,7 @@ def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Seq
         choice: the weights, from `checkpoint.choose`.
         where: the file, for errors.
         classifier: the names of the head's modules.
+        resembling: names of models that may have weights of these shapes, for errors.
         resample: whether the conversion may resize position embeddings, because the user chose another image size.
 
     Raises:
@@ -77,6 +87,10 @@ def load_into(module: nn.Module, choice: Choice, where: Path, *, classifier: Seq
         differences.append(f"{len(shapes)} have another shape ({_some(each)})")
     part = f" ({choice.key})" if choice.key else ""
     remedy = _remedy({*missing, *extra, *shapes}, converted, classifier)
+    near = resembling({n: tuple(t.shape) for n, t in choice.state.items() if t.is_floating_point()})
+    if near and remedy == _NAME_IT:
+        remedy += f"; of their shapes {'is' if len(near) == 1 else 'are'} {', '.join(near[:6])}"
+        remedy += ", ..." if len(near) > 6 else ""
     if len(missing) == len(own):
         remedy += f", or their place in the file as FILE:KEY (it holds {parts(choice.state)})"
     raise AttlasError(f"{where}{part}: these are not the weights of this model: {'; '.join(differences)}; {remedy}")
@@ -97,7 +111,7 @@ def _remedy(differing: set[str], state: StateDict, classifier: Sequence[str]) ->
     if all(key.startswith(tuple(f"{c}." for c in classifier)) for key in differing):
         weight = next((state[f"{c}.weight"] for c in classifier if f"{c}.weight" in state), None)
         return f"only the head differs: pass --num-classes {0 if weight is None else weight.shape[0]}"
-    return "name the model that they belong to"
+    return _NAME_IT
 
 
 def _refuse_resampled(state: StateDict, converted: StateDict, where: Path, allowed: bool) -> None:

@@ -75,7 +75,12 @@ def trace(tapped: Tapped | Ablated, spec: GraphSpec) -> ir.Model:
 def _captured(module: nn.Module, given: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
     """The module as torch's operators, for any number of images."""
     sizes = tuple({} if name.startswith("head_") else {0: torch.export.Dim.DYNAMIC} for name in given)
-    return torch.export.export(module, tuple(given.values()), dynamic_shapes=sizes)
+    try:
+        return torch.export.export(module, tuple(given.values()), dynamic_shapes=sizes)
+    except Exception:  # what it cannot run with symbolic sizes, it may follow in bytecode
+        with contextlib.suppress(Exception):
+            return torch.export.export(module, tuple(given.values()), dynamic_shapes=sizes, strict=True)
+        raise
 
 
 def _translated(program: torch.export.ExportedProgram, given: Mapping[str, Tensor], spec: GraphSpec) -> ir.Model:
@@ -103,7 +108,7 @@ def _translatable(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
     importlib.import_module("onnxscript.function_libs.torch_lib.ops")  # registers them
-    name = node.target.name()
+    name = str(node.target.name())  # type: ignore[no-untyped-call]
     known = name in registration.default_registry or name.startswith(("aten::sym_", "aten::_assert"))
     return known and not node.target._schema.is_mutable
 

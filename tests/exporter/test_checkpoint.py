@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("timm")
+timm = pytest.importorskip("timm")
 
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import GraphSpec  # noqa: E402
 from attlas.exporter.libraries.build import build  # noqa: E402
 from attlas.exporter.libraries.protocol import Model  # noqa: E402
 from attlas.exporter.models.checkpoint import locate, refuse_quantised  # noqa: E402
+from attlas.exporter.models.resembling import resembling  # noqa: E402
 from attlas.exporter.trace.export import export_model  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
@@ -309,3 +310,26 @@ def test_weights_that_timm_would_resample_are_refused(other: dict[str, int], mes
     save_file(make(DEIT, **other).module.state_dict(), path)
     with pytest.raises(AttlasError, match=message):
         build(DEIT, checkpoint=path, model_args=SMALL)
+
+
+def test_weights_of_another_model_name_those_that_they_fit(tmp_path: Path) -> None:
+    """Several, because no shape tells the number of heads; and whatever the number of classes."""
+    with torch.device("meta"):
+        shapes = {n: t.shape for n, t in timm.create_model("vit_tiny_patch16_224", num_classes=7).state_dict().items()}
+    torch.save({n: torch.zeros(1).expand(s) for n, s in shapes.items()}, tmp_path / "w.pth")
+    message = r"name the model that they belong to; of their shapes are deit_tiny_patch16_224, vit_tiny_patch16_224$"
+    with pytest.raises(AttlasError, match=message):
+        build("vit_small_patch16_224", checkpoint=tmp_path / "w.pth", model_args={"depth": 2})
+    assert resembling({"weight": (3, 3)}) == []
+
+
+def test_weights_that_a_file_replaces_are_not_drawn(tmp_path: Path) -> None:
+    """And everything that a model computes as it is built is there: rotary tables, and the file's weights."""
+    name, small = "eva02_tiny_patch14_224", {"depth": 1, "embed_dim": 48, "num_heads": 3, "img_size": 56}
+    one = build(name, random_init=True, seed=3, model_args=small)
+    torch.save(one.module.state_dict(), tmp_path / "w.pth")
+    other = build(name, checkpoint=tmp_path / "w.pth", model_args=small)
+    buffers = dict(other.module.named_buffers())
+    assert buffers
+    assert all(torch.equal(value, buffers[path]) for path, value in one.module.named_buffers())
+    assert one.weights().sha256 == other.weights().sha256

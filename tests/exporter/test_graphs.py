@@ -123,6 +123,7 @@ def test_first_line_of_a_bare_assertion_is_the_assertion() -> None:
     assert first_line(caught.value) == "AssertionError at `raise AssertionError`"
     assert first_line(ValueError("\n two\nlines")) == "two"
     assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("\x1b[96mStep 3/3\x1b[0m failed")) == "Step 3/3 failed"
 
 
 @pytest.mark.parametrize(

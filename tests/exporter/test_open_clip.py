@@ -166,8 +166,16 @@ def test_without_texts_the_embedding_is_the_output(
         expected = weights["tiny-mean"][1].encode_image(pixels_of(images, graphs["tiny-mean"].spec)).numpy()
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     assert graphs["tiny-mean"].spec.classes == ()
-    with pytest.raises(UsageError, match="class"):
-        export("open_clip:tiny-mean", tmp_path / "g.onnx", random_init=True, gradients=True)
+    with pytest.raises(UsageError, match=r"^open_clip:local-dir:/absent: has no classes"):  # before it is looked for
+        export("open_clip:local-dir:/absent", tmp_path / "g.onnx", gradients=True)
+
+
+def test_scale_and_bias_of_logits_are_hashed_with_the_weights(weights: dict[str, tuple[Path, Any]]) -> None:
+    """They change every probability."""
+    built = build("open_clip:tiny-timm", checkpoint=weights["tiny-timm"][0], texts=TEXTS)
+    before = built.weights().sha256
+    built.module.bias += 1  # type: ignore[operator]
+    assert built.weights().sha256 != before
 
 
 def test_gradients_are_those_of_autograd(graphs: dict[str, Any], weights: dict[str, tuple[Path, Any]]) -> None:
