@@ -115,7 +115,7 @@ def seconds(datas: list[bytes], fast: Fast, threads: int) -> tuple[float, float]
         return (time.process_time() - cpu) / len(datas), (time.perf_counter() - wall) / len(datas)
 
 
-def stubbed_run(graph: Path, folder: Path, store: Path, fast: Fast, statistics: str = "auto") -> float:
+def stubbed_run(graph: Path, folder: Path, store: Path, fast: Fast, statistics: Any = "auto") -> float:
     """CPU seconds per image of a run that keeps nothing, without inference: after the first call it answers at once.
 
     With `statistics="graph"` they are none of the host's work, as on a card.

@@ -10,11 +10,12 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ...errors import AttlasError, UsageError, first_line
 
-__all__ = ["downloads", "lacking", "unreadable"]
+__all__ = ["downloads", "held", "lacking", "unreadable"]
 
 _SMALL = 10_000_000  # bytes of a file whose download is not worth a line
 _BETWEEN = 0.5  # seconds
@@ -60,6 +61,16 @@ def downloads(show: Callable[[str, int, int], None]) -> Iterator[None]:
         yield
     finally:
         home.tqdm = own
+
+
+def held(place: str, files: Iterable[str]) -> list[Path]:
+    """Those of these files that a folder has, or that were downloaded of a repository."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return [folder / file for file in files if (folder / file).is_file()]
+    hub = importlib.import_module("huggingface_hub")
+    found = (hub.try_to_load_from_cache(place, file) for file in files)
+    return [Path(path) for path in found if isinstance(path, str)]
 
 
 def lacking(repository: str, files: Iterable[str | None]) -> str:

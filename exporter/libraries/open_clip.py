@@ -24,7 +24,7 @@ from ..models.checkpoint import locate, read, refuse_quantised
 from ..models.recipe import override, pair
 from ..models.weights import refuse_not_finite
 from ..spec import ClassName, Pooling, Recipe
-from .hub import lacking, unreadable
+from .hub import held, lacking, unreadable
 from .protocol import Facts, Library, Model, Parts, Request, edges, indivisible
 from .quiet import unheard
 from .timm import facts as timms
@@ -107,6 +107,9 @@ class _OpenClip:
                 whole = _created(known, tag, False, None, quick, request)
                 whole.visual.image_size = size
             _load(whole, known, request)
+        if source == "pretrained" and known.startswith(_SCHEMES):
+            for file in held(known.partition(":")[2], ["open_clip_model.safetensors", "model.safetensors"]):
+                refuse_quantised(file)
         configured = dict(whole.visual.preprocess_cfg)
         if tag and source != "pretrained":
             configured |= {k: v for k, v in own.items() if k in configured}

@@ -182,6 +182,16 @@ def test_folder_of_timm_that_does_not_fit_is_refused(entries: dict[str, Any], me
     assert "\n" not in str(caught.value)
 
 
+def test_folder_of_timm_with_quantised_weights_is_refused(tmp_path: Path) -> None:
+    """Timm would load whole numbers in silence."""
+    model = timm.create_model(DEIT, **SMALL)
+    entries = {"architecture": DEIT, "num_classes": 1000, "pretrained_cfg": {}, "model_args": SMALL}
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    save_file({n: t.to(torch.int8) for n, t in model.state_dict().items()}, tmp_path / "model.safetensors")
+    with pytest.raises(AttlasError, match=r"model\.safetensors: its weights are quantised \(I8\)"):
+        build(f"local-dir:{tmp_path}")
+
+
 def test_folder_of_transformers_is_sent_to_its_door(tmp_path: Path) -> None:
     """Its config.json names no architecture of timm."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 48}))

@@ -20,12 +20,12 @@ from timm.models._hub import load_model_config_from_path
 from torch import nn
 
 from ....errors import AttlasError, UsageError, first_line
-from ...models.checkpoint import Choice, StateDict, choose, locate, read
+from ...models.checkpoint import Choice, StateDict, choose, locate, read, refuse_quantised
 from ...models.recipe import override, pair
 from ...models.resembling import resembling
 from ...models.weights import Undrawn, load_into
 from ...spec import ClassName, Recipe
-from ..hub import lacking, unreadable
+from ..hub import held, lacking, unreadable
 from ..protocol import Library, Model, Request, Source, edges, indivisible, nearest
 from ..quiet import unheard
 
@@ -233,6 +233,9 @@ def _create(name: str, source: Source, seed: int, kwargs: Mapping[str, Any]) -> 
             raise UsageError(
                 f"{name}: timm does not build it with {_options(kwargs)}: {first_line(error)}; leave these options out"
             ) from error
+    if pretrained and _elsewhere(name):
+        for file in held(name.partition(":")[2], ["model.safetensors"]):
+            refuse_quantised(file)
     return module.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import try_to_load_from_cache
 from timm.data import ImageNetInfo
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
@@ -20,7 +19,7 @@ from ...models.checkpoint import choose, locate, read, refuse_quantised
 from ...models.recipe import override, pair
 from ...models.weights import refuse_not_finite
 from ...spec import ClassName, Recipe
-from ..hub import lacking, unreadable
+from ..hub import held, lacking, unreadable
 from ..protocol import Library, Model, Request, Source, edges, indivisible
 from .kinds import BACKBONES, KINDS, Kind
 from .recipe import EXAMPLE, of_processor, resized
@@ -227,11 +226,7 @@ def _files(place: str, shown: str) -> list[Path]:
     """
     folder = Path(place)
 
-    def find(name: str) -> Path | None:
-        found: Any = folder / name if folder.is_dir() else try_to_load_from_cache(place, name)
-        return Path(found) if isinstance(found, str | Path) and Path(found).is_file() else None
-
-    first = next((file for name in _WEIGHTS if (file := find(name)) is not None), None)
+    first = next(iter(held(place, _WEIGHTS)), None)
     if first is None and folder.is_dir():
         raise UsageError(f"{shown}: the folder has no {_WEIGHTS[0]}; pass --checkpoint FILE or --random-init")
     if first is None or first.suffix != ".json":
@@ -240,10 +235,10 @@ def _files(place: str, shown: str) -> list[Path]:
         names = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise AttlasError(f"{shown}: {first.name} names no files of weights; fetch it again") from None
-    lacking = [name for name in names if find(name) is None]
-    if lacking and folder.is_dir():
-        raise AttlasError(f"{shown}: lacks {lacking[0]}, which {first.name} names; fetch it again")
-    return [file for name in names if (file := find(name)) is not None]
+    absent = [name for name in names if not held(place, [name])]
+    if absent and folder.is_dir():
+        raise AttlasError(f"{shown}: lacks {absent[0]}, which {first.name} names; fetch it again")
+    return held(place, names)
 
 
 def _pretrained(cls: Any, kind: Kind, place: str, shown: str, config: Any) -> tuple[Any, list[str]]:
