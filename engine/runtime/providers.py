@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -225,9 +226,12 @@ def create_session(
 
 
 def preload() -> None:
-    """Load the CUDA libraries that pip installed, as far as they are there."""
+    """Load the CUDA libraries that pip installed, as far as they are there.
+
+    onnxruntime prints what it does not find, into a command's own output; what is missing is the doctor's to say.
+    """
     if hasattr(ort, "preload_dlls"):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
 
 

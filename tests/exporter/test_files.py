@@ -54,8 +54,9 @@ def test_graph_that_differs_from_pytorch_leaves_no_file(tmp_path: Path, monkeypa
     trace = graph_module.trace
 
     def wrong(tapped: Tapped, spec: GraphSpec) -> Any:
-        model = trace(tapped, spec)
         tapped.model.blocks[0].attn.scale *= 1.5
+        model = trace(tapped, spec)
+        tapped.model.blocks[0].attn.scale /= 1.5
         return model
 
     monkeypatch.setattr(graph_module, "trace", wrong)

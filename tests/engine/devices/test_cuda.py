@@ -128,3 +128,10 @@ def test_where_a_card_does_not_work_a_run_is_as_without_one(
     other = attlas.run(tiny_graph, pictures, tmp_path / "other.zarr", keep=("none",), batch_size=4)
     assert one.provider == CPU
     assert_same_store(one.path, other.path, tolerance=0)
+
+
+def test_missing_libraries_print_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A command's output is its own, JSON at times: what onnxruntime cannot load is no line of it."""
+    monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcurand.so.10"), raising=False)  # noqa: T201
+    providers_module.preload()
+    assert capfd.readouterr() == ("", "")
