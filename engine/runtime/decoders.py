@@ -91,5 +91,5 @@ def check_decoder(decoder: str, provider: str) -> None:
         raise UsageError(f"--decoder {decoder}: choose from {', '.join(known)}")
     if decoder == "cuda" and not on_cards(provider):
         raise UsageError(
-            f"--decoder cuda: decodes where a CUDA card infers, and --provider {provider} is none here; leave it out"
+            f"--decoder cuda: --provider {provider} infers on no CUDA card here, so that none can decode; leave it out"
         )

@@ -174,7 +174,7 @@ def test_a_decoder_that_cannot_be_is_refused(tiny_graph: Path, pictures: Path, t
     """In one line, before a store exists."""
     for choice, reason in (
         ({"decoder": "gpu"}, "--decoder gpu: choose from host, cuda"),
-        ({"decoder": "cuda", "provider": "cpu"}, "decodes where a CUDA card infers, and --provider cpu is none here"),
+        ({"decoder": "cuda", "provider": "cpu"}, "--provider cpu infers on no CUDA card here"),
     ):
         with pytest.raises(UsageError, match=reason):
             attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", **choice)  # type: ignore[arg-type]
