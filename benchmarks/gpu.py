@@ -293,7 +293,7 @@ def decoded(bench: Bench, model: str) -> None:
     """Decoding on the card: alone, how far its results are from the host's, and in a run."""
     if bench.quick:
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-        from support_decoder import play
+        from support_decoder import play  # type: ignore[import-not-found]
 
         play()
         sys.setswitchinterval(0.005)  # this kernel's threads do not wait for each other
