@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import attlas
 import numpy as np
 import onnx
+from attlas.engine.conform.measures import Conformity
 from attlas.engine.runtime.session import Session
 from onnx import TensorProto, helper, numpy_helper
 from support import make_graph
@@ -129,3 +131,11 @@ def results_of(graph: Path, cases: Path, path: Path, **changes: np.ndarray | Non
     values = {name: value for name, value in (buffers | changes).items() if value is not None}
     np.savez(path, **values)
     return path
+
+
+def judged(
+    graph: Path, cases: Path, fault: Callable[[onnx.ModelProto, int], None], layer: int, folder: Path
+) -> Conformity:
+    """What conform says of a runtime with a fault in one layer."""
+    faulty = planted(graph, fault, layer, folder / "faulty.onnx")
+    return attlas.conform(graph, cases, results=results_of(faulty, cases, folder / "r.npz"), threads=1)

@@ -45,8 +45,7 @@ def cases(graph: Path) -> Path:
 def test_a_planted_fault_is_found(
     graph: Path, cases: Path, tmp_path: Path, fault: Callable[..., None], layer: int, found: int, cause: str
 ) -> None:
-    faulty = faults.planted(graph, fault, layer, tmp_path / "faulty.onnx")
-    result = attlas.conform(graph, cases, results=faults.results_of(faulty, cases, tmp_path / "r.npz"), threads=1)
+    result = faults.judged(graph, cases, fault, layer, tmp_path)
     assert not result.conforms
     assert (result.layer, result.after) == (found, f"attention.{found - 1}" if found else "")
     assert cause in result.cause
@@ -56,8 +55,7 @@ def test_a_planted_fault_is_found(
 
 
 def test_a_fault_after_the_last_map_is_told_by_what_follows(graph: Path, cases: Path, tmp_path: Path) -> None:
-    faulty = faults.planted(graph, faults.stale_weight, faults.LAYERS - 1, tmp_path / "faulty.onnx")
-    result = attlas.conform(graph, cases, results=faults.results_of(faulty, cases, tmp_path / "r.npz"), threads=1)
+    result = faults.judged(graph, cases, faults.stale_weight, faults.LAYERS - 1, tmp_path)
     assert (result.layer, result.after) == (None, f"attention.{faults.LAYERS - 1}")
     assert result.first is not None
     assert result.first.output == "tokens"

@@ -10,7 +10,7 @@ import attlas
 import pytest
 import support_conform as faults
 from attlas.engine.conform import write_cases
-from attlas.engine.conform.measures import Conformity, Line
+from attlas.engine.conform.measures import Line
 from attlas.exporter.differences import TIMES_OWN
 
 LAYERS = 8
@@ -26,11 +26,6 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cases(graph: Path) -> Path:
     write_cases(graph, graph.with_name("cases.npz"), limit=4, threads=1)
     return graph.with_name("cases.npz")
-
-
-def judged(graph: Path, cases: Path, fault: Callable[..., None], layer: int, folder: Path) -> Conformity:
-    faulty = faults.planted(graph, fault, layer, folder / "faulty.onnx")
-    return attlas.conform(graph, cases, results=faults.results_of(faulty, cases, folder / "r.npz"), threads=1)
 
 
 def test_sound_runtime_of_a_sharp_model_conforms(graph: Path, cases: Path) -> None:
@@ -81,7 +76,7 @@ def test_own_rounding_is_measured_only_beyond_the_usual_bounds(graph: Path, case
 def test_planted_fault_is_found_in_a_sharp_model(
     graph: Path, cases: Path, tmp_path: Path, fault: Callable[..., None], layer: int, found: int, cause: str
 ) -> None:
-    result = judged(graph, cases, fault, layer, tmp_path)
+    result = faults.judged(graph, cases, fault, layer, tmp_path)
     assert (result.conforms, result.layer) == (False, found)
     assert cause in result.cause
     assert result.first is not None
