@@ -18,12 +18,9 @@ from typing import Any, Self
 
 from ..errors import AttlasError, UsageError
 from ..files import appearing
-from .models.summary import Summary
+from .models.summary import SHIPPED, Summary
 
 __all__ = ["list_models", "summaries", "write_table"]
-
-# Written by benchmarks/models.py.
-SHIPPED = Path(__file__).with_name("models.json")
 
 TABLE = 1  # version of the table's layout and contents: a cached table with another number is not used
 _AT_ONCE = 25

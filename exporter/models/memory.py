@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import AttlasError
 from .summary import Summary
 
-__all__ = ["at_once", "available", "needed", "pictures_of", "refuse_too_large"]
+__all__ = ["COMPARED", "at_once", "available", "needed", "pictures_of", "refuse_too_large"]
 
 # Measured, see docs/exporter.md: the libraries; the weights in the model, in onnxruntime's session, and as this packs
 # them for its products (or in float64, for a model that is compared so).
@@ -22,6 +22,7 @@ _KEPT_FOR_GRADIENTS = 4
 # bytes, or a sixth of the free memory if that is more, in onnxruntime and in PyTorch each. If one block takes more than
 # LARGEST_BLOCK, one picture is compared.
 AT_ONCE, LARGEST_BLOCK = 1.0e9, 1.0e9
+COMPARED = 3  # pictures, of others; not 2, because a graph is traced with 2
 
 
 def at_once() -> float:
@@ -30,8 +31,8 @@ def at_once() -> float:
 
 
 def pictures_of(heads: int, tokens: int) -> int:
-    """How many pictures a graph is compared on; not 2, because it is traced with 2."""
-    return 3 if 3 * 4 * heads * tokens**2 <= LARGEST_BLOCK else 1
+    """How many pictures a graph is compared on."""
+    return COMPARED if COMPARED * 4 * heads * tokens**2 <= LARGEST_BLOCK else 1
 
 
 def needed(summary: Summary, layers: Collection[int] | None = None, *, gradients: bool = False) -> float:

@@ -6,13 +6,10 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-from .summary import Summary
+from .summary import SHIPPED, Summary
 
 __all__ = ["resembling"]
-
-_TABLE = Path(__file__).parents[1] / "models.json"  # the one of `exporter/listing.py`, of whatever version of timm
 
 
 def resembling(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -31,7 +28,8 @@ def resembling(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     depth, count = max(numbers) + 1, sum(map(math.prod, shapes.values()))
     tokens = positions[1] if len(positions) == 3 else None
     found = []
-    for name, row in json.loads(_TABLE.read_text(encoding="utf-8"))["models"].items():
+    # Of whatever version of timm: these are suggestions.
+    for name, row in json.loads(SHIPPED.read_text(encoding="utf-8"))["models"].items():
         if row is None or "." in name:
             continue
         one = Summary.of(name, *row)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["Summary"]
+__all__ = ["SHIPPED", "Summary"]
+
+# The table of models that comes with attlas, for one version of timm; written by benchmarks/models.py.
+SHIPPED = Path(__file__).parents[1] / "models.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError, first_line
 from ..libraries.protocol import Facts, Model
-from ..models.memory import at_once
+from ..models.memory import COMPARED, at_once
 from .attention import Seen, Taps
 from .heads import Heads
 from .norms import Branches
@@ -24,7 +24,6 @@ __all__ = ["Known", "Tapped"]
 # Pictures (image, y, x, 3) uint8, and the model's outputs for them by name.
 type Known = tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]
 
-_COMPARED = 3  # as many pictures as a graph is compared on
 _MANY_HEADS = 32  # more than models have that are not huge
 
 
@@ -55,8 +54,8 @@ class Tapped(nn.Module):
         for name, values in (("mean", built.recipe.mean), ("std", built.recipe.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("position", facts.position_embedding, persistent=False)
-        glance = _Glance(remember and _COMPARED * 4 * _MANY_HEADS * facts.tokens**2 * taps.depth <= at_once())
-        images = pictures(_COMPARED if glance.keeps else 2, built.image_size)
+        glance = _Glance(remember and COMPARED * 4 * _MANY_HEADS * facts.tokens**2 * taps.depth <= at_once())
+        images = pictures(COMPARED if glance.keeps else 2, built.image_size)
         seen, out = self._first_look(built, images, glance)
         taps.check(seen, len(images), facts.tokens)
         if seen.tokens is None or seen.tokens.shape[1] != facts.tokens + bool(taps.parts.class_owners):
