@@ -6,7 +6,8 @@
 
 The limits come first: decoding on all cores, a disk of plain files, inference alone by the number of images at once,
 and with all maps brought to the host. Then parity, the kernels beside the same statistics as operators in the graph,
-whole runs with `--keep none` and with a full float16 store, JPEGs decoded on the card, and plain PyTorch with hooks.
+whole runs with `--keep none` and with a full float16 store, JPEGs decoded on the card, plain PyTorch with hooks, and
+stores of the same run twice, and of one that is killed with -9, byte by byte.
 Figures are printed as they come, with their share of the limit; a step that fails or takes too long costs itself alone.
 A run goes from JPEGs of about 100 kB in memory to a store on a RAM disk (`--place`). No step is begun after nine
 minutes (`--minutes`).
@@ -40,6 +41,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +281,9 @@ def run(bench: Bench, model: str, keep: str, way: str, decoder: Decoder = "host"
     slowest = max(result.stages, key=lambda stage: result.stages[stage])
     at_once = result.estimate.plan.at_once
     name = f"{model}: run --keep {keep}, statistics by {way}" + (", --decoder cuda" if decoder == "cuda" else "")
+    alone = ", ".join(f"{stage} {spent:.1f}" for stage, spent in result.stages.items())
     bench.say(name, speed, f"images/s of {count}, {at_once} at once, most time in {slowest}", f"{model}: inference")
+    print(f"|   | seconds of all threads: {alone} |", flush=True)
     limit = "decode" if decoder == "host" else "decode on the card"
     if bench.known.get(limit):
         print(f"|   | {speed / bench.known[limit]:.2f} of {limit} |", flush=True)
@@ -343,6 +347,40 @@ def peers(bench: Bench, model: str) -> None:
         bench.say(f"{model}: PyTorch, {name}", rate(step, bench.seconds), "images/s", f"{model}: inference")
 
 
+def same(bench: Bench, model: str) -> None:
+    """Chunk files of a run that differ in the same run again, and in one that is killed three times and resumed."""
+    count = 4 if bench.quick else 1500
+    images = bench.place / "images"
+    images.mkdir()
+    for k in range(count):
+        (images / f"{k:05d}.jpg").write_bytes(bench.encoded[k % len(bench.encoded)])
+    stores = [bench.place / f"{name}.zarr" for name in ("first", "again", "killed")]
+
+    def started(store: Path) -> subprocess.Popen[bytes]:
+        choices = ["--provider", bench.options.provider, "--batch-size", "1" if bench.quick else "32"]
+        command = [sys.executable, "-m", "attlas.cli", "run", bench.graph(model), images, "-o", store, *choices]
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    running = [started(store) for store in stores[:2]]
+    assert [process.wait() for process in running] == [0, 0]
+    first, again = (chunks(store) for store in stores[:2])
+    bench.say(f"{model}: chunks that differ in the same run again", len(first.items() ^ again.items()), f"of {len(first)}")
+    for share in (0.2, 0.5, 0.8):
+        process = started(stores[2])
+        while process.poll() is None and len(list(stores[2].rglob("c.*"))) < share * len(first):
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    assert started(stores[2]).wait() == 0
+    resumed = chunks(stores[2])
+    bench.say(f"{model}: chunks that differ after three kills", len(first.items() ^ resumed.items()), f"of {len(first)}")
+
+
+def chunks(store: Path) -> dict[str, bytes]:
+    """The digest of every chunk file."""
+    return {str(p.relative_to(store)): sha256(p.read_bytes()).digest() for p in sorted(store.rglob("c.*"))}
+
+
 # Each step with its seconds; those of a model for each model.
 STEPS: dict[str, tuple[Callable[[Bench, str], None], int]] = {
     "limits": (limits, 40),
@@ -352,7 +390,8 @@ STEPS: dict[str, tuple[Callable[[Bench, str], None], int]] = {
     "kernels": (kernels, 60),
     "runs": (runs, 110),
     "decoded": (decoded, 60),
-    "peers": (peers, 60),
+    "peers": (peers, 90),
+    "same": (same, 90),
 }
 
 

@@ -81,10 +81,10 @@ def peer(
     pixels = torch.zeros(batch, 3, *model.patch_embed.img_size, device=device, dtype=dtype)
     rows = formulas.readout_rows(spec.prefix, spec.grid, spec.readout)
 
-    def infer() -> int:
+    def infer(forward: Any = model) -> int:
         maps.clear()
         with torch.inference_mode():
-            model(pixels)
+            forward(pixels)
         if device != "cpu":
             torch.cuda.synchronize()
         return batch
@@ -112,6 +112,12 @@ def peer(
         list(pool.map(save, range(len(maps)), [a.half().cpu().numpy() for a in maps]))
         return batch
 
+    def compiled() -> int:
+        return infer(forward)
+
     yield "hooks", infer
     yield "hooks, the default statistics", statistics
     yield "hooks, maps by numpy.save", written
+    if device != "cpu":
+        forward = torch.compile(model)
+        yield "hooks, compiled", compiled

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -169,6 +170,8 @@ class Session:
         # Loads the graph once more, if its runs cannot be recorded.
         without = partial(load, fixed, capture=False)
         self._without: Callable[[], Compiled] | None = without if self._graph.captures else None
+        # onnxruntime keeps what a thread records for that thread; any other would record anew, amid others' work.
+        self._recorder = ThreadPoolExecutor(1, "recorder") if self._graph.captures else None
         self._ring_lock = threading.Lock()
 
     @property
@@ -284,7 +287,10 @@ class Session:
             with self._lock:
                 start = time.perf_counter()
                 # Returns when the device has finished: onnxruntime waits for its stream at the end of every run.
-                slot.run(self._graph.session)
+                if self._recorder is None:
+                    slot.run(self._graph.session)
+                else:
+                    self._recorder.submit(slot.run, self._graph.session).result()
                 spent = time.perf_counter() - start
             if slot.reduce is not None:  # beside the next batch's run
                 slot.reduce()
@@ -306,15 +312,15 @@ class Session:
     def _captured(self, batch: int) -> Ring | None:
         """A ring whose slots are all recorded now, while nothing else runs; None where the card cannot, from now on."""
         assert self._without is not None
+        assert self._recorder is not None
         ring = Ring(self._make(batch, captured=True), batch)
-        try:
-            ring.fill()
-        except Exception:  # a runtime's have no common base except this; what is left to say comes again
-            del ring
-            gc.collect()
-            self._graph, self._without = self._without(), None
-            return None
-        return ring
+        with contextlib.suppress(Exception):  # a runtime's have no common base; what is left to say comes again
+            self._recorder.submit(ring.fill).result()
+            return ring
+        del ring
+        gc.collect()
+        self._graph, self._without, self._recorder = self._without(), None, None
+        return None
 
     def _make(self, batch: int, *, captured: bool = False) -> Callable[[int], Slot]:
         """What makes the k-th slot; it holds no reference to this object, which could otherwise not be freed."""
