@@ -1,20 +1,18 @@
 """Every default statistic of attention that lies in a CUDA card's memory, in two launches by numba-cuda.
 
-`statistics` has a block for each (layer, image, head) and a warp for a query's row, which is read once and coalesced;
-sums are float32, and warps add theirs by shuffles. Tokens, grid and heads are constants of the compiled kernel, so that
-loops over a row are unrolled, and a lane has eight loads under way at once. Distances depend on the offset of two
-patches alone: a table of a few KiB, which stays in the first cache and is read in order.
+`statistics` has a block for each (layer, image, head). Each warp takes 32 queries' rows and reads a tile of 32 keys at
+a time, coalesced, into shared memory. There a thread has a row of its own, so that its sums need no other thread, and
+what depends on the key alone is the same for all of a warp. Sums are float32, tile by tile. Distances depend on the
+offset of two patches alone: a table of a few KiB, which stays in the first cache and is read in order. Tokens, grid and
+heads are constants of the compiled kernel.
 
 `follow` has a block for each image, and takes the readout's row through the layers from last to first: a vector times a
 matrix for each layer, limited by memory. A product of N x N matrices, by cuBLAS or by hand, would read the same maps
 and multiply N times as much. Sums of rows come from the first kernel, and those of warps are added in a fixed order, so
 that the same attention gives the same bits.
 
-Estimated for an H100, base/16 in float16, 32 images: the maps are read twice, 2 x 0.1 ms at 4 TB/s, and logarithms take
-about as long; inference takes 8 ms. Compiled for sm_90: 96 and 62 registers, nothing spilt, no float64. Not timed yet.
-
-numba's simulator (NUMBA_ENABLE_CUDASIM=1) runs the same kernels with few threads. It has no shuffles, so that there
-alone warps add through shared memory.
+numba's simulator (NUMBA_ENABLE_CUDASIM=1) runs the same kernels with few threads. It has neither warps nor shuffles:
+all threads of a block wait for each other instead, and add through shared memory.
 """
 
 from __future__ import annotations
@@ -38,14 +36,17 @@ from ..formulas import patch_distances, readout_rows
 __all__ = ["OnCard", "available"]
 
 RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as published
-LANES, WARPS, ROLLOUT_WARPS = (3, 2, 2) if SIMULATED else (32, 4, 32)
+LANES, WARPS, ROLLOUT_WARPS = (3, 2, 2) if SIMULATED else (32, 8, 32)
 ROLLOUT_THREADS = LANES * ROLLOUT_WARPS
-STEPS = 8  # keys that a lane reads at once, into registers
+STEPS = LANES if SIMULATED else 8  # loads of a lane that are under way at once, into registers
 SUMS = 6  # of a warp's rows
-MOST_PREFIX = LANES if SIMULATED else 32  # a lane keeps the mass on one prefix token
+MOST_PREFIX = LANES if SIMULATED else 32  # all of them are in a row's first tile
+# A block of `follow` has all registers of a multiprocessor: 65,536. The simulator knows none.
+BOUNDED: dict[str, Any] = {} if SIMULATED else {"max_registers": 65536 // ROLLOUT_THREADS}
 
 ZERO, ONE = np.float32(0), np.float32(1)
 TINY = np.float32(1e-38)  # 0 ln 0 is 0, without asking
+LN2 = np.float32(math.log(2))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class OnCard:
         each = layers, heads
         totals = cuda.device_array((batch, *each, tokens), np.float32)
         statistics = (
-            array_at(attention), stride, cuda.to_device(_by_offset(self._spec)), totals,
+            array_at(attention), stride, cuda.to_device(_by_offset(self._spec)),
+            cuda.to_device(_places(self._spec)), totals,
             *(out(name, *each) for name in ("distance", "distance_renormalized", "entropy", "entropy_patch")),
             out("prefix_mass", *each, max(shape.prefix, 1)), out("rows_without_patch_mass", *each, dtype="int32"),
             out("prefix_attention", 1, 1, 1, 1, dtype=self.dtype),
@@ -112,7 +114,7 @@ class OnCard:
         kernels, stream = _kernels(shape), cuda.stream()
 
         def reduce() -> None:
-            kernels[0][(heads, batch, layers), (LANES, WARPS), stream](*statistics)
+            kernels[0][(heads, batch, layers), (LANES, _warps(tokens)), stream](*statistics)
             kernels[1][(batch,), (LANES, ROLLOUT_WARPS), stream](*follow)
             stream.synchronize()
 
@@ -139,6 +141,20 @@ def _by_offset(spec: GraphSpec) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(far[np.ix_(y, x)]).reshape(-1)
 
 
+def _places(spec: GraphSpec) -> npt.NDArray[np.uint32]:
+    """What each key subtracts from a query's place in `_by_offset`; 0 for prefix tokens and after the last token."""
+    prefix, (rows, columns) = len(spec.prefix), spec.grid
+    found = np.zeros(-(-spec.tokens // LANES) * LANES, np.uint32)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    found[prefix : spec.tokens] = row * (2 * columns - 1) + column
+    return found
+
+
+def _warps(tokens: int) -> int:
+    """Warps of a block of `statistics`: no more than have rows."""
+    return min(WARPS, -(-tokens // LANES))
+
+
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
@@ -151,116 +167,159 @@ def _kernels(shape: Shape) -> tuple[Any, Any]:
 if SIMULATED:
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def warp_sums(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
-        """The sums of five values over a warp, in each lane."""
+    def warp_sum(value: Any) -> Any:
+        """The sum of a value over a warp, in each lane."""
         lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
-        values = cuda.shared.array((5, WARPS, LANES), float32)
-        values[:, warp, lane] = a, b, c, d, e
+        values = cuda.shared.array((WARPS, LANES), float32)
+        values[warp, lane] = value
         cuda.syncthreads()
-        found = [values[one, warp].sum() for one in range(5)]
+        found = values[warp].sum()
         cuda.syncthreads()
         return found
 
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def together() -> None:
+        """Wait for the block, as whose warps the threads run here."""
+        cuda.syncthreads()
+
+    log2 = np.log2
+
 else:
+    from numba.cuda import libdevice
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def warp_sums(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
-        """The sums of five values over a warp, in each lane: chains of shuffles that do not wait for each other."""
+    def warp_sum(value: Any) -> Any:
+        """The sum of a value over a warp, in each lane."""
         for far in (16, 8, 4, 2, 1):
-            a += cuda.shfl_xor_sync(0xFFFFFFFF, a, far)
-            b += cuda.shfl_xor_sync(0xFFFFFFFF, b, far)
-            c += cuda.shfl_xor_sync(0xFFFFFFFF, c, far)
-            d += cuda.shfl_xor_sync(0xFFFFFFFF, d, far)
-            e += cuda.shfl_xor_sync(0xFFFFFFFF, e, far)
-        return a, b, c, d, e
-
-
-def _row(shape: Shape) -> Any:
-    """One lane's sums over its keys of a query's row, which begins at `at`.
-
-    Without a branch, and all loads before the first sum, so that `STEPS` of them are under way at once.
-    """
-    tokens, prefix, (rows, columns) = shape.tokens, shape.prefix, shape.grid
-    wide, tiles, last = 2 * columns - 1, -(-tokens // (STEPS * LANES)), tokens - 1
+            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, far)
+        return value
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def row(attention: Any, at: Any, query: Any, lane: Any, far_of: Any) -> Any:
-        """Of patches: mass, mass x distance, a ln a; of prefix tokens: mass, a ln a, and that on the lane's own."""
-        values = cuda.local.array(STEPS, float32)
-        mass, far, spread = ZERO, ZERO, ZERO
-        front, front_spread, own = ZERO, ZERO, ZERO
-        patch = max(query - prefix, 0)  # of a prefix token's distance nothing is kept
-        here = (patch // columns + rows - 1) * wide + patch % columns + columns - 1
-        for tile in range(tiles):
-            first = tile * STEPS * LANES + lane
-            for step in range(STEPS):
-                values[step] = np.float32(attention[at + min(first + step * LANES, last)])
-            for step in range(STEPS):
-                key = first + step * LANES
-                a = values[step] if key < tokens else ZERO
-                part = a * np.float32(math.log(max(a, TINY)))
-                before = key < prefix
-                other = max(min(key, last) - prefix, 0)
-                front += a if before else ZERO
-                front_spread += part if before else ZERO
-                own = a if before else own
-                a = ZERO if before else a
-                mass += a
-                spread += ZERO if before else part
-                far += a * far_of[here - other // columns * wide - other % columns]
-        return mass, far, spread, front, front_spread, own
+    def together() -> None:
+        """Wait for the warp: what one lane has written, all see."""
+        cuda.syncwarp()
 
-    return row
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def log2(value: Any) -> Any:
+        """By the card's own instruction, to 2e-7 of the larger of 1 and itself."""
+        return libdevice.fast_log2f(value)
+
+
+def _read(shape: Shape) -> Any:
+    """Read a tile of a warp's rows from `low`, a row a line: the keys from `first`; 0 after the last key."""
+    tokens, last = shape.tokens, shape.tokens - 1
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def read(attention: Any, start: Any, low: Any, first: Any, tile: Any) -> None:
+        lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
+        values = cuda.local.array(STEPS, float32)
+        key = first + lane
+        at = np.uint32(low * tokens + min(key, last))
+        end = np.uint32(last * tokens + min(key, last))  # rows after the last are that one again
+        line = 0
+        while line < LANES:
+            step = 0
+            while step < STEPS:
+                values[step] = np.float32(attention[start + min(np.uint32(at + (line + step) * tokens), end)])
+                step += 1
+            step = 0
+            while step < STEPS:
+                tile[warp, line + step, lane] = values[step] if key <= last else ZERO
+                step += 1
+            line += STEPS
+
+    return read
+
+
+def _add(shape: Shape) -> Any:
+    """A thread's sums over its row of a tile: mass, mass x distance, a log2 a."""
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def add(tile: Any, far_of: Any, places: Any, here: Any, first: Any) -> Any:
+        lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
+        mass, far, spread = ZERO, ZERO, ZERO
+        k = 0
+        while k < LANES:
+            a = tile[warp, lane, k]
+            mass += a
+            spread += a * log2(max(a, TINY))
+            far += a * far_of[np.uint32(here - places[np.uint32(first + k)])]
+            k += 1
+        return mass, far, spread
+
+    return add
 
 
 def _statistics(shape: Shape) -> Any:
     """The statistics of one (layer, image, head) by one block."""
-    tokens, prefix, heads = shape.tokens, shape.prefix, shape.heads
-    turns, fronts, square = -(-tokens // WARPS), max(shape.prefix, 1), shape.tokens**2
-    row, finish = _row(shape), _finish(shape)
+    tokens, prefix, heads, (rows, columns) = shape.tokens, shape.prefix, shape.heads, shape.grid
+    warps, fronts, square = _warps(tokens), max(shape.prefix, 1), shape.tokens**2
+    turns, tiles = -(-tokens // (warps * LANES)), -(-tokens // LANES)
+    wide, pitch = 2 * columns - 1, LANES + 1  # a tile's rows begin in different banks
+    read, add, finish = _read(shape), _add(shape), _finish(shape)
 
     @cuda.jit  # type: ignore[untyped-decorator]
     def statistics(
-        attention: Any, stride: Any, far_of: Any, totals: Any, distance: Any, renormalized: Any, entropy: Any,
-        entropy_patch: Any, masses: Any, empty: Any, prefix_rows: Any,
+        attention: Any, stride: Any, far_of: Any, places: Any, totals: Any, distance: Any, renormalized: Any,
+        entropy: Any, entropy_patch: Any, masses: Any, empty: Any, prefix_rows: Any,
     ) -> None:  # fmt: skip
         head, image, layer = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
         lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
-        sums = cuda.shared.array((WARPS, SUMS), float32)
-        lots = cuda.shared.array((WARPS, fronts), float32)
-        start = layer * stride + (image * heads + head) * square
-        near, nearer, spreads, inner, lot = ZERO, ZERO, ZERO, ZERO, ZERO
-        gone, void = ZERO, ZERO
+        tile = cuda.shared.array((warps, LANES, pitch), float32)
+        sums = cuda.shared.array((warps, SUMS), float32)
+        lots = cuda.shared.array((warps, fronts), float32)
+        lot = cuda.local.array(fronts, float32)
+        for token in range(prefix):
+            lot[token] = ZERO
+        near, nearer, spreads, inner, gone, void = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+        start = np.uint64(layer * stride + (image * heads + head) * square)
+        for key in range(warp * LANES + lane, prefix * tokens, warps * LANES):
+            prefix_rows[image, layer, head, key // tokens, key % tokens] = attention[start + key]
         for turn in range(turns):
-            # The last rows may be one row again, so that all warps come to each sum equally often.
-            query = min(turn * WARPS + warp, tokens - 1)
-            at = start + query * tokens
-            mass, far, spread, front, front_spread, own = row(attention, at, query, lane, far_of)
-            mass, far, spread, front, front_spread = warp_sums(mass, far, spread, front, front_spread)
-            if turn * WARPS + warp < tokens:
-                if lane == 0:
-                    totals[image, layer, head, query] = mass + front
-                if query < prefix:
-                    for key in range(lane, tokens, LANES):
-                        prefix_rows[image, layer, head, query, key] = attention[at + key]
-                spreads += spread + front_spread
+            low = (turn * warps + warp) * LANES
+            query = low + lane
+            patch = min(max(query, prefix), tokens - 1) - prefix  # of a prefix token's distance nothing is kept
+            here = np.uint32((patch // columns + rows - 1) * wide + patch % columns + columns - 1)
+            mass, far, spread, front, front_spread = ZERO, ZERO, ZERO, ZERO, ZERO
+            for one in range(tiles):
+                together()
+                read(attention, start, low, one * LANES, tile)
+                together()
+                if one == 0:
+                    for token in range(prefix):
+                        a = tile[warp, lane, token]
+                        tile[warp, lane, token] = ZERO
+                        front += a
+                        front_spread += a * log2(max(a, TINY))
+                        if prefix <= query < tokens:
+                            lot[token] += a
+                some, some_far, some_spread = add(tile, far_of, places, here, one * LANES)
+                mass += some
+                far += some_far
+                spread += some_spread
+            if query < tokens:
+                totals[image, layer, head, query] = mass + front
+                spreads += (spread + front_spread) * LN2
                 there = mass != ZERO
                 if there:
-                    inner += np.float32(math.log(mass)) - spread / mass if mass > ZERO else ZERO
+                    inner += np.float32(math.log(mass)) - spread * LN2 / mass if mass > ZERO else ZERO
                 else:
                     void += ONE
                 if query >= prefix:
                     near += far
-                    lot += own
                     if there:
                         nearer += far / mass
                     else:
                         gone += ONE
+        near, nearer, spreads = warp_sum(near), warp_sum(nearer), warp_sum(spreads)
+        inner, gone, void = warp_sum(inner), warp_sum(gone), warp_sum(void)
         if lane == 0:
             sums[warp, 0], sums[warp, 1], sums[warp, 2] = near, nearer, spreads
             sums[warp, 3], sums[warp, 4], sums[warp, 5] = inner, gone, void
-        if lane < prefix:
-            lots[warp, lane] = lot
+        for token in range(prefix):
+            whole = warp_sum(lot[token])
+            if lane == 0:
+                lots[warp, token] = whole
         cuda.syncthreads()
         if warp == 0:
             finish(
@@ -272,7 +331,7 @@ def _statistics(shape: Shape) -> Any:
 
 def _finish(shape: Shape) -> Any:
     """From the sums of a block's warps to the statistics of `at` (image, layer, head)."""
-    tokens, prefix = shape.tokens, shape.prefix
+    tokens, prefix, warps = shape.tokens, shape.prefix, _warps(shape.tokens)
     patches = tokens - prefix
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
@@ -283,11 +342,11 @@ def _finish(shape: Shape) -> Any:
         image, layer, head = at
         if lane < prefix:
             lot = ZERO
-            for warp in range(WARPS):
+            for warp in range(warps):
                 lot += lots[warp, lane]
             masses[image, layer, head, lane] = lot / np.float32(patches)
         if lane == 0:
-            for warp in range(1, WARPS):
+            for warp in range(1, warps):
                 for one in range(SUMS):
                     sums[0, one] += sums[warp, one]
             gone, void = sums[0, 4], sums[0, 5]
@@ -308,7 +367,7 @@ def _follow(shape: Shape) -> Any:
     share, rest, square = np.float32(RESIDUAL / heads), np.float32(1 - RESIDUAL), tokens * tokens
     product = _product(shape)
 
-    @cuda.jit  # type: ignore[untyped-decorator]
+    @cuda.jit(**BOUNDED)  # type: ignore[untyped-decorator]
     def follow(
         attention: Any, stride: Any, totals: Any, start: Any, partial: Any, finite: Any, rollout: Any
     ) -> None:  # fmt: skip
