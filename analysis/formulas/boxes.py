@@ -102,13 +102,16 @@ def box_mass(maps: Array, covered: Cover) -> Array:
 
 
 def pointing_hit(maps: Array, covered: Cover) -> Array:
-    """Whether the box covers at least half of a patch where the map is largest: (..., y, x) -> bool (...).
+    """Whether the box covers at least half of the patch where the map is largest: (..., y, x) -> (...), 0 or 1.
 
-    The pointing game of Zhang et al. 2016 (arXiv 1608.00507), at the resolution of patches.
+    The pointing game of Zhang et al. 2016 (arXiv 1608.00507), at the resolution of patches. Of several patches that are
+    largest it is the share that hit, which chance would.
     """
     xp, m = namespace(maps), floating(maps)
-    top = xp.max(xp.max(m, axis=-1, keepdims=True), axis=-2, keepdims=True)
-    return xp.any(xp.any((m == top) & (constant(covered, m) >= 0.5), axis=-1), axis=-1)
+    zero, one = xp.zeros_like(m), xp.ones_like(m)
+    largest = xp.where(m == xp.max(xp.max(m, axis=-1, keepdims=True), axis=-2, keepdims=True), one, zero)
+    hit = xp.where(constant(covered, m) >= 0.5, largest, zero)
+    return xp.sum(hit, axis=(-2, -1)) / xp.sum(largest, axis=(-2, -1))
 
 
 def box_jaccard(maps: Array, covered: Cover, threshold: float = 0.6) -> Array:

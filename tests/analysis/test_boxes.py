@@ -37,10 +37,11 @@ def test_mass_hit_and_overlap_of_a_map() -> None:
     covered = [[0.0, 1.0], [0.0, 0.5]]
     maps = np.array([[[0.1, 0.6], [0.1, 0.2]], [[0.7, 0.1], [0.1, 0.1]]])
     np.testing.assert_allclose(boxes.box_mass(maps, covered), [0.7, 0.15])
-    np.testing.assert_array_equal(boxes.pointing_hit(maps, covered), [True, False])
+    np.testing.assert_array_equal(boxes.pointing_hit(maps, covered), [1, 0])
     np.testing.assert_allclose(boxes.box_jaccard(maps, covered), [1 / 1.5, 0])
     uniform = np.ones((2, 2))
     assert boxes.box_mass(uniform, covered) == pytest.approx(np.mean(covered))
+    assert boxes.pointing_hit(uniform, covered) == 0.5  # what chance gives, not a hit of every box
 
 
 def test_centre_box_has_the_size_and_the_crops_centre() -> None:
