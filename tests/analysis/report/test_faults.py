@@ -295,7 +295,8 @@ def test_figures_are_fluid_tables_scroll_in_their_own_box_and_drawings_follow_a_
     rules = re.search(r"figure img {([^}]*)}", css)
     assert rules is not None
     assert {"width: 100%", "max-width: 100%", "height: auto"} <= {rule.strip() for rule in rules[1].split(";")}
-    assert re.search(r"\.scroll { overflow-x: auto; max-width: 100%; }", css)
+    assert re.search(r"\.scroll { overflow-x: auto; max-width: 100%; container-type: inline-size; }", css)
+    assert re.search(r"caption span {[^}]*max-width: min\(80ch, 100cqi\)", css)
     assert html.count("<table") == html.count('<div class="scroll"><table')
     assert not re.search(r"<(img|figure|table|div)[^>]*(width=|style=)", re.sub(r'"data:[^"]*"', "", html))
     assert "break-inside: avoid" in css.partition("@media print")[2]
