@@ -27,16 +27,18 @@ import numpy as np
 import numpy.typing as npt
 from numba import cuda, float32
 
-from ...engine.runtime.cuda import Memory
+from ...engine.runtime.cuda import Memory, out_of_memory
 from ...engine.runtime.launching import SIMULATED, array_at, available
 from ...engine.store.store import Template
+from ...errors import AttlasError, first_line
 from ...exporter.spec import GraphSpec
 from ..formulas import patch_distances, readout_rows
+from .warps import LANES, WARPS, log2, together, warp_sum
 
 __all__ = ["OnCard", "available"]
 
 RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as published
-LANES, WARPS, ROLLOUT_WARPS = (3, 2, 2) if SIMULATED else (32, 8, 32)
+ROLLOUT_WARPS = 2 if SIMULATED else 32
 ROLLOUT_THREADS = LANES * ROLLOUT_WARPS
 STEPS = LANES if SIMULATED else 8  # loads of a lane that are under way at once, into registers
 SUMS = 6  # of a warp's rows
@@ -119,8 +121,24 @@ class OnCard:
             stream.synchronize()
 
         if not SIMULATED:
-            reduce()  # compiled before any other work is under way, which loading a kernel could disturb
+            _tried(reduce)  # compiled before any other work is under way, which loading a kernel could disturb
         return reduce
+
+
+def _tried(reduce: Callable[[], None]) -> None:
+    """Run it once.
+
+    Raises:
+        AttlasError: this card cannot; for want of memory CUDA's own error, after which fewer images are tried.
+    """
+    try:
+        reduce()
+    except Exception as error:  # what drives a card raises what it likes
+        if out_of_memory(error):
+            raise
+        raise AttlasError(
+            f"statistics on the card: its kernels fail ({first_line(error)}); attlas.run(statistics='graph') has none"
+        ) from None
 
 
 def _readout(spec: GraphSpec) -> npt.NDArray[np.float32]:
@@ -162,47 +180,6 @@ def _warps(tokens: int) -> int:
 def _kernels(shape: Shape) -> tuple[Any, Any]:
     """Compiled at the first launch, once for all slots."""
     return _statistics(shape), _follow(shape)
-
-
-if SIMULATED:
-
-    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def warp_sum(value: Any) -> Any:
-        """The sum of a value over a warp, in each lane."""
-        lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
-        values = cuda.shared.array((WARPS, LANES), float32)
-        values[warp, lane] = value
-        cuda.syncthreads()
-        found = values[warp].sum()
-        cuda.syncthreads()
-        return found
-
-    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def together() -> None:
-        """Wait for the block, as whose warps the threads run here."""
-        cuda.syncthreads()
-
-    log2 = np.log2
-
-else:
-    from numba.cuda import libdevice
-
-    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def warp_sum(value: Any) -> Any:
-        """The sum of a value over a warp, in each lane."""
-        for far in (16, 8, 4, 2, 1):
-            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, far)
-        return value
-
-    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def together() -> None:
-        """Wait for the warp: what one lane has written, all see."""
-        cuda.syncwarp()
-
-    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def log2(value: Any) -> Any:
-        """By the card's own instruction, to 2e-7 of the larger of 1 and itself."""
-        return libdevice.fast_log2f(value)
 
 
 def _read(shape: Shape) -> Any:
@@ -266,8 +243,6 @@ def _statistics(shape: Shape) -> Any:
         head, image, layer = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
         lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
         tile = cuda.shared.array((warps, LANES, pitch), float32)
-        sums = cuda.shared.array((warps, SUMS), float32)
-        lots = cuda.shared.array((warps, fronts), float32)
         lot = cuda.local.array(fronts, float32)
         for token in range(prefix):
             lot[token] = ZERO
@@ -311,44 +286,46 @@ def _statistics(shape: Shape) -> Any:
                         nearer += far / mass
                     else:
                         gone += ONE
-        near, nearer, spreads = warp_sum(near), warp_sum(nearer), warp_sum(spreads)
-        inner, gone, void = warp_sum(inner), warp_sum(gone), warp_sum(void)
-        if lane == 0:
-            sums[warp, 0], sums[warp, 1], sums[warp, 2] = near, nearer, spreads
-            sums[warp, 3], sums[warp, 4], sums[warp, 5] = inner, gone, void
-        for token in range(prefix):
-            whole = warp_sum(lot[token])
-            if lane == 0:
-                lots[warp, token] = whole
-        cuda.syncthreads()
-        if warp == 0:
-            finish(
-                sums, lots, lane, (image, layer, head), distance, renormalized, entropy, entropy_patch, masses, empty
-            )
+        found = near, nearer, spreads, inner, gone, void
+        finish(found, lot, (image, layer, head), distance, renormalized, entropy, entropy_patch, masses, empty)
 
     return statistics
 
 
 def _finish(shape: Shape) -> Any:
-    """From the sums of a block's warps to the statistics of `at` (image, layer, head)."""
+    """From the sums of a block's threads to the statistics of `at` (image, layer, head)."""
     tokens, prefix, warps = shape.tokens, shape.prefix, _warps(shape.tokens)
-    patches = tokens - prefix
+    patches, fronts = tokens - prefix, max(prefix, 1)
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
     def finish(
-        sums: Any, lots: Any, lane: Any, at: Any, distance: Any, renormalized: Any, entropy: Any, entropy_patch: Any,
-        masses: Any, empty: Any,
+        found: Any, lot: Any, at: Any, distance: Any, renormalized: Any, entropy: Any, entropy_patch: Any, masses: Any,
+        empty: Any,
     ) -> None:  # fmt: skip
+        lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
+        sums = cuda.shared.array((warps, SUMS), float32)
+        lots = cuda.shared.array((warps, fronts), float32)
+        for one in range(SUMS):
+            whole = warp_sum(found[one])
+            if lane == 0:
+                sums[warp, one] = whole
+        for token in range(prefix):
+            whole = warp_sum(lot[token])
+            if lane == 0:
+                lots[warp, token] = whole
+        cuda.syncthreads()
+        if warp > 0:
+            return
         image, layer, head = at
         if lane < prefix:
-            lot = ZERO
-            for warp in range(warps):
-                lot += lots[warp, lane]
-            masses[image, layer, head, lane] = lot / np.float32(patches)
+            mass = ZERO
+            for other in range(warps):
+                mass += lots[other, lane]
+            masses[image, layer, head, lane] = mass / np.float32(patches)
         if lane == 0:
-            for warp in range(1, warps):
+            for other in range(1, warps):
                 for one in range(SUMS):
-                    sums[0, one] += sums[warp, one]
+                    sums[0, one] += sums[other, one]
             gone, void = sums[0, 4], sums[0, 5]
             distance[image, layer, head] = sums[0, 0] / np.float32(patches)
             entropy[image, layer, head] = -sums[0, 2] / np.float32(tokens)

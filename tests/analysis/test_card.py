@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from attlas.analysis import formulas as f
 from attlas.analysis.kernels.fused import Reducer
-from attlas.errors import UsageError
+from attlas.errors import AttlasError, UsageError
 from support_card import CASES, attention, simulated
 from support_devices import assert_same_store
 
@@ -85,6 +85,20 @@ def test_a_run_by_way_of_a_card_stores_what_the_host_does(
             graph, pictures, tmp_path / f"{keep}.zarr", keep=(keep,), store_dtype=dtype, batch_size=3, limit=2
         )
         assert_same_store(tmp_path / f"card.{keep}.zarr", host.path, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: ...", AttlasError), ("out of memory", RuntimeError)]
+)
+def test_a_card_that_cannot_run_the_kernels_is_said_in_one_line(text: str, kind: type[Exception]) -> None:
+    """But for want of memory fewer images are tried."""
+    from attlas.analysis.kernels.cuda import _tried
+
+    def reduce() -> None:
+        raise RuntimeError(text)
+
+    with pytest.raises(kind, match=text[:13]):
+        _tried(reduce)
 
 
 def test_without_a_card_statistics_are_elsewhere(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:

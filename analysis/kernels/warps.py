@@ -1,0 +1,54 @@
+"""What a warp does together. numba's simulator has neither warps nor shuffles, and does it in a way of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32
+
+from ...engine.runtime.launching import SIMULATED
+
+__all__ = ["LANES", "WARPS", "log2", "together", "warp_sum"]
+
+LANES, WARPS = (3, 2) if SIMULATED else (32, 8)  # threads of a warp, and the most warps of a block that use these
+
+if SIMULATED:
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def warp_sum(value: Any) -> Any:
+        """The sum of a value over a warp, in each lane."""
+        lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
+        values = cuda.shared.array((WARPS, LANES), float32)
+        values[warp, lane] = value
+        cuda.syncthreads()
+        found = values[warp].sum()
+        cuda.syncthreads()
+        return found
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def together() -> None:
+        """Wait for the block, as whose warps the threads run here."""
+        cuda.syncthreads()
+
+    log2 = np.log2
+
+else:
+    from numba.cuda import libdevice
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def warp_sum(value: Any) -> Any:
+        """The sum of a value over a warp, in each lane."""
+        for far in (16, 8, 4, 2, 1):
+            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, far)
+        return value
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def together() -> None:
+        """Wait for the warp: what one lane has written, all see."""
+        cuda.syncwarp()
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def log2(value: Any) -> Any:
+        """By the card's own instruction, to 2e-7 of the larger of 1 and itself."""
+        return libdevice.fast_log2f(value)
