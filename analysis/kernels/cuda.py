@@ -41,7 +41,8 @@ RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as
 ROLLOUT_WARPS = 2 if SIMULATED else 32
 ROLLOUT_THREADS = LANES * ROLLOUT_WARPS
 STEPS = LANES if SIMULATED else 8  # loads of a lane that are under way at once, into registers
-SUMS = 6  # of a warp's rows
+# A thread's sums over rows: both distances, both entropies, and rows without mass on patches: of patches, and of all.
+NEAR, NEARER, SPREAD, INNER, GONE, EMPTY = range(SUMS := 6)
 MOST_PREFIX = LANES if SIMULATED else 32  # all of them are in a row's first tile
 # A block of `follow` has all registers of a multiprocessor: 65,536. The simulator knows none.
 BOUNDED: dict[str, Any] = {} if SIMULATED else {"max_registers": 65536 // ROLLOUT_THREADS}
@@ -227,13 +228,35 @@ def _add(shape: Shape) -> Any:
     return add
 
 
+def _end(shape: Shape) -> Any:
+    """Add a query's row to a thread's sums, in `found`."""
+    prefix = shape.prefix
+
+    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
+    def end(found: Any, query: Any, mass: Any, far: Any, spread: Any, inner: Any) -> None:
+        there = mass != ZERO
+        found[SPREAD] += spread
+        if mass > ZERO:
+            found[INNER] += np.float32(math.log(mass)) - inner / mass
+        if not there:
+            found[EMPTY] += ONE
+        if query >= prefix:
+            found[NEAR] += far
+            if there:
+                found[NEARER] += far / mass
+            else:
+                found[GONE] += ONE
+
+    return end
+
+
 def _statistics(shape: Shape) -> Any:
     """The statistics of one (layer, image, head) by one block."""
     tokens, prefix, heads, (rows, columns) = shape.tokens, shape.prefix, shape.heads, shape.grid
     warps, fronts, square = _warps(tokens), max(shape.prefix, 1), shape.tokens**2
     turns, tiles = -(-tokens // (warps * LANES)), -(-tokens // LANES)
     wide, pitch = 2 * columns - 1, LANES + 1  # a tile's rows begin in different banks
-    read, add, finish = _read(shape), _add(shape), _finish(shape)
+    read, add, end, finish = _read(shape), _add(shape), _end(shape), _finish(shape)
 
     @cuda.jit  # type: ignore[untyped-decorator]
     def statistics(
@@ -246,7 +269,9 @@ def _statistics(shape: Shape) -> Any:
         lot = cuda.local.array(fronts, float32)
         for token in range(prefix):
             lot[token] = ZERO
-        near, nearer, spreads, inner, gone, void = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+        found = cuda.local.array(SUMS, float32)
+        for one in range(SUMS):
+            found[one] = ZERO
         start = np.uint64(layer * stride + (image * heads + head) * square)
         for key in range(warp * LANES + lane, prefix * tokens, warps * LANES):
             prefix_rows[image, layer, head, key // tokens, key % tokens] = attention[start + key]
@@ -274,19 +299,7 @@ def _statistics(shape: Shape) -> Any:
                 spread += some_spread
             if query < tokens:
                 totals[image, layer, head, query] = mass + front
-                spreads += (spread + front_spread) * LN2
-                there = mass != ZERO
-                if there:
-                    inner += np.float32(math.log(mass)) - spread * LN2 / mass if mass > ZERO else ZERO
-                else:
-                    void += ONE
-                if query >= prefix:
-                    near += far
-                    if there:
-                        nearer += far / mass
-                    else:
-                        gone += ONE
-        found = near, nearer, spreads, inner, gone, void
+                end(found, query, mass, far, (spread + front_spread) * LN2, spread * LN2)
         finish(found, lot, (image, layer, head), distance, renormalized, entropy, entropy_patch, masses, empty)
 
     return statistics
@@ -326,12 +339,12 @@ def _finish(shape: Shape) -> Any:
             for other in range(1, warps):
                 for one in range(SUMS):
                     sums[0, one] += sums[other, one]
-            gone, void = sums[0, 4], sums[0, 5]
-            distance[image, layer, head] = sums[0, 0] / np.float32(patches)
-            entropy[image, layer, head] = -sums[0, 2] / np.float32(tokens)
-            nothing = np.float32(math.nan)
-            renormalized[image, layer, head] = sums[0, 1] / (np.float32(patches) - gone) if gone < patches else nothing
-            entropy_patch[image, layer, head] = sums[0, 3] / (np.float32(tokens) - void) if void < tokens else nothing
+            gone, void, nothing = sums[0, GONE], sums[0, EMPTY], np.float32(math.nan)
+            far, spread = sums[0, NEARER], sums[0, INNER]
+            distance[image, layer, head] = sums[0, NEAR] / np.float32(patches)
+            entropy[image, layer, head] = -sums[0, SPREAD] / np.float32(tokens)
+            renormalized[image, layer, head] = far / (np.float32(patches) - gone) if gone < patches else nothing
+            entropy_patch[image, layer, head] = spread / (np.float32(tokens) - void) if void < tokens else nothing
             empty[image, layer, head] = np.int32(void)
 
     return finish
