@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from ...errors import AttlasError
 from ..contents import Contents
+from ..runtime.cuda import RING
 from ..runtime.decoders import HOST
 from ..runtime.graph import read_spec
 from ..runtime.providers import accelerates
@@ -21,7 +22,15 @@ from ..unit import Buffers, Unit, UnitResult, commit_unit, write_unit
 from ..versions import check_versions
 from .base import Task, WorkerInfo
 
-__all__ = ["Worker", "forget", "shared_worker", "try_first"]
+__all__ = ["Worker", "forget", "shared_worker", "try_first", "units_at_once"]
+
+
+def units_at_once(cores: int, provider: str) -> int:
+    """How many threads keep that many cores busy.
+
+    With an accelerator, as many threads as it holds batches copy or wait for it, and decode nothing.
+    """
+    return cores + RING if accelerates(provider) else cores
 
 
 class Worker:
