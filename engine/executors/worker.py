@@ -65,11 +65,17 @@ class Worker:
         precision = task.plan.identity.get("precision", "")
         provider = f"{session.provider}, {precision}" if precision else session.provider
         self.info = WorkerInfo(provider, session.statistics, tuple(notes))
-        self._idle: SimpleQueue[Buffers] = SimpleQueue()
-        for _ in range(threads):
+
+        def buffers() -> Buffers:
             # A separate pool per thread, because readers keep an archive open and read it in order.
             pool = ThreadPoolExecutor(task.readers, "read") if task.readers else None
-            self._idle.put(Buffers(session, self.store, contents, pool))
+            return Buffers(session, self.store, contents, pool)
+
+        # Each thread makes its own when it has its first unit: pinned memory takes a second for two GB.
+        self._buffers = buffers
+        self._idle: SimpleQueue[Buffers | None] = SimpleQueue()
+        for first in (buffers(), *[None] * (threads - 1)):
+            self._idle.put(first)
         self._disk = threading.Lock()
         # Limits the units that wait for a slow disk, so that little is lost if the worker is killed.
         self._unmarked = threading.BoundedSemaphore(2 * threads + 1)
@@ -131,6 +137,7 @@ class Worker:
     def _write(self, unit: Unit) -> UnitResult:
         buffers = self._idle.get()
         try:
+            buffers = buffers or self._buffers()
             return write_unit(self.store.plan, unit, buffers)
         finally:
             self._idle.put(buffers)

@@ -33,7 +33,7 @@ from .cuda import (
     Slot,
     out_of_memory,
 )
-from .decoders import HOST, Decoder, Filler, HostFiller
+from .decoders import HOST, Decoder, Filler
 from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .on_card import filler_of
@@ -201,8 +201,8 @@ class Session:
 
     def pixels(self, batch: int) -> Any:
         """Room for the pixels of `run_into`: (image, row, column, channel) uint8, where `filler` puts them."""
-        if not isinstance(self.filler, HostFiller):
-            # Runs are recorded now, since CUDA forbids to allocate memory meanwhile, to a decoder too.
+        if self._device:
+            # Runs are recorded now: CUDA forbids to allocate memory meanwhile, to a decoder and to other threads, too.
             self._slots(batch)
         return self.filler.pixels(batch)
 

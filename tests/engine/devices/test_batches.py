@@ -22,6 +22,7 @@ from attlas.engine.runtime.cuda import RING
 from attlas.engine.runtime.graph import prepare
 from attlas.engine.runtime.outputs import Wanted
 from attlas.engine.runtime.providers import CPU, CUDA, Provider
+from attlas.engine.unit import Buffers
 from support import chunk_files
 from support_devices import assert_same_store
 
@@ -85,6 +86,25 @@ def test_threads_that_wait_for_a_card_leave_no_core_idle(
     monkeypatch.undo()
     monkeypatch.setattr("attlas.engine.executors.threads.cores", lambda: 2)
     assert at_once("processor.zarr", None) == 2
+
+
+def test_a_thread_gets_its_memory_with_its_first_unit(
+    accelerated: None, tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned memory takes long, and only the first thread's is awaited before a run begins."""
+    made: list[int] = []
+
+    class Counted(Buffers):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(1)
+
+    monkeypatch.setattr("attlas.engine.executors.worker.Buffers", Counted)
+    seen: list[int] = []
+    choices: dict[str, Any] = {"statistics": "host", "batch_size": 2, "threads": 3}
+    attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", progress=lambda _: seen.append(len(made)), **choices)
+    assert seen[:2] == [0, 1]
+    assert seen[-1] == 3
 
 
 # -- CUDA graphs -------------------------------------------------------------------------------------------------------
