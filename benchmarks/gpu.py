@@ -65,7 +65,7 @@ MODELS = ("vit_base_patch16_224", "deit_tiny_patch16_224")
 PICTURES = 64  # different ones; a run repeats them
 BATCHES = (32, 64, 128, 256)
 STORE_BYTES = 32e9  # the most that a run stores, and at most half of what is free
-RUN_SECONDS = 12.0  # of a run at the speed of its limits, so that its start and its end do not decide
+RUN_SECONDS = 12.0  # of a run at the speed of its limits, so that start and end do not decide; half for other ways
 ROUNDS = 20  # of the kernels
 
 
@@ -270,7 +270,8 @@ def run(bench: Bench, model: str, keep: str, way: str, decoder: Decoder = "host"
     decoding = "decode" if decoder == "host" else "decode on the card"
     of_graph = [f"{model}: inference and statistics, graph, 32 at once"] if way == "graph" else []
     known = [bench.known[limit] for limit in (f"{model}: inference", decoding, *of_graph) if bench.known.get(limit)]
-    most = 3 if bench.quick else int(min(known, default=100.0) * RUN_SECONDS / (2 if of_graph else 1))
+    usual = way == "card" and decoder == "host"
+    most = 3 if bench.quick else int(min(known, default=100.0) * RUN_SECONDS / (1 if usual else 2))
     room = min(STORE_BYTES, shutil.disk_usage(bench.place).free / 2)
     count = most if keep == "none" else max(3, min(most, int(room / each)))
     store = bench.place / "bench.zarr"
@@ -400,7 +401,7 @@ STEPS: dict[str, tuple[Callable[[Bench, str], None], int]] = {
     "parity": (parity, 60),
     "kernels": (kernels, 60),
     "runs": (runs, 110),
-    "decoded": (decoded, 60),
+    "decoded": (decoded, 75),
     "peers": (peers, 90),
     "same": (same, 90),
 }
