@@ -167,7 +167,8 @@ def run(
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
         scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.
-        threads: units processed at once in this process, or in each of `workers`; by default one per core.
+        threads: units processed at once in this process, or in each of `workers`; by default one per core, and on an
+            accelerator three more.
         shard: (k, n): do every n-th unit starting with the k-th, counted from 1, so that n processes share a store.
         limit: take this many images, evenly spread over the sorted list.
         seed: seed for choosing the sample pictures.

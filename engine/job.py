@@ -108,13 +108,19 @@ class Job:
         return Unit(k, self.items[at], self.source, None if self.targets is None else self.targets[at])
 
 
-def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: Callable[..., int] = probe_batch) -> Job:
+def make_job(
+    request: Request,
+    images: str | os.PathLike[str] | Source,
+    probe: Callable[..., int] = probe_batch,
+    threads: int = 1,
+) -> Job:
     """Read the graph, list the images, and make the plan or use that of an existing store.
 
     Args:
         request: the arguments of the run.
         images: a path or URL, or a source.
         probe: `probe_batch`, or an executor's version of it.
+        threads: number of units that will be processed at once, over all workers, for a new plan.
 
     Raises:
         UsageError: choices that do not fit the graph.
@@ -149,6 +155,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
             identity=identity,
             batch=batch,
             at_once=at_once,
+            threads=threads,
             gpu=accelerator,
             seed=request.seed,
         )
@@ -159,7 +166,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
         plan = existing
         notes = _compare_files(request.output, items)
     elif not request.dry_run and (request.precision != "float32" or (accelerator and request.batch_size is None)):
-        fits = _fitting(request, contents, plan, probe)
+        fits = _fitting(request, contents, plan, probe, threads)
         plan = planned(min(fits, plan.batch), fits) if fits != plan.batch else plan
     elif not request.dry_run and request.decoder != HOST:
         probe(request.graph, 1, provider=request.provider, decoder=request.decoder)  # before there is a store
@@ -170,7 +177,7 @@ def make_job(request: Request, images: str | os.PathLike[str] | Source, probe: C
     return Job(request, choices, contents, source, items, plan, estimate, targets, notes)
 
 
-def _fitting(request: Request, contents: Contents, plan: Plan, probe: Callable[..., int]) -> int:
+def _fitting(request: Request, contents: Contents, plan: Plan, probe: Callable[..., int], threads: int) -> int:
     """How many images fit the device's memory and are fastest at once, probed once.
 
     A processor is asked for its precision in the same way.
@@ -178,7 +185,7 @@ def _fitting(request: Request, contents: Contents, plan: Plan, probe: Callable[.
     choices = contents.placed(request.provider) | {"provider": request.provider, "precision": request.precision}
     choices["decoder"] = request.decoder
     if accelerates(request.provider) and request.batch_size is None:
-        choices["most"] = most_at_once(plan.images, plan.batch, contents.image_bytes)
+        choices["most"] = most_at_once(plan.images, plan.batch, contents.image_bytes, threads)
     return probe(request.graph, plan.batch, **choices)
 
 

@@ -21,8 +21,9 @@ CHUNK_BYTES_GPU = 16 * MIB  # a card needs more images at once
 UNIT_BYTES = 64 * MIB
 MAX_UNIT_IMAGES = 256  # limits the work that is lost on a kill, if little is stored per image
 MIN_UNITS = 32  # so that a small dataset also keeps every worker busy until the end
+ROUNDS = 8  # units of each thread: in the first they all wait for the accelerator at once, and in the last for nothing
 MAX_BATCH = 64
-HOST_BYTES = 512 * MIB  # of what one thread gets from an accelerator
+HOST_BYTES = 4096 * MIB  # of what all threads get from an accelerator
 SAMPLE = 256
 
 
@@ -107,6 +108,7 @@ def make_plan(
     identity: Mapping[str, Any],
     batch: int | None = None,
     at_once: int | None = None,
+    threads: int = 1,
     gpu: bool = False,
     seed: int = 0,
 ) -> Plan:
@@ -119,6 +121,7 @@ def make_plan(
         identity: see `Plan`.
         batch: images per batch; by default a power of two from `layer_bytes`.
         at_once: images that are inferred at once, a multiple of the batch, which is the default.
+        threads: number of units processed at once, over all workers, as far as it is known; limits a unit.
         gpu: whether an accelerator runs the graph; it needs larger batches.
         seed: seed for choosing the sample pictures.
     """
@@ -128,21 +131,28 @@ def make_plan(
         batch = 1 << (batch.bit_length() - 1)
     at_once = at_once or batch
     batches = -(-UNIT_BYTES // max(image_bytes * at_once, 1))
-    most = max(1, min(MAX_UNIT_IMAGES, images // MIN_UNITS) // at_once)
+    most = max(1, min(MAX_UNIT_IMAGES, images // _least_units(threads)) // at_once)
     unit = at_once * max(1, min(batches, most))
     sample = sorted(Random(seed).sample(range(images), min(SAMPLE, images)))
     return Plan(images=images, batch=batch, unit=unit, sample=tuple(sample), identity=identity, at_once=at_once)
 
 
-def most_at_once(images: int, batch: int, image_bytes: int) -> int:
+def most_at_once(images: int, batch: int, image_bytes: int, threads: int = 1) -> int:
     """The most images that an accelerator is tried with at once, at least a batch.
 
     Args:
         images: number of images of the run, which has many units.
         batch: images per batch.
         image_bytes: bytes of an image that come to the host, where each thread has room for all that are inferred.
+        threads: number of units processed at once, over all workers.
     """
-    return max(batch, min(MAX_UNIT_IMAGES, images // MIN_UNITS, HOST_BYTES // max(image_bytes, 1)))
+    room = HOST_BYTES // max(threads * image_bytes, 1)
+    return max(batch, min(MAX_UNIT_IMAGES, images // _least_units(threads), room))
+
+
+def _least_units(threads: int) -> int:
+    """How many units a run should have, if it has images enough."""
+    return max(MIN_UNITS, ROUNDS * threads)
 
 
 def spread(total: int, limit: int | None) -> list[int]:

@@ -142,7 +142,8 @@ def run(
         target: the class whose logit is differentiated: `predicted`, `label` (the image's own) or a class index.
         workers: number of local processes, each with its own cores (or card); by default this process does the work.
         scheduler: address of a Dask scheduler, `tcp://HOST:8786`, whose workers do the work, or any `Executor`.
-        threads: units processed at once in this process, or in each of `workers`; by default one per core.
+        threads: units processed at once in this process, or in each of `workers`; by default one per core, and on an
+            accelerator three more.
         shard: (k, n): do every n-th unit starting with the k-th, counted from 1, so that n processes share a store.
         limit: take this many images, evenly spread over the sorted list.
         seed: seed for choosing the sample pictures.
@@ -180,7 +181,7 @@ def _start(
         raise UsageError(f"--shard {shard[0]}/{shard[1]}: the first number counts from 1 to the second")
     if not isinstance(team, Local) and isinstance(images, str | os.PathLike) and not is_url(os.fspath(images)):
         images = os.path.abspath(expanded(images))  # noqa: PTH100 - workers may start in other folders
-    job = make_job(request, images, team.probe)
+    job = make_job(request, images, team.probe, team.threads * shard[1])
     if request.dry_run:
         return _result(job, request.output, None)
     job, store = _laid_out(job, team)

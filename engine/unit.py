@@ -264,8 +264,9 @@ def _reduce(
             f"{keys[i]}: attention of layer {spec.layers[layer]} is not finite; the weights or the "
             "graph's dtype are at fault, not the picture (a float32 graph may carry what float16 cannot)"
         )
+    read = slice(None) if valid.all() else valid  # a quarter of the time, for nearly every batch
     for name, values in found.items():
-        rows[name][valid] = values[valid]
+        rows[name][read] = values[read]
 
 
 def _on_host(buffers: Buffers, count: int, pool: npt.NDArray[np.float32] | None) -> dict[str, npt.NDArray[Any]]:

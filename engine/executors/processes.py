@@ -25,7 +25,7 @@ from ..store.store import Store
 from ..unit import Unit, UnitResult
 from .base import Local, Task, WorkerInfo
 from .dispatch import TRIES, Outcome, dispatch
-from .worker import Worker
+from .worker import Worker, units_at_once
 
 __all__ = ["Processes", "pool"]
 
@@ -47,8 +47,9 @@ class Processes(Local):
     loss = f"took its worker process down {TRIES} times"
 
     def __init__(self, workers: int, threads: int | None = None) -> None:
-        """`threads`: units processed at once in each worker; by default one per core of the worker."""
-        self.workers, self.threads = workers, 1
+        """`threads`: units processed at once in each worker; by default one per core of the worker, as `Threads`."""
+        self.workers = workers
+        self.threads = workers * (threads or max(1, cores() // workers))
         self.description = ""
         self._wanted = threads
         self._alive: list[_Process] = []
@@ -72,7 +73,7 @@ class Processes(Local):
             UsageError: the statistics are defined only in this process.
         """
         self.workers = min(self.workers, units)
-        each = self._wanted or max(1, cores() // self.workers)
+        each = self._wanted or units_at_once(max(1, cores() // self.workers), task.provider)
         self._task, self._each = task, each
         self.threads = each * self.workers
         self._cards = _cards() if on_cards(task.provider) else []

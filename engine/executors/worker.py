@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from ...errors import AttlasError
 from ..contents import Contents
+from ..runtime.cuda import RING
 from ..runtime.decoders import HOST
 from ..runtime.graph import read_spec
 from ..runtime.providers import accelerates
@@ -21,7 +22,15 @@ from ..unit import Buffers, Unit, UnitResult, commit_unit, write_unit
 from ..versions import check_versions
 from .base import Task, WorkerInfo
 
-__all__ = ["Worker", "forget", "shared_worker", "try_first"]
+__all__ = ["Worker", "forget", "shared_worker", "try_first", "units_at_once"]
+
+
+def units_at_once(cores: int, provider: str) -> int:
+    """How many threads keep that many cores busy.
+
+    With an accelerator, as many threads as it holds batches copy or wait for it, and decode nothing.
+    """
+    return cores + RING if accelerates(provider) else cores
 
 
 class Worker:
@@ -56,11 +65,17 @@ class Worker:
         precision = task.plan.identity.get("precision", "")
         provider = f"{session.provider}, {precision}" if precision else session.provider
         self.info = WorkerInfo(provider, session.statistics, tuple(notes))
-        self._idle: SimpleQueue[Buffers] = SimpleQueue()
-        for _ in range(threads):
+
+        def buffers() -> Buffers:
             # A separate pool per thread, because readers keep an archive open and read it in order.
             pool = ThreadPoolExecutor(task.readers, "read") if task.readers else None
-            self._idle.put(Buffers(session, self.store, contents, pool))
+            return Buffers(session, self.store, contents, pool)
+
+        # Each thread makes its own when it has its first unit: pinned memory takes a second for two GB.
+        self._buffers = buffers
+        self._idle: SimpleQueue[Buffers | None] = SimpleQueue()
+        for first in (buffers(), *[None] * (threads - 1)):
+            self._idle.put(first)
         self._disk = threading.Lock()
         # Limits the units that wait for a slow disk, so that little is lost if the worker is killed.
         self._unmarked = threading.BoundedSemaphore(2 * threads + 1)
@@ -122,6 +137,7 @@ class Worker:
     def _write(self, unit: Unit) -> UnitResult:
         buffers = self._idle.get()
         try:
+            buffers = buffers or self._buffers()
             return write_unit(self.store.plan, unit, buffers)
         finally:
             self._idle.put(buffers)

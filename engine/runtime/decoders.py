@@ -50,14 +50,17 @@ class HostFiller:
 
     def pixels(self, batch: int) -> Pixels:
         """See `Filler`; black, and pinned for a card."""
+        loading()  # begins, so that it is done when there is something to decode
         black: Pixels = self._copies.host((batch, *self._recipe.crop, 3), "uint8")
         return black
 
     def fill(self, pixels: Pixels, contents: Iterable[bytes | Exception]) -> Iterator[Found]:
         """See `Filler`; one picture at a time is in memory."""
-        loaded, count = loading(), 0
-        fast = loaded.result() if loaded.done() else PILLOW
+        loaded, fast, count = loading(), PILLOW, 0
         for count, data in enumerate(contents, 1):
+            # Asked for each picture: a card's batches are long, and all threads begin their first at the same moment.
+            if fast is PILLOW and loaded.done():
+                fast = loaded.result()
             yield filled(pixels[count - 1], data, self._recipe, fast)
         pixels[count:] = 0
 

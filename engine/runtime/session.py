@@ -33,7 +33,7 @@ from .cuda import (
     Slot,
     out_of_memory,
 )
-from .decoders import HOST, Decoder, Filler, HostFiller
+from .decoders import HOST, Decoder, Filler
 from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
 from .on_card import filler_of
@@ -201,8 +201,8 @@ class Session:
 
     def pixels(self, batch: int) -> Any:
         """Room for the pixels of `run_into`: (image, row, column, channel) uint8, where `filler` puts them."""
-        if not isinstance(self.filler, HostFiller):
-            # Runs are recorded now, since CUDA forbids to allocate memory meanwhile, to a decoder too.
+        if self._device:
+            # Runs are recorded now: CUDA forbids to allocate memory meanwhile, to a decoder and to other threads, too.
             self._slots(batch)
         return self.filler.pixels(batch)
 
@@ -284,19 +284,21 @@ class Session:
         with self._slots(batch).slot() as slot:
             for name, values in given.items():
                 self._copies.upload(slot.inputs[name], values)
-            with self._lock:
-                start = time.perf_counter()
-                # Returns when the device has finished: onnxruntime waits for its stream at the end of every run.
-                if self._recorder is None:
-                    slot.run(self._graph.session)
-                else:
-                    self._recorder.submit(slot.run, self._graph.session).result()
-                spent = time.perf_counter() - start
+            run = partial(self._run_slot, slot)
+            spent = run() if self._recorder is None else self._recorder.submit(run).result()
             if slot.reduce is not None:  # beside the next batch's run
                 slot.reduce()
             for name, buffer in buffers.items():
                 self._copies.download(buffer[:count], slot.outputs[name])
         return spent
+
+    def _run_slot(self, slot: Slot) -> float:
+        """Run what lies in a slot; returns the seconds that the device took, apart from waiting for it."""
+        with self._lock:
+            start = time.perf_counter()
+            # Returns when the device has finished: onnxruntime waits for its stream at the end of every run.
+            slot.run(self._graph.session)
+            return time.perf_counter() - start
 
     def _slots(self, batch: int) -> Ring:
         """The ring for batches of this size; a ring for another size is released."""

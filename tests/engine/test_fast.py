@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from attlas.engine import Store, run
 from attlas.engine.runtime import fast as ways_of
+from attlas.engine.runtime.cuda import OrtCopies
 from attlas.engine.runtime.decode import PILLOW, DecodeError, Fast, decode, decode_into, size_of
+from attlas.engine.runtime.decoders import HostFiller
 from attlas.engine.runtime.markers import plain
 from attlas.exporter.spec import Recipe
 from hypothesis import given, settings
@@ -268,6 +270,28 @@ def test_a_run_stores_the_same_either_way(
     for name in ("pixels", "height", "width", "error", "valid", "logits"):
         np.testing.assert_array_equal(stores[0].read(name), stores[1].read(name))
     assert stores[0].read("valid").sum() >= sum(ordinary for ordinary, _ in KINDS.values())
+
+
+def test_what_is_loaded_within_a_batch_decodes_the_rest_of_it(fast: Fast) -> None:
+    """A card's batch is long, and loading begins before the first picture is there."""
+    seen: list[bool] = []
+
+    class Loading(Future[Fast]):
+        def done(self) -> bool:
+            seen.append(len(seen) == 2)
+            return seen[-1]
+
+    loaded = Loading()
+    loaded.set_result(fast._replace(jpeg=lambda data, size: None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("attlas.engine.runtime.decoders.loading", lambda: loaded)
+        filler = HostFiller(CENTER, OrtCopies())
+        pixels = filler.pixels(6)
+        data = encode(make_picture(0))
+        assert len(list(filler.fill(pixels, [data] * 5))) == 5
+    assert seen == [False, False, True]
+    assert np.array_equal(pixels[0], pixels[4])
+    assert not pixels[5].any()
 
 
 def test_the_shared_photographs_are_as_pillow_decodes_them(shared: Path, fast: Fast) -> None:

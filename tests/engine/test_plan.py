@@ -42,7 +42,7 @@ def test_what_is_inferred_at_once_is_a_whole_number_of_batches(plan: Plan, times
     assert [i for k in range(more.units) for part in more.inferred(k) for i in part] == list(range(more.images))
     assert ("at_once" in more.to_dict()) == (times > 1)
     assert Plan.from_dict(more.to_dict()) == more
-    assert (plan.batch, plan.images) <= (most_at_once(plan.images, plan.batch, 1), plan.images)
+    assert plan.batch <= most_at_once(plan.images, plan.batch, 1)
 
 
 @given(plans)
@@ -85,6 +85,27 @@ def test_batches_follow_the_size_of_the_attention() -> None:
     assert make_plan(50_000, **deit, gpu=True).batch == 64
     large = {"layer_bytes": 16 * 197**2 * 2, "image_bytes": 24 * 16 * 197**2 * 2, "identity": {}}
     assert make_plan(50_000, **large).batch == 2
+
+
+def test_each_thread_has_several_units() -> None:
+    """As far as images reach: threads that all wait for a card at once, or for the last of them, do nothing."""
+    none = {"layer_bytes": 12 * 197**2 * 2, "image_bytes": 65_000, "identity": {}, "gpu": True}
+    assert most_at_once(16_000, 16, 65_000, threads=16) == 125
+    assert make_plan(16_000, **none, at_once=64, threads=16).unit == 64
+    assert (
+        most_at_once(64_000, 16, 65_000, threads=16) == make_plan(64_000, **none, at_once=256, threads=16).unit == 256
+    )
+    assert most_at_once(16_000, 16, 65_000) == make_plan(16_000, **none, at_once=256).unit == 256
+    # Whatever the threads, chunks are the same, and few threads change no plan.
+    assert make_plan(16_000, **none, threads=64).batch == make_plan(16_000, **none).batch == 16
+    assert make_plan(16_000, **none, threads=4) == make_plan(16_000, **none)
+
+
+def test_what_all_threads_get_from_a_card_is_bounded() -> None:
+    """Full maps of base/16: 11 MB an image."""
+    assert most_at_once(100_000, 16, 11_200_000, threads=2) == 191
+    assert most_at_once(100_000, 16, 11_200_000, threads=16) == 23
+    assert most_at_once(100_000, 16, 11_200_000, threads=64) == 16
 
 
 def test_a_digest_tells_lists_apart() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,7 @@ from attlas.engine.runtime.cuda import RING
 from attlas.engine.runtime.graph import prepare
 from attlas.engine.runtime.outputs import Wanted
 from attlas.engine.runtime.providers import CPU, CUDA, Provider
+from attlas.engine.unit import Buffers
 from support import chunk_files
 from support_devices import assert_same_store
 
@@ -68,6 +71,42 @@ def test_a_fixed_batch_leaves_no_arithmetic_with_shapes(
     assert bool(operators(None) & shapes) == bool(prefix)
 
 
+def test_threads_that_wait_for_a_card_leave_no_core_idle(
+    accelerated: None, tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are more of them than cores, by as many as batches are on the card; unless the user says how many."""
+
+    def at_once(name: str, threads: int | None) -> int:
+        made = attlas.run(tiny_graph, pictures, tmp_path / name, threads=threads, batch_size=2, statistics="host")
+        return int(Store(made.path).record["runs"][-1]["units_at_once"])
+
+    monkeypatch.setattr("attlas.engine.executors.threads.cores", lambda: 2)
+    assert at_once("card.zarr", None) == 2 + RING
+    assert at_once("asked.zarr", 1) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr("attlas.engine.executors.threads.cores", lambda: 2)
+    assert at_once("processor.zarr", None) == 2
+
+
+def test_a_thread_gets_its_memory_with_its_first_unit(
+    accelerated: None, tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned memory takes long, and only the first thread's is awaited before a run begins."""
+    made: list[int] = []
+
+    class Counted(Buffers):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(1)
+
+    monkeypatch.setattr("attlas.engine.executors.worker.Buffers", Counted)
+    seen: list[int] = []
+    choices: dict[str, Any] = {"statistics": "host", "batch_size": 2, "threads": 3}
+    attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", progress=lambda _: seen.append(len(made)), **choices)
+    assert seen[:2] == [0, 1]
+    assert seen[-1] == 3
+
+
 # -- CUDA graphs -------------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +135,31 @@ def test_a_card_records_each_slot_before_any_work(recording: list[int], tiny_gra
         for name, values in recorded(images).items():
             np.testing.assert_allclose(values, plain[name], atol=1e-6, err_msg=name)
     assert recording == list(range(1, RING + 1))
+
+
+def test_the_next_run_waits_where_runs_are_recorded(recording: list[int], tiny_graph: Path) -> None:
+    """So that a card which ends one waits for no other thread of the host."""
+    session = Session(tiny_graph, provider="cpu", wanted=MADE, batch=2)
+    sets = [(session.pixels(2), session.buffers(2)) for _ in range(2)]
+    session.run_into(*sets[0], 2)
+    assert session._recorder is not None
+    submit, run, both = session._recorder.submit, session._run_slot, threading.Event()
+    sent: list[Any] = []
+
+    def count(*arguments: Any) -> Any:
+        sent.append(submit(*arguments))
+        if len(sent) == 2:
+            both.set()
+        return sent[-1]
+
+    def wait(slot: Any) -> float:
+        assert both.wait(5)
+        return run(slot)
+
+    session._recorder.submit = count  # type: ignore[method-assign]
+    session._run_slot = wait  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda own: session.run_into(*own, 2), sets))
 
 
 def test_where_a_run_cannot_be_recorded_it_goes_on_without(
