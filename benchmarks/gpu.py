@@ -371,9 +371,8 @@ def same(bench: Bench, model: str) -> None:
     running = [started(store) for store in stores[:2]]
     assert [process.wait() for process in running] == [0, 0]
     first, again = (chunks(store) for store in stores[:2])
-    bench.say(
-        f"{model}: chunks that differ in the same run again", len(first.items() ^ again.items()), f"of {len(first)}"
-    )
+    whole = f"of {len(first)}"
+    bench.say(f"{model}: chunks that differ in the same run again", len(first.items() ^ again.items()), whole)
     for share in (0.2, 0.5, 0.8):
         process = started(stores[2])
         while process.poll() is None and len(list(stores[2].rglob("c.*"))) < share * len(first):
@@ -382,9 +381,7 @@ def same(bench: Bench, model: str) -> None:
         process.wait()
     assert started(stores[2]).wait() == 0
     resumed = chunks(stores[2])
-    bench.say(
-        f"{model}: chunks that differ after three kills", len(first.items() ^ resumed.items()), f"of {len(first)}"
-    )
+    bench.say(f"{model}: chunks that differ after three kills", len(first.items() ^ resumed.items()), whole)
 
 
 def chunks(store: Path) -> dict[str, bytes]:

@@ -150,8 +150,7 @@ class Session:
             if candidates == [OPENVINO]:
                 return _in_openvino(path, model, shapes, threads, precision, ablate=ablate)
             how: dict[str, Any] = {"threads": threads, "strict": strict, "half": half, "optimize": optimize}
-            how["capture"] = capture and fixed is not None
-            return OrtGraph(model, path, candidates, **how)
+            return OrtGraph(model, path, candidates, **how, capture=capture and fixed is not None)
 
         fixed = batch if accelerates(provider) or device else None
         self._graph = load(fixed)
@@ -167,8 +166,7 @@ class Session:
         self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
         self.filler: Filler = filler_of(decoder, self.spec.recipe, self._copies)
         self._ring: Ring | None = None
-        # Loads the graph once more, if its runs cannot be recorded.
-        without = partial(load, fixed, capture=False)
+        without = partial(load, fixed, capture=False)  # the graph once more, if its runs cannot be recorded
         self._without: Callable[[], Compiled] | None = without if self._graph.captures else None
         # onnxruntime keeps what a thread records for that thread; any other would record anew, amid others' work.
         self._recorder = ThreadPoolExecutor(1, "recorder") if self._graph.captures else None
