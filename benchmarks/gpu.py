@@ -267,14 +267,12 @@ def run(bench: Bench, model: str, keep: str, way: str, decoder: Decoder = "host"
     spec = read_spec(bench.graph(model))
     each = len(spec.layers) * spec.heads * spec.tokens**2 * 2
     decoding = "decode" if decoder == "host" else "decode on the card"
-    of_graph = [f"{model}: inference and statistics, graph, 32 at once"] if way == "graph" else []
-    known = [bench.known[limit] for limit in (f"{model}: inference", decoding, *of_graph) if bench.known.get(limit)]
-    usual = way == "card" and decoder == "host"
-    most = 3 if bench.quick else int(min(known, default=100.0) * RUN_SECONDS / (1 if usual else 2))
+    inferring = f"{model}: inference" + (" and statistics, graph, 32 at once" if way == "graph" else "")
+    limit = min((bench.known[name] for name in (inferring, decoding) if name in bench.known), default=100.0)
+    most = 3 if bench.quick else int(limit * RUN_SECONDS / (1 if way == "card" and decoder == "host" else 2))
     room = min(STORE_BYTES, shutil.disk_usage(bench.place).free / 2)
     count = most if keep == "none" else max(3, min(most, int(room / each)))
-    store = bench.place / "bench.zarr"
-    marks: list[tuple[int, float]] = []
+    store, marks = bench.place / "bench.zarr", list[tuple[int, float]]()
     choices: dict[str, Any] = {"threads": 1, "batch_size": 1} if bench.quick else {}
     result = attlas.run(
         bench.graph(model), Repeated(bench.encoded, count), store, keep=(keep,), statistics=way,  # type: ignore[arg-type]
@@ -290,13 +288,12 @@ def run(bench: Bench, model: str, keep: str, way: str, decoder: Decoder = "host"
     name = f"{model}: run --keep {keep}, statistics by {way}" + (", --decoder cuda" if decoder == "cuda" else "")
     alone = ", ".join(f"{stage} {spent:.1f}" for stage, spent in result.stages.items())
     bench.say(name, speed, f"images/s of {count}, {how}, most time in {slowest}", f"{model}: inference")
-    spent = threads * (ended - began)
-    print(f"|   | seconds of all threads: {alone}; of {spent:.1f}, after {began - planned:.1f} to begin |", flush=True)
-    if bench.known.get(decoding):
-        print(f"|   | {speed / bench.known[decoding]:.2f} of {decoding} |", flush=True)
-    if keep != "none" and bench.known.get("disk"):
-        written = speed * each / 1e9
-        print(f"|   | {written:.2f} GB/s, {written / bench.known['disk']:.2f} of disk |", flush=True)
+    spent = f"of {threads * (ended - began):.1f}, after {began - planned:.1f} to begin"
+    shares = [f"{speed / bench.known[decoding]:.2f} of {decoding}"] if decoding in bench.known else []
+    if keep != "none" and "disk" in bench.known:
+        shares.append(f"{speed * each / 1e9:.2f} GB/s, {speed * each / 1e9 / bench.known['disk']:.2f} of disk")
+    for line in (f"seconds of all threads: {alone}; {spent}", *shares):
+        print(f"|   | {line} |", flush=True)
     shutil.rmtree(store)
 
 
