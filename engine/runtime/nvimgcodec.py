@@ -40,29 +40,29 @@ class Codec:
         # A run does not turn pictures, so that boxes and masks of a data set fit.
         self._how = self._library.DecodeParams(apply_exif_orientation=False, color_spec=self._library.ColorSpec.SRGB)
 
-    def __call__(self, encoded: Sequence[bytes], stream: int) -> list[Memory | None]:
+    def source(self, data: bytes) -> Any:
+        """A JPEG as `__call__` takes it; None if its header is not understood, which the host may. Any thread may."""
+        try:
+            return self._library.CodeStream(data)
+        except Exception:  # of the library's own kinds
+            return None
+
+    def __call__(self, sources: Sequence[Any], stream: int) -> list[Memory | None]:
         """Decode a batch: (row, column, channel) uint8 RGB in the card's memory, None for what it cannot decode.
 
         Args:
-            encoded: JPEGs.
+            sources: of `source`.
             stream: the CUDA stream after which the pixels are there.
 
         Raises:
             OutOfMemoryError: the card has too little memory for the pictures.
             AttlasError: the library fails.
         """
-        sources = [self._source(data) for data in encoded]
         known = [source for source in sources if source is not None]
         with _failures():
             images = iter(self._decoder.decode(known, params=self._how, cuda_stream=stream) if known else ())
         found = [None if source is None else next(images) for source in sources]
         return [None if image is None else _memory(image) for image in found]
-
-    def _source(self, data: bytes) -> Any:
-        try:
-            return self._library.CodeStream(data)
-        except Exception:  # a header that it does not understand, and the host may
-            return None
 
 
 def _memory(image: Any) -> Memory | None:
