@@ -82,6 +82,7 @@ def pillow(data: bytes) -> np.ndarray:
 def played_library() -> ModuleType:
     """The part of nvImageCodec's module that is used."""
     library: Any = ModuleType("nvidia.nvimgcodec")
+    library.__version__ = "0.9"
     library.BackendKind = SimpleNamespace(
         HW_GPU_ONLY="HW_GPU_ONLY", GPU_ONLY="GPU_ONLY", HYBRID_CPU_GPU="HYBRID_CPU_GPU"
     )

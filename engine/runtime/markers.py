@@ -89,7 +89,7 @@ def _begins(data: Any, at: int, text: Any) -> bool:
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _number(data: Any, at: int) -> int:
+def _number(data: Any, at: int) -> Any:
     """Two bytes."""
     return np.int64(data[at]) << 8 | np.int64(data[at + 1])
 
@@ -113,10 +113,11 @@ def _codes(data: Any, begin: int, end: int) -> int:
     """
     at, mask = begin, 0
     while at < end:
-        kind = np.int64(data[at])
+        kind: Any = np.int64(data[at])
         if kind & ~16 > 3 or at + 17 > end:
             return 0
-        code = count = 0
+        code: Any = 0
+        count: Any = 0
         for length in range(1, 17):
             count += data[at + length]
             code = 2 * code + data[at + length]
@@ -133,7 +134,7 @@ def _codes(data: Any, begin: int, end: int) -> int:
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _blocks(data: Any, frame: int, frame_end: int, scan: int, scan_end: int, quantizing: int, codes: int) -> int:
+def _blocks(data: Any, frame: int, frame_end: int, scan: int, scan_end: int, quantizing: int, codes: int) -> Any:
     """How many units the only scan has, between which a restart may stand; 0 where anything is unusual."""
     count = np.int64(data[frame + 5]) if frame_end > frame + 5 else 0
     if count not in (1, 3) or frame_end != frame + 6 + 3 * count or data[frame] != 8:

@@ -25,7 +25,11 @@ OPTIONS = ":fancy_upsampling=1"  # chroma is interpolated, as libjpeg does it
 
 
 class Codec:
-    """A decoder on card 0; one thread at a time."""
+    """A decoder on card 0; one thread at a time.
+
+    Attributes:
+        version: of the library.
+    """
 
     def __init__(self) -> None:
         """Load the library.
@@ -34,6 +38,7 @@ class Codec:
             AttlasError: it is not installed, or finds no card.
         """
         self._library = _library()
+        self.version = str(self._library.__version__)
         backends = [self._library.Backend(getattr(self._library.BackendKind, kind)) for kind in KINDS]
         with _failures(), _quiet():
             self._decoder = self._library.Decoder(device_id=0, backends=backends, options=OPTIONS)

@@ -46,6 +46,9 @@ class CardFiller:
 
     What decoders could read differently goes the host's way, as do pictures that are no JPEG, large ones, and those
     that the card cannot decode: their pixels, remarks and errors are the host's.
+
+    Attributes:
+        version: of nvImageCodec.
     """
 
     def __init__(self, recipe: Recipe, copies: Copies) -> None:
@@ -57,6 +60,7 @@ class CardFiller:
         from .nvimgcodec import Codec  # says itself what is missing
 
         self._codec = Codec()
+        self.version = self._codec.version
         try:
             from .launching import available
             from .resize import Resizer
@@ -154,11 +158,15 @@ class CardFiller:
         prepared = batch(taken)
         with self._lock, _failures():
             images = self._codec(sources, self._resizer.stream)
-            there = [k for k, image in enumerate(images) if image is not None and image.shape[:2] == taken[k].size]
+            there = {
+                k: image.pointer
+                for k, image in enumerate(images)
+                if image is not None and image.shape[:2] == taken[k].size
+            }
             if there:
                 those = prepared if len(there) == len(taken) else batch([taken[k] for k in there])
-                self._resizer(those, np.array([images[k].pointer for k in there], np.int64))
-        return sorted({one.place for one in taken} - {taken[k].place for k in there})
+                self._resizer(those, np.array(list(there.values()), np.int64))
+        return [one.place for k, one in enumerate(taken) if k not in there]
 
     def _try(self) -> None:
         """Compare a smooth picture with the host's.
@@ -196,8 +204,8 @@ def filler_of(decoder: Decoder, recipe: Recipe, copies: Copies) -> Filler:
     return CardFiller(recipe, copies)
 
 
-def trial() -> None:
-    """Decode on card 0, apart from any run.
+def trial() -> str:
+    """Decode on card 0, apart from any run; returns the version of nvImageCodec.
 
     Raises:
         AttlasError: it does not work.
@@ -207,7 +215,7 @@ def trial() -> None:
     if copies is None:
         raise AttlasError("no CUDA card works here")
     half = (0.5, 0.5, 0.5)
-    CardFiller(Recipe((40, 40), (32, 32), "center", "bicubic", half, half), copies)
+    return CardFiller(Recipe((40, 40), (32, 32), "center", "bicubic", half, half), copies).version
 
 
 @contextlib.contextmanager
