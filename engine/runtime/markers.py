@@ -22,6 +22,7 @@ START, SCAN, END, RESTART = 0xD8, 0xDA, 0xD9, 0xD0
 TABLES, CODES, INTERVAL, COMMENT, JFIF, PROFILE, ADOBE = 0xDB, 0xC4, 0xDD, 0xFE, 0xE0, 0xE2, 0xEE
 # How segments begin that Pillow reads.
 TEXTS = tuple(np.frombuffer(text, np.uint8) for text in (b"JFIF\0", b"ICC_PROFILE\0", b"Adobe"))
+_compiled = njit(nogil=True, cache=True, error_model="numpy")
 BLOCK = 256  # bytes that are looked at together
 
 
@@ -78,7 +79,7 @@ def _pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _begins(data: Any, at: int, text: Any) -> bool:
     if at + len(text) > len(data):
         return False
@@ -88,13 +89,13 @@ def _begins(data: Any, at: int, text: Any) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _number(data: Any, at: int) -> Any:
     """Two bytes."""
     return np.int64(data[at]) << 8 | np.int64(data[at + 1])
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _quantizing(data: Any, begin: int, end: int) -> int:
     """The tables of 8 bits that a segment defines, bit k for number k; -1 if anything is unusual."""
     mask = 0
@@ -105,7 +106,7 @@ def _quantizing(data: Any, begin: int, end: int) -> int:
     return mask
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _codes(data: Any, begin: int, end: int) -> int:
     """The tables of Huffman codes that a segment defines; 0 if one is not sound.
 
@@ -133,7 +134,7 @@ def _codes(data: Any, begin: int, end: int) -> int:
     return mask
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _blocks(data: Any, frame: int, frame_end: int, scan: int, scan_end: int, quantizing: int, codes: int) -> Any:
     """How many units the only scan has, between which a restart may stand; 0 where anything is unusual."""
     count = np.int64(data[frame + 5]) if frame_end > frame + 5 else 0
@@ -161,7 +162,7 @@ def _blocks(data: Any, frame: int, frame_end: int, scan: int, scan_end: int, qua
     return -(-height // (8 * down)) * -(-width // (8 * across))
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _after(data: Any, at: int, restarts: int) -> int:
     """The byte after the end of the codes from `at` on; 0 if another marker comes before, or none."""
     seen, last = 0, len(data) - 1
@@ -185,7 +186,7 @@ def _after(data: Any, at: int, restarts: int) -> int:
     return 0
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _one(data: Any, whole: bool, found: Any) -> None:
     at, frame, frame_end, frames, interval, quantizing, codes = 2, 0, 0, 0, 0, 0, 0
     usual = plain = alike = len(data) > 2 and data[0] == 0xFF and data[1] == START and data[2] == 0xFF
@@ -233,7 +234,7 @@ def _one(data: Any, whole: bool, found: Any) -> None:
             found[4] = _after(data, end, (blocks - 1) // interval if interval else 0)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def _read(addresses: Any, lengths: Any, whole: bool, found: Any) -> None:
     for i in range(len(addresses)):
         _one(carray(_pointer(addresses[i]), lengths[i], np.uint8), whole, found[i])

@@ -160,6 +160,25 @@ def test_pictures_are_decoded_in_groups_that_fit(monkeypatch: pytest.MonkeyPatch
     assert [[one.place for one in group] for group in on_card._groups(taken)] == [[0, 1], [2], [3], [4]]
 
 
+def test_pictures_of_one_size_share_their_coefficients() -> None:
+    """Each has a place of its own between the passes, and its own crop."""
+    from attlas.engine.runtime.resize import OUT, SOURCE, TABLE, Batch, way
+
+    wide, high = (
+        way(size, (8, 8), "bicubic", (0, 0), (8, 8), BORDER, resample.ORDERS[0]) for size in ((20, 30), (30, 20))
+    )
+    outs = np.array([1000, 2000, 3000], np.int64)
+    batch = Batch([wide, high, wide], outs)
+    np.testing.assert_array_equal(batch.table, np.concatenate([wide.table, high.table]))
+    tables = wide.told[:, TABLE], high.told[:, TABLE] + wide.table.size, wide.told[:, TABLE]
+    np.testing.assert_array_equal(batch.told[:, :, TABLE], np.transpose(tables))
+    rooms = np.array([0, wide.between, wide.between + high.between])
+    np.testing.assert_array_equal(batch.told[0, :, OUT], rooms)
+    np.testing.assert_array_equal(batch.told[1, :, SOURCE], [one.told[1, SOURCE] for one in (wide, high, wide)] + rooms)
+    np.testing.assert_array_equal(batch.told[1, :, OUT], outs)
+    assert batch.between == rooms[-1] + wide.between
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
