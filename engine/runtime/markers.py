@@ -188,6 +188,7 @@ def _after(data: Any, at: int, restarts: int) -> int:
 
 @_compiled  # type: ignore[untyped-decorator]
 def _one(data: Any, whole: bool, found: Any) -> None:
+    """Write the fields of `Markers`."""
     at, frame, frame_end, frames, interval, quantizing, codes = 2, 0, 0, 0, 0, 0, 0
     usual = plain = alike = len(data) > 2 and data[0] == 0xFF and data[1] == START and data[2] == 0xFF
     while len(data) > at + 4 and data[at] == 0xFF:
@@ -211,8 +212,8 @@ def _one(data: Any, whole: bool, found: Any) -> None:
             alike &= mask > 0
             codes |= mask
         elif kind == INTERVAL:
+            interval = _number(data, begin) if end == begin + 2 else 0
             alike &= end == begin + 2
-            interval = _number(data, begin)
         elif kind == ADOBE:
             own = _begins(data, begin, TEXTS[2])
             plain &= own and end >= begin + 12
