@@ -19,8 +19,8 @@ from .cuda import Memory, OutOfMemoryError
 __all__ = ["Codec"]
 
 # Each JPEG has one place that decodes it, whatever else is in its batch, so that two runs give the same bits: the
-# engine takes all that it can. A kind without a decoder for the card's architecture is refused alone (code 7: `GPU_ONLY` on
-# an H200), and left out beside others.
+# engine takes all that it can. A kind that has no decoder for a card is refused alone (`GPU_ONLY` on an H200: code 7,
+# architecture), and left out beside others.
 KINDS = ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU")
 OPTIONS = ":fancy_upsampling=1"  # chroma is interpolated, as libjpeg does it
 
