@@ -7,11 +7,11 @@ import subprocess
 import sys
 from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 from .runtime.fast import ways
 from .runtime.providers import providers
-from .versions import CODECS
 
 __all__ = ["doctor"]
 
@@ -107,9 +107,9 @@ import sys
 from attlas.engine.runtime.on_card import trial
 from attlas.errors import AttlasError
 try:
-    trial()
+    print("nvImageCodec", trial())
 except AttlasError as error:
-    sys.exit(str(error))
+    sys.exit(str(error).removeprefix("--decoder cuda: "))
 """
 
 
@@ -168,18 +168,21 @@ def _try(provider: str) -> tuple[str, float]:
 
 def _on_card() -> str:
     """What decodes on a card with `--decoder cuda`, or why nothing does."""
-    found = next((f"{name} {version}" for name in CODECS if (version := _version(name))), None)
-    if found is None:
+    try:
+        there = find_spec("nvidia.nvimgcodec") is not None  # whatever brought it: metadata may be missing
+    except ModuleNotFoundError:
+        there = False
+    if not there:
         return "nothing (`pip install 'attlas[gpu]'` brings nvImageCodec)"
     try:
         done = subprocess.run(
             [sys.executable, "-c", _DECODES], capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"nothing ({found} hangs for more than {SECONDS} s)"
+        return f"nothing (nvImageCodec hangs for more than {SECONDS} s)"
     if not done.returncode:
-        return found
-    return f"nothing ({(done.stderr.strip().splitlines() or [found + ' crashes'])[-1][:200]})"
+        return done.stdout.strip()
+    return f"nothing ({(done.stderr.strip().splitlines() or ['nvImageCodec crashes'])[-1][:200]})"
 
 
 def _version(name: str) -> str | None:

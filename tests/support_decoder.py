@@ -16,7 +16,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-from attlas.engine.runtime.cuda import Memory
 from PIL import Image
 from support_devices import FakeCuda
 
@@ -83,6 +82,7 @@ def pillow(data: bytes) -> np.ndarray:
 def played_library() -> ModuleType:
     """The part of nvImageCodec's module that is used."""
     library: Any = ModuleType("nvidia.nvimgcodec")
+    library.__version__ = "0.9"
     library.BackendKind = SimpleNamespace(
         HW_GPU_ONLY="HW_GPU_ONLY", GPU_ONLY="GPU_ONLY", HYBRID_CPU_GPU="HYBRID_CPU_GPU"
     )
@@ -112,20 +112,18 @@ def play() -> None:
 def resized() -> Iterator[tuple[str, np.ndarray]]:
     """The crops of all cases, by both orders of passes, all of an order in one call."""
     from attlas.engine.runtime.resample import ORDERS
-    from attlas.engine.runtime.resize import Job, Resizer
-
-    def memory(array: np.ndarray) -> Memory:
-        return Memory(array.ctypes.data, array.shape, "uint8", array)
+    from attlas.engine.runtime.resize import Batch, Resizer, way
 
     for k, order in enumerate(ORDERS[:2]):
-        crops, jobs = {}, []
-        for case, (name, _, after, crop) in CASES.items():
+        crops, ways, sources = {}, [], []
+        for case, (name, before, after, crop) in CASES.items():
             if k and name != "bicubic":
                 continue
             crops[case] = np.full((*crop, 3), 7, np.uint8)
-            place = offset_of(after, crop)
-            jobs.append(Job(memory(noise(case)), after, name, place, memory(crops[case]), BORDER))
-        Resizer(order)(jobs)
+            sources.append(noise(case))
+            ways.append(way(before, after, name, offset_of(after, crop), crop, BORDER, order))
+        addresses = (np.array([one.ctypes.data for one in ones], np.int64) for ones in (crops.values(), sources))
+        Resizer()(Batch(ways, next(addresses)), next(addresses))
         yield from ((f"{case}/{k}", crop) for case, crop in crops.items())
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "decode",
     "decode_into",
     "decode_mask",
+    "placed",
     "prepare",
     "rgbx",
     "size_of",
@@ -269,12 +270,21 @@ def prepare(picture: Image.Image, recipe: Recipe) -> Image.Image:
 def _place(source: Pixels, recipe: Recipe, fast: Fast, out: Pixels) -> None:
     """`prepare` without Pillow: (row, column, 4) RGB and a byte of anything, resized and cropped into `out`."""
     assert fast.resample is not None
-    height, width = resized(source.shape[0], source.shape[1], recipe)
-    _bounded((height, width), "would be resized to")
-    top, left = _offset(height, recipe.crop[0], recipe), _offset(width, recipe.crop[1], recipe)
+    (height, width), offset = placed(source.shape[0], source.shape[1], recipe)
     if recipe.crop[0] > height or recipe.crop[1] > width:
         out[...] = border_colour(recipe)
-    fast.resample(source, (height, width), recipe.interpolation, (top, left), out)
+    fast.resample(source, (height, width), recipe.interpolation, offset, out)
+
+
+def placed(height: int, width: int, recipe: Recipe) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What `resample` makes of a picture: (height, width) after the resize, and (row, column) of the crop in that.
+
+    Raises:
+        DecodeError: it would be too large, or nothing.
+    """
+    size = resized(height, width, recipe)
+    _bounded(size, "would be resized to")
+    return size, (_offset(size[0], recipe.crop[0], recipe), _offset(size[1], recipe.crop[1], recipe))
 
 
 def border_colour(recipe: Recipe) -> tuple[int, int, int]:

@@ -19,13 +19,18 @@ from .cuda import Memory, OutOfMemoryError
 __all__ = ["Codec"]
 
 # Each JPEG has one place that decodes it, whatever else is in its batch, so that two runs give the same bits: the
-# engine takes all that it can.
+# engine takes all that it can. A kind that has no decoder for a card is refused alone (`GPU_ONLY` on an H200: code 7,
+# architecture), and left out beside others.
 KINDS = ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU")
 OPTIONS = ":fancy_upsampling=1"  # chroma is interpolated, as libjpeg does it
 
 
 class Codec:
-    """A decoder on card 0; one thread at a time."""
+    """A decoder on card 0; one thread at a time.
+
+    Attributes:
+        version: of the library.
+    """
 
     def __init__(self) -> None:
         """Load the library.
@@ -34,35 +39,36 @@ class Codec:
             AttlasError: it is not installed, or finds no card.
         """
         self._library = _library()
+        self.version = str(self._library.__version__)
         backends = [self._library.Backend(getattr(self._library.BackendKind, kind)) for kind in KINDS]
         with _failures(), _quiet():
             self._decoder = self._library.Decoder(device_id=0, backends=backends, options=OPTIONS)
         # A run does not turn pictures, so that boxes and masks of a data set fit.
         self._how = self._library.DecodeParams(apply_exif_orientation=False, color_spec=self._library.ColorSpec.SRGB)
 
-    def __call__(self, encoded: Sequence[bytes], stream: int) -> list[Memory | None]:
+    def source(self, data: bytes) -> Any:
+        """A JPEG as `__call__` takes it; None if its header is not understood, which the host may. Any thread may."""
+        try:
+            return self._library.CodeStream(data)
+        except Exception:  # of the library's own kinds
+            return None
+
+    def __call__(self, sources: Sequence[Any], stream: int) -> list[Memory | None]:
         """Decode a batch: (row, column, channel) uint8 RGB in the card's memory, None for what it cannot decode.
 
         Args:
-            encoded: JPEGs.
+            sources: of `source`.
             stream: the CUDA stream after which the pixels are there.
 
         Raises:
             OutOfMemoryError: the card has too little memory for the pictures.
             AttlasError: the library fails.
         """
-        sources = [self._source(data) for data in encoded]
         known = [source for source in sources if source is not None]
         with _failures():
             images = iter(self._decoder.decode(known, params=self._how, cuda_stream=stream) if known else ())
         found = [None if source is None else next(images) for source in sources]
         return [None if image is None else _memory(image) for image in found]
-
-    def _source(self, data: bytes) -> Any:
-        try:
-            return self._library.CodeStream(data)
-        except Exception:  # a header that it does not understand, and the host may
-            return None
 
 
 def _memory(image: Any) -> Memory | None:

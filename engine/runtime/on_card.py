@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,11 +17,13 @@ from PIL import Image
 from ...errors import AttlasError
 from ...exporter.spec import Recipe
 from .cuda import Copies, Cudart, Memory, OutOfMemoryError, out_of_memory
-from .decode import Fast, Pixels, border_colour
+from .decode import DecodeError, Pixels, border_colour, placed, size_of
 from .decoders import HOST, Decoder, Filler, Found, HostFiller, filled
 from .fast import load, order
-from .markers import plain, whole
 from .providers import preload
+
+if TYPE_CHECKING:
+    from .resize import Way
 
 __all__ = ["CardFiller", "filler_of", "trial"]
 
@@ -29,20 +33,12 @@ ALIKE = 3.0  # a smooth picture's pixels differ from the host's by less, on aver
 
 
 class _Taken(NamedTuple):
-    """A picture that is left to the card. It stands for its pixels in `decode_into`, which asks for no more of them."""
-
-    data: bytes
-    shape: tuple[int, int, int]
-
-
-class _Waiting(NamedTuple):
-    """A picture for the card, and what `resample` was to make of it."""
+    """A picture that is left to the card."""
 
     place: int  # in the batch
-    taken: _Taken
+    data: bytes
     size: tuple[int, int]
-    interpolation: str
-    offset: tuple[int, int]
+    way: Way
 
 
 class CardFiller:
@@ -50,6 +46,9 @@ class CardFiller:
 
     What decoders could read differently goes the host's way, as do pictures that are no JPEG, large ones, and those
     that the card cannot decode: their pixels, remarks and errors are the host's.
+
+    Attributes:
+        version: of nvImageCodec.
     """
 
     def __init__(self, recipe: Recipe, copies: Copies) -> None:
@@ -61,6 +60,7 @@ class CardFiller:
         from .nvimgcodec import Codec  # says itself what is missing
 
         self._codec = Codec()
+        self.version = self._codec.version
         try:
             from .launching import available
             from .resize import Resizer
@@ -73,9 +73,10 @@ class CardFiller:
         own = order()
         if own is None:
             raise AttlasError("--decoder cuda: how this version of Pillow resizes is not known; install another")
-        self._recipe, self._copies, self._host = recipe, copies, load()
+        self._recipe, self._copies, self._host, self._order = recipe, copies, load(), own
+        self._way = functools.lru_cache(maxsize=1024)(self._computed)  # pictures of a data set often have the same size
         with _failures():
-            self._resizer = Resizer(own)
+            self._resizer = Resizer()
         # A card decodes one batch at a time.
         self._lock = threading.Lock()
         self._try()
@@ -94,23 +95,19 @@ class CardFiller:
             AttlasError: the card fails, or has too little memory.
         """
         given = list(contents)
-        found: list[Found] = []
-        waiting: list[_Waiting] = []
-        for data in given:
-            fast, before = self._taking(len(found), waiting), len(waiting)
+        taken = self._taken(given)
+        found: dict[int, Found] = {one.place: (one.size, ()) for one in taken}
+        left = [place for place in range(len(given)) if place not in found]
+        for group in _groups(taken):
+            left += self._decode(pixels, group)
+        for place in left:
             room = np.empty((*self._recipe.crop, 3), np.uint8)
-            found.append(filled(room, data, self._recipe, fast))
-            if len(waiting) == before:
-                self._copies.upload(pixels[len(found) - 1], room)
-        for group in _groups(waiting):
-            for index in self._decode(pixels, group):
-                room = np.empty((*self._recipe.crop, 3), np.uint8)
-                found[index] = filled(room, given[index], self._recipe, self._host)
-                self._copies.upload(pixels[index], room)
+            found[place] = filled(room, given[place], self._recipe, self._host)
+            self._copies.upload(pixels[place], room)
         black = np.zeros((*self._recipe.crop, 3), np.uint8)
-        for index in range(len(given), len(pixels)):
-            self._copies.upload(pixels[index], black)
-        return found
+        for place in range(len(given), len(pixels)):
+            self._copies.upload(pixels[place], black)
+        return [found[place] for place in range(len(given))]
 
     def crop(self, pixels: Memory, index: int) -> Pixels:
         """See `Filler`."""
@@ -118,47 +115,58 @@ class CardFiller:
         self._copies.download(found, pixels[index])
         return found
 
-    def _taking(self, place: int, waiting: list[_Waiting]) -> Fast:
-        """The host's way to decode, that only notes in `waiting` what the card is to decode.
+    def _taken(self, given: Sequence[bytes | Exception]) -> list[_Taken]:
+        """The pictures for the card: those that it decodes as the host does, and in which the host finds no fault."""
+        from .markers import read
 
-        So the checks and the errors before that are the host's.
+        files = [(place, data) for place, data in enumerate(given) if isinstance(data, bytes)]
+        found = []
+        for (place, data), known in zip(files, read([data for _, data in files]), strict=True):
+            size = known.height, known.width
+            if not known.end or math.prod(size) > LARGE or not (known.plain or _opened(data) == size):
+                continue
+            way = self._way(size)
+            if way is not None:
+                found.append(_Taken(place, data[: known.end], size, way))
+        return found
+
+    def _computed(self, size: tuple[int, int]) -> Way | None:
+        """How pictures of a size become crops; None for a size that the host refuses."""
+        from .resize import way
+
+        try:
+            after, offset = placed(*size, self._recipe)
+        except DecodeError:
+            return None
+        border = border_colour(self._recipe)
+        return way(size, after, self._recipe.interpolation, offset, self._recipe.crop, border, self._order)
+
+    def _decode(self, pixels: Memory, taken: Sequence[_Taken]) -> list[int]:
+        """Decode and resize on the card; returns the places of what it cannot.
+
+        One thread has the card, and others prepare what it needs, under the interpreter's lock, meanwhile.
         """
-        host = self._host
+        from .resize import Batch
 
-        def jpeg(data: bytes, size: tuple[int, int] | None) -> Any:
-            known = size if size is not None else plain(data)
-            own = whole(data) if known is not None and math.prod(known) <= LARGE else None
-            if known is not None and own is not None:
-                return _Taken(own, (*known, 3))
-            return host.jpeg(data, size) if host.jpeg is not None else None
+        step = pixels.nbytes // len(pixels)
 
-        def resample(
-            source: Any, size: tuple[int, int], interpolation: str, offset: tuple[int, int], out: Pixels
-        ) -> None:
-            if isinstance(source, _Taken):
-                waiting.append(_Waiting(place, source, size, interpolation, offset))
-            else:
-                assert host.resample is not None
-                host.resample(source, size, interpolation, offset, out)
+        def batch(these: Sequence[_Taken]) -> Batch:
+            places = np.array([one.place for one in these], np.int64)
+            return Batch([one.way for one in these], pixels.pointer + step * places)
 
-        return Fast(resample, jpeg)
-
-    def _decode(self, pixels: Memory, waiting: Sequence[_Waiting]) -> list[int]:
-        """Decode and resize on the card; returns the indices of what it cannot."""
-        from .resize import Job
-
-        left, jobs = [], []
+        sources = [self._codec.source(one.data) for one in taken]
+        prepared = batch(taken)
         with self._lock, _failures():
-            sources = self._codec([one.taken.data for one in waiting], self._resizer.stream)
-            for one, source in zip(waiting, sources, strict=True):
-                if source is None or source.shape != one.taken.shape:
-                    left.append(one.place)
-                    continue
-                how = (one.size, one.interpolation, one.offset)
-                jobs.append(Job(source, *how, pixels[one.place], border_colour(self._recipe)))
-            if jobs:
-                self._resizer(jobs)
-        return left
+            images = self._codec(sources, self._resizer.stream)
+            there = {
+                k: image.pointer
+                for k, image in enumerate(images)
+                if image is not None and image.shape[:2] == taken[k].size
+            }
+            if there:
+                those = prepared if len(there) == len(taken) else batch([taken[k] for k in there])
+                self._resizer(those, np.array(list(there.values()), np.int64))
+        return [one.place for k, one in enumerate(taken) if k not in there]
 
     def _try(self) -> None:
         """Compare a smooth picture with the host's.
@@ -169,13 +177,12 @@ class CardFiller:
         waves = np.sin(np.linspace(0, 6, 48)[:, None, None] + np.linspace(0, 4, 64)[:, None] + np.arange(3))
         data = io.BytesIO()
         Image.fromarray((127.5 + 100 * waves).astype(np.uint8)).save(data, "JPEG", quality=95)
-        pixels, waiting = self.pixels(1), list[_Waiting]()
-        host = np.empty((*self._recipe.crop, 3), np.uint8)
-        filled(host, data.getvalue(), self._recipe, self._taking(0, waiting))
-        if not waiting or self._decode(pixels, waiting):
+        pixels, taken = self.pixels(1), self._taken([data.getvalue()])
+        if not taken or self._decode(pixels, taken):
             raise AttlasError(
                 "--decoder cuda: nvImageCodec decodes no JPEG on this card; `pip install 'attlas[gpu]'` brings nvJPEG"
             )
+        host = np.empty((*self._recipe.crop, 3), np.uint8)
         filled(host, data.getvalue(), self._recipe, self._host)
         off = float(np.abs(self.crop(pixels, 0).astype(float) - host).mean())
         if off > ALIKE:
@@ -197,8 +204,8 @@ def filler_of(decoder: Decoder, recipe: Recipe, copies: Copies) -> Filler:
     return CardFiller(recipe, copies)
 
 
-def trial() -> None:
-    """Decode on card 0, apart from any run.
+def trial() -> str:
+    """Decode on card 0, apart from any run; returns the version of nvImageCodec.
 
     Raises:
         AttlasError: it does not work.
@@ -208,7 +215,7 @@ def trial() -> None:
     if copies is None:
         raise AttlasError("no CUDA card works here")
     half = (0.5, 0.5, 0.5)
-    CardFiller(Recipe((40, 40), (32, 32), "center", "bicubic", half, half), copies)
+    return CardFiller(Recipe((40, 40), (32, 32), "center", "bicubic", half, half), copies).version
 
 
 @contextlib.contextmanager
@@ -223,14 +230,22 @@ def _failures() -> Iterator[None]:
         raise kind(f"--decoder cuda: the card fails ({' '.join(str(error).split())[:200]})") from None
 
 
-def _groups(waiting: Sequence[_Waiting]) -> Iterator[Sequence[_Waiting]]:
+def _opened(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that Pillow opens, else None: the host will say why."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return size_of(data)
+    return None
+
+
+def _groups(taken: Sequence[_Taken]) -> Iterator[Sequence[_Taken]]:
     """As many pictures as the card decodes at once."""
-    start = size = 0
-    for end, one in enumerate(waiting):
-        needed = math.prod(one.taken.shape)
-        if end > start and size + needed > AT_ONCE:
-            yield waiting[start:end]
-            start, size = end, 0
-        size += needed
-    if waiting:
-        yield waiting[start:]
+    start = total = 0
+    for end, one in enumerate(taken):
+        needed = 3 * math.prod(one.size)
+        if end > start and total + needed > AT_ONCE:
+            yield taken[start:end]
+            start, total = end, 0
+        total += needed
+    if taken:
+        yield taken[start:]

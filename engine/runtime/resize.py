@@ -7,9 +7,9 @@ their addresses as one array, and is told for each picture where in it to read a
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from .cuda import Memory
 from .launching import SIMULATED, allocate, array_at
 from .resample import BITS, HALF, Order, coefficients, window
 
-__all__ = ["Job", "Resizer"]
+__all__ = ["Batch", "Resizer", "Way", "way"]
 
 THREADS, BLOCKS = (1, 2) if SIMULATED else (256, 64)  # of a block, and for each picture
 # What the kernel is told of a picture in a pass, in this order. Lines are rows of the result, places its pixels:
@@ -33,24 +33,90 @@ FIELDS = (
  COLOUR) = range(len(FIELDS))  # fmt: skip
 
 
-class Job(NamedTuple):
-    """One picture.
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """How every picture of one size becomes a crop.
 
     Attributes:
-        source: its pixels, (row, column, channel) uint8 RGB.
+        told: (pass, field) int64 of `FIELDS`. `SOURCE` and `OUT` count from the beginnings of the picture, of what is
+            between the passes, and of the crop; `TABLE` from that of `table`.
+        table: int32. For each column of the crop that is inside the picture, and then for each row: the first pixel,
+            how many, and their weights.
+        source: bytes of the picture.
+        between: bytes between the passes.
+        out: bytes of the crop.
+    """
+
+    told: npt.NDArray[np.int64]
+    table: npt.NDArray[np.int32]
+    source: int
+    between: int
+    out: int
+
+
+def way(
+    before: tuple[int, int], size: tuple[int, int], interpolation: str, offset: tuple[int, int],
+    crop: tuple[int, int], border: tuple[int, int, int], order: Order,
+) -> Way:  # fmt: skip
+    """How pictures are resized and cropped.
+
+    Args:
+        before: (height, width) of the pictures.
         size: (height, width) after the resize.
         interpolation: as for `resample.resample`.
         offset: (row, column) of the crop in the resized picture; negative where the crop begins before the picture.
-        out: the crop, (row, column, channel) uint8.
+        crop: (height, width) of the crop.
         border: RGB of what lies outside the resized picture.
+        order: as for `resample.resample`.
     """
+    (y, top, rows), (x, left, columns) = (
+        window(edge, at, whole) for edge, at, whole in zip(size, offset, crop, strict=True)
+    )
+    across, horizontal = coefficients(interpolation, before[1], size[1], left, columns)
+    down, vertical = coefficients(interpolation, before[0], size[0], top, rows)
+    parts = [np.concatenate(both, 1, dtype=np.int32) for both in ((across, horizontal), (down, vertical))]
+    # The first that is read, and how many.
+    (column, wide), (row, lines) = ((int(b[0, 0]), int(b[-1].sum() - b[0, 0])) for b in (across, down))
+    stride = 3 * before[1]
+    sideways = {"down": 0, "table": 0, "length": parts[0].shape[1]}
+    upright = {"down": 1, "table": parts[0].size, "length": parts[1].shape[1]}
+    if order(*before, *size):
+        height, width, line = rows, wide, 3 * wide
+        first = upright | {"source": 3 * column, "by_row": 0, "by_column": 3, "step": stride}
+        last = sideways | {"source": -3 * column, "by_row": line, "by_column": 0, "step": 3}
+    else:
+        height, width, line = lines, columns, 3 * columns
+        first = sideways | {"source": row * stride, "by_row": stride, "by_column": 0, "step": 3}
+        last = upright | {"source": -row * line, "by_row": 0, "by_column": 3, "step": line}
+    first |= {"height": height, "width": width, "top": 0, "left": 0, "rows": height, "columns": width}
+    first |= {"out": 0, "out_line": line, "colour": 0}
+    last |= {"height": crop[0], "width": crop[1], "top": y, "left": x, "rows": rows, "columns": columns}
+    last |= {"out": 0, "out_line": 3 * crop[1], "colour": border[0] | border[1] << 8 | border[2] << 16}
+    told = np.array([[one[name] for name in FIELDS] for one in (first, last)], np.int64)
+    table = np.concatenate([part.reshape(-1) for part in parts])
+    return Way(told, table, before[0] * stride, height * line, 3 * crop[0] * crop[1])
 
-    source: Memory
-    size: tuple[int, int]
-    interpolation: str
-    offset: tuple[int, int]
-    out: Memory
-    border: tuple[int, int, int]
+
+class Batch:
+    """What the kernel is told of pictures, but for where they lie: any thread may prepare it."""
+
+    def __init__(self, ways: Sequence[Way], outs: npt.NDArray[np.int64]) -> None:
+        """`outs` are the addresses of the crops."""
+        kinds = list(dict.fromkeys(ways))
+        number = {kind: i for i, kind in enumerate(kinds)}
+        which = np.array([number[one] for one in ways])
+        told = np.stack([kind.told for kind in kinds])
+        lengths = np.array([kind.table.size for kind in kinds])
+        told[:, :, TABLE] += (np.cumsum(lengths) - lengths)[:, None]
+        sizes = np.array([(kind.source, kind.between, kind.out) for kind in kinds])[which]
+        rooms = np.cumsum(sizes[:, 1])
+        self.told = np.ascontiguousarray(told[which].swapaxes(0, 1))  # (pass, picture, field)
+        self.told[0, :, OUT] += rooms - sizes[:, 1]
+        self.told[1, :, SOURCE] += rooms - sizes[:, 1]
+        self.told[1, :, OUT] += outs
+        self.table = np.concatenate([kind.table for kind in kinds])
+        self.between, self.sources = int(rooms[-1]), sizes[:, 0]
+        self.low, self.high = int(outs.min()), int((outs + sizes[:, 2]).max())
 
 
 class Resizer:
@@ -60,103 +126,30 @@ class Resizer:
         stream: the number by which CUDA knows the stream.
     """
 
-    def __init__(self, order: Order) -> None:
-        """`order` is as for `resample.resample`."""
-        self._order, self._stream = order, cuda.stream()
+    def __init__(self) -> None:
+        self._stream = cuda.stream()
         self.stream = 0 if SIMULATED else int(self._stream)
         self._between = allocate(1)
 
-    def __call__(self, jobs: Sequence[Job]) -> None:
-        """Resize and crop pictures; returns when the card has finished."""
-        tables: dict[int, tuple[int, _Known]] = {}
-        steps: list[tuple[list[int], list[int]]] = []
-        size = room = 0
-        for job in jobs:
-            known = _known(job, self._order)
-            if id(known) not in tables:
-                tables[id(known)] = size, known
-                size += known.table.size
-            first, last, needed = _passes(job, known, tables[id(known)][0], room)
-            steps.append((first, last))
-            room += needed
-        if room > self._between.nbytes:
-            self._between = allocate(room)
-        places = [self._between, *(job.source for job in jobs), *(job.out for job in jobs)]
-        low = min(place.pointer for place in places)
-        whole = array_at(Memory(low, (max(place.pointer + place.nbytes for place in places) - low,), "uint8"))
-        table = self._sent(np.concatenate([known.table for _, known in tables.values()]))
-        for k, moved in ((0, OUT), (1, SOURCE)):  # the two that are in `_between`
-            told = np.array([step[k] for step in steps], np.int64)
-            told[:, moved] += self._between.pointer
-            told[:, [OUT, SOURCE]] -= low
-            _pass[(BLOCKS, len(jobs)), THREADS, self._stream](whole, table, self._sent(told))
+    def __call__(self, batch: Batch, sources: npt.NDArray[np.int64]) -> None:
+        """Resize and crop pictures, (row, column, channel) uint8 RGB at these addresses; returns when it is done."""
+        if batch.between > self._between.nbytes:
+            self._between = allocate(batch.between)
+        between, told = self._between, batch.told.copy()
+        low = min(between.pointer, batch.low, int(sources.min()))
+        high = max(between.pointer + between.nbytes, batch.high, int((sources + batch.sources).max()))
+        told[0, :, SOURCE] += sources - low
+        told[0, :, OUT] += between.pointer - low
+        told[1, :, SOURCE] += between.pointer - low
+        told[1, :, OUT] -= low
+        whole = array_at(Memory(low, (high - low,), "uint8"))
+        table = self._sent(batch.table)
+        for rows in told:
+            _pass[(BLOCKS, len(sources)), THREADS, self._stream](whole, table, self._sent(rows))
         self._stream.synchronize()
 
     def _sent(self, values: npt.NDArray[Any]) -> Any:
         return cuda.to_device(values, stream=self._stream)
-
-
-class _Known(NamedTuple):
-    """What is the same for all pictures of one size: their place in the crop, and the two passes' coefficients.
-
-    `table` has `across` rows of `wide` numbers and then `down` rows of `long`: first pixel, how many, weights.
-    """
-
-    place: tuple[int, int]
-    table: npt.NDArray[np.int32]
-    across: int
-    wide: int
-    down: int
-    long: int
-    down_first: bool
-    columns: tuple[int, int]  # the first that is read, and how many
-    lines: tuple[int, int]
-
-
-def _known(job: Job, order: Order) -> _Known:
-    (height, width, _), crop = job.source.shape, job.out.shape[:2]
-    down_first = order(height, width, *job.size)
-    return _computed(job.interpolation, (height, width), job.size, job.offset, (crop[0], crop[1]), down_first)
-
-
-@functools.lru_cache(maxsize=1024)
-def _computed(
-    interpolation: str, before: tuple[int, int], size: tuple[int, int], offset: tuple[int, int],
-    crop: tuple[int, int], down_first: bool,
-) -> _Known:  # fmt: skip
-    (y, top, rows), (x, left, columns) = (
-        window(edge, at, whole) for edge, at, whole in zip(size, offset, crop, strict=True)
-    )
-    across, horizontal = coefficients(interpolation, before[1], size[1], left, columns)
-    down, vertical = coefficients(interpolation, before[0], size[0], top, rows)
-    parts = [np.concatenate(both, 1, dtype=np.int32) for both in ((across, horizontal), (down, vertical))]
-    columns_read, lines_read = ((int(b[0, 0]), int(b[-1].sum() - b[0, 0])) for b in (across, down))
-    table = np.concatenate([part.reshape(-1) for part in parts])
-    wide, long = (part.shape[1] for part in parts)
-    return _Known((y, x), table, columns, wide, rows, long, down_first, columns_read, lines_read)
-
-
-def _passes(job: Job, known: _Known, table: int, room: int) -> tuple[list[int], list[int], int]:
-    """What the kernel is told in both passes, and the bytes between them; addresses there count from its beginning."""
-    stride, (column, columns), (row, lines) = 3 * job.source.shape[1], known.columns, known.lines
-    red, green, blue = job.border
-    colour = red | green << 8 | blue << 16
-    across = {"down": 0, "table": table, "length": known.wide}
-    down = {"down": 1, "table": table + known.across * known.wide, "length": known.long}
-    if known.down_first:
-        height, width, line = known.down, columns, 3 * columns
-        first = down | {"source": job.source.pointer + 3 * column, "by_row": 0, "by_column": 3, "step": stride}
-        last = across | {"source": room - 3 * column, "by_row": line, "by_column": 0, "step": 3}
-    else:
-        height, width, line = lines, known.across, 3 * known.across
-        first = across | {"source": job.source.pointer + row * stride, "by_row": stride, "by_column": 0, "step": 3}
-        last = down | {"source": room - row * line, "by_row": 0, "by_column": 3, "step": line}
-    first |= {"height": height, "width": width, "top": 0, "left": 0, "rows": height, "columns": width}
-    first |= {"out": room, "out_line": line, "colour": 0}
-    last |= {"height": job.out.shape[0], "width": job.out.shape[1], "top": known.place[0], "left": known.place[1]}
-    last |= {"rows": known.down, "columns": known.across, "colour": colour}
-    last |= {"out": job.out.pointer, "out_line": 3 * job.out.shape[1]}
-    return [first[name] for name in FIELDS], [last[name] for name in FIELDS], height * line
 
 
 @cuda.jit(device=True)  # type: ignore[untyped-decorator]

@@ -18,8 +18,7 @@ from attlas.engine.runtime import nvimgcodec, on_card, providers, resample
 from attlas.engine.runtime import session as session_module
 from attlas.engine.runtime.cuda import Cudart, Memory, OutOfMemoryError
 from attlas.engine.runtime.decode import decode
-from attlas.engine.runtime.markers import whole
-from attlas.engine.versions import CODECS
+from attlas.engine.runtime.markers import read
 from attlas.errors import AttlasError, UsageError
 from attlas.exporter.spec import Recipe
 from PIL import Image
@@ -103,14 +102,11 @@ def test_the_cards_resize_is_the_hosts_to_the_bit(order: int, played: Path) -> N
 def test_only_what_decoders_read_alike_is_left_to_the_card() -> None:
     """Judged by markers alone; what follows the end is not sent."""
     for name, (taken, data) in PICTURES.items():
-        known = whole(data)
-        assert (known is not None) == (taken or name == "refused.jpg"), name
-        if known is not None:
-            assert data.startswith(known)
-            assert known.endswith(b"\xff\xd9")
-    assert whole(PICTURES["more.jpg"][1]) == PLAIN
-    for end in range(len(PLAIN)):
-        assert whole(PLAIN[:end]) is None
+        known = data[: read([data])[0].end]
+        assert bool(known) == (taken or name == "refused.jpg"), name
+        assert not known or known.endswith(b"\xff\xd9")
+    assert read([PICTURES["more.jpg"][1]])[0].end == len(PLAIN)
+    assert not any(found.end for found in read([PLAIN[:end] for end in range(len(PLAIN))]))
 
 
 def test_what_pillow_refuses_is_not_left_to_the_card() -> None:
@@ -127,7 +123,7 @@ def test_what_pillow_refuses_is_not_left_to_the_card() -> None:
                 del data[at : at + int(rng.integers(1, 9))]
             case _:
                 data[at:at] = rng.bytes(int(rng.integers(1, 6)))
-        if whole(bytes(data)) is not None:
+        if read([bytes(data)])[0].end:
             passed += 1
             decode(bytes(data), RECIPE)
     assert 50 < passed < 350
@@ -160,11 +156,27 @@ def test_the_decoder_belongs_to_a_run(played: Path, tiny_graph: Path) -> None:
 def test_pictures_are_decoded_in_groups_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is larger alone, too."""
     monkeypatch.setattr(on_card, "AT_ONCE", 300)
-    waiting = [
-        on_card._Waiting(i, on_card._Taken(b"", (10, width, 3)), (1, 1), "box", (0, 0))
-        for i, width in enumerate((4, 6, 1, 20, 9))
-    ]
-    assert [[one.place for one in group] for group in on_card._groups(waiting)] == [[0, 1], [2], [3], [4]]
+    taken: Any = [on_card._Taken(i, b"", (10, width), None) for i, width in enumerate((4, 6, 1, 20, 9))]  # type: ignore[arg-type]
+    assert [[one.place for one in group] for group in on_card._groups(taken)] == [[0, 1], [2], [3], [4]]
+
+
+def test_pictures_of_one_size_share_their_coefficients() -> None:
+    """Each has a place of its own between the passes, and its own crop."""
+    from attlas.engine.runtime.resize import OUT, SOURCE, TABLE, Batch, way
+
+    wide, high = (
+        way(size, (8, 8), "bicubic", (0, 0), (8, 8), BORDER, resample.ORDERS[0]) for size in ((20, 30), (30, 20))
+    )
+    outs = np.array([1000, 2000, 3000], np.int64)
+    batch = Batch([wide, high, wide], outs)
+    np.testing.assert_array_equal(batch.table, np.concatenate([wide.table, high.table]))
+    tables = wide.told[:, TABLE], high.told[:, TABLE] + wide.table.size, wide.told[:, TABLE]
+    np.testing.assert_array_equal(batch.told[:, :, TABLE], np.transpose(tables))
+    rooms = np.array([0, wide.between, wide.between + high.between])
+    np.testing.assert_array_equal(batch.told[0, :, OUT], rooms)
+    np.testing.assert_array_equal(batch.told[1, :, SOURCE], [one.told[1, SOURCE] for one in (wide, high, wide)] + rooms)
+    np.testing.assert_array_equal(batch.told[1, :, OUT], outs)
+    assert batch.between == rooms[-1] + wide.between
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -223,11 +235,11 @@ def test_failures_of_the_library_are_one_line_or_the_hosts_way(monkeypatch: pyte
 
     monkeypatch.setattr(library, "CodeStream", source)
     codec = nvimgcodec.Codec()
-    first, second = codec([b"", PLAIN], 0)
+    first, second = codec([codec.source(data) for data in (b"", PLAIN)], 0)
     assert first is None
     assert second is not None
     assert second.shape == (32, 40, 3)
-    assert codec([b""], 0) == [None]
+    assert codec([None], 0) == [None]
     padded = {"shape": (2, 2, 3), "strides": (8, 3, 1), "typestr": "|u1", "data": (1, False)}
     assert nvimgcodec._memory(SimpleNamespace(__cuda_array_interface__=padded)) is None
     for text, kind in (("CUDA Runtime failure: '#2' at x.h:3", OutOfMemoryError), ("odd\nthing", AttlasError)):
@@ -239,7 +251,7 @@ def test_failures_of_the_library_are_one_line_or_the_hosts_way(monkeypatch: pyte
         with pytest.raises(
             kind, match=r"--decoder cuda: (the card has too little memory|nvImageCodec fails \(odd thing)"
         ):
-            codec([PLAIN], 0)
+            codec([codec.source(PLAIN)], 0)
 
 
 def test_a_batch_on_the_card_is_copied_there() -> None:
@@ -256,10 +268,10 @@ def test_a_batch_on_the_card_is_copied_there() -> None:
 
 
 def test_doctor_says_what_decodes_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or why nothing does."""
-    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    """By trying what can be imported, or why nothing does."""
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert "`pip install 'attlas[gpu]'` brings nvImageCodec" in doctor._on_card()
-    monkeypatch.setattr(doctor, "_version", lambda name: "0.9" if name == CODECS[0] else None)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name)  # a plain folder, of which no metadata tells
     assert doctor._on_card() == "nothing (no CUDA card works here)"
-    monkeypatch.setattr(doctor, "_DECODES", "pass")
-    assert doctor._on_card() == f"{CODECS[0]} 0.9"
+    monkeypatch.setattr(doctor, "_DECODES", "print('nvImageCodec 0.9')")
+    assert doctor._on_card() == "nvImageCodec 0.9"
