@@ -104,10 +104,12 @@ print(f"used:{used} {(time.process_time() - began) * 20:.3f}")
 # Likewise.
 _DECODES = """
 import sys
+from attlas.engine.runtime.nvimgcodec import version
 from attlas.engine.runtime.on_card import trial
 from attlas.errors import AttlasError
 try:
-    print("nvImageCodec", trial())
+    trial()
+    print("nvImageCodec", version())
 except AttlasError as error:
     sys.exit(str(error).removeprefix("--decoder cuda: "))
 """
@@ -181,7 +183,7 @@ def _on_card() -> str:
     except subprocess.TimeoutExpired:
         return f"nothing (nvImageCodec hangs for more than {SECONDS} s)"
     if not done.returncode:
-        return done.stdout.strip()
+        return done.stdout.strip().splitlines()[-1]
     return f"nothing ({(done.stderr.strip().splitlines() or ['nvImageCodec crashes'])[-1][:200]})"
 
 

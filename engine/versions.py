@@ -9,10 +9,9 @@ from importlib import metadata
 
 from ..errors import AttlasError
 
-__all__ = ["CODECS", "check_versions", "versions"]
+__all__ = ["check_versions", "versions"]
 
-
-CODECS = ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12")  # nvImageCodec, by the version of CUDA
+NVIMGCODEC = "nvimgcodec"  # nvImageCodec, whose distributions have several names
 
 
 def versions(provider: str = "", decoder: str = "host") -> dict[str, str]:
@@ -20,14 +19,17 @@ def versions(provider: str = "", decoder: str = "host") -> dict[str, str]:
     names = ["attlas", "numpy", "zarr", "pillow", "numba"]
     if provider.lower().partition(",")[0] == "openvino":
         names.append("openvino")
-    if decoder == "cuda":
-        names += CODECS
     found = {"python": platform.python_version()}
     for name in names:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     import onnxruntime
 
+    if decoder == "cuda":
+        from .runtime.nvimgcodec import version
+
+        with suppress(AttlasError):
+            found[NVIMGCODEC] = version()
     return found | {"onnxruntime": onnxruntime.__version__}
 
 
@@ -37,7 +39,7 @@ def check_versions(expected: Mapping[str, str]) -> None:
     Raises:
         AttlasError: a version differs or is missing.
     """
-    here = versions("openvino" if "openvino" in expected else "", "cuda" if set(CODECS) & set(expected) else "host")
+    here = versions("openvino" if "openvino" in expected else "", "cuda" if NVIMGCODEC in expected else "host")
     wrong = [
         f"{name} {here.get(name, 'missing')} there, {version} here"
         for name, version in expected.items()

@@ -16,7 +16,7 @@ from typing import Any
 from ...errors import AttlasError
 from .cuda import Memory, OutOfMemoryError
 
-__all__ = ["Codec"]
+__all__ = ["Codec", "version"]
 
 # Each JPEG has one place that decodes it, whatever else is in its batch, so that two runs give the same bits: the
 # engine takes all that it can. A kind that has no decoder for a card is refused alone (`GPU_ONLY` on an H200: code 7,
@@ -26,11 +26,7 @@ OPTIONS = ":fancy_upsampling=1"  # chroma is interpolated, as libjpeg does it
 
 
 class Codec:
-    """A decoder on card 0; one thread at a time.
-
-    Attributes:
-        version: of the library.
-    """
+    """A decoder on card 0; one thread at a time."""
 
     def __init__(self) -> None:
         """Load the library.
@@ -39,7 +35,6 @@ class Codec:
             AttlasError: it is not installed, or finds no card.
         """
         self._library = _library()
-        self.version = str(self._library.__version__)
         backends = [self._library.Backend(getattr(self._library.BackendKind, kind)) for kind in KINDS]
         with _failures(), _quiet():
             self._decoder = self._library.Decoder(device_id=0, backends=backends, options=OPTIONS)
@@ -69,6 +64,15 @@ class Codec:
             images = iter(self._decoder.decode(known, params=self._how, cuda_stream=stream) if known else ())
         found = [None if source is None else next(images) for source in sources]
         return [None if image is None else _memory(image) for image in found]
+
+
+def version() -> str:
+    """Of the library, whatever installed it.
+
+    Raises:
+        AttlasError: it is not installed.
+    """
+    return str(_library().__version__)
 
 
 def _memory(image: Any) -> Memory | None:

@@ -46,9 +46,6 @@ class CardFiller:
 
     What decoders could read differently goes the host's way, as do pictures that are no JPEG, large ones, and those
     that the card cannot decode: their pixels, remarks and errors are the host's.
-
-    Attributes:
-        version: of nvImageCodec.
     """
 
     def __init__(self, recipe: Recipe, copies: Copies) -> None:
@@ -60,7 +57,6 @@ class CardFiller:
         from .nvimgcodec import Codec  # says itself what is missing
 
         self._codec = Codec()
-        self.version = self._codec.version
         try:
             from .launching import available
             from .resize import Resizer
@@ -204,8 +200,8 @@ def filler_of(decoder: Decoder, recipe: Recipe, copies: Copies) -> Filler:
     return CardFiller(recipe, copies)
 
 
-def trial() -> str:
-    """Decode on card 0, apart from any run; returns the version of nvImageCodec.
+def trial() -> None:
+    """Decode on card 0, apart from any run.
 
     Raises:
         AttlasError: it does not work.
@@ -215,7 +211,7 @@ def trial() -> str:
     if copies is None:
         raise AttlasError("no CUDA card works here")
     half = (0.5, 0.5, 0.5)
-    return CardFiller(Recipe((40, 40), (32, 32), "center", "bicubic", half, half), copies).version
+    CardFiller(Recipe((40, 40), (32, 32), "center", "bicubic", half, half), copies)
 
 
 @contextlib.contextmanager

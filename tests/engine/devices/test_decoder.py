@@ -19,6 +19,7 @@ from attlas.engine.runtime import session as session_module
 from attlas.engine.runtime.cuda import Cudart, Memory, OutOfMemoryError
 from attlas.engine.runtime.decode import decode
 from attlas.engine.runtime.markers import read
+from attlas.engine.versions import check_versions, versions
 from attlas.errors import AttlasError, UsageError
 from attlas.exporter.spec import Recipe
 from PIL import Image
@@ -148,7 +149,8 @@ def test_the_decoder_belongs_to_a_run(played: Path, tiny_graph: Path) -> None:
     card, host = played / "card.zarr", played / "host.zarr"
     assert [inspect(path)["decoder"] for path in (card, host)] == ["cuda", "host"]
     assert "decoder" not in Store(host).plan.identity
-    assert Store(card).record["runs"][0]["decoder"] == "cuda"
+    run = Store(card).record["runs"][0]
+    assert (run["decoder"], run["versions"]["nvimgcodec"]) == ("cuda", "0.9")
     with pytest.raises(AttlasError, match=r"holds another run \(decoder cuda there, host now\)"):
         attlas.run(tiny_graph, played / "images", card, statistics="host")
 
@@ -221,6 +223,18 @@ def test_what_is_missing_is_told(
         with pytest.raises(AttlasError, match=f"--decoder cuda: {reason}"):
             attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", decoder="cuda", batch_size=batch, statistics="host")
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_the_librarys_version_is_that_of_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain folder has no metadata; workers compare it."""
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", played_library())
+    assert versions(decoder="cuda")["nvimgcodec"] == "0.9"
+    assert "nvimgcodec" not in versions()
+    with pytest.raises(AttlasError, match=r"nvimgcodec 0\.9 there, 0\.8 here"):
+        check_versions({"nvimgcodec": "0.8"})
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    with pytest.raises(AttlasError, match="nvimgcodec missing there"):
+        check_versions({"nvimgcodec": "0.8"})
 
 
 def test_failures_of_the_library_are_one_line_or_the_hosts_way(monkeypatch: pytest.MonkeyPatch) -> None:
