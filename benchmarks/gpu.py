@@ -65,7 +65,8 @@ MODELS = ("vit_base_patch16_224", "deit_tiny_patch16_224")
 PICTURES = 64  # different ones; a run repeats them
 BATCHES = (32, 64, 128, 256)
 STORE_BYTES = 32e9  # the most that a run stores, and at most half of what is free
-RUN_SECONDS = 12.0  # of a run at the speed of its limits, so that start and end do not decide; half for other ways
+RUN_SECONDS = 24.0  # of a run at the speed of its limits, so that start and end do not decide; less for operators
+STORED = (("attention", "card", "lz4"), ("attention", "card", "none"))
 ROUNDS = 20  # of the kernels
 
 
@@ -258,25 +259,25 @@ def kernels(bench: Bench, model: str) -> None:
 
 def runs(bench: Bench, model: str) -> None:
     """Whole runs; the batch is what a run finds."""
-    for keep, way in (("none", "card"), ("none", "graph"), ("attention", "card")):
-        run(bench, model, keep, way)
+    for keep, way, codec in (("none", "card", "lz4"), ("none", "graph", "lz4"), *STORED):
+        run(bench, model, keep, way, codec=codec)
 
 
-def run(bench: Bench, model: str, keep: str, way: str, decoder: Decoder = "host") -> None:
+def run(bench: Bench, model: str, keep: str, way: str, decoder: Decoder = "host", codec: str = "lz4") -> None:
     """One of them."""
     spec = read_spec(bench.graph(model))
     each = len(spec.layers) * spec.heads * spec.tokens**2 * 2
     decoding = "decode" if decoder == "host" else "decode on the card"
     inferring = f"{model}: inference" + (" and statistics, graph, 32 at once" if way == "graph" else "")
     limit = min((bench.known[name] for name in (inferring, decoding) if name in bench.known), default=100.0)
-    most = 3 if bench.quick else int(limit * RUN_SECONDS / (1 if way == "card" and decoder == "host" else 2))
+    most = 3 if bench.quick else int(limit * RUN_SECONDS / (1 if way == "card" else 4))
     room = min(STORE_BYTES, shutil.disk_usage(bench.place).free / 2)
     count = most if keep == "none" else max(3, min(most, int(room / each)))
     store, marks = bench.place / "bench.zarr", list[tuple[int, float]]()
     choices: dict[str, Any] = {"threads": 1, "batch_size": 1} if bench.quick else {}
     result = attlas.run(
         bench.graph(model), Repeated(bench.encoded, count), store, keep=(keep,), statistics=way,  # type: ignore[arg-type]
-        provider=bench.options.provider, overwrite=True, decoder=decoder, **choices,
+        provider=bench.options.provider, overwrite=True, decoder=decoder, codec=codec, **choices,
         progress=lambda p: marks.append((p.done, time.perf_counter())),
     )  # fmt: skip
     # From the moment that units are handed out: a real run is long against its start, which is shown apart.
@@ -286,6 +287,7 @@ def run(bench: Bench, model: str, keep: str, way: str, decoder: Decoder = "host"
     plan, threads = result.estimate.plan, Store(store).record["runs"][-1]["units_at_once"]
     how = f"{plan.at_once} at once, {plan.units} units on {threads} threads"
     name = f"{model}: run --keep {keep}, statistics by {way}" + (", --decoder cuda" if decoder == "cuda" else "")
+    name += ", --codec none" if codec == "none" else ""
     alone = ", ".join(f"{stage} {spent:.1f}" for stage, spent in result.stages.items())
     bench.say(name, speed, f"images/s of {count}, {how}, most time in {slowest}", f"{model}: inference")
     spent = f"of {threads * (ended - began):.1f}, after {began - planned:.1f} to begin"
@@ -393,8 +395,8 @@ STEPS: dict[str, tuple[Callable[[Bench, str], None], int]] = {
     "alone": (alone, 75),
     "parity": (parity, 60),
     "kernels": (kernels, 60),
-    "runs": (runs, 110),
-    "decoded": (decoded, 75),
+    "runs": (runs, 150),
+    "decoded": (decoded, 90),
     "peers": (peers, 90),
     "same": (same, 90),
 }

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -33,36 +32,17 @@ from ...engine.store.store import Template
 from ...errors import AttlasError, first_line
 from ...exporter.spec import GraphSpec
 from ..formulas import patch_distances, readout_rows
-from .warps import LANES, WARPS, log2, together, warp_sum
+from .cuda_rollout import ROLLOUT_WARPS, follow_of
+from .warps import LANES, ONE, STEPS, WARPS, ZERO, Shape, log2, together, warp_sum
 
 __all__ = ["OnCard", "available"]
 
-RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as published
-ROLLOUT_WARPS = 2 if SIMULATED else 32
-ROLLOUT_THREADS = LANES * ROLLOUT_WARPS
-STEPS = LANES if SIMULATED else 8  # loads of a lane that are under way at once, into registers
 # A thread's sums over rows: both distances, both entropies, and rows without mass on patches: of patches, and of all.
 NEAR, NEARER, SPREAD, INNER, GONE, EMPTY = range(SUMS := 6)
-MOST_PREFIX = LANES if SIMULATED else 32  # all of them are in a row's first tile
-# A block of `follow` has all registers of a multiprocessor: 65,536. The simulator knows none.
-BOUNDED: dict[str, Any] = {} if SIMULATED else {"max_registers": 65536 // ROLLOUT_THREADS}
+MOST_PREFIX = LANES  # all prefix tokens are in a row's first tile
 
-ZERO, ONE = np.float32(0), np.float32(1)
 TINY = np.float32(1e-38)  # 0 ln 0 is 0, without asking
 LN2 = np.float32(math.log(2))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is constant in a compiled kernel."""
-
-    tokens: int
-    prefix: int
-    heads: int
-    layers: int
-    grid: tuple[int, int]
-    rolled: bool = True
-    pool: tuple[int, int] = (0, 0)  # rows (head and query), and keys of the pool's own map
 
 
 class OnCard:
@@ -180,7 +160,7 @@ def _warps(tokens: int) -> int:
 @functools.lru_cache(maxsize=8)
 def _kernels(shape: Shape) -> tuple[Any, Any]:
     """Compiled at the first launch, once for all slots."""
-    return _statistics(shape), _follow(shape)
+    return _statistics(shape), follow_of(shape)
 
 
 def _read(shape: Shape) -> Any:
@@ -211,18 +191,22 @@ def _read(shape: Shape) -> Any:
 
 def _add(shape: Shape) -> Any:
     """A thread's sums over its row of a tile: mass, mass x distance, a log2 a."""
+    tokens = shape.tokens
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
     def add(tile: Any, far_of: Any, places: Any, here: Any, first: Any) -> Any:
         lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
         mass, far, spread = ZERO, ZERO, ZERO
         k = 0
-        while k < LANES:
-            a = tile[warp, lane, k]
-            mass += a
-            spread += a * log2(max(a, TINY))
-            far += a * far_of[np.uint32(here - places[np.uint32(first + k)])]
-            k += 1
+        while k < min(LANES, tokens - first):
+            step = 0
+            while step < STEPS:
+                a = tile[warp, lane, k + step]
+                mass += a
+                spread += a * log2(max(a, TINY))
+                far += a * far_of[np.uint32(here - places[np.uint32(first + k + step)])]
+                step += 1
+            k += STEPS
         return mass, far, spread
 
     return add
@@ -348,81 +332,3 @@ def _finish(shape: Shape) -> Any:
             empty[image, layer, head] = np.int32(void)
 
     return finish
-
-
-def _follow(shape: Shape) -> Any:
-    """The rollout of one image by one block, and whether each layer is finite."""
-    tokens, prefix, heads, (_, columns) = shape.tokens, shape.prefix, shape.heads, shape.grid
-    layers, rolled, (pool_rows, pool_keys) = shape.layers, shape.rolled, shape.pool
-    share, rest, square = np.float32(RESIDUAL / heads), np.float32(1 - RESIDUAL), tokens * tokens
-    product = _product(shape)
-
-    @cuda.jit(**BOUNDED)  # type: ignore[untyped-decorator]
-    def follow(
-        attention: Any, stride: Any, totals: Any, start: Any, partial: Any, finite: Any, rollout: Any
-    ) -> None:  # fmt: skip
-        image = cuda.blockIdx.x
-        thread = cuda.threadIdx.y * LANES + cuda.threadIdx.x
-        vector = cuda.shared.array(tokens, float32)
-        weights = cuda.shared.array(tokens, float32)
-        for query in range(thread, tokens, ROLLOUT_THREADS):
-            weight = ZERO
-            if pool_rows == 0:
-                weight = start[0, query]
-            elif query >= tokens - pool_keys:  # some pools attend to the patches alone
-                for one in range(pool_rows):
-                    weight += start[image, one, query - tokens + pool_keys] / np.float32(pool_rows)
-            vector[query] = weight
-        for back in range(layers):
-            layer = layers - 1 - back
-            good = 1
-            for query in range(thread, tokens, ROLLOUT_THREADS):
-                whole = ZERO
-                for head in range(heads):
-                    whole += totals[image, layer, head, query]
-                if not math.isfinite(whole):
-                    good = 0
-                weights[query] = vector[query] / (share * whole + rest)
-            good = cuda.syncthreads_and(good)
-            if thread == 0:
-                finite[image, layer] = good != 0
-            if rolled:
-                product(attention, layer * stride + image * heads * square, weights, partial[image])
-                cuda.syncthreads()
-                for key in range(thread, tokens, ROLLOUT_THREADS):
-                    total = ZERO
-                    for warp in range(ROLLOUT_WARPS):
-                        total += partial[image, warp, key]
-                    vector[key] = weights[key] * rest + total * share
-                cuda.syncthreads()
-        for key in range(thread, tokens, ROLLOUT_THREADS):
-            if rolled and key >= prefix:
-                rollout[image, (key - prefix) // columns, (key - prefix) % columns] = vector[key]
-
-    return follow
-
-
-def _product(shape: Shape) -> Any:
-    """Each warp's share of (query) weights times a layer, summed over its heads: into `partial` (warp, key)."""
-    tokens, lines = shape.tokens, shape.heads * shape.tokens
-    tiles = -(-tokens // (STEPS * LANES))
-
-    @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def product(attention: Any, start: Any, weights: Any, partial: Any) -> None:
-        lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
-        sums = cuda.local.array(STEPS, float32)
-        for tile in range(tiles):
-            first = tile * STEPS * LANES + lane
-            for step in range(STEPS):
-                sums[step] = ZERO
-            for line in range(warp, lines, ROLLOUT_WARPS):
-                weight = weights[line % tokens]
-                at = start + line * tokens + first
-                for step in range(STEPS):
-                    if first + step * LANES < tokens:
-                        sums[step] += weight * np.float32(attention[at + step * LANES])
-            for step in range(STEPS):
-                if first + step * LANES < tokens:
-                    partial[warp, first + step * LANES] = sums[step]
-
-    return product

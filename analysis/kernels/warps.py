@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,26 @@ from numba import cuda, float32
 
 from ...engine.runtime.launching import SIMULATED
 
-__all__ = ["LANES", "WARPS", "log2", "together", "warp_sum"]
+__all__ = ["LANES", "ONE", "STEPS", "WARPS", "ZERO", "Shape", "log2", "together", "warp_sum"]
 
 LANES, WARPS = (3, 2) if SIMULATED else (32, 8)  # threads of a warp, and the most warps of a block that use these
+STEPS = LANES if SIMULATED else 8  # loads of a lane that are under way at once, into registers
+
+ZERO, ONE = np.float32(0), np.float32(1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is constant in a compiled kernel."""
+
+    tokens: int
+    prefix: int
+    heads: int
+    layers: int
+    grid: tuple[int, int]
+    rolled: bool = True
+    pool: tuple[int, int] = (0, 0)  # rows (head and query), and keys of the pool's own map
+
 
 if SIMULATED:
 

@@ -59,6 +59,7 @@ class Provider:
         host: whether it computes on this machine's processor, where statistics are faster outside the graph.
         cards: whether it runs on the cards of CUDA_VISIBLE_DEVICES.
         captures: options with which a card records its runs as CUDA graphs, and repeats them.
+        half: options for float16 graphs.
         left_out: optimisers of onnxruntime that are disabled for float16 graphs.
     """
 
@@ -70,6 +71,7 @@ class Provider:
     host: bool = False
     cards: bool = False
     captures: Mapping[str, str] = field(default_factory=dict)
+    half: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
 
@@ -84,6 +86,8 @@ PROVIDERS: tuple[Provider, ...] = (
         device="cuda",
         cards=True,
         captures={"enable_cuda_graph": "1"},
+        # There the factors of scores are float16 values, which TF32 holds exactly, and sums are float32 either way.
+        half={"use_tf32": "1"},
     ),
     Provider(
         TENSORRT,
@@ -194,10 +198,11 @@ def create_session(
     capture = capture and bool(first.captures)
 
     def load(those: Sequence[Provider], more: Mapping[str, str]) -> Any:
+        own = [{**one.options, **(one.half if half else {}), **(more if one is first else {})} for one in those]
         return ort.InferenceSession(
             model,
             options,
-            providers=[(one.name, {**one.options, **(more if one is first else {})}) for one in those],
+            providers=list(zip([one.name for one in those], own, strict=True)),
             disabled_optimizers=list(first.left_out) if half else [],
             enable_fallback=0,  # it would print what failed
         )

@@ -15,7 +15,7 @@ from attlas.engine.runner import run
 from attlas.engine.runtime import providers as providers_module
 from attlas.engine.runtime import session as session_module
 from attlas.engine.runtime.cuda import Cudart, OutOfMemoryError, out_of_memory
-from attlas.engine.runtime.providers import CPU, CUDA, TENSORRT
+from attlas.engine.runtime.providers import CPU, CUDA, TENSORRT, create_session
 from attlas.errors import AttlasError
 from support_devices import FakeCuda, assert_same_store
 
@@ -55,6 +55,9 @@ def test_tensorrt_leaves_the_rest_to_cuda(tiny_graph: Path, monkeypatch: pytest.
     assert [name for name, _ in seen] == [TENSORRT, CUDA, CPU]
     assert seen[0][1]["trt_fp16_enable"] == seen[0][1]["trt_engine_cache_enable"] == "0"
     assert seen[1][1]["use_tf32"] == "0"
+    del seen[:]
+    create_session(b"", None, [CUDA, CPU], tiny_graph, strict=True, half=True)
+    assert dict(seen)[CUDA]["use_tf32"] == "1"  # scores of float16 values
 
 
 # -- CUDA's runtime library, played by the host ------------------------------------------------------------------------
