@@ -12,7 +12,7 @@ from ...engine.runtime.launching import SIMULATED
 
 __all__ = ["LANES", "ONE", "STEPS", "WARPS", "ZERO", "Shape", "log2", "together", "warp_sum"]
 
-LANES, WARPS = (3, 2) if SIMULATED else (32, 8)  # threads of a warp, and the most warps of a block that use these
+LANES, WARPS = (8, 2) if SIMULATED else (32, 8)  # threads of a warp, and the most warps of a block that use these
 STEPS = LANES if SIMULATED else 8  # loads of a lane that are under way at once, into registers
 
 ZERO, ONE = np.float32(0), np.float32(1)
