@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 
-__all__ = ["AttlasError", "Interrupted", "UsageError", "first_line"]
+__all__ = ["AttlasError", "Interrupted", "UsageError", "first_line", "one_line"]
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of a terminal, which libraries put into their messages
 
@@ -42,3 +42,8 @@ def first_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     code = frames[-1].line if frames else ""
     return f"{type(error).__name__} at `{code}`"[:200] if code else type(error).__name__
+
+
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """All of an exception's text without line breaks, at most so many characters; its type's name if it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -13,7 +13,7 @@ import xarray as xr
 from ..engine.store.coordinates import COORDINATES
 from ..engine.store.overview import as_html, as_text, overview
 from ..engine.store.store import Store
-from ..errors import AttlasError, UsageError
+from ..errors import AttlasError, UsageError, one_line
 from .formulas import decode_codes
 
 __all__ = ["Dataset", "open"]
@@ -72,7 +72,7 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
         # Undecoded, since xarray would make float64 of float16, and would do so before it could be cut.
         found = xr.open_zarr(store.zarr, chunks={}, mask_and_scale=False, decode_times=False, zarr_format=3)
     except (ValueError, OSError, KeyError) as error:
-        raise AttlasError(f"{path}: does not read as a Zarr store ({' '.join(str(error).split())})") from None
+        raise AttlasError(f"{path}: does not read as a Zarr store ({one_line(error)})") from None
     found = found.assign({str(name): _decoded(variable) for name, variable in found.data_vars.items()})
     if "attention_code" in found:
         found = found.rename(attention_code="attention")
@@ -102,8 +102,7 @@ def _cut(found: Dataset, chunks: Mapping[str, Any] | str | int) -> Dataset:
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(
-            f"chunks={chunks!r}: {' '.join(str(error).split())}; give sizes by dimension, such as {{'image': 64}}, "
-            "or 'auto'"
+            f"chunks={chunks!r}: {one_line(error)}; give sizes by dimension, such as {{'image': 64}}, or 'auto'"
         ) from None
 
 

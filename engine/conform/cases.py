@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import AttlasError, UsageError
+from ...errors import AttlasError, UsageError, one_line
 from ...exporter.spec import FORMAT, GraphSpec
 from ...files import appearing
 from ...progress import Show, shows
@@ -112,8 +112,7 @@ class _Reading:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError)):
-            reason = " ".join(str(error).split())[:150] or type(error).__name__
-            raise AttlasError(f"{self._path}: is no .npz that can be read ({reason})") from None
+            raise AttlasError(f"{self._path}: is no .npz that can be read ({one_line(error, 150)})") from None
 
 
 class Cases:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ...errors import AttlasError
+from ...errors import AttlasError, one_line
 from .cuda import Memory, OutOfMemoryError
 
 __all__ = ["Codec", "version"]
@@ -102,7 +102,7 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library raises what pybind11 makes of its own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         if "failure: '#2'" in reason or "out of memory" in reason.lower():
             raise OutOfMemoryError("--decoder cuda: the card has too little memory for the pictures") from None
         raise AttlasError(f"--decoder cuda: nvImageCodec fails ({reason}); `attlas doctor` tries the card") from None

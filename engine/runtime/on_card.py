@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ...errors import AttlasError
+from ...errors import AttlasError, one_line
 from ...exporter.spec import Recipe
 from .cuda import Copies, Cudart, Memory, OutOfMemoryError, out_of_memory
 from .decode import DecodeError, Pixels, border_colour, placed, size_of
@@ -223,7 +223,7 @@ def _failures() -> Iterator[None]:
         raise
     except Exception as error:  # a card that vanishes, or is full: they have no common base except this
         kind = OutOfMemoryError if out_of_memory(error) else AttlasError
-        raise kind(f"--decoder cuda: the card fails ({' '.join(str(error).split())[:200]})") from None
+        raise kind(f"--decoder cuda: the card fails ({one_line(error, 200)})") from None
 
 
 def _opened(data: bytes) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import onnxruntime as ort
 
-from ...errors import AttlasError, UsageError
+from ...errors import AttlasError, UsageError, one_line
 
 __all__ = [
     "CPU",
@@ -220,8 +220,7 @@ def create_session(
     try:
         session = session if session is not None else load(chosen[-1:], {})
     except Exception as error:  # onnxruntime's exceptions have no common base except Exception
-        reason = " ".join(str(error).split())
-        raise AttlasError(f"{path}: onnxruntime cannot load it ({reason[:300]})") from None
+        raise AttlasError(f"{path}: onnxruntime cannot load it ({one_line(error, 300)})") from None
     if strict and session.get_providers()[0] != first.name:
         raise AttlasError(
             f"{first.name} was asked for, but onnxruntime fell back to {session.get_providers()[0]}: "

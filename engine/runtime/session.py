@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import AttlasError, UsageError
+from ...errors import AttlasError, UsageError, one_line
 from ..sources.files import expanded
 from ..targets import PREDICTED
 from .cuda import (
@@ -352,9 +352,7 @@ class Session:
                     f"{self.path}: a batch of {batch} images does not fit into the memory of {self.provider}; "
                     "choose fewer with --batch-size, into a new store"
                 ) from None
-            raise AttlasError(
-                f"{self.path}: {self._graph.runtime} fails ({' '.join(str(error).split())[:300]})"
-            ) from None
+            raise AttlasError(f"{self.path}: {self._graph.runtime} fails ({one_line(error, 300)})") from None
 
     def __call__(self, images: Any, target: int | Sequence[int] = PREDICTED) -> Result:
         """Logits and attention of a few pictures.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import AttlasError
+from ...errors import AttlasError, one_line
 from . import files, parquet, remote
 from .columns import Columns, guessed
 from .items import BaseSource, ChangedError, Item, Items, repeated, text
@@ -207,7 +207,7 @@ def _read_json_lines(path: str) -> _Table:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise AttlasError(f"{path}: line {number} is no JSON ({' '.join(str(error).split())[:100]})") from None
+            raise AttlasError(f"{path}: line {number} is no JSON ({one_line(error, 100)})") from None
         if not isinstance(row, dict):
             raise AttlasError(f"{path}: line {number} is no JSON object; write one object a line")
         if "path" in row and not isinstance(row["path"], str):

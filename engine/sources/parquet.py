@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import AttlasError
+from ...errors import AttlasError, one_line
 from . import files, remote
 from .files import MAX_BYTES, Stamp
 from .items import BaseSource, ChangedError, Item, Items, label_of, repeated, text
@@ -237,8 +237,7 @@ def _reading(path: str) -> Iterator[None]:
     except OSError as error:
         if files.is_url(path) or isinstance(error, FileNotFoundError):
             raise
-        why = " ".join(str(error).split())[:200]
-        raise AttlasError(f"{path}: does not read as Parquet ({why}); copy or make it again") from None
+        raise AttlasError(f"{path}: does not read as Parquet ({one_line(error, 200)}); copy or make it again") from None
 
 
 _Images = tuple[str, bool, bool]  # its name, whether it is a struct, whether the struct has a path

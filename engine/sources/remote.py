@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ...errors import AttlasError
+from ...errors import AttlasError, one_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -43,7 +43,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     try:
         return system, str(system._strip_protocol(url))
     except ValueError as error:
-        raise AttlasError(f"{url}: is no address ({_why(error)})") from None
+        raise AttlasError(f"{url}: is no address ({one_line(error, 300)})") from None
 
 
 @functools.lru_cache(maxsize=64)
@@ -59,9 +59,11 @@ def _system(scheme: str, address: str, _process: int) -> AbstractFileSystem:
         # Listings are not cached, so that changes are noticed.
         return url_to_fs(f"{scheme}://{address}", use_listings_cache=False)[0]
     except ImportError as error:
-        raise AttlasError(f"{scheme}://{address}: {_why(error)}; `pip install 'attlas[remote]'` brings s3fs") from None
+        raise AttlasError(
+            f"{scheme}://{address}: {one_line(error, 300)}; `pip install 'attlas[remote]'` brings s3fs"
+        ) from None
     except ValueError as error:
-        raise AttlasError(f"{scheme}://{address}: {_why(error)}") from None
+        raise AttlasError(f"{scheme}://{address}: {one_line(error, 300)}") from None
 
 
 def stamp(url: str) -> tuple[int, int] | None:
@@ -166,7 +168,7 @@ def failures() -> Iterator[None]:
     except (OSError, AttlasError):
         raise
     except Exception as error:
-        raise OSError(_why(error)) from None
+        raise OSError(one_line(error, 300)) from None
 
 
 def _changed(info: dict[str, Any]) -> int:
@@ -178,7 +180,3 @@ def _changed(info: dict[str, Any]) -> int:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return round(value * 1e6) * 1000
     return -1
-
-
-def _why(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

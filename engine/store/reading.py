@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import AttlasError
+from ...errors import AttlasError, one_line
 from ...exporter.spec import FORMAT
 from .storage import ROOT, Storage, Url, storage_at
 
-__all__ = ["KIND", "DamagedError", "one_line", "read_attrs", "reading"]
+__all__ = ["KIND", "DamagedError", "read_attrs", "reading"]
 
 KIND = "attlas.store"
 
@@ -65,8 +65,3 @@ def reading(path: Path | Url, what: str) -> Iterator[None]:
         raise DamagedError(
             f"{path}: {what} does not read ({one_line(error)}); `attlas verify --repair` reopens its units"
         ) from None
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks, or its name."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import AttlasError
+from ...errors import AttlasError, one_line
 from ...exporter.spec import FORMAT, GraphSpec
 from ..plan import Plan, digest
 from . import arrays as layouts
 from .arrays import Array
 from .locks import recording, unwritten
 from .overview import as_html, as_text, overview
-from .reading import KIND, DamagedError, one_line, read_attrs, reading
+from .reading import KIND, DamagedError, read_attrs, reading
 from .schema import FLOAT16_ATTRS, LARGE, LAYERED, ArraySpec, Template
 from .storage import ROOT, Storage, Url, storage_at
 

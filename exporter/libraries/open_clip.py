@@ -19,7 +19,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from ...errors import AttlasError, UsageError, first_line
+from ...errors import AttlasError, UsageError, first_line, one_line
 from ..models.checkpoint import locate, read, refuse_quantised
 from ..models.recipe import override, pair
 from ..models.weights import refuse_not_finite
@@ -263,8 +263,9 @@ def _load(model: Any, known: str, request: Request) -> None:
             open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except Exception as error:  # whatever a file may hold
         read(path)  # says what the file is, if it holds no weights
-        why = " ".join(str(error).split())[:200]
-        raise AttlasError(f"{path}: these are not the weights of open_clip's {known}, both towers: {why}") from error
+        raise AttlasError(
+            f"{path}: these are not the weights of open_clip's {known}, both towers: {one_line(error, 200)}"
+        ) from error
     refuse_not_finite(model.state_dict(), path)
 
 
