@@ -198,11 +198,13 @@ def create_session(
     capture = capture and bool(first.captures)
 
     def load(those: Sequence[Provider], more: Mapping[str, str]) -> Any:
-        own = [{**one.options, **(one.half if half else {}), **(more if one is first else {})} for one in those]
+        def own(one: Provider) -> dict[str, str]:
+            return {**one.options, **(one.half if half else {}), **(more if one is first else {})}
+
         return ort.InferenceSession(
             model,
             options,
-            providers=list(zip([one.name for one in those], own, strict=True)),
+            providers=[(one.name, own(one)) for one in those],
             disabled_optimizers=list(first.left_out) if half else [],
             enable_fallback=0,  # it would print what failed
         )

@@ -166,8 +166,7 @@ class Session:
         self._copies: Copies = (Cudart.load() if self._device == "cuda" else None) or OrtCopies()
         self.filler: Filler = filler_of(decoder, self.spec.recipe, self._copies)
         self._ring: Ring | None = None
-        without = partial(load, fixed, capture=False)  # the graph once more, if its runs cannot be recorded
-        self._without: Callable[[], Compiled] | None = without if self._graph.captures else None
+        self._without = partial(load, fixed, capture=False)  # the graph once more, if its runs cannot be recorded
         # onnxruntime keeps what a thread records for that thread; any other would record anew, amid others' work.
         self._recorder = ThreadPoolExecutor(1, "recorder") if self._graph.captures else None
         self._ring_lock = threading.Lock()
@@ -303,23 +302,21 @@ class Session:
         with self._ring_lock:
             if self._ring is None or self._ring.batch != batch:
                 self._ring = None
-                if self._without is not None:
-                    self._ring = self._captured(batch)
+                if self._recorder is not None:
+                    self._ring = self._captured(batch, self._recorder)
                 if self._ring is None:
                     self._ring = Ring(self._make(batch), batch)
             return self._ring
 
-    def _captured(self, batch: int) -> Ring | None:
+    def _captured(self, batch: int, recorder: ThreadPoolExecutor) -> Ring | None:
         """A ring whose slots are all recorded now, while nothing else runs; None where the card cannot, from now on."""
-        assert self._without is not None
-        assert self._recorder is not None
         ring = Ring(self._make(batch, captured=True), batch)
         with contextlib.suppress(Exception):  # a runtime's have no common base; what is left to say comes again
-            self._recorder.submit(ring.fill).result()
+            recorder.submit(ring.fill).result()
             return ring
         del ring
         gc.collect()
-        self._graph, self._without, self._recorder = self._without(), None, None
+        self._graph, self._recorder = self._without(), None
         return None
 
     def _make(self, batch: int, *, captured: bool = False) -> Callable[[int], Slot]:
