@@ -201,7 +201,7 @@ def alone(bench: Bench, model: str) -> None:
     for batch in bench.batches():
         session = bench.session(model, batch, None)
         speed = inferred(session, batch, bench.seconds)
-        recorded = "recorded" if session._graph.captures and session._without is not None else "not recorded"
+        recorded = "recorded" if session._recorder is not None else "not recorded"
         bench.say(f"{model}: inference, {batch} at once", speed, f"images/s, {recorded}")
         best = f"{model}: inference"
         if speed > bench.known.get(best, 0):
@@ -238,7 +238,8 @@ def kernels(bench: Bench, model: str) -> None:
     """The two kernels alone, and what statistics cost a batch, by kernels and by operators."""
     spec = read_spec(bench.graph(model))
     each = len(spec.layers) * spec.heads * spec.tokens**2 * 2
-    for batch in sorted({bench.batches()[0], bench.batches()[-1 if not bench.quick else 0]}):
+    few, *_, many = bench.batches()
+    for batch in (few,) if bench.quick else (few, many):
         session = bench.session(model, batch, "card")
         with session._slots(batch).slot() as slot:
             assert slot.reduce is not None
@@ -249,7 +250,7 @@ def kernels(bench: Bench, model: str) -> None:
             spent = (time.perf_counter() - start) / rounds
         read = f"maps read twice at {2 * batch * each / spent / 1e9:.0f} GB/s"
         bench.say(f"{model}: both kernels, {batch} images", 1e3 * spent, f"ms, {read}")
-        for way in ("card", "graph") if batch == bench.batches()[0] else ("card",):
+        for way in ("card", "graph") if batch == few else ("card",):
             session = bench.session(model, batch, way) if way == "graph" else session
             speed = inferred(session, batch, bench.seconds)
             best = f"{model}: inference, {batch} at once"
@@ -355,12 +356,11 @@ def peers(bench: Bench, model: str) -> None:
 
 def same(bench: Bench, model: str) -> None:
     """Chunk files of a run that differ in the same run again, and in one that is killed three times and resumed."""
-    count = 4 if bench.quick else 1500
-    images = bench.place / "images"
-    images.mkdir()
-    for k in range(count):
+    place = bench.place / model  # which the next model has for itself, too
+    (images := place / "images").mkdir(parents=True)
+    for k in range(4 if bench.quick else 1500):
         (images / f"{k:05d}.jpg").write_bytes(bench.encoded[k % len(bench.encoded)])
-    stores = [bench.place / f"{name}.zarr" for name in ("first", "again", "killed")]
+    stores = [place / f"{name}.zarr" for name in ("first", "again", "killed")]
 
     def started(store: Path) -> subprocess.Popen[bytes]:
         choices = ["--provider", bench.options.provider, "--batch-size", "1" if bench.quick else "32"]
@@ -381,6 +381,7 @@ def same(bench: Bench, model: str) -> None:
     assert started(stores[2]).wait() == 0
     resumed = chunks(stores[2])
     bench.say(f"{model}: chunks that differ after three kills", len(first.items() ^ resumed.items()), whole)
+    shutil.rmtree(place)
 
 
 def chunks(store: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,8 @@ def peer(
         list(pool.map(save, range(len(maps)), [a.half().cpu().numpy() for a in maps]))
         return batch
 
-    def compiled() -> int:
-        return infer(forward)
-
     yield "hooks", infer
     yield "hooks, the default statistics", statistics
     yield "hooks, maps by numpy.save", written
     if device != "cpu":
-        forward = torch.compile(model)
-        yield "hooks, compiled", compiled
+        yield "hooks, compiled", partial(infer, torch.compile(model))

@@ -11,7 +11,7 @@ from numba import cuda, float32
 from ...engine.runtime.launching import SIMULATED
 from .warps import LANES, STEPS, ZERO, Shape
 
-__all__ = ["ROLLOUT_THREADS", "ROLLOUT_WARPS", "follow_of"]
+__all__ = ["ROLLOUT_WARPS", "follow_of"]
 
 RESIDUAL = 0.5  # the weight of the attention beside the residual connection, as published
 ROLLOUT_WARPS = 2 if SIMULATED else 32
