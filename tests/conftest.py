@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import subprocess
@@ -38,14 +37,6 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
 def pytest_xdist_auto_num_workers() -> int:
     """One more than cores: tests wait for processes, servers and browsers, and another can run meanwhile."""
     return (os.cpu_count() or 1) + 1
-
-
-def pytest_runtest_setup() -> None:
-    """Keep torch's table of translations to ONNX: it is made anew for each export, in a tenth of a small one's time."""
-    found = sys.modules.get("torch.onnx._internal.exporter._registration")
-    registry = getattr(found, "ONNXRegistry", None)
-    if registry is not None and not hasattr(registry, "kept"):
-        registry.kept = registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 @pytest.fixture(scope="session")
