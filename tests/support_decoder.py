@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -127,6 +129,21 @@ def resized() -> Iterator[tuple[str, np.ndarray]]:
         yield from ((f"{case}/{k}", crop) for case, crop in crops.items())
 
 
+def side_by_side(filler: Any, picture: bytes) -> bool:
+    """Whether two threads have the decoder at the same time; nothing is resized, which numba plays for one alone."""
+    both = threading.Barrier(2)
+
+    def decode(_self: PlayedDecoder, sources: list[Any], **_: Any) -> list[None]:
+        both.wait(30)
+        return [None for _ in sources]
+
+    usual, PlayedDecoder.decode = PlayedDecoder.decode, decode  # type: ignore[method-assign, assignment]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda room: filler.fill(room, [picture]), [filler.pixels(1) for _ in range(2)]))
+    PlayedDecoder.decode = usual  # type: ignore[method-assign]
+    return not both.broken and len(found) == 2
+
+
 def main() -> None:
     """See above."""
     import attlas
@@ -142,6 +159,7 @@ def main() -> None:
     session = attlas.Session(graph, decoder="cuda", batch=2)
     session.pixels(2)
     told["recorded"] = session._ring is not None
+    told["side_by_side"] = side_by_side(session.filler, (folder / "images" / "refused.jpg").read_bytes())
     PlayedDecoder.negative = True
     try:
         attlas.Session(graph, decoder="cuda")

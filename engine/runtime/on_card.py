@@ -6,9 +6,9 @@ import contextlib
 import functools
 import io
 import math
-import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,12 +23,14 @@ from .fast import load, order
 from .providers import preload
 
 if TYPE_CHECKING:
-    from .resize import Way
+    from .nvimgcodec import Codec
+    from .resize import Resizer, Way
 
 __all__ = ["CardFiller", "filler_of", "trial"]
 
 LARGE = 2**24  # pixels of a picture; a larger one is left to the host, so that the card's memory is not
 AT_ONCE = 2**28  # bytes of decoded pictures, unless a single one has more
+SIDE_BY_SIDE = 2  # batches on the card: the one's pictures are decoded while the other's are resized
 ALIKE = 3.0  # a smooth picture's pixels differ from the host's by less, on average
 
 
@@ -54,9 +56,9 @@ class CardFiller:
         Raises:
             AttlasError: it is not installed, there is no card, or it decodes wrong.
         """
-        from .nvimgcodec import Codec  # says itself what is missing
+        from .nvimgcodec import Codec
 
-        self._codec = Codec()
+        codecs = [Codec() for _ in range(SIDE_BY_SIDE)]  # says itself what is missing
         try:
             from .launching import available
             from .resize import Resizer
@@ -71,10 +73,11 @@ class CardFiller:
             raise AttlasError("--decoder cuda: how this version of Pillow resizes is not known; install another")
         self._recipe, self._copies, self._host, self._order = recipe, copies, load(), own
         self._way = functools.lru_cache(maxsize=1024)(self._computed)  # pictures of a data set often have the same size
+        self._source = codecs[0].source
+        self._idle: SimpleQueue[tuple[Codec, Resizer]] = SimpleQueue()
         with _failures():
-            self._resizer = Resizer()
-        # A card decodes one batch at a time.
-        self._lock = threading.Lock()
+            for codec in codecs:
+                self._idle.put((codec, Resizer()))
         self._try()
 
     def pixels(self, batch: int) -> Memory:
@@ -140,7 +143,7 @@ class CardFiller:
     def _decode(self, pixels: Memory, taken: Sequence[_Taken]) -> list[int]:
         """Decode and resize on the card; returns the places of what it cannot.
 
-        One thread has the card, and others prepare what it needs, under the interpreter's lock, meanwhile.
+        Few threads have the card, and others prepare what it needs, under the interpreter's lock, meanwhile.
         """
         from .resize import Batch
 
@@ -150,10 +153,10 @@ class CardFiller:
             places = np.array([one.place for one in these], np.int64)
             return Batch([one.way for one in these], pixels.pointer + step * places)
 
-        sources = [self._codec.source(one.data) for one in taken]
+        sources = [self._source(one.data) for one in taken]
         prepared = batch(taken)
-        with self._lock, _failures():
-            images = self._codec(sources, self._resizer.stream)
+        with self._card() as (codec, resizer), _failures():
+            images = codec(sources, resizer.stream)
             there = {
                 k: image.pointer
                 for k, image in enumerate(images)
@@ -161,8 +164,17 @@ class CardFiller:
             }
             if there:
                 those = prepared if len(there) == len(taken) else batch([taken[k] for k in there])
-                self._resizer(those, np.array(list(there.values()), np.int64))
+                resizer(those, np.array(list(there.values()), np.int64))
         return [one.place for k, one in enumerate(taken) if k not in there]
+
+    @contextlib.contextmanager
+    def _card(self) -> Iterator[tuple[Codec, Resizer]]:
+        """What one batch is decoded with; waits while others have all of it."""
+        idle = self._idle.get()
+        try:
+            yield idle
+        finally:
+            self._idle.put(idle)
 
     def _try(self) -> None:
         """Compare a smooth picture with the host's.

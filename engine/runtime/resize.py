@@ -122,6 +122,8 @@ class Batch:
 class Resizer:
     """Resizes on a stream of its own, which the pixels may be made on; one thread at a time.
 
+    Its memory is used again, since CUDA frees memory only when all work on the card has ended, inference too.
+
     Attributes:
         stream: the number by which CUDA knows the stream.
     """
@@ -129,13 +131,11 @@ class Resizer:
     def __init__(self) -> None:
         self._stream = cuda.stream()
         self.stream = 0 if SIMULATED else int(self._stream)
-        self._between = allocate(1)
+        self._between, self._table, *self._told = (_Room() for _ in range(4))
 
     def __call__(self, batch: Batch, sources: npt.NDArray[np.int64]) -> None:
         """Resize and crop pictures, (row, column, channel) uint8 RGB at these addresses; returns when it is done."""
-        if batch.between > self._between.nbytes:
-            self._between = allocate(batch.between)
-        between, told = self._between, batch.told.copy()
+        between, told = self._between.memory(batch.between), batch.told.copy()
         low = min(between.pointer, batch.low, int(sources.min()))
         high = max(between.pointer + between.nbytes, batch.high, int((sources + batch.sources).max()))
         told[0, :, SOURCE] += sources - low
@@ -143,13 +143,30 @@ class Resizer:
         told[1, :, SOURCE] += between.pointer - low
         told[1, :, OUT] -= low
         whole = array_at(Memory(low, (high - low,), "uint8"))
-        table = self._sent(batch.table)
-        for rows in told:
-            _pass[(BLOCKS, len(sources)), THREADS, self._stream](whole, table, self._sent(rows))
+        table = self._table.filled(batch.table, self._stream)
+        for rows, room in zip(told, self._told, strict=True):
+            _pass[(BLOCKS, len(sources)), THREADS, self._stream](whole, table, room.filled(rows, self._stream))
         self._stream.synchronize()
 
-    def _sent(self, values: npt.NDArray[Any]) -> Any:
-        return cuda.to_device(values, stream=self._stream)
+
+class _Room:
+    """Memory of the card that grows."""
+
+    def __init__(self) -> None:
+        self._memory = allocate(1)
+
+    def memory(self, size: int) -> Memory:
+        """`size` bytes or more, with any values."""
+        if size > self._memory.nbytes:
+            self._memory = allocate(size + size // 2)  # so that it seldom grows
+        return self._memory
+
+    def filled(self, values: npt.NDArray[Any], stream: Any) -> Any:
+        """An array with these values, for a kernel on the stream."""
+        room = Memory(self.memory(values.nbytes).pointer, values.shape, values.dtype.str)
+        array = array_at(room)
+        array.copy_to_device(values, stream=stream)
+        return array
 
 
 @cuda.jit(device=True)  # type: ignore[untyped-decorator]

@@ -142,6 +142,7 @@ def test_a_run_decoded_on_a_card_stores_what_the_host_does(played: Path) -> None
     assert sum(told["asked"]) == 2 + sum(name == "refused.jpg" or taken for name, (taken, _) in PICTURES.items())
     assert "differ from the host's" in told["wrong"]  # a decoder that is wrong is not used
     assert told["recorded"]  # before anything is decoded
+    assert told["side_by_side"]  # one batch is resized while another is decoded
 
 
 def test_the_decoder_belongs_to_a_run(played: Path, tiny_graph: Path) -> None:
