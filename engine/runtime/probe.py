@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from .cuda import RING, OnCard, OutOfMemoryError, fitting_batch
@@ -34,11 +34,13 @@ def probe_batch(
 ) -> int:
     """How many images a device should infer at once, found by running black pictures.
 
-    The largest number up to `batch` that fits into the device's memory; and with `most` twice as many, as long as they
-    are faster by more than `GAIN`. So two new runs may choose differently; one that goes on keeps what its plan says.
+    The largest number that fits into the device's memory: of `batch`, and with `most` of its doubles up to that many,
+    less where half as many are as fast but for `GAIN`. So two new runs may choose differently; one that goes on keeps
+    what its plan says.
 
     If a trial runs out of memory, it is repeated with half the images. From the memory of a trial that succeeds, the
-    memory of a real run is computed, which needs as many sets of outputs as the ring has slots.
+    memory of a real run is computed, which needs as many sets of outputs as the ring has slots. Runs are timed in the
+    session of that trial, for any number of images, since a card takes seconds to load a graph for another one.
 
     Args:
         graph: an ONNX file from `attlas export`.
@@ -65,41 +67,46 @@ def probe_batch(
         "decoder": decoder,
     }
     make = partial(Session, graph, provider=provider, **choices)  # type: ignore[arg-type]
+    sizes = [batch]
+    while most is not None and 2 * sizes[-1] <= most:
+        sizes.append(2 * sizes[-1])
     while True:
-        found, rate = _probe(make, batch, timed=most is not None and 2 * batch <= most)
+        found = _probe(make(), sizes)
         # onnxruntime's arena never returns memory, so every trial has its own session, with no other at the same time.
         gc.collect()
-        if found is None:
-            batch //= 2
-            continue
-        # A device without memory for the first trial has none for more.
-        while rate and most is not None and found == batch and 2 * batch <= most:
-            more, faster = _probe(make, 2 * batch, timed=True)
-            gc.collect()
-            if more != 2 * batch or faster < GAIN * rate:
-                break
-            found, rate, batch = more, faster, more
-        return found
+        if found is not None:
+            return found
+        sizes = sizes[:-1] or [sizes[0] // 2]
 
 
-def _probe(make: Callable[..., Session], batch: int, *, timed: bool) -> tuple[int | None, float]:
-    """One trial of `probe_batch`: how many images fit, None if fewer have to be tried, and images/s if `timed`."""
-    session = make(batch=batch)
+def _probe(session: Session, sizes: Sequence[int]) -> int | None:
+    """One trial of `probe_batch`, of the largest of `sizes`: how many images to infer, None if it does not fit."""
     if not session.on_device:
-        return batch, 0.0
+        return sizes[0]
+    *less, batch = sizes
     before = session.free()
-    pixels, buffers = session.pixels(batch), session.buffers(batch)
     try:
-        session.run_into(pixels, buffers, batch)
-        rate = batch / min(session.run_into(pixels, buffers, batch) for _ in range(RUNS)) if timed else 0.0
+        session.run_into(session.pixels(batch), session.buffers(batch), batch)
     except OutOfMemoryError:
         if batch == 1:
             raise
-        return None, 0.0
+        return None
     after = session.free()
-    if before is None or after is None:
-        return batch, rate
-    sets, output = session.sets()
-    others = (sets - 1) * batch * output
-    used = max(before - after, 0) - others
-    return fitting_batch(batch, free=after + others, used=max(used, 0), output=output, ring=RING), rate
+    if before is not None and after is not None:
+        sets, output = session.sets()
+        others = (sets - 1) * batch * output
+        used = max(before - after, 0) - others
+        fits = fitting_batch(batch, free=after + others, used=max(used, 0), output=output, ring=RING)
+        while batch > fits:
+            batch = less.pop() if less else fits
+    speed = _speed(session, batch) if less else 0.0
+    while less and (fewer := _speed(session, less[-1])) * GAIN >= speed:
+        batch, speed = less.pop(), fewer
+    return batch
+
+
+def _speed(session: Session, batch: int) -> float:
+    """Images per second of a device; the first run prepares, and the fastest of the others counts."""
+    pixels, buffers = session.pixels(batch), session.buffers(batch)
+    _, *spent = (session.run_into(pixels, buffers, batch) for _ in range(1 + RUNS))
+    return batch / min(spent)

@@ -183,14 +183,35 @@ def test_a_probe_halves_the_batch_until_it_fits(tiny_graph: Path, monkeypatch: p
     assert not tried
 
 
-def test_a_probe_tries_more_images_while_they_are_faster(tiny_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to the limit; what gains less than 3 % is not worth its memory."""
-    seconds = {4: 4.0, 8: 7.0, 16: 13.8, 32: 1.0}
-    monkeypatch.setattr(Session, "run_into", lambda self, pixels, buffers, count: seconds[count])
+def test_a_probe_takes_the_most_that_are_faster(tiny_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the limit, all timed in one session; what gains less than 3 % is not worth its memory."""
+    seconds, made = {4: 4.0, 8: 7.0, 16: 13.8, 32: 27.5, 64: 55.0}, []
+    monkeypatch.setattr(Session, "run_into", lambda self, pixels, buffers, count: made.append(self) or seconds[count])
     probe = partial(probe_batch, tiny_graph, 4, provider="cpu", device="cpu")
     assert [probe(most=most) for most in (None, 4, 8, 15, 64)] == [4, 4, 8, 8, 8]
-    seconds[16] = 13.0
-    assert probe(most=63) == 32
+    seconds[64] = 50.0
+    assert probe(most=127) == 64
+    made.clear()
+    assert probe(most=63) == 8
+    assert len(set(map(id, made))) == 1
+
+
+def test_a_probe_that_fills_the_memory_tries_fewer(tiny_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First half of the most, and so on; below the chunk, too."""
+    limit, tried = 20, []
+
+    def run_into(self: Session, pixels: Any, buffers: Any, count: int) -> float:
+        tried.append(count)
+        if count > limit:
+            raise OutOfMemoryError("too many")
+        return 1.0
+
+    monkeypatch.setattr(Session, "run_into", run_into)
+    probe = partial(probe_batch, tiny_graph, 8, provider="cpu", device="cpu", most=64)
+    assert probe() == 16
+    assert list(dict.fromkeys(tried)) == [64, 32, 16, 8]
+    limit = 5
+    assert probe() == 4
 
 
 def test_a_probe_asks_how_much_memory_is_left(tiny_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,3 +221,6 @@ def test_a_probe_asks_how_much_memory_is_left(tiny_graph: Path, monkeypatch: pyt
     wanted = [Wanted("attention.0")]
     # One image's output is 2 x 7 x 7 floats; beside it each of the 64 images took all but 392 of 16 KiB.
     assert probe_batch(tiny_graph, 64, provider="cpu", device="cpu", wanted=wanted) == 32
+    free = iter([1 << 20, 0])
+    monkeypatch.setattr(Session, "run_into", lambda self, pixels, buffers, count: count / (1 + count))
+    assert probe_batch(tiny_graph, 4, provider="cpu", device="cpu", wanted=wanted, most=64) == 32  # more is faster
