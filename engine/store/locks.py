@@ -2,7 +2,8 @@
 
 Object stores have no such locks: a dead process's lock could not be told from a living one's. So a store in a bucket is
 not locked. Two runs that do the same unit there write the same bytes, each file as a whole, and mark the unit when all
-files exist. They only lose time. If two runs end at the same moment, one of their records may be lost.
+files exist. They only lose time. If two runs end at the same moment, one of their records may be lost. The same holds
+on Windows, and on a file system without such locks.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ def locked(path: Path | Url, shard: tuple[int, int]) -> Iterator[None]:
     own = path / "run" / f".lock-{shard[0]}-of-{shard[1]}"
     with contextlib.ExitStack() as held:
         try:
-            whole = held.enter_context((path / "run" / ".lock").open("a"))
-            part = None if one else held.enter_context(own.open("a"))
+            whole = held.enter_context((path / "run" / ".lock").open("a+"))
+            part = None if one else held.enter_context(own.open("a+"))
         except OSError as error:
             raise AttlasError(f"{path}: cannot be written ({error.strerror})") from None
-        if not _take(whole, shared=not one) or not (part is None or _take(part)):
+        if _take(whole, shared=not one) is False or (part is not None and _take(part) is False):
             raise AttlasError(
                 f"{path}: another run is writing shard {shard[0]}/{shard[1]} of it; wait, or take another shard"
             )
@@ -56,8 +57,8 @@ def unwritten(path: Path | Url) -> Iterator[None]:
     if isinstance(path, Url) or not (path / "run" / ".lock").exists():  # no run has written to it
         yield
         return
-    with (path / "run" / ".lock").open("a") as whole:
-        if not _take(whole):
+    with (path / "run" / ".lock").open("a+") as whole:
+        if _take(whole) is False:
             raise AttlasError(f"{path}: a run is writing it; stop that run first, or choose another output")
         yield
 
@@ -72,19 +73,23 @@ def recording(path: Path | Url) -> Iterator[None]:
     if isinstance(path, Url):
         yield
         return
-    with (path / "run" / ".lock-record").open("a") as record:
+    with (path / "run" / ".lock-record").open("a+") as record:
         _take(record, wait=True)
         yield
 
 
-def _take(handle: Any, *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock an open file; if it is locked, wait for it or return False, according to `wait`."""
+def _take(handle: Any, *, shared: bool = False, wait: bool = False) -> bool | None:
+    """Lock an open file; if it is locked, wait for it or return False, according to `wait`.
+
+    None where there are no such locks: on Windows, and on some file systems of clusters. NFS gives a shared lock only
+    of a file that is open for reading, too.
+    """
     try:
         import fcntl
 
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except ImportError:
-        return True  # Windows has no such locks
-    except OSError:
+    except BlockingIOError:
         return False
+    except (ImportError, OSError):
+        return None
     return True

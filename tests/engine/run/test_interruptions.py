@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, doubled, or find the disk full."""
 
+import errno
 import json
 import shutil
 import signal
@@ -153,6 +154,25 @@ def test_two_runs_into_one_slice_are_refused(tiny_graph: Path, pictures: Path, t
     with locked(store, (1, 1)), pytest.raises(AttlasError, match="another run is writing shard 2/2"):
         run(tiny_graph, pictures, store, shard=(2, 2))
     assert run(tiny_graph, pictures, store, shard=(2, 2)).finished
+
+
+def test_shards_of_a_file_system_with_other_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS gives a shared lock only of a file that can be read; where there are no locks, none is another run's."""
+    from attlas.engine.store.locks import locked
+
+    fcntl = pytest.importorskip("fcntl")
+    refused = []
+
+    def flock(file: Any, operation: int) -> None:
+        if lacking or (operation & fcntl.LOCK_SH and not file.readable()):
+            refused.append(operation)
+            raise OSError(errno.ENOTSUP, "no lock")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "run").mkdir()
+    for lacking in (False, True):
+        with locked(tmp_path, (1, 2)), locked(tmp_path, (2, 2)):
+            assert bool(refused) == lacking
 
 
 def test_a_store_that_is_being_written_is_not_overwritten(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
