@@ -33,6 +33,7 @@ from ..statistics.inference import METHOD, interval
 from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
 from ..statistics.summary import Summed, spec_of, texts
+from ..statistics.writing import writing
 from .planning import Where, absolute, lacking_units
 from .work import once, opened
 
@@ -116,13 +117,14 @@ def judge_heads(
 
     Raises:
         UsageError: `silence` is unknown, or the graph takes no heads to silence, or has no classes.
-        AttlasError: the graph is not of the store's model, images are others, or the store cannot be written.
+        AttlasError: the graph is not of the store's model, images are others, the store cannot be written, or another
+            analysis is writing it.
     """
     started = time.perf_counter()
     show = progress if callable(progress) else (lambda _now: None)
     if silence not in SILENCES:
         raise UsageError(f"--silence {silence}: there are {', '.join(SILENCES)}")
-    where = Store(store, writable=True)
+    where = Store(store)
     spec = check_graph(where, graph)
     if not spec.ablate:
         raise UsageError(f"{graph}: takes no heads to silence; `attlas export --ablate` makes a graph that does")
@@ -133,8 +135,9 @@ def judge_heads(
     task = _Task(absolute(where.path), absolute(graph), silence, provider, threads, os.urandom(8).hex())
     pool = executor or ThreadPoolExecutor(count, thread_name_prefix="judge")
     try:
-        forwards = _pass(task, where, spec, images, pool, count, overwrite, show)
-        found = _summed(task, spec)
+        with writing(store) as where:
+            forwards = _pass(task, where, spec, images, pool, count, overwrite, show)
+            found = _summed(task, spec)
     except OSError as error:
         raise AttlasError(f"{store}: cannot be written ({error.strerror or error})") from None
     finally:

@@ -21,6 +21,7 @@ from ...errors import AttlasError
 from ...progress import Display, Show, shows
 from ..statistic import Statistic
 from ..statistics.analysis import Progress, in_order
+from ..statistics.writing import writing
 from .localisation import Localisation, localise
 from .planning import Choice, Mask, Plan, Where, planned
 from .segmentation import Segmentation, segment_unit
@@ -102,13 +103,15 @@ def judge(
 
     Raises:
         UsageError: a map is unknown or none of each image, or `steps`, `fill` or `target` do not fit.
-        AttlasError: the graph is not of the store's model, images are others, or the store cannot be written.
+        AttlasError: the graph is not of the store's model, images are others, the store cannot be written, or another
+            analysis is writing it.
     """
     choice = Choice(maps, steps, fill, target, other, masks, boxes, provider, overwrite)
     show = progress if callable(progress) else (lambda _now: None)
     said = progress.note if isinstance(progress, Display) else (lambda _line: None)
     try:
-        return _judged(Store(store, writable=True), graph, images, choice, (workers, executor), show, said)
+        with writing(store) as where:
+            return _judged(where, graph, images, choice, (workers, executor), show, said)
     except OSError as error:
         raise AttlasError(f"{store}: cannot be written ({error.strerror or error})") from None
 

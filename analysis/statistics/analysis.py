@@ -31,6 +31,7 @@ from .inference import FEW, effective_number
 from .partials import Partial, groupable, packed, packed_statistics, unit_statistics
 from .summary import Source, Summed, spec_of, stored_groups, stored_sum, summed_units, sums_up
 from .work import Work, grouped_before, means_by, planned
+from .writing import writing
 
 __all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "in_order", "pooled"]
 
@@ -117,18 +118,18 @@ def analyze(
 
     Raises:
         UsageError: a name is unknown, or the store's attention cannot give it.
-        AttlasError: the store lacks what a statistic needs, or cannot be written.
+        AttlasError: the store lacks what a statistic needs, cannot be written, or another analysis is writing it.
     """
     started = time.perf_counter()
     show = progress if callable(progress) else (lambda _now: None)
     asked = None if names is None else resolved(names)
-    store = Store(store_path, writable=True)
     try:
-        work = planned(store, asked, by, overwrite, cluster)
-        _work_through(work, executor, workers or cores(), show)
-        if isinstance(progress, Display):
-            progress.note("summing up")
-        summed = _sum_up(work) if work.source.mask.any() else ()
+        with writing(store_path) as store:
+            work = planned(store, asked, by, overwrite, cluster)
+            _work_through(work, executor, workers or cores(), show)
+            if isinstance(progress, Display):
+                progress.note("summing up")
+            summed = _sum_up(work) if work.source.mask.any() else ()
     except OSError as error:
         raise AttlasError(f"{store_path}: cannot be written ({error.strerror or error})") from None
     return AnalyzeResult(

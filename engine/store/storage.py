@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -124,8 +124,8 @@ class Storage(Protocol):
     def remove(self) -> None:
         """Delete the store; while this runs, its remains never look like a complete store."""
 
-    def sweep(self) -> int:
-        """Delete half-written files of killed writers; returns their number."""
+    def sweep(self, wanted: Callable[[str], bool]) -> int:
+        """Delete half-written files of killed writers whose key begins with a wanted name; returns their number."""
 
 
 def storage_at(where: str | os.PathLike[str]) -> Storage:
@@ -242,9 +242,11 @@ class Disk:
         for leftover in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.deleted"):
             shutil.rmtree(leftover, ignore_errors=leftover != aside)
 
-    def sweep(self) -> int:
+    def sweep(self, wanted: Callable[[str], bool]) -> int:
         """See `Storage`."""
-        leftovers = list(self.path.rglob("*.partial"))
+        places = [self.path / name for name in self.names("") if wanted(name)]
+        found = (file for place in places for file in (place, *place.rglob("*.partial")))
+        leftovers = [file for file in found if file.suffix == ".partial" and file.is_file()]
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
         return len(leftovers)
@@ -345,7 +347,7 @@ class Bucket:
         self.write(CLAIM, DELETED)
         self._empty()
 
-    def sweep(self) -> int:
+    def sweep(self, wanted: Callable[[str], bool]) -> int:
         """See `Storage`. An interrupted put leaves nothing."""
         return 0
 

@@ -429,9 +429,13 @@ class Store:
             data.setdefault("attributes", {}).setdefault("runs", []).append(dict(entry))
             self.storage.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
 
-    def sweep(self) -> int:
-        """Remove half-written files of killed writers; returns their number."""
-        return self.storage.sweep()
+    def sweep(self, *, analysis: bool = False) -> int:
+        """Remove half-written files of killed runs, or of killed analyses; returns their number.
+
+        Each only under its own lock, since the other may be writing.
+        """
+        own = {"run", *self.names}.difference(self.attrs.get("analyzed", ()))
+        return self.storage.sweep(lambda name: (name in own) != analysis)
 
 
 def mark_key(k: int) -> str:

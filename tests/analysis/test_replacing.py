@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from attlas.engine.store import locks
 from attlas.engine.store.store import ArraySpec, Store
 from attlas.errors import AttlasError
 from support_statistics import IMAGES, attention, fill_unit, make_store
@@ -18,6 +21,8 @@ statistics = pytest.importorskip("attlas.analysis.statistics")
 catalog = pytest.importorskip("attlas.analysis.catalog")
 facts = pytest.importorskip("attlas.analysis.report.facts")
 base = pytest.importorskip("attlas.analysis.report.sections.base")
+page = pytest.importorskip("attlas.analysis.report.page")
+writing = pytest.importorskip("attlas.analysis.statistics.writing").writing
 
 NAMES = ["distance", "rollout", "entropy_histogram"]
 
@@ -134,6 +139,63 @@ def test_what_is_not_new_is_not_written_again(tmp_path: Path) -> None:
         files = {p: p.stat().st_mtime_ns for p in (tmp_path / "s.zarr").rglob("*") if p.is_file()}
     statistics.analyze(tmp_path / "s.zarr", by="label")
     assert {p: p.stat().st_mtime_ns for p in files} == files
+
+
+def test_what_killed_writers_left_half_written_goes_with_the_next_of_their_kind(tmp_path: Path) -> None:
+    """Never with another's, which may be writing: a run's with a run, an analysis' with an analysis."""
+    path = tmp_path / "s.zarr"
+    make_store(path)
+    statistics.analyze(path, ["distance"])
+    names = ("zarr.json", "distance/c.0.0.0", "distance_mean/c.0.0", "never_listed/c.0")
+    of_analysis = [path / f"{name}.9-9.partial" for name in names]
+    of_run = [path / f"{name}.9-9.partial" for name in ("attention/c.0.0.0.0.0", "run/zarr.json", "run/done/c.0")]
+    (path / "never_listed").mkdir()
+    for file in (*of_run, *of_analysis):
+        file.write_bytes(b"half a")
+    assert Store(path).sweep() == 3
+    assert not any(file.exists() for file in of_run)
+    for file in of_run:
+        file.write_bytes(b"half a")
+    statistics.analyze(path, ["distance"])
+    assert sorted(path.rglob("*.partial")) == sorted(of_run)
+
+
+def test_one_analysis_writes_at_a_time_beside_a_run_and_readers(tmp_path: Path) -> None:
+    """A second one is told so, a report shows what is there, and the store is not deleted."""
+    path, said = tmp_path / "s.zarr", list[str]()
+    make_store(path)
+    statistics.analyze(path, ["entropy"])
+    refusal = "s.zarr: another analysis or judgement is writing it; wait until it has ended, and run this again"
+    with writing(path) as store, ThreadPoolExecutor(1) as other:
+        with pytest.raises(AttlasError, match=refusal):
+            other.submit(statistics.analyze, path, ["entropy"]).result()
+        assert "entropy_mean" in other.submit(page._ready, path, said.append).result()
+        assert said[-1].endswith(refusal)
+        with pytest.raises(AttlasError, match="an analysis is writing it; stop that first"):
+            other.submit(Store.remove, path).result()
+        other.submit(fill_unit, store, 0, attention()).result()
+        statistics.analyze(path, ["entropy"])  # as a judgement does
+    with locks.locked(path, (1, 1)):
+        assert statistics.analyze(path).summed
+    Store.remove(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_process_that_was_forked_meanwhile_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """An executor's outlive an analysis, and may outlive whoever began it."""
+    make_store(tmp_path / "s.zarr")
+    end, begin = os.pipe()
+    with writing(tmp_path / "s.zarr"):
+        if not (child := os.fork()):
+            os.close(begin)
+            os.read(end, 1)
+            os._exit(0 if all(file.closed for file in locks._open) else 1)
+    with writing(tmp_path / "s.zarr"):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it lives
+    os.close(begin)
+    os.close(end)
+    assert os.waitpid(child, 0) == (child, 0)
 
 
 def test_an_interrupted_overwrite_keeps_a_sum_of_more_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

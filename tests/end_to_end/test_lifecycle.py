@@ -183,7 +183,7 @@ class Lifecycle(RuleBasedStateMachine):
         with self._killed("run", kill, torn):
             result = self.world.run(self.store)
             assert result.finished
-            assert not result.done or not list(self.store.rglob("*.partial"))
+            assert not result.done or self._leftovers(analysis=False) == []
         if self.there:  # units that were not done and now are, are whole
             self.damaged = {k: key for k, key in self.damaged.items() if before[k] or not self.seen.done[k]}
 
@@ -214,6 +214,7 @@ class Lifecycle(RuleBasedStateMachine):
         with self._killed(what, kill, torn):
             attlas.analyze(self.store, names, by=by, overwrite=overwrite, workers=1)
             ended = True
+            assert self._leftovers(analysis=True) == []
         now, new = self.seen.numbers, dict[str, np.ndarray]()
         if not ended:
             with contextlib.suppress(AttlasError):
@@ -250,10 +251,10 @@ class Lifecycle(RuleBasedStateMachine):
             path.write_bytes(held[: len(held) // 2] if how == "cut" else held)
         self.damaged[k] = key
 
-    @rule(name=st.sampled_from(["attention", "run/done", "valid"]))
+    @rule(name=st.sampled_from(["attention", "run/done", "valid", "distance_mean"]))
     def leftover(self, name: str) -> None:
         """What a writer leaves that was killed in the middle of a file."""
-        if self.there:
+        if self.there and (self.store / name).exists():
             (self.store / name / "c.0.9999-1.partial").write_bytes(b"half a")
 
     # -- what holds at every moment ---------------------------------------------------------------------------------
@@ -322,6 +323,12 @@ class Lifecycle(RuleBasedStateMachine):
             except AttlasError:
                 if not self.damaged and not self.world.crash.dead:
                     raise
+
+    def _leftovers(self, *, analysis: bool) -> list[Path]:
+        """Half-written files of runs, or of analyses; each goes with the next of its kind."""
+        own = {key.partition("/")[0] for key in self.world.end.files}
+        found = (file.relative_to(self.store) for file in self.store.rglob("*.partial"))
+        return [file for file in found if (file.parts[0] in own) != analysis]
 
     def _other(self, key: str) -> bool:
         return self.seen.files.get(key) != self.world.end.files[key]

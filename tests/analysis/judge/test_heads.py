@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import onnxruntime
 import pytest
 from attlas.engine.runtime.pictures import crop_of
 from attlas.engine.store.store import Store
-from attlas.errors import UsageError
+from attlas.errors import AttlasError, UsageError
 from support import make_images
 
 torch = pytest.importorskip("torch")
@@ -21,6 +22,7 @@ gradients = pytest.importorskip("support_gradients")
 export = pytest.importorskip("attlas.exporter.trace.export")
 judging = pytest.importorskip("attlas.analysis.judge")
 heads = pytest.importorskip("attlas.analysis.judge.heads")
+writing = pytest.importorskip("attlas.analysis.statistics.writing").writing
 
 
 class Silent(NamedTuple):
@@ -138,6 +140,10 @@ def test_refuses_what_cannot_be_silenced(silent: Silent, tiny_graph: Path, pictu
         judging.judge_heads(tmp_path / "s.zarr", tiny_graph, pictures)
     with pytest.raises(UsageError, match="there are zero, mean"):
         judging.judge_heads(silent.store, silent.graph, silent.images, silence="loud")
+    with writing(silent.store), ThreadPoolExecutor(1) as other:
+        judged = other.submit(judging.judge_heads, silent.store, silent.graph, silent.images)
+        with pytest.raises(AttlasError, match="another analysis or judgement is writing it"):
+            judged.result()
     with pytest.raises(UsageError, match="--ablate: not with --gradients"):
         export.export_model(silent.built, tmp_path / "g.onnx", ablate=True, gradients=True)
     with pytest.raises(UsageError, match="--ablate: not with --layers"):

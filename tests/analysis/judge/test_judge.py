@@ -6,7 +6,7 @@ import itertools
 import pickle
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ fills = pytest.importorskip("attlas.analysis.judge.fills")
 catalog = pytest.importorskip("attlas.analysis.catalog")
 maps = pytest.importorskip("attlas.analysis.judge.maps")
 judging = pytest.importorskip("attlas.analysis.judge")
+writing = pytest.importorskip("attlas.analysis.statistics.writing").writing
 
 NAMES = ["rollout", "readout_map:layer=0,head=1"]
 KEYS = ("rollout", "readout_map.layer-0.head-1")
@@ -148,12 +149,20 @@ def test_killed_at_any_moment_and_resumed_it_has_the_same_bytes(made: Any, copy:
     changes = crash.count
     for part in (0.2, 0.7):
         path = copy(f"killed{part}.zarr")
-        with crash.at(path, int(part * changes)):
+        with crash.at(path, int(part * changes), torn=True):
             attlas.judge(path, made.graph, made.images, maps=NAMES, steps=3, workers=1)
+        assert list(path.rglob("*.partial"))  # which would be one more chunk
         result = attlas.judge(path, made.graph, made.images, maps=NAMES, steps=3)
         assert result.images == 12
-        Store(path, writable=True).sweep()  # as the next run does: a file that was half written when it died
         assert chunk_files(path) == chunk_files(whole)
+
+
+def test_beside_another_analysis_it_is_refused(made: Any, copy: Callable[[str], Path]) -> None:
+    path = copy("held.zarr")
+    with writing(path), ThreadPoolExecutor(1) as other:
+        judged = other.submit(attlas.judge, path, made.graph, made.images, maps=NAMES)
+        with pytest.raises(AttlasError, match=r"held\.zarr: another analysis or judgement is writing it"):
+            judged.result()
 
 
 def test_what_is_judged_is_not_judged_again(made: Any, copy: Callable[[str], Path]) -> None:
