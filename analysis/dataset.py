@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from ..engine.store.coordinates import COORDINATES
@@ -66,7 +67,8 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
         UsageError: `chunks` names what is no dimension, or is nothing that dask takes.
     """
     store = Store(path)
-    store.check_whole(store.names)
+    done = store.done
+    store.check_whole(store.names, np.flatnonzero(done))
     found: Any
     try:
         # Undecoded, since xarray would make float64 of float16, and would do so before it could be cut.
@@ -79,8 +81,9 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
     found = found.set_coords([name for name in (*COORDINATES, "class_name", "target") if name in found])
     # Small and asked for at every turn.
     found = found.assign_coords({n: v.compute() for n, v in found.coords.variables.items() if v.ndim == 1})
-    found = found.assign_coords(done=("image", store.done_images, {"long_name": "the image's unit is done"}))
-    found.attrs = _attrs(store)
+    images = np.repeat(done, store.plan.unit)[: store.plan.images]
+    found = found.assign_coords(done=("image", images, {"long_name": "the image's unit is done"}))
+    found.attrs = _attrs(store, done)
     made = Dataset(found.data_vars, found.coords, found.attrs)
     made = made if chunks is None else _cut(made, chunks)
     made.encoding["source"] = str(store.path)  # where xarray keeps it, and `attlas.plot` looks for it
@@ -127,8 +130,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _attrs(store: Store) -> dict[str, Any]:
-    stored, done = store.attrs, store.done
+def _attrs(store: Store, done: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    stored = store.attrs
     said = {name: stored[name] for name in ("attlas_format", "dataset", "selection", "versions") if name in stored}
     return {name: _plain(value) for name, value in said.items()} | {
         "model": store.spec.name,

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -88,6 +88,9 @@ class Storage(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """The names directly in a folder, in no order; empty if there is no such folder."""
+
+    def inside(self, folders: Sequence[str]) -> Iterator[tuple[str, Collection[str]]]:
+        """`names` of several folders, each with its folder."""
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """(key, bytes) of every file below a folder, in no order."""
@@ -165,6 +168,10 @@ class Disk:
                 return [entry.name for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def inside(self, folders: Sequence[str]) -> Iterator[tuple[str, Collection[str]]]:
+        """See `Storage`."""
+        return ((folder, self.names(folder)) for folder in folders)
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """See `Storage`."""
@@ -245,8 +252,8 @@ class Disk:
     def sweep(self, wanted: Callable[[str], bool]) -> int:
         """See `Storage`."""
         places = [self.path / name for name in self.names("") if wanted(name)]
-        found = (file for place in places for file in (place, *place.rglob("*.partial")))
-        leftovers = [file for file in found if file.suffix == ".partial" and file.is_file()]
+        below = [folder / name for place in places for folder, _, names in place.walk() for name in names]
+        leftovers = [file for file in (*places, *below) if file.suffix == ".partial" and file.is_file()]
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
         return len(leftovers)
@@ -283,6 +290,18 @@ class Bucket:
     def names(self, folder: str) -> list[str]:
         """See `Storage`."""
         return files.persist(lambda: remote.names(self._url(folder)))
+
+    def inside(self, folders: Sequence[str]) -> Iterator[tuple[str, Collection[str]]]:
+        """See `Storage`. A listing of everything is one request for a thousand files, whatever their folders."""
+        if len(folders) == 1:
+            yield folders[0], self.names(folders[0])
+            return
+        found: dict[str, list[str]] = {folder: [] for folder in folders}
+        for key, _ in self.listing() if folders else ():
+            folder, _, name = key.rpartition("/")
+            if folder in found:
+                found[folder].append(name)
+        yield from found.items()
 
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """See `Storage`."""

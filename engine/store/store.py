@@ -143,15 +143,15 @@ class Store:
     def _read_rows(self, name: str, array: Array, rows: range, inner: tuple[Any, ...]) -> npt.NDArray[Any]:
         """`read` for whole rows, or the part `inner` of each row, chunk by chunk in the caller's thread."""
         chunk, long = np.empty(array.chunks, array.dtype), array.chunks[0]
-        found, checked = np.empty((len(rows), *chunk[0][inner].shape), array.dtype), False
+        found, missing = np.empty((len(rows), *chunk[0][inner].shape), array.dtype), list[int]()
         for k in range(rows.start // long, -(-rows.stop // long)) if rows else ():
             if not self.read_chunk(name, (k, *[0] * (array.ndim - 1)), chunk):
-                if not checked:
-                    self._check_fill(name, slice(rows.start, rows.stop))
-                checked = True
+                missing.append(k * long)
                 chunk.fill(array.fill_value)
             first, last = max(rows.start, k * long), min(rows.stop, (k + 1) * long)
             found[first - rows.start : last - rows.start] = chunk[(slice(first - k * long, last - k * long), *inner)]
+        if missing:
+            self._check_fill(name, missing)
         return found
 
     def chunk(self, name: str, index: Iterable[int]) -> bytes | None:
@@ -185,14 +185,17 @@ class Store:
         Raises:
             DamagedError: one is missing.
         """
-        done = np.flatnonzero(self.done) if units is None else units
+        done: list[int] = list(np.flatnonzero(self.done) if units is None else units)
         own, analyzed = dict(self.unit_arrays()), self.attrs.get("analyzed", ())
-        for name in names:
-            held = {f"{name}/{file}" for file in self.storage.names(name)}
+
+        def there(name: str) -> bool:
+            rows = name == MARKS or (name in analyzed and self.dims(name)[:1] == ("image",))
+            return bool(done) if name in own else not rows
+
+        for name, files in self.storage.inside(list(filter(there, names))):
+            held = {f"{name}/{file}" for file in files}
             if name in own:
                 wanted = ((key, int(k)) for k in done for key in self._unit_keys(name, own[name], int(k)))
-            elif name == MARKS or (name in analyzed and self.dims(name)[:1] == ("image",)):
-                continue
             else:
                 wanted = ((key, -1) for key in self._keys(name))
             key, k = next(((key, k) for key, k in wanted if key not in held), ("", -1))
@@ -206,12 +209,10 @@ class Store:
                 raise DamagedError(f"{self.path}: {key} is missing; `attlas {again} --overwrite` writes it again")
 
     def _check_fill(self, name: str, rows: Any) -> None:
-        """`check_whole` of the units that a selection of rows touches, a slice or one image."""
+        """`check_whole` of the units that rows, selected as in numpy, touch."""
         touched = np.flatnonzero(self.done)
-        if self.dims(name)[:1] == ("image",) and isinstance(rows, slice | int | np.integer):
-            at = rows if isinstance(rows, slice) else slice(rows, rows + 1 or None)
-            start, stop, _ = at.indices(self.plan.images)
-            touched = touched[(touched >= start // self.plan.unit) & (touched * self.plan.unit < stop)]
+        if self.dims(name)[:1] == ("image",):
+            touched = np.intersect1d(touched, np.arange(self.plan.images)[rows] // self.plan.unit)
         self.check_whole([name], touched)
 
     def has_rows(self, name: str) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attlas.engine.store.storage import Disk
 from attlas.engine.store.store import DamagedError, Store
 from support_statistics import make_store
 
@@ -85,6 +86,27 @@ def test_every_other_reader_refuses_them(store: Path) -> None:
     Store(store, writable=True).reopen(2)
     assert np.isnan(Store(store).read("entropy_patch", 8)).all()
     assert not dataset.open(store).done[8]
+
+
+def test_each_array_is_listed_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a store that lacks units, whose missing rows read as fill; only the marks are looked at again."""
+    listed: list[str] = []
+    names = Disk.names
+
+    def counted(disk: Disk, folder: str) -> list[str]:
+        listed.append(folder)
+        return names(disk, folder)
+
+    Store(store, writable=True).reopen(2)
+    for name in ("valid", "entropy", "rollout"):
+        next((store / name).glob("c.2*")).unlink()
+    monkeypatch.setattr(Disk, "names", counted)
+    dataset.open(store)
+    assert sorted(listed) == sorted({*Store(store).names, "run/done"})
+    listed.clear()
+    statistics.analyze(store, workers=1)
+    assert set(listed) > {"valid", "entropy", "rollout"}
+    assert [name for name in set(listed) - {"run/done"} if listed.count(name) > 1] == []
 
 
 def test_layers_that_were_not_kept_are_not_lost(tmp_path: Path) -> None:

@@ -47,8 +47,11 @@ def test_a_store_in_a_bucket_holds_the_same_files_as_in_a_folder(
     assert chunk_files(url) == chunk_files(copy)
     again = attlas.analyze(url, ["entropy", "rollout_vit_explain"])
     assert again.read == 0
-    cut = {"image": 4, "layer": 2}
+    cut, lists = {"image": 4, "layer": 2}, list[str]()
+    s3.faults(lambda _method, path: lists.append(path) or "" if "list-type" in path else "")
     opened = attlas.open(url, chunks=cut)
+    s3.sound()
+    assert len(lists) == 2  # the marks, and everything
     assert opened.attention.chunks[:2] == ((4, 4), (2,))
     assert opened.identical(attlas.open(copy, chunks=cut).compute())
     page = attlas.report([url], tmp_path / "r.html", examples=1)
