@@ -12,7 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FIGURES", "SCORES", "area", "counts", "figures", "mass_correlation", "ranks", "removals", "scores"]
+__all__ = [
+    "FIGURES",
+    "RANGE",
+    "SCORES",
+    "SCORE_RANGE",
+    "area",
+    "counts",
+    "figures",
+    "mass_correlation",
+    "ranks",
+    "removals",
+    "scores",
+]
 
 type Floats = npt.NDArray[np.float64]
 
@@ -22,6 +34,9 @@ FIGURES = (
     *(f"{curve}_{score}" for curve in ("deletion", "insertion", "difference") for score in SCORES),
     "correlation",
 )
+# The smallest and the largest value that there can be of each: (figure), and (score); a logit may be anything.
+RANGE = np.array([-np.inf, 0, -np.inf, 0, -np.inf, -1, -1]), np.array([np.inf, 1, np.inf, 1, np.inf, 1, 1])
+SCORE_RANGE = np.array([-np.inf, 0]), np.array([np.inf, 1])
 
 
 def counts(patches: int, steps: int) -> npt.NDArray[np.int64]:

@@ -29,7 +29,7 @@ from ...progress import Show, shows
 from ..statistics.analysis import Progress, in_order
 from ..statistics.clusters import Codes, cluster_codes, cluster_of
 from ..statistics.clusters import said as said_of
-from ..statistics.inference import METHOD, interval
+from ..statistics.inference import EQUAL, METHOD, interval
 from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
 from ..statistics.summary import Summed, spec_of, texts
@@ -44,6 +44,7 @@ type Floats = npt.NDArray[np.float64]
 SILENCES = ("zero", "mean")  # what stands in place of a head: nothing, or what it writes on average
 # What is lost of the class that the whole model predicts; how far the distribution moves; of those labelled, the hits.
 LOSSES = ("logit", "kl", "accuracy")
+RANGE = np.array([-np.inf, -np.inf, -1]), np.array([np.inf, np.inf, 1])
 RESAMPLES, STEP = 1000, 100
 
 
@@ -269,14 +270,14 @@ def _summed(task: _Task, spec: GraphSpec) -> tuple[int, Floats, Floats, Floats |
     rows = store.read(task.array)[source.mask].astype(np.float64)
     column = cluster_of(store)
     codes = cluster_codes([store], [source.mask], column)
-    mean, bounds = Moments.of(rows).average, np.stack(interval(rows, clusters=codes))
+    mean, bounds = Moments.of(rows).average, np.stack(interval(rows, clusters=codes, within=RANGE))
     dims = (_axis(store), "head", "judged_loss")
     said: dict[str, Any] = {"silence": task.silence, "images": int(source.mask.sum())}
     found = {
         "judged_loss": Summed(("judged_loss",), texts(list(LOSSES)), {}),
         f"judged_heads_mean.{task.silence}": Summed(dims, mean, said),
         f"judged_heads_interval.{task.silence}": Summed(
-            ("bound", *dims), bounds, {**said, "method": METHOD, **said_of(column, codes)}
+            ("bound", *dims), bounds, {**said, "method": METHOD + EQUAL, **said_of(column, codes)}
         ),
     }
     rank = rank_bounds = None

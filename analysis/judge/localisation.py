@@ -97,7 +97,7 @@ def _summed(store: Store, names: Sequence[str], rows: Any, objects: dict[int, in
     whole = np.flatnonzero(~np.isnan(rows).any(axis=(1, 2)))
     column = cluster_of(store)
     codes = cluster_codes([store], [whole], column)
-    sums = summed(rows[whole].astype(np.float64), codes, (0.0, 1.0))
+    sums = summed(rows[whole].astype(np.float64), codes)
     count = sum(objects[int(image)] for image in whole)
     found = Localisation(tuple(names), len(whole), *sums, objects=count)
     attrs = {"images": found.images, "objects": found.objects}

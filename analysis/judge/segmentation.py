@@ -22,7 +22,7 @@ from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ..formulas.boxes import box_mass, pointing_hit
 from ..statistics.clusters import Codes, cluster_codes, cluster_of, said
-from ..statistics.inference import METHOD, interval
+from ..statistics.inference import EQUAL, METHOD, apart, interval
 from ..statistics.moments import Moments
 from ..statistics.summary import Source, Summed, spec_of, texts
 from .maps import Chosen
@@ -220,25 +220,28 @@ def sum_up(source: Source, maps: Sequence[Chosen]) -> Segmentation:
     rows, column = rows[whole], cluster_of(store)
     codes = cluster_codes([store], [np.flatnonzero(source.mask)[whole]], column)
     found = Segmentation(tuple(names), len(rows), *summed(_values(rows), codes))
-    _write(store, found, {"method": METHOD, **said(column, codes)})
+    _write(store, found, {"method": METHOD + EQUAL, **said(column, codes)})
     return found
 
 
-def summed(
-    values: Floats, codes: Codes | None, within: tuple[float, float] | None = None
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Of (image, map, figure): means, intervals, and both of the paired differences, as in `Scores`.
+def summed(values: Floats, codes: Codes | None) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of (image, map, figure), all shares: means, intervals, and both of the paired differences, as in `Scores`.
 
-    `codes` are the images' clusters, `within` is the range of the values, as for `interval`.
+    `codes` are the images' clusters. Of a map of both signs the energy may be no share; then its range is not known.
     """
     maps, figures = values.shape[1:]
+    mean = Moments.of(values).average
+    share = (mean >= 0) & (mean <= 1)
+    least, most = np.where(share, 0, -np.inf), np.where(share, 1, np.inf)
     one, two = np.triu_indices(maps, 1)
     difference, edges = np.zeros((maps, maps, figures)), np.zeros((2, maps, maps, figures))
     off = values[:, one] - values[:, two]
-    mean, bounds = Moments.of(off).average, np.stack(interval(off, clusters=codes))
-    difference[one, two], difference[two, one] = mean, -mean
+    ends = apart((least[one], most[one]), (least[two], most[two]))
+    bounds = np.stack(interval(off, clusters=codes, within=ends))
+    difference[one, two] = Moments.of(off).average
+    difference[two, one] = -difference[one, two]
     edges[:, one, two], edges[:, two, one] = bounds, -bounds[::-1]
-    return Moments.of(values).average, np.stack(interval(values, clusters=codes, within=within)), difference, edges
+    return mean, np.stack(interval(values, clusters=codes, within=(least, most))), difference, edges
 
 
 def _values(rows: Floats) -> Floats:

@@ -13,10 +13,10 @@ from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ..statistics.clusters import Codes, cluster_codes, cluster_of
 from ..statistics.clusters import said as said_of
-from ..statistics.inference import METHOD, interval, paired
+from ..statistics.inference import EQUAL, METHOD, Range, apart, interval, paired
 from ..statistics.moments import Moments
 from ..statistics.summary import Source, Summed, spec_of, texts
-from .curves import FIGURES, SCORES
+from .curves import FIGURES, RANGE, SCORE_RANGE, SCORES
 from .maps import BASELINES
 from .work import Judgement
 
@@ -113,9 +113,14 @@ def _summed(
     said: dict[str, Any] = {"fill": task.fill, "steps": task.steps, "target": task.target, "units_judged": source.units}
     column, everyone = cluster_of(store), np.arange(store.plan.images)
     codes = cluster_codes([store], [everyone], column)
-    drawn = {**said, "level": 0.95, "method": METHOD, **said_of(column, None if codes is None else codes[groups[0]])}
+    drawn = {
+        **said,
+        "level": 0.95,
+        "method": METHOD + EQUAL,
+        **said_of(column, None if codes is None else codes[groups[0]]),
+    }
     values = np.stack([store.read(f"judged.{tag}.{name}") for name in names], axis=1).astype(np.float64)
-    mean, bounds = _by_group(values, groups, codes)
+    mean, bounds = _by_group(values, groups, codes, RANGE)
     difference, difference_bounds = _paired(values, groups, codes)
     dims = ("judged_group", axis, "judged_figure")
     pairs = ("judged_group", axis, f"judged_other.{tag}", "judged_figure")
@@ -133,20 +138,21 @@ def _summed(
     }
     for curve in CURVES:
         rows = np.stack([store.read(f"{curve}.{tag}.{name}") for name in names], axis=1).astype(np.float64)
-        mean, bounds = _by_group(rows, groups, codes)
+        mean, bounds = _by_group(rows, groups, codes, (SCORE_RANGE[0][:, None], SCORE_RANGE[1][:, None]))
         axes = ("judged_group", axis, "judged_score", step)
         found[f"{curve}_mean.{tag}"] = Summed(axes, mean, said)
         found[f"{curve}_interval.{tag}"] = Summed(("bound", *axes), bounds, drawn)
     return found
 
 
-def _by_group(values: Floats, groups: Sequence[Mask], codes: Codes | None) -> tuple[Floats, Floats]:
+def _by_group(values: Floats, groups: Sequence[Mask], codes: Codes | None, within: Range) -> tuple[Floats, Floats]:
     """Mean (group, ...) and interval (bound, group, ...) of (image, ...) values; NaN is left out.
 
-    `codes` are the clusters of the images, where they have some.
+    `codes` are the clusters of the images, where they have some; `within` is the range of the values.
     """
     means = [Moments.of(values[mask]).average for mask in groups]
-    bounds = [interval(values[mask], clusters=None if codes is None else codes[mask]) for mask in groups]
+    clusters = [None if codes is None else codes[mask] for mask in groups]
+    bounds = [interval(values[m], clusters=own, within=within) for m, own in zip(groups, clusters, strict=True)]
     return np.stack(means), np.stack([np.stack(pair) for pair in bounds], axis=1)
 
 
@@ -154,7 +160,7 @@ def _paired(values: Floats, groups: Sequence[Mask], codes: Codes | None) -> tupl
     """Of every pair of maps the difference image by image: (group, map, other, figure) and with bounds in front."""
     maps = values.shape[1]
     one, two = np.triu_indices(maps, 1)
-    mean, bounds = _by_group(values[:, one] - values[:, two], groups, codes)
+    mean, bounds = _by_group(values[:, one] - values[:, two], groups, codes, apart(RANGE, RANGE))
     shape = (len(groups), maps, maps, values.shape[-1])
     whole, edges = np.zeros(shape), np.zeros((2, *shape))
     whole[:, one, two], whole[:, two, one] = mean, -mean
@@ -241,6 +247,6 @@ def _between(name: str, one: npt.NDArray[Any], two: npt.NDArray[Any]) -> Iterato
             continue
         there = ~np.isnan(one[:, place]) & ~np.isnan(two[:, place])
         if there.any():
-            found = paired(one[there, place], two[there, place])
+            found = paired(one[there, place], two[there, place], within=(RANGE[0][place], RANGE[1][place]))
             bounds = np.array([found.low, found.high])
             yield Between(name, figure, int(there.sum()), float(found.difference), bounds)

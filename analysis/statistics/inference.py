@@ -7,6 +7,7 @@ queries of one image are not independent observations.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ FEW = 20  # images, of which an interval is rough
 ROUNDING = 1e-15  # of the largest value: a smaller standard error is the rounding of equal values
 
 Floats = npt.NDArray[np.float64]
+type Range = tuple[float | Floats, float | Floats]
 Clusters = npt.NDArray[Any]
 
 
@@ -46,7 +48,7 @@ def interval(
     axis: int = 0,
     level: float = LEVEL,
     clusters: Clusters | None = None,
-    within: tuple[float, float] | None = None,
+    within: Range | None = None,
 ) -> tuple[Floats, Floats]:
     """Confidence interval of the mean over images: lower and upper bounds.
 
@@ -68,15 +70,17 @@ def interval(
         axis: of the images.
         level: of confidence.
         clusters: (image), equal for images that depend on each other; by default none do.
-        within: the smallest and the largest value that there can be, where they are known; no bound lies outside.
+        within: the smallest and the largest value that there can be, as numbers or arrays of the other axes; infinite
+            where they are not known. No bound lies outside.
 
     Returns:
-        Two float64 arrays of the other axes. NaN where fewer than two images or clusters have a value, and without
-        `within` where all are equal.
+        Two float64 arrays of the other axes. NaN where fewer than two images or clusters have a value, and where all
+        are equal and their range is not known.
     """
     wide = np.moveaxis(np.asarray(values, np.float64), axis, 0)
     shape = wide.shape[1:]
-    low, high = _bounds(wide.reshape(len(wide), math.prod(shape)), level, clusters, within)
+    ends = [np.broadcast_to(end, shape).ravel() for end in within or (-np.inf, np.inf)]
+    low, high = _bounds(wide.reshape(len(wide), math.prod(shape)), level, clusters, ends)
     return low.reshape(shape), high.reshape(shape)
 
 
@@ -86,19 +90,25 @@ def paired(
     axis: int = 0,
     level: float = LEVEL,
     clusters: Clusters | None = None,
+    within: Range | None = None,
 ) -> Paired:
     """The mean difference of two measurements of the same images, with its `interval`; arguments as there.
 
-    An image that lacks one of the two is left out.
+    An image that lacks one of the two is left out; `within` is the range of each of the two.
     """
     difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
-    low, high = interval(difference, axis, level, clusters)
+    low, high = interval(difference, axis, level, clusters, None if within is None else apart(within, within))
     there = ~np.isnan(difference)
     count = there.sum(axis=axis)
     mean = np.where(there, difference, 0).sum(axis=axis) / np.where(count > 0, count, np.nan)
     images = difference.shape[axis]
     n = float(images) if clusters is None else effective_number(clusters)
     return Paired(np.asarray(mean), low, high, n)
+
+
+def apart(one: Range, other: Range) -> Range:
+    """The range of a difference, of the ranges of what it is between."""
+    return one[0] - other[1], one[1] - other[0]
 
 
 def effective_number(clusters: Clusters) -> float:
@@ -123,9 +133,7 @@ def cluster_sums(clusters: Clusters | None, values: Floats) -> Floats:
     return np.asarray(member @ values)
 
 
-def _bounds(
-    flat: Floats, level: float, clusters: Clusters | None, within: tuple[float, float] | None
-) -> tuple[Floats, Floats]:
+def _bounds(flat: Floats, level: float, clusters: Clusters | None, within: Sequence[Floats]) -> tuple[Floats, Floats]:
     """The interval of (image, column) values."""
     from scipy.special import ndtri, stdtrit  # quantiles of the normal and of Student's distribution
 
@@ -150,9 +158,8 @@ def _bounds(
         t = stdtrit(np.where(known, n - 1, 1), tail)
         low, high = mean - error * (t + np.maximum(-more, 0)), mean + error * (t + np.maximum(more, 0))
     low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
-    if within is None:
-        return low, high
     least, most = within
-    other, equal = 1 - (1 - level) ** (1 / np.where(several, n, 1)), several & ~known
+    other = 1 - (1 - level) ** (1 / np.where(several, n, 1))
+    equal = several & ~known & np.isfinite(least) & np.isfinite(most)
     low, high = np.where(equal, mean - other * (mean - least), low), np.where(equal, mean + other * (most - mean), high)
     return np.maximum(low, least), np.minimum(high, most)

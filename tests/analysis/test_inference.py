@@ -52,6 +52,17 @@ def test_equal_shares_may_be_off_by_what_all_images_missed() -> None:
     assert inference.interval(skewed, within=(0, 1)) == (0, 1)
 
 
+def test_each_value_may_have_a_range_of_its_own() -> None:
+    """Infinite where it is not known; that of a difference of two shares is -1 to 1."""
+    values, missed = np.array([[0.25, 0.25, 0.25]] * 20), 1 - 0.05 ** (1 / 20)
+    low, high = inference.interval(values, within=(np.array([-np.inf, 0, -1]), np.array([np.inf, 1, np.inf])))
+    np.testing.assert_allclose(low, [np.nan, 0.25 * (1 - missed), np.nan])
+    np.testing.assert_allclose(high, [np.nan, 0.25 + 0.75 * missed, np.nan])
+    found = inference.paired(values, np.zeros_like(values), within=(0, 1))
+    np.testing.assert_allclose(found.low, 0.25 - 1.25 * missed)
+    np.testing.assert_allclose(found.high, 0.25 + 0.75 * missed)
+
+
 def test_an_interval_of_shares_that_are_mostly_0_covers_their_mean() -> None:
     """Of 20 images one in 25 has a share of 1: 44 % of samples are all 0, and say little, but not nothing."""
     values = (np.random.default_rng(3).random((20, 4000)) < 0.04).astype(float)

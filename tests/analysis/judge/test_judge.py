@@ -219,10 +219,26 @@ def test_intervals_are_over_the_clusters_of_the_store(made: Any, copy: Callable[
     verdict, valid = judging.verdicts(store)[0], store.read("valid").astype(bool)
     rows = store.read("judged.mean-3.rollout").astype(float)[valid]
     codes = np.unique(store.read("label")[valid], return_inverse=True)[1]
-    bounds = np.stack(interval(rows, clusters=codes))
+    bounds = np.stack(interval(rows, clusters=codes, within=curves.RANGE))
     assert 1 < codes.max() + 1 < valid.sum()
     np.testing.assert_allclose(verdict.bounds[:, 0, verdict.maps.index("rollout")], bounds, rtol=1e-6)
     assert dict(store.array("judged_interval.mean-3").attrs)["cluster"] == "label"
+
+
+def test_probabilities_and_correlations_have_a_range_that_logits_have_not() -> None:
+    """20 images that say the same leave room for one in 7.2, 1 - 0.05^(1/20), at either end of it."""
+    summary = pytest.importorskip("attlas.analysis.judge.summary")
+    rows, everyone, missed = np.full((20, 2, 7), 0.25), [np.ones(20, bool)], 1 - 0.05 ** (1 / 20)
+    nan, share, apart = np.nan, (0.25 - 0.25 * missed, 0.25 + 0.75 * missed), 0.25 - 1.25 * missed
+    mean, bounds = summary._by_group(rows, everyone, None, curves.RANGE)
+    np.testing.assert_array_equal(mean, np.full((1, 2, 7), 0.25))
+    np.testing.assert_allclose(bounds[0, 0, 1], [nan, share[0], nan, share[0], nan, apart, apart])
+    np.testing.assert_allclose(bounds[1, 0, 1], [nan, share[1], nan, share[1], nan, share[1], share[1]])
+    difference, edges = summary._paired(rows, everyone, None)
+    assert (difference == 0).all()
+    np.testing.assert_allclose(edges[1, 0, 0, 1], np.array([nan, 1, nan, 1, nan, 2, 2]) * missed)
+    np.testing.assert_allclose(edges[:, 0, 1, 0], -edges[::-1, 0, 0, 1])
+    assert [curves.RANGE[1][curves.FIGURES.index(f"insertion_{score}")] for score in curves.SCORES] == [np.inf, 1]
 
 
 def test_without_labels_there_is_nothing_right_or_wrong(made: Any, tmp_path: Path) -> None:

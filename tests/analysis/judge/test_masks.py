@@ -90,6 +90,17 @@ def test_counts_are_chefer_s(made: Any, masked: tuple[Path, Path]) -> None:
     assert again.forwards == 0
 
 
+def test_equal_shares_have_the_bounds_that_their_range_leaves() -> None:
+    """20 hits of one map, half hits of another, and the energy of a map of both signs, which is no share."""
+    values, missed = np.tile([[1.0, 0.25], [0.5, 1.5]], (20, 1, 1)), 1 - 0.05 ** (1 / 20)
+    _, bounds, difference, edges = segmentation.summed(values, None)
+    np.testing.assert_allclose(bounds[:, :, 0], [[1 - missed, 0.5 - 0.5 * missed], [1, 0.5 + 0.5 * missed]])
+    np.testing.assert_allclose(bounds[:, :, 1].T, [[0.25 - 0.25 * missed, 0.25 + 0.75 * missed], [np.nan, np.nan]])
+    assert difference[0, 1, 0] == 0.5
+    np.testing.assert_allclose(edges[:, 0, 1, 0], [0.5 - 1.5 * missed, 0.5 + 0.5 * missed])
+    assert np.isnan(edges[:, 0, 1, 1]).all()
+
+
 def test_a_mask_is_cropped_as_its_picture_is(made: Any) -> None:
     recipe = dataclasses.replace(Store(made.store).spec.recipe, crop_mode="center", resize=(32, 32), crop=(16, 24))
     mask = np.zeros((64, 64), np.uint8)
