@@ -139,8 +139,10 @@ def _clusters(store: Store, found: Sequence[Objects]) -> tuple[npt.NDArray[np.in
 
 
 def _summed(name: str, values: Floats, clusters: npt.NDArray[np.int64] | None) -> tuple[str, float, float, float]:
-    low, high = interval(values, clusters=clusters)
-    return name, float(values.mean()), float(low), float(high)
+    mean = float(values.mean())
+    # The mass of a map of both signs may be no share.
+    low, high = interval(values, clusters=clusters, within=(0, 1) if 0 <= mean <= 1 else None)
+    return name, mean, float(low), float(high)
 
 
 # -- similarity -------------------------------------------------------------------------------------------------------

@@ -284,6 +284,8 @@ def test_objects_are_found_in_the_stored_crop_and_the_rest_is_listed(tmp_path: P
     assert rows[1][4] == pytest.approx(row[:, 2:].sum() / row.sum(), rel=1e-5)
     uniform = {row[0][-7:]: row[4:] for row in shown[0].rows if row[3] == "uniform"}
     assert uniform == {"001.png": (0.5, 0.5, 0.5), "002.png": (1.0, 1.0, 1.0)}
+    assert objects._summed("hits", np.ones(20), None) == ("hits", 1.0, pytest.approx(0.05 ** (1 / 20)), 1.0)
+    assert np.isnan(objects._summed("of both signs", np.full(20, 1.5), None)[2:]).all()
     (pair,) = shown[1].rows
     halves = [tokens[1, 1:].reshape(2, 4, 5)[:, at].mean(axis=(0, 1)) for at in (slice(0, 2), slice(2, 4))]
     wanted = halves[0] @ halves[1] / np.linalg.norm(halves[0]) / np.linalg.norm(halves[1])
