@@ -211,7 +211,8 @@ class Between:
 def between(first: Any, second: Any, *, tag: str = "mean") -> list[Between]:
     """Paired differences of two models, of every map that both were judged with, over the images of equal paths.
 
-    Only probabilities and correlations are compared: a logit has another scale in every model.
+    Only probabilities and correlations are compared: a logit has another scale in every model. Images that depend on
+    each other count as clusters, where an analysis of the first store said so.
 
     Args:
         first: a store that `judge` has judged.
@@ -230,23 +231,23 @@ def between(first: Any, second: Any, *, tag: str = "mean") -> list[Between]:
     both = [path for path in places[0] if path in places[1]]
     if not both:
         raise UsageError(f"{stores[0].path} and {stores[1].path} have no image in common")
+    at = [np.array([own[path] for path in both]) for own in places]
+    codes = cluster_codes(stores[:1], at[:1], cluster_of(stores[0]))
     maps = [tuple(map(str, store.read(f"judged_map.{tag}"))) for store in stores]
-    return [
-        found
-        for name in maps[0]
-        if name in maps[1]
-        for found in _between(
-            name, *(s.read(f"judged.{tag}.{name}")[[p[x] for x in both]] for s, p in zip(stores, places, strict=True))
-        )
-    ]
+    found: list[Between] = []
+    for name in (name for name in maps[0] if name in maps[1]):
+        one, two = (store.read(f"judged.{tag}.{name}")[own] for store, own in zip(stores, at, strict=True))
+        found += _between(name, one, two, codes)
+    return found
 
 
-def _between(name: str, one: npt.NDArray[Any], two: npt.NDArray[Any]) -> Iterator[Between]:
+def _between(name: str, one: npt.NDArray[Any], two: npt.NDArray[Any], codes: Codes | None) -> Iterator[Between]:
     for place, figure in enumerate(FIGURES):
         if figure.endswith("logit"):
             continue
         there = ~np.isnan(one[:, place]) & ~np.isnan(two[:, place])
         if there.any():
-            found = paired(one[there, place], two[there, place], within=(RANGE[0][place], RANGE[1][place]))
+            own, within = None if codes is None else codes[there], (RANGE[0][place], RANGE[1][place])
+            found = paired(one[there, place], two[there, place], clusters=own, within=within)
             bounds = np.array([found.low, found.high])
             yield Between(name, figure, int(there.sum()), float(found.difference), bounds)

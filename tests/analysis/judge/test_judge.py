@@ -281,6 +281,12 @@ def test_two_models_are_compared_image_by_image(made: Any, judged: Store, tmp_pa
     assert one.images == 12
     assert one.difference == pytest.approx(np.nanmean(rows[0] - rows[1]))
     assert not any("logit" in figure for _, figure in found)
+    valid, clustered = judged.read("valid").astype(bool), Path(shutil.copytree(judged.path, tmp_path / "clusters.zarr"))
+    attlas.analyze(clustered, ["entropy"], cluster="label")
+    one = next(one for one in judging.between(clustered, path, tag="mean-3") if one.figure == "deletion_probability")
+    codes = np.unique(judged.read("label")[valid], return_inverse=True)[1]
+    wanted = interval((rows[0] - rows[1])[valid], clusters=codes, within=(-1, 1))
+    np.testing.assert_allclose(one.bounds, wanted)
 
 
 def test_a_map_of_one_s_own_is_judged(made: Any, copy: Callable[[str], Path]) -> None:
