@@ -7,7 +7,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 from .runtime.fast import ways
@@ -108,8 +107,9 @@ from attlas.engine.runtime.nvimgcodec import version
 from attlas.engine.runtime.on_card import trial
 from attlas.errors import AttlasError
 try:
+    found = version()  # first, since it says what brings the library
     trial()
-    print("nvImageCodec", version())
+    print("nvImageCodec", found)
 except AttlasError as error:
     sys.exit(str(error).removeprefix("--decoder cuda: "))
 """
@@ -170,12 +170,6 @@ def _try(provider: str) -> tuple[str, float]:
 
 def _on_card() -> str:
     """What decodes on a card with `--decoder cuda`, or why nothing does."""
-    try:
-        there = find_spec("nvidia.nvimgcodec") is not None  # whatever brought it: metadata may be missing
-    except ModuleNotFoundError:
-        there = False
-    if not there:
-        return "nothing (`pip install 'attlas[gpu]'` brings nvImageCodec)"
     try:
         done = subprocess.run(
             [sys.executable, "-c", _DECODES], capture_output=True, text=True, timeout=SECONDS, check=False

@@ -283,10 +283,14 @@ def test_a_batch_on_the_card_is_copied_there() -> None:
 
 
 def test_doctor_says_what_decodes_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By trying what can be imported, or why nothing does."""
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
-    assert "`pip install 'attlas[gpu]'` brings nvImageCodec" in doctor._on_card()
-    monkeypatch.setattr(doctor, "find_spec", lambda name: name)  # a plain folder, of which no metadata tells
-    assert doctor._on_card() == "nothing (no CUDA card works here)"
+    """By trying it, or why nothing does."""
+    decodes = doctor._DECODES
+    for library, said in (
+        ("None", "needs nvImageCodec, which is not installed; `pip install 'attlas[gpu]'` brings it"),
+        ("types.SimpleNamespace(__version__='0.9')", "no CUDA card works here"),  # of which no metadata tells
+    ):
+        known = f"import sys, types\nsys.modules['nvidia.nvimgcodec'] = {library}\n"
+        monkeypatch.setattr(doctor, "_DECODES", known + decodes)
+        assert doctor._on_card() == f"nothing ({said})"
     monkeypatch.setattr(doctor, "_DECODES", "print('nvImageCodec 0.9')")
     assert doctor._on_card() == "nvImageCodec 0.9"
