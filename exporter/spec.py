@@ -40,6 +40,8 @@ METADATA_KEY = "attlas"
 # Protobuf's limit is 2 GiB; some of it is left for the nodes. Larger weights go into a file next to the graph.
 LARGEST_FILE = 2**31 - 2**24
 
+LARGEST_EDGE = 2**16  # of pictures, patches, grids; more is damage
+
 # The outputs per layer of a graph with norms.
 NORMS = ("value_norm", "branch_ratio", "token_norm")
 
@@ -283,6 +285,22 @@ class GraphSpec:
         """JSON text: equal specs give equal text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
 
+    def _check(self) -> None:
+        """Refuse values that no graph has, as ValueError: what reads them would fail elsewhere, and less clearly."""
+        numbers = {name: getattr(self, name) for name in ("image_size", "patch_size", "grid")}
+        numbers |= {"resize": self.recipe.resize, "depth": (self.depth,), "heads": (self.heads,)}
+        for name, values in numbers.items():
+            if not all(0 < value <= LARGEST_EDGE for value in values):
+                raise ValueError(f"{name} {_commas(values)}")
+        if self.recipe.crop != self.image_size:
+            raise ValueError(f"crop {_commas(self.recipe.crop)} of pictures of {_commas(self.image_size)} pixels")
+        if not self.layers or list(self.layers) != sorted({*self.layers} & {*range(self.depth)}):
+            raise ValueError(f"layers {_commas(self.layers)} of {self.depth}")
+        for output in self.outputs:
+            sizes = [1 if k == 0 and size is None else size or 0 for k, size in enumerate(output.shape)]
+            if len(output.dims) != len(sizes) or not all(0 < size < 2**31 for size in sizes):
+                raise ValueError(f"output {output.name} of shape {_commas(output.shape)}")
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> GraphSpec:
         """Read `to_dict`'s values.
@@ -298,8 +316,10 @@ class GraphSpec:
                 f"{where}: written in format {number}, this attlas reads up to {FORMAT}; install a newer attlas"
             )
         try:
-            return typing.cast(GraphSpec, _read(cls, data))
-        except (KeyError, TypeError, ValueError) as error:
+            found = typing.cast(GraphSpec, _read(cls, data))
+            found._check()
+            return found
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise AttlasError(f"{where}: its attlas metadata is damaged ({error}); export the model again") from None
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures import Executor as Pool
 from typing import Any, Self
 
-from ...errors import AttlasError
+from ...errors import AttlasError, UsageError
 
 try:
     import distributed
@@ -27,6 +28,7 @@ from .dispatch import TRIES
 __all__ = ["LOOK", "Cluster", "in_words", "leave_thread", "this_worker"]
 
 CONNECT = 5  # seconds
+ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?([^\s:/\[\]]+|\[[\w:.%]+\]):[0-9]{1,5}/?")
 LOOK = 2.0  # seconds between updates of the list of workers
 
 
@@ -174,6 +176,10 @@ def _refuse(refused: Mapping[str, str]) -> None:
 
 
 def _connect(address: str) -> Any:
+    if not ADDRESS.fullmatch(address):  # Dask would take its time, and raise what nobody catches
+        raise UsageError(
+            f"--scheduler {address}: is no address; write tcp://HOST:PORT, as `dask scheduler` prints it at its start"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about versions: `check_versions` compares those that matter

@@ -79,13 +79,29 @@ def read_spec(path: str | os.PathLike[str]) -> GraphSpec:
 # Cached: a run reads the spec five times, and each time would parse the whole file with its weights.
 @functools.lru_cache(maxsize=8)
 def _spec(path: Path, _mtime_ns: int, _size: int) -> GraphSpec:
-    for entry in load(path).metadata_props:
+    model = load(path)
+    for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
-            return GraphSpec.from_json(entry.value, str(path))
+            spec = GraphSpec.from_json(entry.value, str(path))
+            _compare(spec, model.graph, path)
+            return spec
     raise AttlasError(
         f"{path}: is an ONNX model without attlas metadata, so its recipe, grid and tokens are unknown; "
         "export it with `attlas export`"
     )
+
+
+def _compare(spec: GraphSpec, graph: onnx.GraphProto, path: Path) -> None:
+    """Refuse a spec that says other shapes than the graph, by which buffers are made."""
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.output}
+    for output in spec.outputs:
+        known = shapes.get(output.name, [])  # a size of 0 is not known
+        said = [size or 0 for size in output.shape]
+        if known and (len(known) != len(said) or any(a and b and a != b for a, b in zip(known, said, strict=True))):
+            raise AttlasError(
+                f"{path}: its attlas metadata is damaged (output {output.name} has another shape in the graph); "
+                "export the model again"
+            )
 
 
 def graph_digest(path: str | os.PathLike[str]) -> str:

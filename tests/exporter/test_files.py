@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("timm")
 
 
+from attlas.engine.runtime.graph import read_spec
 from attlas.errors import AttlasError
 from attlas.exporter import GraphSpec
 from attlas.exporter.differences import row_variation
@@ -123,3 +124,41 @@ def test_place_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(graph_module.os, "access", lambda *given: False)
     with pytest.raises(AttlasError, match="nothing can be written to"):
         graph_module._target(path, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("layers",), []),
+        (("layers",), [0, 10**30]),
+        (("layers",), [1, 0]),
+        (("image_size", 0), -1),
+        (("image_size", 1), 3),
+        (("grid", 0), 10**29),
+        (("heads",), 0),
+        (("recipe", "crop"), [1, 2]),
+        (("recipe",), 5),
+        (("outputs", 0, "shape"), [None, -3]),
+        (("outputs", 0, "shape"), [None]),
+        (("outputs", 0, "shape"), [None, None]),
+        (("outputs", 0, "shape"), [None, 10**18]),
+        (("outputs", 0, "shape"), [None, 7]),
+        (("outputs", 2, "shape"), [1, 2, 3, 4]),
+    ],
+)
+def test_metadata_that_no_graph_has_is_refused_when_it_is_read(
+    place: tuple[Any, ...], value: Any, exported: Any, tmp_path: Path
+) -> None:
+    """In one line, and not by what would have made buffers of these sizes."""
+    _, result = exported(DEIT)
+    model = onnx.load(result.path)
+    entry = next(e for e in model.metadata_props if e.key == METADATA_KEY)
+    said = json.loads(entry.value)
+    at = said
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    entry.value = json.dumps(said)
+    onnx.save(model, tmp_path / "edited.onnx")
+    with pytest.raises(AttlasError, match=r"edited\.onnx: its attlas metadata is damaged .*export the model again"):
+        read_spec(tmp_path / "edited.onnx")

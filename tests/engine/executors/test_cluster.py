@@ -20,7 +20,7 @@ from attlas.engine.executors.dispatch import TRIES, dispatch
 from attlas.engine.executors.worker import Worker
 from attlas.engine.job import make_job, open_store
 from attlas.engine.runner import run
-from attlas.errors import AttlasError
+from attlas.errors import AttlasError, UsageError
 from support import chunk_files
 from support_workers import PATIENCE, Marks, Unsteady, asked, assert_analyzed_alike, command, until
 
@@ -238,6 +238,20 @@ def test_workers_that_do_not_see_the_files_are_refused(
             Worker(other, threads=1, cores=1)
     with pytest.raises(AttlasError, match="sees another store"):
         Worker(dataclasses.replace(task, plan=dataclasses.replace(task.plan, images=7)), threads=1, cores=1)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "foo", "tcp://", "tcp://127.0.0.1", "http://127.0.0.1:8787", "inproc://1", "tcp://a:b"]
+)
+def test_what_is_no_address_is_refused_before_dask_tries_it(address: str) -> None:
+    """Its client would be collected later, with a traceback that nothing catches."""
+    pytest.importorskip("distributed", reason="needs dask.distributed: pip install 'attlas[distributed]'")
+    from attlas.engine.executors.cluster import ADDRESS, Cluster
+
+    with pytest.raises(UsageError, match=r"is no address; write tcp://HOST:PORT"), Cluster(address):
+        pass
+    for known in ("tcp://10.0.0.1:8786", "tls://node-7.cluster:8786", "localhost:8786", "tcp://[fe80::1%eth0]:8786"):
+        assert ADDRESS.fullmatch(known)
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
