@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
+from ... import arguments
+from ...arguments import Where
 from ...errors import AttlasError
 from . import remote
 from .items import UNKNOWN, ChangedError, is_hidden
@@ -57,9 +59,9 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
-def expanded(where: str | os.PathLike[str]) -> str:
-    """A path or URL as text; `file://` is removed and `~` is expanded."""
-    return os.path.expanduser(os.fspath(where).removeprefix("file://"))  # noqa: PTH111 - may be a URL
+def expanded(where: Where, what: str = "path", wanted: str = "a path") -> str:
+    """A path or URL as text, checked by `arguments.path`; `file://` is removed and `~` is expanded."""
+    return os.path.expanduser(arguments.path(where, what, wanted).removeprefix("file://"))  # noqa: PTH111 - or a URL
 
 
 def leads_out(path: str) -> bool:
