@@ -101,7 +101,7 @@ def conform(
             )
         came = Results(results, expected)
         outputs = [o for o in outputs if o.name in came.outputs]
-        notes += [f"{came.path} lacks {', '.join(came.left_out)}"] if came.left_out else []
+        notes += [f"{came.path.name} lacks {', '.join(came.left_out)}"] if came.left_out else []
         tested, answer = str(came.path), came
     else:
         tested, answer = _tested(path, provider, precision, outputs, threads, size)
