@@ -144,6 +144,7 @@ def make_job(
     targets = _targets(request, keep, spec, items)
     existing, notes = None, list[str]()
     if request.output.exists() and not request.overwrite:
+        _refuse_taken(request.output)
         existing = Plan.from_dict(read_attrs(request.output)["plan"])
     identity = _identity(request, contents, items)  # once: it hashes the whole graph
 
@@ -206,6 +207,13 @@ def _refuse_other(graph: Path) -> None:
     if graph.is_dir():
         what = "an attention store" if (graph / "zarr.json").exists() else "a folder"
         raise UsageError(f"{graph}: is {what}, not a graph; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`")
+
+
+def _refuse_taken(output: Path | Url) -> None:
+    """Refuse an OUTPUT that is there and is no store; whether one can be read is seen later."""
+    if isinstance(output, Path) and not (output / "zarr.json").exists():
+        what = "folder" if output.is_dir() else "file"
+        raise AttlasError(f"{output}: exists, and is a {what} that is no attention store; choose another output (-o)")
 
 
 def _columns_note(renamed: Mapping[str, str]) -> list[str]:

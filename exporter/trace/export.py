@@ -126,9 +126,12 @@ def export(
     if isinstance(model, str):
         if gradients and not texts and find(model)[0].has_texts:
             raise without_classes(model)  # and nothing is downloaded
-        with contextlib.suppress(UsageError):  # any other problem is reported by `build`
+        try:
             summary = summarize(model, img_size=img_size, preprocess=preprocess, model_args=model_args)
             refuse_too_large(summary, layers, gradients=bool(gradients))
+        except UsageError:
+            if find(model)[0].name == "timm":  # what its summary refuses is on no list: no weights are fetched
+                raise  # any other problem is reported by `build`
     built = _loaded(model, progress, **choice, **recipe)
     more: dict[str, Any] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
