@@ -128,7 +128,7 @@ def run(
     images: str | os.PathLike[str] | Source,
     output: str | os.PathLike[str],
     *,
-    keep: Sequence[str] = ("attention",),
+    keep: Sequence[str] | str = ("attention",),
     layers: Sequence[int] | None = None,
     store_dtype: str = "float16",
     codec: str = "lz4",
@@ -136,7 +136,7 @@ def run(
     provider: str = "auto",
     precision: Precision = "float32",
     decoder: Decoder = "host",
-    target: str = "predicted",
+    target: str | int = "predicted",
     workers: int | None = None,
     scheduler: str | Executor | None = None,
     threads: int | None = None,
@@ -222,12 +222,13 @@ def demo(
     """
     from pathlib import Path
 
+    from .arguments import path
     from .engine.photos import write_photos
     from .errors import AttlasError
 
     say = progress if callable(progress) else _say if progress else (lambda _line: None)
     bars = progress is True
-    root = Path(folder)
+    root = Path(path(folder, "folder"))
     photos, graph = root / "photographs", root / f"{model}.onnx"
     store, page = root / f"{model}.zarr", root / "report.html"
     if root.exists() and not photos.is_dir() and (not root.is_dir() or any(root.iterdir())):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .. import arguments
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import formulas
@@ -247,14 +248,14 @@ CATALOG: dict[str, Statistic] = {
 # -- by name ----------------------------------------------------------------------------------------------------------
 
 
-def resolved(names: Iterable[str | Statistic]) -> list[Statistic]:
+def resolved(names: Iterable[str | Statistic] | str | Statistic) -> list[Statistic]:
     """The statistics of these names, each once; a name may say parameters: `rollout:start=1,fusion=max`.
 
     Raises:
         UsageError: one is unknown, and near names are suggested; or it has no such parameter.
     """
     found: dict[str, Statistic] = {}
-    for name in names:
+    for name in arguments.several(names, "names", (str, Statistic), "names or `Statistic`s"):
         one = name if isinstance(name, Statistic) else _named(name)
         if not _ours(one) and reserved(one.name):
             raise UsageError(f"{one.name}: has the name of one of ours, or of an array that they need; choose another")

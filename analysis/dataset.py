@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from ..arguments import Where
 from ..engine.store.coordinates import COORDINATES
 from ..engine.store.overview import as_html, as_text, overview
 from ..engine.store.store import Store
@@ -44,7 +44,7 @@ class Dataset(xr.Dataset):  # type: ignore[no-untyped-call]
         return overview(sizes, facts)
 
 
-def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | None = None) -> Dataset:
+def open(path: Where, chunks: Mapping[str, Any] | str | int | None = None) -> Dataset:
     """Open a store: the run's arrays, the statistics beside them, nothing loaded.
 
     Every large array is cut as it is stored, so that a selection reads its own chunks alone. Attention is float32
@@ -54,7 +54,7 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
     and class.
 
     Args:
-        path: of the store.
+        path: of the store, or a `Store`.
         chunks: other chunks, as `Dataset.chunk` takes them: by dimension, or "auto" for what dask finds convenient.
 
     Returns:
@@ -74,7 +74,7 @@ def open(path: str | os.PathLike[str], chunks: Mapping[str, Any] | str | int | N
         # Undecoded, since xarray would make float64 of float16, and would do so before it could be cut.
         found = xr.open_zarr(store.zarr, chunks={}, mask_and_scale=False, decode_times=False, zarr_format=3)
     except (ValueError, OSError, KeyError) as error:
-        raise AttlasError(f"{path}: does not read as a Zarr store ({one_line(error)})") from None
+        raise AttlasError(f"{store.path}: does not read as a Zarr store ({one_line(error)})") from None
     found = found.assign({str(name): _decoded(variable) for name, variable in found.data_vars.items()})
     if "attention_code" in found:
         found = found.rename(attention_code="attention")

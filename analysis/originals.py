@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .. import arguments
 from ..engine.store.store import Store
 from ..errors import AttlasError, UsageError
 
@@ -24,9 +25,12 @@ def folder_of(images: str | os.PathLike[str] | None) -> Path | None:
     Raises:
         UsageError: there is no such folder.
     """
-    if images is not None and not Path(images).is_dir():
+    if images is None:
+        return None
+    folder = Path(arguments.path(images, "images", "the path of a folder"))
+    if not folder.is_dir():
         raise UsageError(f"--images {images}: there is no such folder; it is the one that `attlas run` was given")
-    return None if images is None else Path(images)
+    return folder
 
 
 def crop(store: Store, image: int, folder: str | os.PathLike[str] | None) -> npt.NDArray[np.uint8]:

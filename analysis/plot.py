@@ -14,16 +14,16 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .. import arguments
+from ..arguments import Paths, Where
 from ..errors import AttlasError, UsageError
 
 if TYPE_CHECKING:
     from ..engine.runtime.results import Result
     from ..engine.store.store import Store
-    from .dataset import Dataset
     from .report.sections.base import Context, Figure
     from .show.subject import Subject
 
-    type Where = str | os.PathLike[str] | Store | Dataset
 
 __all__ = [
     "compare",
@@ -107,7 +107,7 @@ def overlay(
     of: Result | Where,
     ax: Any = None,
     *,
-    image: int = 0,
+    image: int | str | os.PathLike[str] = 0,
     map: str = "",
     layer: int | None = None,
     head: int | None = None,
@@ -119,7 +119,7 @@ def overlay(
     Args:
         of: what `Session(...)(pictures)` gives, or a store.
         ax: matplotlib's Axes.
-        image: the index of the picture in it.
+        image: the index of the picture in it, or its path or name.
         map: a map of the catalog by name, such as `rollout` or `rollout:start=1`.
         layer: the block's index; by default the last. `head`: by default the mean over heads.
         head: its index.
@@ -134,7 +134,8 @@ def overlay(
     from .report.plots.overlay import overlay as over
     from .show.maps import Choice, maps_of, mean_of, named, query_views, readout_views
 
-    one, choice = _subject(of, image), Choice(layer, head)
+    one, choice = _subject(of, image), Choice(layer, arguments.whole_or_none(head, "head"))
+    patch = None if patch is None else arguments.pair(patch, "patch", "(row, column), such as (3, 7)")
     if map:
         views = maps_of(one, named(map), choice)
     else:
@@ -142,7 +143,7 @@ def overlay(
     if one.pixels is None:
         raise AttlasError(f"{one.where}: holds no pixels of {one.name}; choose an image of its sample")
     height, width = one.pixels.shape[:2]
-    ax = _axes(2.6, 2.6 * height / width, sheet=True) if ax is None else ax
+    ax = _axes(2.6, 2.6 * height / width, sheet=True) if ax is None else _checked(ax)
     first = views[0]
     printed = f"max {{:.3g}} {first.unit}".rstrip()
     given: dict[str, Any] = {"root": first.root, "printed": printed, "patch": first.patch} | options
@@ -150,11 +151,15 @@ def overlay(
     return ax
 
 
-def _subject(of: Any, image: int) -> Subject:
+def _subject(of: Any, image: Any) -> Subject:
     from ..engine.runtime.results import Result
+    from .show.choose import Selection
     from .show.subject import of_result, of_store
 
     store = None if isinstance(of, Result) else _store(of)
+    if store is not None and isinstance(image, str | os.PathLike):
+        (image,) = Selection(arguments.path(image, "image")).of(store)
+    image = arguments.whole(image, "image", "an index" if store is None else "an index or a path")
     count = len(of.pixels) if store is None else store.plan.images
     if not 0 <= image < count:
         raise UsageError(f"image {image}: there are {count}, counted from 0")
@@ -312,12 +317,12 @@ def object_similarity(store: Where, boxes: str | os.PathLike[str], ax: Any = Non
 
 
 def compare(
-    stores: Sequence[Where],
+    stores: Paths,
     ax: Any = None,
     *,
     statistic: str = "distance_renormalized",
     difference: bool = False,
-    names: Sequence[str] = (),
+    names: Sequence[str] | str = (),
 ) -> Any:
     """Several stores over relative depth: y in image widths or shares of uniform entropy; or their differences.
 
@@ -328,14 +333,15 @@ def compare(
         difference: draw differences from the first store, image by image; of distance_renormalized and entropy.
         names: what they are called; by default by their models.
     """
+    from ..engine.store.store import Store
     from .report.facts import labels
     from .report.sections.base import Figure
     from .report.sections.comparison import comparison
 
-    found = [_store(store) for store in stores]
+    found = [Store(path) for path in arguments.paths(stores, "stores", "the paths of two stores or more")]
     if len(found) < 2:
         raise UsageError("to compare takes two stores or more")
-    called = list(names) or labels(found)
+    called = list(arguments.names(names, "names")) or labels(found)
     if len(called) != len(found):
         raise UsageError(f"{len(called)} names for {len(found)} stores: give one each")
     sections = comparison([_context(store, label) for store, label in zip(found, called, strict=True)])
@@ -356,12 +362,7 @@ def compare(
 def _store(of: Any) -> Store:
     from ..engine.store.store import Store
 
-    if isinstance(of, Store):
-        return of
-    path = of.encoding.get("source") if hasattr(of, "encoding") else of
-    if not isinstance(path, str | os.PathLike):
-        raise UsageError(f"a store is its path, a Store, or what `attlas.open` gives, not {type(of).__name__}")
-    return Store(path)
+    return of if isinstance(of, Store) else Store(of)
 
 
 def _context(store: Store, label: str = "", **options: Any) -> Context:
@@ -405,12 +406,18 @@ def _on(figure: Figure, ax: Any, panel: str) -> Any:
         raise UsageError(f"panel {panel}: {hint} are {', '.join(filter(None, titles)) or 'none'}")
     plot = figure.plots[titles.index(panel) if panel else 0]
     if ax is not None:
-        plot.draw(ax)
+        plot.draw(_checked(ax))
         return ax
     width = WIDE if plot.sheet and figure.wide else NARROW
     with style():
         ax = _axes(width, plot.height(width), sheet=plot.sheet)
         plot.draw(ax)
+    return ax
+
+
+def _checked(ax: Any) -> Any:
+    if not hasattr(ax, "get_figure"):
+        raise UsageError(f"ax: pass matplotlib's Axes, not {arguments.brief(ax)}")
     return ax
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import arguments
 from ..engine.store.schema import Template
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
@@ -148,6 +149,7 @@ class Statistic:
     fill: Any = math.nan
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dims", arguments.names(self.dims, "dims"))
         if self.formula is None:
             return
         for name, argument in inspect.signature(self.formula).parameters.items():

@@ -10,7 +10,7 @@ import attlas
 import click
 
 from ..errors import UsageError
-from .shared import note, path_argument, say_json
+from .shared import path_argument, say_json
 
 
 @click.command(short_help="Is the graph still the model in this runtime?")
@@ -70,8 +70,6 @@ def conform(
     if overwrite:
         raise UsageError("--overwrite: is for --export, and nothing is written here")
     result = attlas.conform(graph, images, results=results, progress=True, **options)
-    for line in result.notes:
-        note(f"note: {line}")
     say_json(result.to_dict()) if as_json else click.echo(repr(result))
     if not result.conforms:
         sys.exit(1)

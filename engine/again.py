@@ -11,7 +11,7 @@ from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
 from .runtime.decode import DecodeError, decode
 from .runtime.graph import read_spec
-from .sources import Items, Source, open_source
+from .sources import Items, Source, source_of
 from .sources.items import UNKNOWN, ChangedError
 from .store.store import Store
 
@@ -48,7 +48,7 @@ def image_items(store: Store, images: str | os.PathLike[str] | Source) -> tuple[
     Raises:
         AttlasError: the source lacks one of them, or one has another size than it had in the run.
     """
-    source = open_source(images) if isinstance(images, str | os.PathLike) else images
+    source = source_of(images)
     items = Items.of(source.items)
     places = {str(key): place for place, key in enumerate(items.keys)}
     keys = [str(key) for key in store.read("path")]

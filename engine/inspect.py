@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..arguments import Where
 from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
 from .amounts import alone_line, amount, duration
@@ -21,7 +21,7 @@ from .store.store import Store
 __all__ = ["inspect", "screen"]
 
 
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect(path: Where) -> dict[str, Any]:
     """Describe a graph or a store; every value is plain JSON.
 
     Raises:

@@ -25,7 +25,7 @@ from .runtime.graph import graph_digest, read_spec
 from .runtime.probe import probe_batch
 from .runtime.providers import OPENVINO, Precision, accelerates, check_precision, resolve_provider
 from .runtime.session import constants
-from .sources import Items, Source, open_source
+from .sources import Items, Source, source_of
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
 from .store.coordinates import COORDINATES, Reserved, arrays, nothing_reserved, with_room
@@ -135,7 +135,7 @@ def make_job(
     _check_runtime(request, keep)
     choices = Choices(keep, request.reducer, request.statistics)
     accelerator = accelerates(request.provider)
-    source = _source(images)
+    source = source_of(images)
     items = Items.of(source.items)
     if request.limit is not None:
         items = items.take(spread(len(items), request.limit))
@@ -144,6 +144,7 @@ def make_job(
     targets = _targets(request, keep, spec, items)
     existing, notes = None, list[str]()
     if request.output.exists() and not request.overwrite:
+        _refuse_taken(request.output)
         existing = Plan.from_dict(read_attrs(request.output)["plan"])
     identity = _identity(request, contents, items)  # once: it hashes the whole graph
 
@@ -201,30 +202,18 @@ def _check_runtime(request: Request, keep: Keep) -> None:
         raise UsageError("statistics in the graph: OpenVINO would not round attention before them; leave them to auto")
 
 
-def _source(images: str | os.PathLike[str] | Source) -> Source:
-    """Open the path or URL IMAGES, or check that it is a source.
-
-    Raises:
-        UsageError: it is an object without all attributes of a source.
-    """
-    if isinstance(images, str | os.PathLike):
-        return open_source(images)
-    missing = [
-        name for name in ("name", "items", "read", "others", "reads_ahead", "subset") if not hasattr(images, name)
-    ]
-    if missing:
-        raise UsageError(
-            f"images: {type(images).__name__} is no path, and no source, since it has no {', '.join(missing)}; derive "
-            "one from attlas.engine.sources.BaseSource"
-        )
-    return images
-
-
 def _refuse_other(graph: Path) -> None:
     """Refuse a GRAPH that looks like another argument of `run`, such as images or a store."""
     if graph.is_dir():
         what = "an attention store" if (graph / "zarr.json").exists() else "a folder"
         raise UsageError(f"{graph}: is {what}, not a graph; the order is `attlas run GRAPH.onnx IMAGES -o STORE.zarr`")
+
+
+def _refuse_taken(output: Path | Url) -> None:
+    """Refuse an OUTPUT that is there and is no store; whether one can be read is seen later."""
+    if isinstance(output, Path) and not (output / "zarr.json").exists():
+        what = "folder" if output.is_dir() else "file"
+        raise AttlasError(f"{output}: exists, and is a {what} that is no attention store; choose another output (-o)")
 
 
 def _columns_note(renamed: Mapping[str, str]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import arguments
 from ..errors import AttlasError, Interrupted, UsageError
 from ..exporter.spec import GraphSpec
 from ..progress import Display, Show, shows
@@ -102,7 +103,7 @@ def run(
     images: str | os.PathLike[str] | Source,
     output: str | os.PathLike[str],
     *,
-    keep: Sequence[str] = ("attention",),
+    keep: Sequence[str] | str = ("attention",),
     layers: Sequence[int] | None = None,
     store_dtype: str = "float16",
     codec: str = CODEC,
@@ -110,7 +111,7 @@ def run(
     provider: str = "auto",
     precision: Precision = "float32",
     decoder: Decoder = "host",
-    target: str = "predicted",
+    target: str | int = "predicted",
     workers: int | None = None,
     scheduler: str | Executor | None = None,
     threads: int | None = None,
@@ -159,12 +160,15 @@ def run(
     Raises:
         AttlasError: choices do not fit, files cannot be read or written, the store is of another run, or `stop` is set.
     """
+    path, store = Path(expanded(graph, "graph", "the path of an ONNX file")), locate(output)
+    keep, layers = arguments.names(keep, "keep"), None if layers is None else arguments.numbers(layers, "layers")
+    limit, batch_size = arguments.whole_or_none(limit, "limit"), arguments.whole_or_none(batch_size, "batch_size")
+    workers, threads = arguments.whole_or_none(workers, "workers"), arguments.whole_or_none(threads, "threads")
+    seed, shard = arguments.whole(seed, "seed"), arguments.pair(shard, "shard", "two whole numbers, such as (1, 4)")
     with _executor(workers, scheduler, threads) as team:
         how = (team.provider(provider), precision, decoder)
-        own = (keep, layers, store_dtype, codec, batch_size, *how, target, limit, seed)
-        request = Request(
-            Path(expanded(graph)), locate(output), *own, reducer, statistics, overwrite, dry_run, reserved
-        )
+        own = (keep, layers, store_dtype, codec, batch_size, *how, str(target), limit, seed)
+        request = Request(path, store, *own, reducer, statistics, overwrite, dry_run, reserved)
         return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from ... import arguments
+from ...arguments import Where
 from ...engine.again import check_graph, image_items, read_pictures
 from ...engine.runtime.outputs import Wanted
 from ...engine.runtime.providers import accelerates, cores
@@ -34,7 +36,7 @@ from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
 from ..statistics.summary import Summed, spec_of, texts
 from ..statistics.writing import writing
-from .planning import Where, absolute, lacking_units
+from .planning import File, absolute, lacking_units
 from .work import once, opened
 
 __all__ = ["LOSSES", "SILENCES", "HeadsResult", "judge_heads"]
@@ -90,8 +92,8 @@ class _Task:
 @shows("images")
 def judge_heads(
     store: Where,
-    graph: Where,
-    images: Where | Source,
+    graph: File,
+    images: File | Source,
     *,
     silence: str = "zero",
     provider: str = "auto",
@@ -123,6 +125,8 @@ def judge_heads(
     """
     started = time.perf_counter()
     show = progress if callable(progress) else (lambda _now: None)
+    store, graph = arguments.path(store, "store"), arguments.path(graph, "graph")
+    workers = arguments.whole_or_none(workers, "workers")
     if silence not in SILENCES:
         raise UsageError(f"--silence {silence}: there are {', '.join(SILENCES)}")
     where = Store(store)
@@ -151,7 +155,7 @@ def _pass(
     task: _Task,
     store: Store,
     spec: GraphSpec,
-    images: Where | Source,
+    images: File | Source,
     pool: Executor,
     ahead: int,
     overwrite: bool,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ... import arguments
+from ...arguments import Where
 from ...engine.runtime.providers import accelerates, cores
 from ...engine.sources import Source
 from ...engine.store.storage import Url
@@ -23,7 +25,7 @@ from ..statistic import Statistic
 from ..statistics.analysis import Progress, in_order
 from ..statistics.writing import writing
 from .localisation import Localisation, localise
-from .planning import Choice, Mask, Plan, Where, planned
+from .planning import Choice, File, Mask, Plan, planned
 from .segmentation import Segmentation, segment_unit
 from .segmentation import sum_up as sum_up_masks
 from .summary import Verdict, sum_up
@@ -60,16 +62,16 @@ class JudgeResult:
 @shows("images")
 def judge(
     store: Where,
-    graph: Where,
-    images: Where | Source,
+    graph: File,
+    images: File | Source,
     *,
-    maps: Sequence[str | Statistic],
+    maps: Sequence[str | Statistic] | str | Statistic,
     steps: int = 16,
     fill: str = "mean",
-    target: str = "predicted",
+    target: str | int = "predicted",
     other: Where | None = None,
-    masks: Where | None = None,
-    boxes: Where | None = None,
+    masks: File | None = None,
+    boxes: File | None = None,
     provider: str = "auto",
     workers: int | None = None,
     executor: Executor | None = None,
@@ -106,7 +108,9 @@ def judge(
         AttlasError: the graph is not of the store's model, images are others, the store cannot be written, or another
             analysis is writing it.
     """
-    choice = Choice(maps, steps, fill, target, other, masks, boxes, provider, overwrite)
+    steps, workers = arguments.whole(steps, "steps"), arguments.whole_or_none(workers, "workers")
+    store, graph = arguments.path(store, "store"), arguments.path(graph, "graph")
+    choice = Choice(maps, steps, fill, str(target), other, masks, boxes, provider, overwrite)
     show = progress if callable(progress) else (lambda _now: None)
     said = progress.note if isinstance(progress, Display) else (lambda _line: None)
     try:
@@ -118,8 +122,8 @@ def judge(
 
 def _judged(
     store: Store,
-    graph: Where,
-    images: Where | Source,
+    graph: File,
+    images: File | Source,
     choice: Choice,
     who: tuple[int | None, Executor | None],
     show: Callable[[Progress], None],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ... import arguments
 from ...engine.store.store import Store
 from ...errors import UsageError
 from ...exporter.spec import GraphSpec
@@ -111,7 +112,7 @@ def split(text: str) -> list[str]:
     return found
 
 
-def chosen(store: Store, names: Iterable[str | Statistic]) -> list[Chosen]:
+def chosen(store: Store, names: Iterable[str | Statistic] | str | Statistic) -> list[Chosen]:
     """The maps of these names, each once: `rollout:start=1`, `readout_map:layer=11,head=2`, or your own `Statistic`.
 
     A statistic that has a map of every layer gives that of the last one, and one of every head their mean, unless
@@ -121,7 +122,7 @@ def chosen(store: Store, names: Iterable[str | Statistic]) -> list[Chosen]:
         UsageError: a name is unknown, is no map of single images, or the model has no such layer or head.
     """
     found = {}
-    for name in names:
+    for name in arguments.several(names, "maps", (str, Statistic), "names or `Statistic`s"):
         one = _chosen(store, name)
         found[one.name] = one
     if not found:

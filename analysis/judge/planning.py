@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ...arguments import Where
 from ...engine.again import check_graph, image_items
 from ...engine.sources import Items, Source
-from ...engine.sources.files import is_url
+from ...engine.sources.files import expanded, is_url
 from ...engine.store.storage import Url
 from ...engine.store.store import ArraySpec, Store
 from ...engine.targets import choose
@@ -29,9 +30,9 @@ from .fills import FILLS
 from .maps import OTHER, Chosen, baselines, chosen
 from .work import Judgement, portable, rows_of
 
-__all__ = ["Choice", "Mask", "Plan", "Where", "absolute", "lacking_units", "planned"]
+__all__ = ["Choice", "File", "Mask", "Plan", "absolute", "lacking_units", "planned"]
 
-type Where = str | os.PathLike[str]
+type File = str | os.PathLike[str]
 type Mask = npt.NDArray[np.bool_]
 
 
@@ -39,13 +40,13 @@ type Mask = npt.NDArray[np.bool_]
 class Choice:
     """The arguments of `judge` that say what is judged, and how."""
 
-    maps: Sequence[str | Statistic]
+    maps: Sequence[str | Statistic] | str | Statistic
     steps: int
     fill: str
     target: str
     other: Where | None
-    masks: Where | None
-    boxes: Where | None
+    masks: File | None
+    boxes: File | None
     provider: str
     overwrite: bool
 
@@ -75,7 +76,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-def planned(store: Store, graph: Where, images: Where | Source, choice: Choice) -> Plan:
+def planned(store: Store, graph: File, images: File | Source, choice: Choice) -> Plan:
     """Everything that can be refused is refused here, before any picture is read; errors as in `judge`."""
     spec = check_graph(store, graph)
     if spec.output("logits") is None:
@@ -88,7 +89,7 @@ def planned(store: Store, graph: Where, images: Where | Source, choice: Choice) 
     targets = choose(choice.target, spec, items.labels)
     asked = chosen(store, choice.maps)
     second = _second(store, choice.other) if choice.other is not None else None
-    masks = Path(choice.masks) if choice.masks is not None else None
+    masks = Path(expanded(choice.masks, "masks")) if choice.masks is not None else None
     if masks is not None:
         segmentation.check_masks(store, masks, Units.of(store).mask)
     objects, left_out = _objects(store, choice.boxes)
@@ -138,10 +139,11 @@ def _lay_out(store: Store, task: Judgement, second: Store | None, *, masked: boo
         store.add([_of_second(one, second) for one in fresh])
 
 
-def _objects(store: Store, boxes: Where | None) -> tuple[list[Objects] | None, list[str]]:
+def _objects(store: Store, boxes: File | None) -> tuple[list[Objects] | None, list[str]]:
     """The objects of the store's images, and the boxes that are left out."""
     if boxes is None:
         return None, []
+    boxes = expanded(boxes, "boxes")
     if not Path(boxes).is_file():
         raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
     found, left_out = find(store, boxes)
@@ -150,9 +152,10 @@ def _objects(store: Store, boxes: Where | None) -> tuple[list[Objects] | None, l
     return found, left_out
 
 
-def _second(store: Store, where: Where) -> Store:
+def _second(store: Store, other: Where) -> Store:
     """A second store of the same images and patches."""
-    second = Store(where, writable=True)
+    second = Store(other, writable=True)
+    where = second.path
     if second.spec.grid != store.spec.grid:
         raise AttlasError(f"{where}: has a grid of {second.spec.grid} patches, {store.path} of {store.spec.grid}")
     if second.plan.images != store.plan.images or (second.read("path") != store.read("path")).any():
@@ -218,7 +221,7 @@ def _differing(store: Store, maps: Sequence[Chosen], targets: npt.NDArray[np.int
     return [f"{', '.join(weighs)}: of {other:,} images the run's gradients are of another class than is judged"]
 
 
-def absolute(path: Where | Url) -> str:
+def absolute(path: File | Url) -> str:
     """A path as other processes find it; a URL as it is."""
     text = os.fspath(path)
     return text if is_url(text) else os.path.abspath(text)  # noqa: PTH100 - links stay as they are named

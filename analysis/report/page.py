@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ... import arguments
+from ...arguments import Paths
 from ...engine.store.storage import Url, locate
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
@@ -29,7 +31,6 @@ from .write import write_figure
 __all__ = ["report"]
 
 Say = Callable[[str], None]
-Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
 
 @shows("sections")
@@ -42,8 +43,8 @@ def report(
     examples: int = 4,
     baseline: Paths = (),
     boxes: str | os.PathLike[str] | None = None,
-    only: Sequence[str] = (),
-    names: Sequence[str] = (),
+    only: Sequence[str] | str = (),
+    names: Sequence[str] | str = (),
     style: str = "paper",
     explore: int = 0,
     overwrite: bool = False,
@@ -79,8 +80,11 @@ def report(
             is not there, a section or style is unknown, `names` are not one for each store, or `explore` is too many.
         AttlasError: a store or `boxes` does not read, or a file cannot be written.
     """
-    shown, against = _located(stores), _located(baseline)
-    output, folder = Path(output), None if figures is None else Path(figures)
+    shown, against = _located(stores, "stores"), _located(baseline, "baseline")
+    output = Path(arguments.path(output, "output", "the path of the page, NAME.html"))
+    folder = None if figures is None else Path(arguments.path(figures, "figures"))
+    only, names = arguments.names(only, "only"), arguments.names(names, "names")
+    examples, explore = arguments.whole(examples, "examples"), arguments.whole(explore, "explore")
     _check(len(shown), output, folder, overwrite)
     _check_read(images, boxes)
     wanted, called = _check_words(only, names, style, len(shown) + len(against))
@@ -100,8 +104,8 @@ def report(
     return output
 
 
-def _located(paths: Paths) -> list[Path | Url]:
-    return [locate(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+def _located(paths: Paths, what: str) -> list[Path | Url]:
+    return [locate(p) for p in arguments.paths(paths, what, "the path of a store, or a list of them")]
 
 
 def _check(shown: int, output: Path, folder: Path | None, overwrite: bool) -> None:
@@ -122,7 +126,7 @@ def _check_read(images: str | os.PathLike[str] | None, boxes: str | os.PathLike[
     folder_of(images)
     if boxes is None:
         return
-    if not Path(boxes).is_file():
+    if not Path(arguments.path(boxes, "boxes")).is_file():
         raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
     read_coco(boxes)
 

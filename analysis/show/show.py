@@ -8,8 +8,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
+from ... import arguments
+from ...arguments import Where
+from ...arguments import whole_or_none as _or_none
 from ...errors import UsageError
 from ...exporter.spec import GraphSpec
 from ...files import appearing
@@ -85,7 +88,7 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def show(
-    source: str | os.PathLike[str],
+    source: Where,
     picture: Any = None,
     *,
     output: str | os.PathLike[str] | None = None,
@@ -136,9 +139,16 @@ def show(
         AttlasError: something cannot be read, or was not exported or kept.
     """
     if output is not None:
-        check_output(Path(output), overwrite)
-    chosen = tuple(named(name) for name in ([maps] if isinstance(maps, str) else maps))
+        check_output(Path(arguments.path(output, "output")), overwrite)
+    source, head = arguments.path(source, "source", "the path of a graph or a store"), _or_none(head, "head")
+    patch = None if patch is None else arguments.pair(patch, "patch", "(row, column), such as (3, 7)")
+    threshold = None if threshold is None else arguments.number(threshold, "threshold")
+    at = None if at is None else arguments.pair(at, "at", "(x, y) in pixels, such as (120, 80)", fractions=True)
+    chosen = tuple(named(name) for name in arguments.names(maps, "maps"))
+    image = arguments.several(image, "image", (str, SupportsIndex), "a path or an index, or a list of them")
+    random, count, seed = _or_none(random, "random"), _or_none(count, "count"), arguments.whole(seed, "seed")
     selection = Selection(image, random, sort, count, seed)
+    target = arguments.whole(target, "target", "the index of a class, or -1")
     subjects = _subjects(source, picture, chosen, target, walk, images, selection)
     patch = patch if at is None else patch_at(subjects, at)
     request = Request(Choice(layer, head), chosen, _on_grid(patch, subjects[0].spec), matrix, threshold, style)

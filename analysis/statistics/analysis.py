@@ -7,7 +7,6 @@ stopped, new units cost only themselves, and several stores are summed up togeth
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ... import arguments
+from ...arguments import Paths, Where
 from ...engine.runtime.providers import cores
 from ...engine.store.storage import Url
 from ...engine.store.store import Store
@@ -87,8 +88,8 @@ class Pooled:
 
 @shows("images")
 def analyze(
-    store_path: str | os.PathLike[str],
-    names: Sequence[str | Statistic] | None = None,
+    store_path: Where,
+    names: Sequence[str | Statistic] | str | Statistic | None = None,
     *,
     by: str = "",
     cluster: str | None = None,
@@ -103,7 +104,7 @@ def analyze(
     date; then `<name>_mean`, `<name>_std`, `<name>_quantile` and `<name>_interval` over valid images.
 
     Args:
-        store_path: a store, finished or not.
+        store_path: a store, finished or not: its path, a `Store`, or what `attlas.open` gives.
         names: statistics of `catalog.CATALOG`, with parameters (`rollout:start=1,fusion=max`) or without, or your own
             `Statistic`s; only these are summed up.
         by: a column of the store (`label`, any array over images alone), or `predicted`, the class of the largest
@@ -123,15 +124,17 @@ def analyze(
     started = time.perf_counter()
     show = progress if callable(progress) else (lambda _now: None)
     asked = None if names is None else resolved(names)
+    where, workers = arguments.path(store_path, "store_path"), arguments.whole_or_none(workers, "workers")
+    by, cluster = arguments.text(by, "by"), arguments.text(cluster or "", "cluster") or None
     try:
-        with writing(store_path) as store:
+        with writing(where) as store:
             work = planned(store, asked, by, overwrite, cluster)
             _work_through(work, executor, workers or cores(), show)
             if isinstance(progress, Display):
                 progress.note("summing up")
             summed = _sum_up(work) if work.source.mask.any() else ()
     except OSError as error:
-        raise AttlasError(f"{store_path}: cannot be written ({error.strerror or error})") from None
+        raise AttlasError(f"{where}: cannot be written ({error.strerror or error})") from None
     return AnalyzeResult(
         path=store.path,
         images=int(work.source.mask.sum()),
@@ -144,9 +147,7 @@ def analyze(
     )
 
 
-def pooled(
-    stores: Sequence[str | os.PathLike[str]], names: Sequence[str | Statistic] | None = None, *, by: str = ""
-) -> Pooled:
+def pooled(stores: Paths, names: Sequence[str | Statistic] | str | Statistic | None = None, *, by: str = "") -> Pooled:
     """The dataset's statistics over the images of several stores of one model: shards, or splits of a dataset.
 
     Made of what `analyze` wrote into each, without reading attention: counts and histograms are those of one pass,
@@ -161,9 +162,9 @@ def pooled(
         UsageError: the stores are of different graphs, or a name is unknown.
         AttlasError: a statistic is not there in one of them, or not of all its units.
     """
-    if not stores:
+    opened = [Store(path) for path in arguments.paths(stores, "stores")]
+    if not opened:
         raise UsageError("there is no store to sum up")
-    opened = [Store(path) for path in stores]
     clusters = [cluster_of(store) for store in opened]
     sources = [Source.of(store, clusters[0]) for store in opened]
     first = sources[0].store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...arguments import Where
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Show, shows
@@ -44,9 +44,7 @@ class Comparison:
 
 
 @shows("images")
-def compare(
-    one: str | os.PathLike[str], other: str | os.PathLike[str], *, progress: Show[Progress] = None
-) -> Comparison:
+def compare(one: Where, other: Where, *, progress: Show[Progress] = None) -> Comparison:
     """Jensen-Shannon divergence of two stores' rows on the images that both have, by path.
 
     Heads of two models have nothing to do with each other: rows are means over heads, over patches, divided by their

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
+from ...arguments import Where
 from ...engine.store.locks import analysing
 from ...engine.store.storage import locate
 from ...engine.store.store import Store
@@ -14,7 +14,7 @@ __all__ = ["writing"]
 
 
 @contextlib.contextmanager
-def writing(where: str | os.PathLike[str]) -> Iterator[Store]:
+def writing(where: Where) -> Iterator[Store]:
     """Lock the analysis of a store, remove what killed analyses left half-written, and open it as it is now.
 
     A run may go on meanwhile, and whatever reads. Within itself it only opens the store.

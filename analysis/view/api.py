@@ -28,6 +28,8 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
+from ... import arguments
+from ...arguments import Paths
 from ...engine.store.store import Store
 from ...errors import UsageError
 from .. import formulas
@@ -65,7 +67,7 @@ class Atlas:
 
     def __init__(
         self,
-        stores: Sequence[str | os.PathLike[str]],
+        stores: Paths,
         images: str | os.PathLike[str] | None = None,
         *,
         only: Sequence[int] | None = None,
@@ -77,10 +79,11 @@ class Atlas:
             UsageError: there is none, there are too many, or `images` is no folder.
             AttlasError: one is no store.
         """
-        if not 0 < len(stores) <= MOST:
-            raise UsageError(f"{len(stores)} stores: name 1 to {MOST}")
+        paths = arguments.paths(stores, "stores", "the path of a store, or a list of them")
+        if not 0 < len(paths) <= MOST:
+            raise UsageError(f"{len(paths)} stores: name 1 to {MOST}")
         self.only, self.levels, self.folder = only, levels, folder_of(images)
-        self.readers = [Reader(Store(path)) for path in stores]
+        self.readers = [Reader(Store(path)) for path in paths]
         self._columns: dict[tuple[Reader, str, int], bytes] = {}
         self._computing = threading.Lock()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...arguments import Paths
 from ...errors import AttlasError
 from .api import Atlas
 from .server import asset
-from .single import Paths, write
+from .single import write
 
 __all__ = ["view"]
 
@@ -45,8 +45,7 @@ def view(
     if output is not None:
         made: Path = write(stores, output, images=images, count=count, overwrite=overwrite, progress=progress)
         return made
-    paths: Sequence[Any] = [stores] if isinstance(stores, str | os.PathLike) else list(stores)
-    return _widget(Atlas(paths, images))
+    return _widget(Atlas(stores, images))
 
 
 def _widget(atlas: Atlas) -> Any:

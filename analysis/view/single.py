@@ -11,10 +11,12 @@ import hashlib
 import html
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from ... import arguments
+from ...arguments import Paths
 from ...engine.plan import spread
 from ...errors import AttlasError, UsageError
 from ...files import appearing, check_page
@@ -26,8 +28,6 @@ __all__ = ["LEVELS", "embedded", "script_hash", "write"]
 
 LEVELS = 56
 LARGEST = 400 << 20  # bytes; browsers take no string of more than 512 MB
-
-type Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
 
 @shows("pictures")
@@ -57,10 +57,9 @@ def write(
         UsageError: `output` is no HTML file or exists, or the file would be too large for a browser.
         AttlasError: a store does not read, has no picture to show, or the file cannot be written.
     """
-    output = Path(output)
+    output, count = Path(arguments.path(output, "output", "a path, NAME.html")), arguments.whole(count, "count")
     check_page(output, "the atlas", overwrite)
-    paths = [stores] if isinstance(stores, str | os.PathLike) else list(stores)
-    atlas = Atlas(paths, images, levels=LEVELS)
+    atlas = Atlas(stores, images, levels=LEVELS)
     atlas.only = chosen(atlas, count)
     _check_size(atlas)
     with appearing(output) as part, part.open("w", encoding="utf-8") as file:
@@ -74,7 +73,7 @@ def embedded(stores: Paths, count: int, images: str | os.PathLike[str] | None = 
 
     Args and errors are those of `write`.
     """
-    atlas = Atlas([stores] if isinstance(stores, str | os.PathLike) else list(stores), images, levels=LEVELS)
+    atlas = Atlas(stores, images, levels=LEVELS)
     atlas.only = chosen(atlas, count)
     _check_size(atlas)
     return "".join(_page(atlas, None))

@@ -27,6 +27,7 @@ from ...files import appearing
 from ...progress import Show, shows
 from ..again import differing
 from ..runtime.graph import HEADS, TARGET, read_spec
+from ..sources.files import expanded
 from .inputs import Batch, Computed, pictures_of
 from .measures import MAPS, Interval, has_maps
 
@@ -253,9 +254,8 @@ def write_cases(
         AttlasError: a picture or the graph cannot be read, or the file cannot be written.
         UsageError: the file exists, or is not called .npz.
     """
-    if not isinstance(graph, str | os.PathLike) or not isinstance(output, str | os.PathLike):
-        raise UsageError("pass the path of a graph, and that of the file to write")
-    graph, path = Path(graph), Path(output)
+    graph = Path(expanded(graph, "graph", "the path of an ONNX file"))
+    path = Path(expanded(output, "output", "the path of the file to write, NAME.npz"))
     if path.suffix != ".npz":
         raise UsageError(f"{path}: cases are one .npz; name it so")
     if path.is_dir():

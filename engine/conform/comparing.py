@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ... import arguments
+from ...arguments import Where
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec, Output
 from ...progress import Show, shows
@@ -36,7 +38,7 @@ def conform(
     images: Any = None,
     *,
     provider: str = "auto",
-    against: str | os.PathLike[str] = "cpu",
+    against: Where = "cpu",
     results: str | os.PathLike[str] | None = None,
     precision: str = "float32",
     limit: int = 16,
@@ -71,16 +73,13 @@ def conform(
         AttlasError: the graph has no attention, the provider does not work here, or a file or picture does not fit.
         UsageError: the arguments contradict one another.
     """
-    path = Path(expanded(graph)) if isinstance(graph, str | os.PathLike) else graph
-    if not isinstance(path, Path):
-        raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
-    paths, whole = str | os.PathLike, SupportsIndex
-    asked = (("provider", provider, str, "a name"), ("against", against, paths, "cpu, or the path of a store"),
-             ("results", results, paths | None, "a path"), ("limit", limit, whole, "a whole number"),
-             ("threads", threads, whole | None, "a whole number"))  # fmt: skip
-    for name, value, kinds, wanted in asked:
-        if not isinstance(value, kinds):
-            raise UsageError(f"{name}: pass {wanted}, not {value!r}")
+    path = Path(expanded(graph, "graph", "the path of an ONNX file"))
+    provider, against = (
+        arguments.text(provider, "provider"),
+        arguments.path(against, "against", "cpu, or the path of a store"),
+    )
+    results = None if results is None else arguments.path(results, "results")
+    limit, threads = arguments.whole(limit, "limit"), arguments.whole_or_none(threads, "threads")
     if limit < 1:
         raise UsageError(f"limit {limit}: compare at least one picture")
     if results is not None and provider != "auto":
@@ -102,7 +101,7 @@ def conform(
             )
         came = Results(results, expected)
         outputs = [o for o in outputs if o.name in came.outputs]
-        notes += [f"{came.path} lacks {', '.join(came.left_out)}"] if came.left_out else []
+        notes += [f"{came.path.name} lacks {', '.join(came.left_out)}"] if came.left_out else []
         tested, answer = str(came.path), came
     else:
         tested, answer = _tested(path, provider, precision, outputs, threads, size)

@@ -224,7 +224,7 @@ class Conformity:
         same_top1: number of pictures with the same first class; None without classes.
         hidden: the total variation of a row that the rounding of a stored reference can hide; 0 if it is exact.
         cause: what probably makes the first difference beyond its bound, in words; "" if there is none.
-        notes: what was left out.
+        notes: what was not compared, such as `results.npz lacks tokens`.
     """
 
     model: str
@@ -313,7 +313,7 @@ def verdict(result: Conformity) -> list[str]:
     """The verdict in one line, and the cause in another."""
     first = result.first
     if result.conforms:
-        return ["conforms"]
+        return ["conforms" + "".join(f", but {note}, which is not compared" for note in result.notes)]
     if first is None:
         return [f"does not conform: the first class differs on {result.pictures - (result.same_top1 or 0)} pictures"]
     where = f"{first.output} is" if first.layer is None else f"layer {first.layer} is"

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ... import arguments
 from ...errors import AttlasError, UsageError, one_line
 from ..sources.files import expanded
 from ..targets import PREDICTED
@@ -128,9 +129,7 @@ class Session:
             AttlasError: the file is not a graph of attlas, or the provider or the decoder does not work here.
             UsageError: `graph` is not a path, or there is no such provider or precision.
         """
-        if not isinstance(graph, str | os.PathLike):
-            raise UsageError(f"a graph is the path of an ONNX file, not {type(graph).__name__}")
-        self.path = Path(expanded(graph))
+        self.path = Path(expanded(graph, "graph", "the path of an ONNX file"))
         self.spec = read_spec(self.path)
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         check_precision(provider, precision)
@@ -399,7 +398,7 @@ class Session:
 
     def _targets(self, target: int | Sequence[int], count: int) -> npt.NDArray[np.int64] | None:
         """The class to differentiate for each image, checked."""
-        asked = np.asarray(target, np.int64)
+        asked = np.array(arguments.numbers(target, "target"), np.int64)
         if not self.derives:
             if (asked != PREDICTED).any():
                 raise UsageError(

@@ -24,6 +24,7 @@ __all__ = [
     "Shards",
     "Source",
     "open_source",
+    "source_of",
 ]
 
 # Files that hold images: one, several that a pattern names, or those of a folder. A new kind is one more.
@@ -49,6 +50,30 @@ def open_source(images: str | os.PathLike[str]) -> Source:
         return _open(path)
     except OSError as error:
         raise AttlasError(f"{path}: cannot be listed or read ({error.strerror or error})") from None
+
+
+def source_of(images: str | os.PathLike[str] | Source) -> Source:
+    """The images at a path or URL, or a source as it is.
+
+    Raises:
+        UsageError: it is neither.
+        AttlasError: as for `open_source`.
+    """
+    if isinstance(images, str | os.PathLike):
+        return open_source(images)
+    wanted = ("name", "items", "read", "others", "reads_ahead", "subset")
+    missing = [name for name in wanted if not hasattr(images, name)]
+    if isinstance(images, list | tuple):
+        raise UsageError(
+            f"images: a {type(images).__name__} is no source; write its paths into a table, a .csv with the column "
+            "path, and pass the table's path"
+        )
+    if missing:
+        raise UsageError(
+            f"images: {type(images).__name__} is no path, and no source, since it has no {', '.join(missing)}; derive "
+            "one from attlas.engine.sources.BaseSource"
+        )
+    return images
 
 
 def _open(path: str) -> Source:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
+from ... import arguments
+from ...arguments import Where
 from ...errors import AttlasError
 from . import remote
 from .items import UNKNOWN, ChangedError, is_hidden
@@ -57,9 +59,9 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
-def expanded(where: str | os.PathLike[str]) -> str:
-    """A path or URL as text; `file://` is removed and `~` is expanded."""
-    return os.path.expanduser(os.fspath(where).removeprefix("file://"))  # noqa: PTH111 - may be a URL
+def expanded(where: Where, what: str = "path", wanted: str = "a path") -> str:
+    """A path or URL as text, checked by `arguments.path`; `file://` is removed and `~` is expanded."""
+    return os.path.expanduser(arguments.path(where, what, wanted).removeprefix("file://"))  # noqa: PTH111 - or a URL
 
 
 def leads_out(path: str) -> bool:
@@ -109,8 +111,8 @@ def stamp(where: str) -> Stamp | None:
     return Stamp(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
-def opened(where: str, *, follow: bool = True) -> BinaryIO:
-    """Open a regular file for reading and seeking.
+def opened(where: str) -> BinaryIO:
+    """Open a regular file, or one that a link leads to, for reading and seeking.
 
     Raises:
         ChangedError: it is not a regular file.
@@ -120,7 +122,6 @@ def opened(where: str, *, follow: bool = True) -> BinaryIO:
         return remote.opened(where)
     # Without O_NONBLOCK a named pipe would block the run forever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
     file = io.FileIO(os.open(where, flags), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -128,22 +129,21 @@ def opened(where: str, *, follow: bool = True) -> BinaryIO:
     return file
 
 
-def read(where: str, expected: Stamp | None = None, *, follow: bool = True) -> bytes:
+def read(where: str, expected: Stamp | None = None) -> bytes:
     """All bytes of a file.
 
     Args:
         where: its path or URL.
         expected: its stamp when it was listed; None for no check.
-        follow: whether to follow a symbolic link.
 
     Raises:
         ChangedError: it is not a regular file, has changed, or is too large for a picture.
         OSError: it cannot be read, after three attempts.
     """
-    return persist(lambda: _read(where, expected, follow))
+    return persist(lambda: _read(where, expected))
 
 
-def _read(where: str, expected: Stamp | None, follow: bool) -> bytes:
+def _read(where: str, expected: Stamp | None) -> bytes:
     if is_url(where):
         if expected is not None:
             _bounded(expected.size)
@@ -153,7 +153,7 @@ def _read(where: str, expected: Stamp | None, follow: bool) -> bytes:
             raise ChangedError("has changed since the run was planned")
         _bounded(len(data))
         return data
-    with opened(where, follow=follow) as file:
+    with opened(where) as file:
         status = os.fstat(file.fileno())
         if expected is not None and (status.st_size, status.st_mtime_ns) != expected:
             raise ChangedError("has changed since the run was planned")

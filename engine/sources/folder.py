@@ -26,8 +26,8 @@ class Folder(BaseSource):
     """Every file with an image suffix below a folder, sorted by relative POSIX path.
 
     The label is the name of the first folder below the root; for a file in the root itself, the WordNet id at the start
-    of its name (`n01514859_hen.JPEG`), if there is one. Links and special files are not followed; hidden files and
-    files in hidden or system folders are left out.
+    of its name (`n01514859_hen.JPEG`), if there is one. A link to a file is an image under its own name; links to
+    folders, which may lead in circles, special files, hidden files and files in hidden or system folders are left out.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Folder(BaseSource):
 
     def read(self, item: Item) -> bytes:
         """An item's bytes; a failed read is repeated, for unreliable networks."""
-        return files.read(files.join(self.root, item.key), Stamp(item.size, item.mtime_ns), follow=False)
+        return files.read(files.join(self.root, item.key), Stamp(item.size, item.mtime_ns))
 
 
 class _Found:
@@ -124,14 +124,21 @@ def _walk(folder: str, prefix: str, found: _Found) -> None:
     """Collect the images below `folder`, whose path relative to the root is `prefix`."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_symlink():
-                found.leave("symbolic links (not followed)")
-            elif entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False):
                 _walk(entry.path, f"{prefix}{entry.name}/", found)
-            elif not entry.is_file(follow_symlinks=False):
+            elif entry.is_symlink() and (why := _not_followed(entry.path)):
+                found.leave(why)
+            elif not entry.is_file():
                 found.leave("special files")
             elif is_image(entry.name):
-                status = entry.stat(follow_symlinks=False)
+                status = entry.stat()
                 found.add(f"{prefix}{entry.name}", entry.name, status.st_size, status.st_mtime_ns)
             else:
                 found.leave(NOT_IMAGES)
+
+
+def _not_followed(link: str) -> str:
+    """Why a link is left out; empty if it leads to something that is no folder."""
+    if os.path.isdir(link):  # noqa: PTH112 - links by the million
+        return "links to folders (not followed)"
+    return "" if os.path.exists(link) else "links that lead nowhere"  # noqa: PTH110

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...arguments import Where
 from ...errors import AttlasError
 from ..sources import files, remote
 
@@ -57,9 +58,9 @@ class Url(str):
             raise AttlasError(f"{self}: cannot be read ({error})") from None
 
 
-def locate(where: str | os.PathLike[str]) -> Path | Url:
-    """A URL unchanged; anything else, including `file://`, as a local path."""
-    text = files.expanded(where)
+def locate(where: Where) -> Path | Url:
+    """A URL unchanged; anything else, including `file://`, as a local path; of a `Store` or a Dataset, its store's."""
+    text = files.expanded(where, "store", "the path of a store, a Store, or what `attlas.open` gives")
     return Url(text.rstrip("/")) if files.is_url(text) else Path(text)
 
 
@@ -131,7 +132,7 @@ class Storage(Protocol):
         """Delete half-written files of killed writers whose key begins with a wanted name; returns their number."""
 
 
-def storage_at(where: str | os.PathLike[str]) -> Storage:
+def storage_at(where: Where) -> Storage:
     """The `Disk` or `Bucket` for a path or URL."""
     path = locate(where)
     return Disk(path) if isinstance(path, Path) else Bucket(path)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...arguments import Where
 from ...errors import AttlasError, one_line
 from ...exporter.spec import FORMAT, GraphSpec
 from ..plan import Plan, digest
@@ -44,7 +45,7 @@ class Store:
         plan: plan of the run that made it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
+    def __init__(self, path: Where, *, writable: bool = False) -> None:
         """Open an existing store.
 
         Raises:
@@ -53,7 +54,7 @@ class Store:
         self.storage: Storage = storage_at(path)
         self.path: Path | Url = self.storage.path
         attrs = read_attrs(self.storage)
-        self.spec = GraphSpec.from_dict(attrs["spec"], str(path))
+        self.spec = GraphSpec.from_dict(attrs["spec"], str(self.path))
         self.plan = Plan.from_dict(attrs["plan"])
         self._writable = writable
         self._open()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...arguments import Where
 from ...progress import Show, shows
 from ..plan import Plan
 from .store import LAYERED, DamagedError, Store
@@ -34,7 +34,7 @@ class Verification:
 
 
 @shows("units")
-def verify(path: str | os.PathLike[str], *, repair: bool = False, progress: Show[int, int] = None) -> Verification:
+def verify(path: Where, *, repair: bool = False, progress: Show[int, int] = None) -> Verification:
     """Read every chunk of every done unit: its file exists, its checksum holds, rows of probabilities sum to 1.
 
     Args:

@@ -9,17 +9,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal
 
 import onnx
 import onnxruntime
 import torch
 from torch import nn
 
+from ... import arguments
 from ...errors import AttlasError, UsageError
 from ...progress import SECONDS_BETWEEN_LINES, Show, Step, shows
 from ..libraries.build import build, find
@@ -76,7 +77,7 @@ def export(
     ablate: bool = False,
     num_classes: int | None = None,
     model_args: Mapping[str, Any] | None = None,
-    texts: Sequence[str] = (),
+    texts: Sequence[str] | str = (),
     overwrite: bool = False,
     progress: Show[str] = None,
 ) -> ExportResult:
@@ -111,7 +112,12 @@ def export(
         AttlasError: weights do not fit, memory is too small, or the graph differs from PyTorch. No file is left.
     """
     started = time.perf_counter()
-    _check_types(model, output, checkpoint, layers, seed, num_classes)
+    _check_types(model, checkpoint)
+    output = arguments.path(output, "output", "the path of the graph, NAME.onnx")
+    checkpoint = None if checkpoint is None else arguments.path(checkpoint, "checkpoint", "the path of a file")
+    layers = None if layers is None else arguments.numbers(layers, "layers")
+    seed, num_classes = arguments.whole(seed, "seed"), arguments.whole_or_none(num_classes, "num_classes")
+    texts = arguments.names(texts, "texts")
     _check_dtype(dtype, gradients, ablate)
     path = _target(_own(output), overwrite)
     choice: dict[str, Any] = {"checkpoint": checkpoint, "pretrained": pretrained, "random_init": random_init}
@@ -120,9 +126,12 @@ def export(
     if isinstance(model, str):
         if gradients and not texts and find(model)[0].has_texts:
             raise without_classes(model)  # and nothing is downloaded
-        with contextlib.suppress(UsageError):  # any other problem is reported by `build`
+        try:
             summary = summarize(model, img_size=img_size, preprocess=preprocess, model_args=model_args)
             refuse_too_large(summary, layers, gradients=bool(gradients))
+        except UsageError:
+            if find(model)[0].name == "timm":  # what its summary refuses is on no list: no weights are fetched
+                raise  # any other problem is reported by `build`
     built = _loaded(model, progress, **choice, **recipe)
     more: dict[str, Any] = {"gradients": gradients, "norms": norms, "qkv": qkv, "ablate": ablate}
     return export_model(
@@ -243,38 +252,20 @@ def spec_path(graph: Path) -> Path:
     return graph.with_suffix(".json")
 
 
-def _check_types(
-    model: object, output: object, checkpoint: object, layers: object, seed: object, num_classes: object
-) -> None:
-    """Refuse values of a wrong type before any work, and name the right type."""
+def _check_types(model: object, checkpoint: object) -> None:
+    """Refuse what is no model, and weights that are in no file, before any work."""
     if isinstance(checkpoint, nn.Module | Mapping):
         raise UsageError(
             f"checkpoint: a {type(checkpoint).__name__} was given; save the state dict with "
             "safetensors.torch.save_file and pass the file's path"
         )
-    paths = (str, os.PathLike)
-    asked: tuple[tuple[str, object, tuple[type, ...], str], ...] = (
-        ("model", model, (str, nn.Module), "the name of a model, or a module"),
-        ("output", output, paths, "the path of the graph, NAME.onnx"),
-        ("checkpoint", checkpoint, (*paths, type(None)), "the path of a file"),
-        ("seed", seed, (SupportsIndex,), "a whole number"),
-        ("num_classes", num_classes, (SupportsIndex, type(None)), "a whole number"),
-        ("layers", layers, (Collection, type(None)), "a list of whole numbers"),
-    )
-    for name, value, kinds, wanted in asked:
-        each = value if name == "layers" and isinstance(value, Collection) else ()
-        if not isinstance(value, kinds) or not all(isinstance(one, SupportsIndex) for one in each):
-            raise UsageError(f"{name}: pass {wanted}, not {_brief(value)}")
-
-
-def _brief(value: object) -> str:
-    text = repr(value).partition("\n")[0]
-    return f"{text[:60]} ({type(value).__name__})"
+    if not isinstance(model, str | nn.Module):
+        raise UsageError(f"model: pass the name of a model, or a module, not {arguments.brief(model)}")
 
 
 def _check_dtype(dtype: str, gradients: bool | str, ablate: bool) -> None:
     if gradients not in (False, True, "logit", "loss"):
-        raise UsageError(f"gradients {_brief(gradients)}: there are those of the logit (True) and of the loss")
+        raise UsageError(f"gradients {arguments.brief(gradients)}: there are those of the logit (True) and of the loss")
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype {dtype}: a graph computes in float32 or float16")
     if gradients and dtype != "float32":

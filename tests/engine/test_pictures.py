@@ -131,5 +131,5 @@ def test_no_picture_is_no_error(session: Session) -> None:
 @pytest.mark.parametrize("graph", [PIXELS, None, 5, io.BytesIO()])
 def test_a_graph_is_a_path(graph: Any) -> None:
     """Whatever else is given says so."""
-    with pytest.raises(attlas.AttlasError, match="a graph is the path of an ONNX file, not "):
+    with pytest.raises(attlas.AttlasError, match="graph: pass the path of an ONNX file, not "):
         Session(graph)

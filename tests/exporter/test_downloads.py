@@ -73,7 +73,8 @@ def test_export_shows_the_download(
         raise UsageError("that is all")
 
     monkeypatch.setattr(module, "build", build)
-    monkeypatch.setattr(module, "summarize", build)
+    for before in ("summarize", "refuse_too_large"):
+        monkeypatch.setattr(module, before, lambda *_, **__: None)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     with pytest.raises(UsageError, match="that is all"):

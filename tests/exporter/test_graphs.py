@@ -141,7 +141,6 @@ def test_first_line_of_a_bare_assertion_is_the_assertion() -> None:
         ({"checkpoint": torch.nn.Linear(2, 2)}, "checkpoint: a Linear was given; save"),
         ({"checkpoint": 3}, "checkpoint: pass the path of a file"),
         ({"layers": "0,1"}, "layers: pass a list of whole numbers"),
-        ({"layers": 3}, "layers: pass a list of whole numbers"),
         ({"layers": ["0"]}, "layers: pass a list of whole numbers"),
         ({"num_classes": "10"}, "num_classes: pass a whole number"),
         ({"seed": None}, "seed: pass a whole number"),

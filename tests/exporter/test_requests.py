@@ -55,6 +55,12 @@ def test_unknown_model_suggests_near_names(tmp_path: Path) -> None:
     """A slip of the pen is answered with what was meant."""
     with pytest.raises(UsageError, match=r"did you mean .*vit_base_patch16_224"):
         export("vit_base_patch16_22", tmp_path / "vit.onnx")
+    for name, meant in (
+        ("deit_tiny", "deit_tiny_patch16_224, deit_tiny_distilled"),
+        ("deit_tinyy", "deit_tiny_patch16"),
+    ):
+        with pytest.raises(UsageError, match=f"did you mean {meant}"):
+            export(name, tmp_path / "vit.onnx")
     with pytest.raises(UsageError, match="no pretrained tag 'dinno'; it has dino"):
         export("vit_base_patch16_224.dinno", tmp_path / "vit.onnx")
 
@@ -78,6 +84,13 @@ def test_model_without_global_attention_is_refused_with_the_reason(name: str, re
     with pytest.raises(UsageError, match=rf"^{name}[.\w]*: cannot be exported: .*({reason})"):
         export(name, tmp_path / "model.onnx", random_init=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_weights_are_fetched_of_a_model_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `attlas models` refuses it, whatever the hub says."""
+    monkeypatch.setattr("attlas.exporter.libraries.timm.build._reach", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(UsageError, match=r"^resnet18[.\w]*: cannot be exported: it has no attention blocks"):
+        export("resnet18", tmp_path / "model.onnx")
 
 
 def test_map_of_another_size_than_the_tokens_is_refused() -> None:

@@ -189,7 +189,7 @@ def _known(model: str) -> tuple[str, str]:
     plain = model.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
     name, tag = split_model_name_tag(plain)
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        near = _near(name)
         hint = f"did you mean {', '.join(near)}?" if near else "`attlas models` lists what can be exported"
         raise UsageError(f"{model}: timm {timm.__version__} has no model of that name; {hint}")
     tags = [t.partition(".")[2] for t in timm.list_pretrained(f"{name}.*")]
@@ -198,6 +198,17 @@ def _known(model: str) -> tuple[str, str]:
         hint = f"it has {', '.join(near)}" if near else "it has none"
         raise UsageError(f"{model}: {name} has no pretrained tag {tag!r}; {hint}")
     return name, tag
+
+
+def _near(name: str) -> list[str]:
+    """Names that may be meant, those that can be exported first: with this text at the start or in them, or alike."""
+    known = [one for one in names() if "." not in one]
+    holding = sorted((one for one in known if name in one), key=lambda one: (not one.startswith(name), len(one), one))
+    if holding:
+        return holding[:3]
+    return difflib.get_close_matches(name, known, cutoff=0.55) or difflib.get_close_matches(
+        name, timm.list_models(), cutoff=0.5
+    )
 
 
 def _reach(name: str, cfg: Mapping[str, Any]) -> None:

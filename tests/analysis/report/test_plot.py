@@ -87,7 +87,7 @@ def test_what_cannot_be_drawn_says_why(rich: tuple[Store, Path]) -> None:
         attlas.plot.distance(rich[0], ax, panel="distanc")
     with pytest.raises(AttlasError, match="does not give judgement"):
         attlas.plot.judgement(rich[0], ax)
-    with pytest.raises(UsageError, match="not ndarray"):
+    with pytest.raises(UsageError, match=r"pass the path of a store, .* \(ndarray\)"):
         attlas.plot.distance(np.zeros(3), ax)
     with pytest.raises(UsageError, match="two stores or more"):
         attlas.plot.compare([rich[0]], ax)

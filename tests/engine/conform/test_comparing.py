@@ -105,7 +105,8 @@ def test_values_that_are_no_numbers_do_not_conform(tiny_graph: Path, cases: Path
 def test_outputs_that_are_no_maps_may_lack(tiny_graph: Path, cases: Path, results: Callable[..., Path]) -> None:
     result = attlas.conform(tiny_graph, cases, results=results(tokens=None))
     assert result.conforms
-    assert result.notes == (f"{results(tokens=None)} lacks tokens",)
+    assert result.notes == ("results.npz lacks tokens",)
+    assert repr(result).endswith("\nconforms, but results.npz lacks tokens, which is not compared")
 
 
 def test_inputs_that_silence_heads_are_cases_too(tmp_path: Path) -> None:

@@ -140,23 +140,51 @@ def test_all_statistics_of_a_store_of_codes_are_of_the_codes(
     assert "computed_from" not in plain.array("distance").attrs
 
 
-def test_links_and_special_files_are_not_followed(tiny_graph: Path, tmp_path: Path) -> None:
-    """They are counted, never read."""
+def test_links_to_files_are_followed_and_nothing_else(tmp_path: Path) -> None:
+    """A folder of links is a usual subset: each has its own name. Folders may loop, and pipes block: counted."""
     from attlas.engine.sources import Folder
 
     folder = make_images(tmp_path / "images", 3)
-    (tmp_path / "secret.jpg").write_bytes(b"x")
-    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
-    (folder / "loop").symlink_to(folder)
+    (tmp_path / "picture").write_bytes(b"bytes")
     os.mkfifo(folder / "pipe.jpg")
+    links = {"cats/link.jpg": tmp_path / "picture", "loop": folder, "gone.jpg": tmp_path / "gone", "me.jpg": "me.jpg",
+             "queue.jpg": "pipe.jpg", "null.jpg": "/dev/null", "notes.md": tmp_path / "picture"}  # fmt: skip
+    (folder / "cats").mkdir()
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
     (folder / "notes.txt").write_text("not an image")
     source = Folder.scan(folder)
-    assert len(source.items) == 3
+    assert len(source.items) == 4
+    link = source.items[0]
+    assert (link.key, link.label, link.size, source.read(link)) == ("cats/link.jpg", "cats", 5, b"bytes")
     assert source.others == {
-        "symbolic links (not followed)": 2,
-        "special files": 1,
-        "files without an image suffix": 1,
+        "links to folders (not followed)": 1,
+        "links that lead nowhere": 2,
+        "special files": 3,
+        "files without an image suffix": 2,
     }
+
+
+def test_a_link_that_leads_elsewhere_since_is_not_read(tmp_path: Path) -> None:
+    """What it leads to is checked when it is opened: a pipe would block, and another file is another image."""
+    from attlas.engine.sources import ChangedError, Folder
+
+    one, folder = make_images(tmp_path / "one", 1), tmp_path / "images"
+    folder.mkdir()
+    link = folder / "a.png"
+    link.symlink_to(one / "n00000000" / "00000.png")
+    source = Folder.scan(folder)
+    (tmp_path / "other").write_bytes(b"other")
+    os.mkfifo(tmp_path / "pipe")
+    for target, said in (
+        ("other", "has changed"),
+        ("pipe", "is no regular file"),
+        ("images", "is no regular|directory"),
+    ):
+        link.unlink()
+        link.symlink_to(tmp_path / target)
+        with pytest.raises((ChangedError, OSError), match=said):
+            source.read(source.items[0])
 
 
 def test_labels_come_from_folders_or_wordnet_names(tmp_path: Path) -> None:
