@@ -103,6 +103,7 @@ def _layer(name: str) -> dict[str, Any]:
 
 
 _SHARE: dict[str, Any] = {"within": (0.0, 1.0)}
+_ABOVE: dict[str, Any] = {"within": (0.0, math.inf)}  # lengths, entropies, absolute sums: never below 0
 _FUSED: dict[str, Any] = {"default": True, "kernels": {"fused": "Reducer"}}
 _IMAGES: dict[str, Any] = {"kernels": {"images": "formula"}}
 _PEAKS: dict[str, Any] = {"kernels": {"batch": "query_peaks"}}
@@ -112,13 +113,14 @@ CATALOG: dict[str, Statistic] = {
     for s in (
         # What every run makes.
         Statistic("distance", HEADS, formulas.distance, "pixels",
-                  "mean attention distance between patches, rows not renormalised", *DOSOVITSKIY, **_FUSED),
+                  "mean attention distance between patches, rows not renormalised", *DOSOVITSKIY, **_ABOVE, **_FUSED),
         Statistic("distance_renormalized", HEADS, formulas.distance_renormalized, "pixels",
-                  "mean attention distance between patches, rows renormalised over patches", *PARK, **_FUSED),
+                  "mean attention distance between patches, rows renormalised over patches", *PARK, **_ABOVE, **_FUSED),
         Statistic("entropy", HEADS, formulas.entropy, "nats", "mean entropy of the attention rows over all keys",
-                  refuses=("mixed",), **_FUSED),
+                  refuses=("mixed",), **_ABOVE, **_FUSED),
         Statistic("entropy_patch", HEADS, formulas.entropy_patch, "nats",
-                  "mean entropy of the attention rows over patches, renormalised", refuses=("mixed",), **_FUSED),
+                  "mean entropy of the attention rows over patches, renormalised", refuses=("mixed",),
+                  **_ABOVE, **_FUSED),
         Statistic("prefix_mass", (*HEADS, "prefix"), formulas.prefix_mass, "1",
                   "mean attention of the patch queries on each prefix token", cite="darcet2024", **_SHARE,
                   **_FUSED),
@@ -133,9 +135,9 @@ CATALOG: dict[str, Statistic] = {
                   "gildenblat", refuses=("codes", "pool"), kernels={"follow": "explain"}),
         Statistic("distance_unit_square", HEADS, formulas.distance_unit_square, "1",
                   "mean attention distance on a unit square, rows renormalised over patches", *WALMER,
-                  **_layer("distance_unit_square")),
+                  **_ABOVE, **_layer("distance_unit_square")),
         Statistic("effective_tokens", HEADS, formulas.effective_tokens, "keys", "mean of exp(entropy) over queries",
-                  refuses=("mixed",), **_layer("effective_tokens")),
+                  refuses=("mixed",), **_ABOVE, **_layer("effective_tokens")),
         Statistic("self_mass", HEADS, formulas.self_mass, "1", "mean attention of a patch on itself",
                   **_SHARE, **_layer("self_mass")),
         Statistic("neighbour_mass", HEADS, formulas.neighbour_mass, "1",
@@ -151,9 +153,9 @@ CATALOG: dict[str, Statistic] = {
                   "mutual information of query and key, normalised", "Park et al. 2023 (arXiv 2305.00729), eq. 2",
                   "park2023", **_SHARE, **_layer("information")),
         Statistic("position_deviation", HEADS, formulas.position_deviation, "1",
-                  "standard deviation of attention over queries", *WALMER, **_layer("position_deviation")),
+                  "standard deviation of attention over queries", *WALMER, **_ABOVE, **_layer("position_deviation")),
         Statistic("head_deviation", ("layer",), formulas.head_deviation, "1",
-                  "standard deviation of attention over heads", *WALMER, **_layer("head_deviation")),
+                  "standard deviation of attention over heads", *WALMER, **_ABOVE, **_layer("head_deviation")),
         Statistic("head_similarity", (*HEADS, "other_head"), formulas.head_similarity, "nats",
                   "Jensen-Shannon divergence between heads, mean over queries",
                   "Clark et al. 2019 (arXiv 1906.04341)", "clark2019", refuses=("mixed",), **_layer("divergences")),
@@ -198,10 +200,10 @@ CATALOG: dict[str, Statistic] = {
         # Norm-aware, where the run kept the lengths of the value vectors.
         Statistic("norm_weighted_entropy", HEADS, norms.norm_weighted_entropy, "nats",
                   "mean entropy of attention times value norm, rows divided by their sums", *KOBAYASHI,
-                  **_layer("norm_weighted_entropy")),
+                  **_ABOVE, **_layer("norm_weighted_entropy")),
         Statistic("norm_weighted_distance", HEADS, norms.norm_weighted_distance, "pixels",
                   "mean distance of attention times value norm, rows renormalised over patches", *KOBAYASHI,
-                  **_layer("norm_weighted_distance")),
+                  **_ABOVE, **_layer("norm_weighted_distance")),
         Statistic("norm_weighted_readout_map_mean", GRIDS, _norm_weighted_readout_map, "1",
                   "attention times value norm, readout row on each patch, mean over images", *KOBAYASHI,
                   refuses=("pool",), rows=False, **_layer("norm_weighted_readout_map")),
@@ -222,12 +224,13 @@ CATALOG: dict[str, Statistic] = {
         Statistic("head_importance", HEADS, functools.partial(formulas.head_importance, form="logit"), "logit",
                   "absolute sum of attention times gradient of the logit",
                   "compare Michel et al. 2019 (arXiv 1905.10650), whose score is of the loss", "michel2019",
-                  refuses=("loss",), **_IMAGES),
+                  refuses=("loss",), **_ABOVE, **_IMAGES),
         Statistic("head_importance_loss", HEADS, functools.partial(formulas.head_importance, form="loss"), "nats",
-                  "absolute sum of attention times gradient of the loss", *MICHEL, refuses=("logit",), **_IMAGES),
+                  "absolute sum of attention times gradient of the loss", *MICHEL, refuses=("logit",),
+                  **_ABOVE, **_IMAGES),
         Statistic("head_importance_michel", HEADS, functools.partial(formulas.head_importance, form="michel"), "nats",
                   "absolute sum over keys of attention times gradient of the loss, sum over queries", *MICHEL,
-                  refuses=("logit",), **_IMAGES),
+                  refuses=("logit",), **_ABOVE, **_IMAGES),
         # What a run writes of graphs that were exported with `--norms`: their means are taken.
         Statistic("value_norm", ("layer", "head", "key"), units="1", cite="kobayashi2020",
                   long_name="norm of each key's value times its head's slice of the output projection"),

@@ -243,6 +243,11 @@ class Statistic:
             return f"gives gradients of the {spec.objective}; a graph of `attlas export {option}` gives the other ones"
         return ""
 
+    def bounds(self, spec: GraphSpec) -> tuple[float, float] | None:
+        """`within`, of a model whose attention it holds for: mixed attention is no probability, and may be below 0."""
+        mixed = spec.attention_kind != "probability" and "attention" in self.needs
+        return None if mixed else self.within
+
     def uniform(self, spec: GraphSpec) -> float | None:
         """The formula's value for uniform attention, A_ij = 1/N; None if that is not a single number."""
         known = context(spec)

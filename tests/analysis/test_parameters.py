@@ -50,6 +50,7 @@ def test_every_statistic_says_all_of_itself(name: str) -> None:
     assert one.units
     assert not one.cite or one.cite in bibliography.REFERENCES
     assert bool(one.cite) or not one.source
+    assert not one.scalar or (one.within is not None and one.within[0] == 0)  # none of ours can be below 0
     assert one.shape(NORMED)
     places = {"layer": views.LAYER, "batch": views.BATCH, "follow": views.FOLLOW}
     for kind, kernel in one.kernels.items():

@@ -74,9 +74,10 @@ class _Measure:
 
     def within(self, store: Store) -> tuple[float, float] | None:
         """The smallest and the largest value that there can be, in this unit."""
-        if self.statistic.within is None:
+        found = self.statistic.bounds(store.spec)
+        if found is None:
             return None
-        least, most = self.statistic.within
+        least, most = found
         return least * self.scale(store), most * self.scale(store)
 
     def uniform(self, store: Store) -> float:
