@@ -15,7 +15,7 @@ from ..catalog import CATALOG, PREDICTED, held, written
 from ..kernels.fused import fused
 from ..statistic import Statistic
 from .clusters import ALONE, cluster_of, inferred
-from .groups import check_column
+from .groups import check_column, check_groups
 from .partials import Partial, attention_of, beside, check, groupable, kept_layers, templates
 from .summary import Source, stored_groups, stored_sum, summed_units
 
@@ -73,6 +73,7 @@ def planned(store: Store, asked: list[Statistic] | None, by: str, overwrite: boo
     store.check_whole((name for name in store.names if name not in analyzed), np.flatnonzero(source.done))
     if by:
         check_column(store, by)
+        check_groups(store, by, source.mask)
     if column:
         check_column(store, column, "--cluster")
     statistics = _default(store) if asked is None else asked
