@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...engine.store.store import ArraySpec, Store
 from ...errors import AttlasError, UsageError
-from ..catalog import CATALOG, PREDICTED, held, written
+from ..catalog import CATALOG, MEAN_SCORES, PREDICTED, held, written
 from ..kernels.fused import fused
 from ..statistic import Statistic
 from .clusters import ALONE, cluster_of, inferred
@@ -120,7 +120,7 @@ def _default(store: Store) -> list[Statistic]:
     ]
     if attention_of(store):
         made = fused(store.spec, kept_layers(store))
-        found += [one for one in (*made, CATALOG["score_matrix_mean"]) if one.listed]
+        found += [one for one in (*made, CATALOG[MEAN_SCORES]) if one.listed]
     names = {one.name: one for one in found}
     if not names:
         raise AttlasError(
