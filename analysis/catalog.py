@@ -29,6 +29,7 @@ ENDS, DIMS = ("_mean", "_std", "_quantile", "_interval"), ("quantile", "bound")
 BY_GROUP, GROUP = ("_mean", "_std", "_count", "_difference", "_q"), ("_group", "_group_images")
 # What begins the names of a judgement's arrays, which are no statistics of attention.
 JUDGED = ("deletion", "insertion", "judged", "judged_heads", "segmentation", "localisation")
+MEAN_SCORES = "score_matrix_mean"  # what an analysis makes beside the default statistics
 PREDICTED = "predicted"  # the class of the largest logit, as a column to group by
 
 DOSOVITSKIY = "Dosovitskiy et al. 2021 (arXiv 2010.11929), figs. 7 and 11", "dosovitskiy2021"
@@ -104,6 +105,7 @@ def _layer(name: str) -> dict[str, Any]:
 
 
 _SHARE: dict[str, Any] = {"within": (0.0, 1.0)}
+_ABOVE: dict[str, Any] = {"within": (0.0, math.inf)}  # lengths, entropies, absolute sums: never below 0
 _FUSED: dict[str, Any] = {"default": True, "kernels": {"fused": "Reducer"}}
 _IMAGES: dict[str, Any] = {"kernels": {"images": "formula"}}
 _PEAKS: dict[str, Any] = {"kernels": {"batch": "query_peaks"}}
@@ -113,13 +115,14 @@ CATALOG: dict[str, Statistic] = {
     for s in (
         # What every run makes.
         Statistic("distance", HEADS, formulas.distance, "pixels",
-                  "mean attention distance between patches, rows not renormalised", *DOSOVITSKIY, **_FUSED),
+                  "mean attention distance between patches, rows not renormalised", *DOSOVITSKIY, **_ABOVE, **_FUSED),
         Statistic("distance_renormalized", HEADS, formulas.distance_renormalized, "pixels",
-                  "mean attention distance between patches, rows renormalised over patches", *PARK, **_FUSED),
+                  "mean attention distance between patches, rows renormalised over patches", *PARK, **_ABOVE, **_FUSED),
         Statistic("entropy", HEADS, formulas.entropy, "nats", "mean entropy of the attention rows over all keys",
-                  refuses=("mixed",), **_FUSED),
+                  refuses=("mixed",), **_ABOVE, **_FUSED),
         Statistic("entropy_patch", HEADS, formulas.entropy_patch, "nats",
-                  "mean entropy of the attention rows over patches, renormalised", refuses=("mixed",), **_FUSED),
+                  "mean entropy of the attention rows over patches, renormalised", refuses=("mixed",),
+                  **_ABOVE, **_FUSED),
         Statistic("prefix_mass", (*HEADS, "prefix"), formulas.prefix_mass, "1",
                   "mean attention of the patch queries on each prefix token", cite="darcet2024", **_SHARE,
                   **_FUSED),
@@ -130,13 +133,13 @@ CATALOG: dict[str, Statistic] = {
                   fill=-1, **_FUSED),
         # What can be asked for.
         Statistic("rollout_vit_explain", ("y", "x"), formulas.rollout_vit_explain, "1",
-                  "rollout of vit-explain: max over heads, 0.9 discarded", "github.com/jacobgil/vit-explain",
+                  "rollout of vit-explain: {fusion} over heads, {discard} discarded", "github.com/jacobgil/vit-explain",
                   "gildenblat", refuses=("codes", "pool"), kernels={"follow": "explain"}),
         Statistic("distance_unit_square", HEADS, formulas.distance_unit_square, "1",
                   "mean attention distance on a unit square, rows renormalised over patches", *WALMER,
-                  **_layer("distance_unit_square")),
+                  **_ABOVE, **_layer("distance_unit_square")),
         Statistic("effective_tokens", HEADS, formulas.effective_tokens, "keys", "mean of exp(entropy) over queries",
-                  refuses=("mixed",), **_layer("effective_tokens")),
+                  refuses=("mixed",), **_ABOVE, **_layer("effective_tokens")),
         Statistic("self_mass", HEADS, formulas.self_mass, "1", "mean attention of a patch on itself",
                   **_SHARE, **_layer("self_mass")),
         Statistic("neighbour_mass", HEADS, formulas.neighbour_mass, "1",
@@ -146,33 +149,34 @@ CATALOG: dict[str, Statistic] = {
         Statistic("border_mass", HEADS, formulas.border_mass, "1",
                   "mean share of a row's patch mass on the outer ring of patches", **_SHARE),
         Statistic("sink_share", HEADS, formulas.sink_share, "1",
-                  "share of patches that receive more than 4 times the uniform attention", *DARCET,
+                  "share of patches that receive more than {times} times the uniform attention", *DARCET,
                   refuses=("codes",), **(_SHARE | _layer("sink_share"))),
         Statistic("normalized_mutual_information", HEADS, formulas.normalized_mutual_information, "1",
                   "mutual information of query and key, normalised", "Park et al. 2023 (arXiv 2305.00729), eq. 2",
                   "park2023", **_SHARE, **_layer("information")),
         Statistic("position_deviation", HEADS, formulas.position_deviation, "1",
-                  "standard deviation of attention over queries", *WALMER, **_layer("position_deviation")),
+                  "standard deviation of attention over queries", *WALMER, **_ABOVE, **_layer("position_deviation")),
         Statistic("head_deviation", ("layer",), formulas.head_deviation, "1",
-                  "standard deviation of attention over heads", *WALMER, **_layer("head_deviation")),
+                  "standard deviation of attention over heads", *WALMER, **_ABOVE, **_layer("head_deviation")),
         Statistic("head_similarity", (*HEADS, "other_head"), formulas.head_similarity, "nats",
                   "Jensen-Shannon divergence between heads, mean over queries",
                   "Clark et al. 2019 (arXiv 1906.04341)", "clark2019", refuses=("mixed",), **_layer("divergences")),
         Statistic("score_matrix", MAPS, formulas.score_matrix, "1",
-                  "largest attention over queries, mean over heads", *SEED, **_PEAKS),
+                  "largest attention along the {reading} axis, mean over the rest", *SEED, **_PEAKS),
         Statistic("received_attention", GRIDS, formulas.received_attention, "1",
-                  "mean attention of the patch queries on each patch", cite="darcet2024", grouped="always",
+                  "mean attention of {queries} queries on each patch", cite="darcet2024", grouped="always",
                   **_layer("received_attention")),
         Statistic("readout_map", GRIDS, formulas.readout_map, "1", "attention of the readout row on each patch",
                   *CARON, refuses=("pool",), grouped="always", **_layer("readout_map")),
         Statistic("class_token_weight", MAPS, formulas.class_token_weight, "1",
                   "largest attention over heads of the readout row on each patch", *CARON, refuses=("pool",)),
         Statistic("mass_mask", GRIDS, _mass_mask, "1",
-                  "fewest patches that hold 0.6 of the readout row's patch mass: 1, others 0", *CARON,
+                  "fewest patches that hold {threshold} of the readout row's patch mass: 1, others 0", *CARON,
                   refuses=("codes", "pool")),
         # Of these the dataset's mean alone is kept: their rows would outgrow the rest of the store.
         Statistic("score_matrix_mean", MAPS, formulas.score_matrix, "1",
-                  "largest attention over queries, mean over heads and images", *SEED, rows=False, **_PEAKS),
+                  "largest attention along the {reading} axis, mean over the rest and over images", *SEED, rows=False,
+                  **_PEAKS),
         Statistic("score_matrix_key_mean", MAPS, functools.partial(formulas.score_matrix, reading="key"), "1",
                   "largest attention over keys, mean over heads and images", *SEED, rows=False, **_layer("key_peaks")),
         Statistic("score_matrix_head_mean", MAPS, functools.partial(formulas.score_matrix, reading="head"), "1",
@@ -199,10 +203,10 @@ CATALOG: dict[str, Statistic] = {
         # Norm-aware, where the run kept the lengths of the value vectors.
         Statistic("norm_weighted_entropy", HEADS, norms.norm_weighted_entropy, "nats",
                   "mean entropy of attention times value norm, rows divided by their sums", *KOBAYASHI,
-                  **_layer("norm_weighted_entropy")),
+                  **_ABOVE, **_layer("norm_weighted_entropy")),
         Statistic("norm_weighted_distance", HEADS, norms.norm_weighted_distance, "pixels",
                   "mean distance of attention times value norm, rows renormalised over patches", *KOBAYASHI,
-                  **_layer("norm_weighted_distance")),
+                  **_ABOVE, **_layer("norm_weighted_distance")),
         Statistic("norm_weighted_readout_map_mean", GRIDS, _norm_weighted_readout_map, "1",
                   "attention times value norm, readout row on each patch, mean over images", *KOBAYASHI,
                   refuses=("pool",), rows=False, **_layer("norm_weighted_readout_map")),
@@ -218,17 +222,18 @@ CATALOG: dict[str, Statistic] = {
                   "relevance by attention times gradient above 0, mean over heads",
                   "Chefer et al. 2021 (arXiv 2103.15679)", "chefer2021", refuses=("pool", "loss"), **_IMAGES),
         Statistic("gradient_rollout_vit_explain", ("y", "x"), formulas.gradient_rollout_vit_explain, "1",
-                  "gradient rollout of vit-explain: gradients by the scores, of the blocks in reverse, 0.9 discarded",
+                  "gradient rollout of vit-explain: gradients by the scores, blocks in reverse, {discard} discarded",
                   "github.com/jacobgil/vit-explain", "gildenblat", refuses=("codes", "pool", "loss"), **_IMAGES),
         Statistic("head_importance", HEADS, functools.partial(formulas.head_importance, form="logit"), "logit",
                   "absolute sum of attention times gradient of the logit",
                   "compare Michel et al. 2019 (arXiv 1905.10650), whose score is of the loss", "michel2019",
-                  refuses=("loss",), **_IMAGES),
+                  refuses=("loss",), **_ABOVE, **_IMAGES),
         Statistic("head_importance_loss", HEADS, functools.partial(formulas.head_importance, form="loss"), "nats",
-                  "absolute sum of attention times gradient of the loss", *MICHEL, refuses=("logit",), **_IMAGES),
+                  "absolute sum of attention times gradient of the loss", *MICHEL, refuses=("logit",),
+                  **_ABOVE, **_IMAGES),
         Statistic("head_importance_michel", HEADS, functools.partial(formulas.head_importance, form="michel"), "nats",
                   "absolute sum over keys of attention times gradient of the loss, sum over queries", *MICHEL,
-                  refuses=("logit",), **_IMAGES),
+                  refuses=("logit",), **_ABOVE, **_IMAGES),
         # What a run writes of graphs that were exported with `--norms`: their means are taken.
         Statistic("value_norm", ("layer", "head", "key"), units="1", cite="kobayashi2020",
                   long_name="norm of each key's value times its head's slice of the output projection"),
@@ -237,10 +242,11 @@ CATALOG: dict[str, Statistic] = {
         Statistic("token_norm", ("layer", "token"), units="1",
                   long_name="norm of the residual stream that enters the block"),
         Statistic("norm_outlier_share", ("layer",), norms.norm_outlier_share, "1",
-                  "share of patches whose token has more than 3 times the median norm", *DARCET,
-                  **(_SHARE | _IMAGES)),
+                  "share of patches whose token has an outlying norm: above {above} if that is not 0, else {times} "
+                  "times the median", *DARCET, **(_SHARE | _IMAGES)),
         Statistic("norm_outlier_map", MAPS, norms.norm_outlier_map, "1",
-                  "1 for patches whose token has more than 3 times the median norm, 0 for others", *DARCET, **_IMAGES),
+                  "1 for patches whose token has an outlying norm, 0 for others: above {above} if that is not 0, else "
+                  "{times} times the median", *DARCET, **_IMAGES),
     )
 }  # fmt: skip
 
@@ -343,16 +349,17 @@ def _perhaps(name: str) -> Statistic | None:
 
 
 def described() -> dict[str, str]:
-    """Every name that can be asked for, in words, with its unit and its parameters: the default ones first."""
+    """Every name that can be asked for, in words, with its unit, what it needs, and its parameters."""
     found = {}
     for one in CATALOG.values():
-        if not one.listed or one.formula is None:
+        if not one.listed:
             continue
         needs = ", ".join(INPUTS[name] for name in one.needs if name != "attention")
-        notes = ["default"] if one.default else [f"needs {needs}"] if needs else []
+        needs = "a graph of `attlas export --norms`" if one.formula is None else needs
+        notes = ["default"] if one.default or one.name == MEAN_SCORES else [f"needs {needs}"] if needs else []
         said = ",".join(f"{p.name}={p.values}" for p in one.parameters.values())
         notes += [f"takes :{said}"] if said else []
-        found[one.name] = f"{one.long_name} [{one.units}]{''.join(f', {note}' for note in notes)}"
+        found[one.name] = f"{one.words} [{one.units}]{''.join(f', {note}' for note in notes)}"
     return found
 
 

@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 # The section of the report and its figure, by the name of the function.
-_FIGURES = {
+FIGURES = {
     "distance": ("distance", "distance"),
     "entropy": ("entropy", "entropy"),
     "prefix_mass": ("prefix_mass", "prefix_mass"),
@@ -377,7 +377,7 @@ def _drawn(name: str, of: Any, ax: Any, panel: str = "", named: str = "", **opti
     from .report.sections import SECTIONS
     from .report.sections.base import Figure
 
-    wanted, pattern = _FIGURES[name]
+    wanted, pattern = FIGURES[name]
     (section,) = (one for one in SECTIONS if one.name == wanted)
     context, parts = _context(_store(of), **options), []
     for part in section.parts(context):

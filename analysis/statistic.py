@@ -110,7 +110,8 @@ class Statistic:
             `value_norm` is (head, key), `token_norm` (token); `grid`, `patch_size`, `readout` and `kind` are as in
             `formulas`, `prefix` is the number of prefix tokens, `spec` the graph's. Other arguments need defaults: they
             are its parameters. None if the run writes the rows.
-        units: of the values; `long_name`: a short description.
+        units: of the values; `long_name`: a short description, in which `{threshold}` stands for the value of that
+            parameter; `words` has it filled in.
         source: the publication; `cite`: its key in the report's bibliography.
         refuses: what it cannot be computed from: "mixed" attention, which is not a probability; uint8 "codes", if it
             depends on single values; a model with attention "pool"ing, if it needs the row that the head reads;
@@ -186,6 +187,18 @@ class Statistic:
         return self.rows and self.listed and set(self.dims) <= {"layer", "head", "prefix"}
 
     @property
+    def words(self) -> str:
+        """Its `long_name` with the values of its parameters; what it does not name stands behind it."""
+        text, more = self.long_name or (self.name if self.given else ""), list[str]()
+        for name, one in self.parameters.items():
+            value = _spelled(self.given.get(one.keyword, one.default))
+            if f"{{{name}}}" in text:
+                text = text.replace(f"{{{name}}}", value)
+            elif one.keyword in self.given:
+                more.append(f"{name} {value}")
+        return f"{text}; here {', '.join(more)}" if more else text
+
+    @property
     def by_group(self) -> Grouping:
         """Whether it is summed up by groups of images."""
         return self.grouped or ("asked" if self.scalar else "no")
@@ -198,7 +211,7 @@ class Statistic:
     @property
     def attrs(self) -> dict[str, Any]:
         """The attributes of its array."""
-        found = {"units": self.units, "long_name": self.long_name, "source": self.source}
+        found = {"units": self.units, "long_name": self.words, "source": self.source}
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in self.given.items()}
         return {key: value for key, value in (found | {"parameters": given}).items() if value}
 
@@ -244,6 +257,11 @@ class Statistic:
             option = "--gradients" if spec.objective == "loss" else "--loss-gradients"
             return f"gives gradients of the {spec.objective}; a graph of `attlas export {option}` gives the other ones"
         return ""
+
+    def bounds(self, spec: GraphSpec) -> tuple[float, float] | None:
+        """`within`, of a model whose attention it holds for: mixed attention is no probability, and may be below 0."""
+        mixed = spec.attention_kind != "probability" and "attention" in self.needs
+        return None if mixed else self.within
 
     def uniform(self, spec: GraphSpec) -> float | None:
         """The formula's value for uniform attention, A_ij = 1/N; None if that is not a single number."""
@@ -294,13 +312,10 @@ class Statistic:
             return self
         names = {p.keyword: n for n, p in known.items()}
         spelled = [f"{names[keyword]}-{_spelled(value)}" for keyword, value in chosen.items()]
-        words = [f"{names[keyword]} {_spelled(value)}" for keyword, value in chosen.items()]
         units = "1" if chosen.get("normalized") else chosen.get("unit", self.units)
-        said = f"{self.long_name or self.name}; here {', '.join(words)}"
         return dataclasses.replace(
             self,
             name=".".join([self.name, *spelled]),
-            long_name=said,
             units=units,
             given={**self.given, **chosen},
             kernels={},

@@ -31,7 +31,7 @@ from .shared import note, pool, say_json, store_path, who_works
 @who_works
 @click.option("--overwrite", is_flag=True, help="Recompute statistics that exist.")
 @click.option("--json", "as_json", is_flag=True, help="What was made, as JSON.")
-@click.option("--list", "list_names", is_flag=True, help="List the names of the statistics.")
+@click.option("--list", "list_names", is_flag=True, help="List the names, and what each can be told.")
 def analyze(
     store: Path | None,
     names: tuple[str, ...],
@@ -43,7 +43,7 @@ def analyze(
 ) -> None:
     """Compute statistics of STORE and write them into it: by default those that the run did not, and dataset sums.
 
-    NAME adds further statistics; --list shows them.
+    With NAMEs only these are made; --list shows them.
     """
     if list_names:
         from ..analysis.catalog import described

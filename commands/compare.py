@@ -24,3 +24,8 @@ def compare(one: Path, other: Path) -> None:
         click.echo(",".join([str(here), str(there), *(f"{value:.6g}" for value in values)]))
     effective = "" if found.n == found.images else f", effective n = {found.n:.4g}"
     note(f"{found.images:,} images in both{effective}")
+    for store, layers in zip((one, other), found.left_out, strict=True):
+        if layers:
+            note(
+                f"{store}: left out, since the other store has nothing to compare: layers {', '.join(map(str, layers))}"
+            )

@@ -29,7 +29,12 @@ from .shared import path_argument, store_path
     help="A store used only for comparison, such as random weights; may be given several times.",
 )
 @click.option("--boxes", type=path_argument, help="Objects in the original images: COCO JSON.")
-@click.option("--only", metavar="SECTIONS", default="", help="Only these sections: distance,examples,...")
+@click.option(
+    "--only",
+    metavar="FIGURES",
+    default="",
+    help="Only sections with these figures of attlas.plot: distance,examples,...",
+)
 @click.option("--names", metavar="A,B", default="", help="What stores, then baselines, are called on the page.")
 @click.option("--style", default="paper", type=click.Choice(["paper", "talk"]), help="Talk has larger words and lines.")
 @click.option(

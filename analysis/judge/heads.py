@@ -46,7 +46,7 @@ type Floats = npt.NDArray[np.float64]
 SILENCES = ("zero", "mean")  # what stands in place of a head: nothing, or what it writes on average
 # What is lost of the class that the whole model predicts; how far the distribution moves; of those labelled, the hits.
 LOSSES = ("logit", "kl", "accuracy")
-RANGE = np.array([-np.inf, -np.inf, -1]), np.array([np.inf, np.inf, 1])
+RANGE = np.array([-np.inf, 0, -1]), np.array([np.inf, np.inf, 1])  # a logit may rise, a divergence is never below 0
 RESAMPLES, STEP = 1000, 100
 
 

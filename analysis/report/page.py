@@ -19,6 +19,7 @@ from ...files import appearing, check_page
 from ...progress import Show, Step, shows
 from ..formulas.boxes import read_coco
 from ..originals import folder_of
+from ..plot import FIGURES
 from ..view.single import embedded
 from .facts import gather, labels
 from .plots.style import STYLES, Widths, svg
@@ -64,7 +65,8 @@ def report(
         baseline: stores that the others are compared with and of which nothing else is shown, such as one of the same
             model with random weights.
         boxes: a COCO JSON file of objects in the original images, by file name.
-        only: names of sections, such as `distance` or `examples`; by default all. `attlas.plot` lists them.
+        only: sections by the names of their figures in `attlas.plot.figures()`, such as `distance` or `examples`; by
+            default all. Names of sections themselves are taken too.
         names: what stores and then baselines are called on the page; by default their models, or their own names.
         style: `paper`, or `talk` for figures with larger words and lines.
         explore: of how many pictures the page also holds the atlas (`attlas view`), patch by patch; 1 MB each for
@@ -77,8 +79,8 @@ def report(
 
     Raises:
         UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, `images` or `boxes`
-            is not there, a section or style is unknown, `names` are not one for each store, or `explore` is too many.
-        AttlasError: a store or `boxes` does not read, or a file cannot be written.
+            is not there, a figure or style is unknown, `names` are not one for each store, or `explore` is too many.
+        AttlasError: a store or `boxes` does not read, there is nothing of `only`, or a file cannot be written.
     """
     shown, against = _located(stores, "stores"), _located(baseline, "baseline")
     output = Path(arguments.path(output, "output", "the path of the page, NAME.html"))
@@ -99,6 +101,9 @@ def report(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         page.fill(contexts)
+        if only and not explore and not any(chapter.parts for chapter in page.chapters):
+            why = "; --examples 0 shows no pictures" if not examples else ""
+            raise AttlasError(f"--only {','.join(only)}: there is nothing of it to show, so no page is written{why}")
         atlas = embedded(shown, explore, images) if explore else ""
         beside.write_text(rendered(page.chapters, contexts, atlas), "utf-8")
     return output
@@ -135,18 +140,20 @@ def _check_words(
     only: Sequence[str], names: Sequence[str], style: str, stores: int
 ) -> tuple[frozenset[str], list[str]]:
     """The sections that are wanted and what stores are called, as far as they were given."""
-    known = [*(one.name for one in SECTIONS), *(one.name for one in comparison(()))]
+    sections = [*(one.name for one in SECTIONS), *(one.name for one in comparison(()))]
+    lacking = [name for name in sections if name not in {section for section, _ in FIGURES.values()}]
+    known = [*FIGURES, *lacking]  # every section has a name of `attlas.plot`, but for parts of the comparison
     for name in only:
-        if name not in known:
+        if name not in known and name not in sections:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}? there" if near else "there"
-            raise UsageError(f"--only {name}: there is no such section; {hint} are {', '.join(known)}")
+            raise UsageError(f"--only {name}: there is no such figure; {hint} are {', '.join(known)}")
     if style not in STYLES:
         raise UsageError(f"--style {style}: there is no such style; there are {', '.join(STYLES)}")
     found = [name.strip() for name in names]
     if found and (len(found) != stores or len({_slug(name) for name in found} - {""}) != stores):
         raise UsageError(f"--names {','.join(found)}: give {stores} different names, one for each store and baseline")
-    return frozenset(only), found
+    return frozenset(FIGURES[name][0] if name in FIGURES else name for name in only), found
 
 
 def _ready(path: Path | Url, say: Say) -> Store:

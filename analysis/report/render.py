@@ -100,7 +100,7 @@ def not_drawn(store: Store, chapter: Chapter) -> list[str]:
     drawn |= {row[0].partition(" ")[0] for part in chapter.parts if isinstance(part, Table) for row in part.rows}
     said = " ".join(part.reason for part in chapter.parts if isinstance(part, Absent))
     found = (one for one in summed(store) if not {one.name, one.name.removesuffix("_mean")} & drawn)
-    return [f"{one.name}: {one.long_name}" for one in found if f"`{one.name}`" not in said]
+    return [f"{one.name}: {one.words}" for one in found if f"`{one.name}`" not in said]
 
 
 def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context], atlas: str = "") -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +31,11 @@ class Comparison:
     """The divergence of two stores' attention; arrays are (pair).
 
     Attributes:
-        layers: (pair, 2), a layer of the first store and the one of the other that it is compared with.
+        layers: (pair, 2), a block of the first store and the one of the other that it is compared with.
         divergence: mean over images of the mean over patch rows; nats, 0 to ln 2.
         low, high: its 95 % interval over images, NaN where there is none.
         images: that both stores have; `n`: their effective number.
+        left_out: for each store its blocks that compare with one that the other lacks.
     """
 
     layers: Array
@@ -41,6 +44,7 @@ class Comparison:
     high: Array
     images: int
     n: float
+    left_out: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 @shows("images")
@@ -48,9 +52,10 @@ def compare(one: Where, other: Where, *, progress: Show[Progress] = None) -> Com
     """Jensen-Shannon divergence of two stores' rows on the images that both have, by path.
 
     Heads of two models have nothing to do with each other: rows are means over heads, over patches, divided by their
-    patch mass (`formulas.divergence`; Lin 1991, IEEE Trans. Inf. Theory 37). Each layer of the shallower model is
-    compared with the layer of the other at the nearest relative depth, (layer + 1) / blocks. Images that depend on each
-    other count as clusters, where an analysis of the first store said so.
+    patch mass (`formulas.divergence`; Lin 1991, IEEE Trans. Inf. Theory 37). Models of equal depth are compared block
+    by block; else each block of the shallower one with the block of the other at the nearest relative depth,
+    (layer + 1) / blocks. Blocks that have none beside them are left out. Images that depend on each other count as
+    clusters, where an analysis of the first store said so.
 
     Args:
         one: a store with attention.
@@ -59,7 +64,7 @@ def compare(one: Where, other: Where, *, progress: Show[Progress] = None) -> Com
 
     Raises:
         UsageError: grids differ, or rows of one are no distributions.
-        AttlasError: a store holds no attention, or they share no image.
+        AttlasError: a store holds no attention, or they share no image, or no block.
     """
     stores = (Store(one), Store(other))
     for store in stores:
@@ -73,6 +78,10 @@ def compare(one: Where, other: Where, *, progress: Show[Progress] = None) -> Com
         raise UsageError(f"grids of patches differ ({grids}), so that rows do not compare")
     at = _shared(first, second)
     pairs = _pairs(first, second)
+    left_out = (
+        _without(first, [here for here, _ in pairs], second),
+        _without(second, [there for _, there in pairs], first),
+    )
     show = progress if callable(progress) else (lambda _now: None)
     started, rows = time.perf_counter(), []
     show(Progress(0, len(at), 0.0))
@@ -82,9 +91,9 @@ def compare(one: Where, other: Where, *, progress: Show[Progress] = None) -> Com
         show(Progress(start + len(here), len(at), time.perf_counter() - started))
     values = np.concatenate(rows)
     codes = cluster_codes([first], [at[:, 0]], cluster_of(first))
-    low, high = interval(values, clusters=codes)
+    low, high = interval(values, clusters=codes, within=(0, math.log(2)))
     n = float(len(at)) if codes is None else effective_number(codes)
-    return Comparison(np.array(pairs), values.mean(axis=0), low, high, len(at), n)
+    return Comparison(np.array(pairs), values.mean(axis=0), low, high, len(at), n, left_out)
 
 
 def _shared(first: Store, second: Store) -> Array:
@@ -101,15 +110,24 @@ def _shared(first: Store, second: Store) -> Array:
 
 
 def _pairs(first: Store, second: Store) -> list[tuple[int, int]]:
-    """The layers to compare, by index of the block."""
+    """The blocks to compare, those that both stores hold: as many as the shallower model has, or fewer."""
     shallow, deep = sorted((first, second), key=lambda store: store.spec.depth)
-    depths = {layer: (layer + 1) / deep.spec.depth for layer in kept_layers(deep)}
     found = []
-    for layer in kept_layers(shallow):
-        relative = (layer + 1) / shallow.spec.depth
-        nearest = min(depths, key=lambda other: abs(depths[other] - relative))
-        found.append((layer, nearest) if shallow is first else (nearest, layer))
+    for block in kept_layers(shallow):
+        # The nearest (other + 1) / depth, and of two the shallower: of all blocks, whether the store holds it or not.
+        other = math.ceil((block + 1) * deep.spec.depth / shallow.spec.depth - 0.5) - 1
+        if other in kept_layers(deep):
+            found.append((block, other) if shallow is first else (other, block))
+    if not found:
+        held = " and ".join(f"{store.path} {', '.join(map(str, kept_layers(store)))}" for store in (first, second))
+        raise AttlasError(f"the stores hold attention of no blocks that compare: {held}")
     return found
+
+
+def _without(store: Store, compared: Sequence[int], other: Store) -> tuple[int, ...]:
+    """The blocks that should have been compared; of a deeper model some never are."""
+    deeper = store.spec.depth > other.spec.depth
+    return () if deeper else tuple(block for block in kept_layers(store) if block not in compared)
 
 
 def _divergence(stores: tuple[Store, Store], images: tuple[Array, Array], layers: tuple[int, int]) -> Array:

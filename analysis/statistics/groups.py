@@ -12,7 +12,7 @@ from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ..catalog import PREDICTED
 
-__all__ = ["Key", "check_column", "gathered", "key_order", "merged", "read_column"]
+__all__ = ["Key", "check_column", "check_groups", "gathered", "key_order", "merged", "read_column"]
 
 Array = npt.NDArray[Any]
 Key = str | int | float
@@ -36,6 +36,17 @@ def check_column(store: Store, by: str, option: str = "--by") -> None:
     columns = [name for name in store.names if store.dims(name) == ("image",) and name != PREDICTED]
     if by not in columns:
         raise UsageError(f"{option} {by}: no column of {store.path.name}; there are {', '.join([PREDICTED, *columns])}")
+
+
+def check_groups(store: Store, by: str, mask: npt.NDArray[np.bool_]) -> None:
+    """Refuse a column in which none of the images of `mask`, if there are any, has a value: a script expects groups.
+
+    Raises:
+        AttlasError: that is so.
+    """
+    if mask.any() and not read_column(store, by)[1][mask].any():
+        hint = f"; --by {PREDICTED} groups by the class of the largest logit" if "logits" in store else ""
+        raise AttlasError(f"{store.path}: --by {by}: no image has a value there, so there are no groups{hint}")
 
 
 def read_column(store: Store, by: str, at: slice = slice(None)) -> tuple[Array, npt.NDArray[np.bool_]]:

@@ -172,7 +172,7 @@ def _scalars(sources: Sequence[Source], statistics: Sequence[Statistic], images:
         return {}
     clusters = _clusters(sources)
     parts: dict[str, list[tuple[Floats, Floats, Floats, Floats]]] = {one.name: [] for one in statistics}
-    within = {one.name: one.within for one in statistics}
+    within = {one.name: one.bounds(sources[0].store.spec) for one in statistics}
     for block in _blocks(sources, list(parts)):
         columns = [_column(sources, name, layers) for name, layers in block]
         for (name, _), values in zip(block, columns, strict=True):
@@ -219,7 +219,8 @@ def _scalar(
     if name in ("distance_renormalized", "entropy_patch") and "rows_without_patch_mass" in first:
         left_out = [source.store.read("rows_without_patch_mass")[source.mask] for source in sources]
         own["rows_left_out"] = int(sum(np.maximum(rows, 0).sum() for rows in left_out))
-    drawn = {"method": METHOD + (EQUAL if one.within else ""), "level": 0.95}
+    within = one.bounds(first.spec)
+    drawn = {"method": METHOD + (EQUAL if within and np.isfinite(within).all() else ""), "level": 0.95}
     return {
         f"{name}_mean": Summed(dims, _joined(mean), own),
         f"{name}_std": Summed(dims, _joined(std), {**own, "ddof": 1}),

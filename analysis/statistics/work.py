@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from ...engine.store.store import ArraySpec, Store
 from ...errors import AttlasError, UsageError
-from ..catalog import CATALOG, PREDICTED, held, written
+from ..catalog import CATALOG, MEAN_SCORES, PREDICTED, held, written
 from ..kernels.fused import fused
 from ..statistic import Statistic
 from .clusters import ALONE, cluster_of, inferred
-from .groups import check_column
+from .groups import check_column, check_groups
 from .partials import Partial, attention_of, beside, check, groupable, kept_layers, templates
 from .summary import Source, stored_groups, stored_sum, summed_units
 
@@ -73,6 +73,7 @@ def planned(store: Store, asked: list[Statistic] | None, by: str, overwrite: boo
     store.check_whole((name for name in store.names if name not in analyzed), np.flatnonzero(source.done))
     if by:
         check_column(store, by)
+        check_groups(store, by, source.mask)
     if column:
         check_column(store, column, "--cluster")
     statistics = _default(store) if asked is None else asked
@@ -119,7 +120,7 @@ def _default(store: Store) -> list[Statistic]:
     ]
     if attention_of(store):
         made = fused(store.spec, kept_layers(store))
-        found += [one for one in (*made, CATALOG["score_matrix_mean"]) if one.listed]
+        found += [one for one in (*made, CATALOG[MEAN_SCORES]) if one.listed]
     names = {one.name: one for one in found}
     if not names:
         raise AttlasError(

@@ -111,6 +111,18 @@ def test_what_cannot_be_grouped_is_refused(tmp_path: Path, names: Any, by: str, 
         statistics.analyze(tmp_path / "s.zarr", names, by=by)
 
 
+def test_a_column_without_a_value_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    """As labels are of images in one folder; a store with nothing done yet has no images to lack one."""
+    store = make_store(tmp_path / "s.zarr", units=[0])
+    store.write("label", 0, np.array([""] * IMAGES, dtype=np.dtypes.StringDType()))
+    before = sorted(store.names)
+    with pytest.raises(AttlasError, match=r"--by label: no image has a value there.*--by predicted"):
+        statistics.analyze(store.path, ["entropy"], by="label")
+    assert sorted(Store(store.path).names) == before
+    empty = make_store(tmp_path / "e.zarr", units=[])
+    assert "nothing to sum up" in statistics.analyze(empty.path, ["entropy"], by="label").notes[-1]
+
+
 # -- differences ------------------------------------------------------------------------------------------------------
 
 

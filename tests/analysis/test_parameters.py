@@ -50,6 +50,7 @@ def test_every_statistic_says_all_of_itself(name: str) -> None:
     assert one.units
     assert not one.cite or one.cite in bibliography.REFERENCES
     assert bool(one.cite) or not one.source
+    assert not one.scalar or (one.within is not None and one.within[0] == 0)  # none of ours can be below 0
     assert one.shape(NORMED)
     places = {"layer": views.LAYER, "batch": views.BATCH, "follow": views.FOLLOW}
     for kind, kernel in one.kernels.items():
@@ -144,6 +145,32 @@ def test_a_name_is_read_as_it_is_written_whatever_the_order(text: str) -> None:
     backwards = f"{base}:{','.join(reversed(said.split(',')))}" if said else base
     assert catalog.find([backwards, text]) == [name]
     assert catalog.reserved(name)
+
+
+def test_the_list_has_every_name_that_is_taken_and_marks_what_is_made_without_one(tmp_path: Path) -> None:
+    listed = catalog.described()
+    assert [name for name, one in catalog.CATALOG.items() if one.listed] == list(listed)
+    made = statistics.analyze(make_store(tmp_path / "s.zarr", units=[0]).path).summed
+    default = [name for name, words in listed.items() if ", default" in words]
+    own = [name for name in listed if catalog.CATALOG[name].sum_name in made and name != "score_matrix"]  # one array
+    assert own == default
+    assert "needs a graph of `attlas export --norms`" in listed["value_norm"]
+
+
+def test_the_words_name_the_value_that_was_asked_for_and_no_other() -> None:
+    """Not the default's beside it; a user's own text may have braces that are no parameter."""
+    for text, words in {
+        "mass_mask": "fewest patches that hold 0.6 of the readout row's patch mass: 1, others 0",
+        "mass_mask:threshold=0.3": "fewest patches that hold 0.3 of the readout row's patch mass: 1, others 0",
+        "sink_share:times=2.5": "share of patches that receive more than 2.5 times the uniform attention",
+        "rollout_vit_explain:fusion=mean": "rollout of vit-explain: mean over heads, 0.9 discarded",
+        "received_attention:queries=all": "mean attention of all queries on each patch",
+        "entropy:bits": "mean entropy of the attention rows over all keys; here unit bits",
+    }.items():
+        (one,) = catalog.resolved([text])
+        assert one.words == one.attrs["long_name"] == words
+    own = Statistic("strongest", ("layer", "head"), strongest, long_name="{times} times $x^{2}$").asked("times=3")
+    assert own.words == "3 times $x^{2}$"
 
 
 def test_defaults_are_not_said() -> None:

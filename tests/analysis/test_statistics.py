@@ -132,6 +132,24 @@ def test_every_name_of_the_catalog_gives_an_array_of_its_dims(tmp_path: Path) ->
     assert "distance_mean" not in store
 
 
+def test_intervals_of_what_is_never_below_0_end_there(tmp_path: Path) -> None:
+    """Attention that hardly moves but in one image of five; mixed attention may be below 0, and so may its interval."""
+    for kind, low in (("probability", 0), ("mixed", -1)):
+        spec = dataclasses.replace(SPEC, attention_kind=kind)
+        store = make_store(tmp_path / f"{kind}.zarr", spec=spec, units=[0])
+        even = np.zeros((4, 1, *store.array("attention").shape[2:]), np.float16)
+        even[..., 0] = 1  # all on the class token: every distance is 0
+        even[0, ..., 6] = 0.5
+        store.write("attention", 0, even[:2], slice(0, 1))
+        store.write("attention", 2, even[2:], slice(0, 1))
+        statistics.analyze(store.path, ["distance", "position_deviation"])
+        found = Store(store.path)
+        bounds = found.read("distance_interval")[:, 0]
+        assert (bounds[0] == 0).all() if low == 0 else (bounds[0] < 0).all()
+        assert (bounds[1] > 0).all()
+        assert "equal values" not in found.array("distance_interval").attrs["method"]
+
+
 def test_outlying_norms_need_no_attention(tmp_path: Path) -> None:
     """Of a run that kept none: share and place of patches above a multiple of the median, or above a cut."""
     made = make_store(tmp_path / "s.zarr", keep=("none",), spec=NORMED, reduce=True)

@@ -174,9 +174,9 @@ def extent(store: Store) -> tuple[int, int]:
 
 
 def where(values: Floats) -> str:
-    """The place of a map's largest value, in words that count from 1."""
+    """The place of a map's largest value, in words that count from 0, as all numbers of a store do."""
     y, x = np.unravel_index(int(np.nanargmax(values)), values.shape)
-    return f"row {int(y) + 1}, column {int(x) + 1}"
+    return f"row {int(y)}, column {int(x)}"
 
 
 def row_name(store: Store) -> str:

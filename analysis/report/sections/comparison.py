@@ -10,20 +10,18 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ....engine.plan import spread
 from ....engine.store.store import Store
 from ...catalog import CATALOG, held
 from ...statistic import Statistic
 from ...statistics.clusters import cluster_codes, cluster_of, said
-from ...statistics.inference import interval
+from ...statistics.inference import apart, interval
 from ...statistics.moments import Moments
 from ..facts import Facts, sample
-from ..images import MAPS, Example, example, map_of
 from ..numbers import Floats, between, mean_of, why_empty
 from ..plots.curves import Curves, Line
-from ..plots.pictures import Column, Pictures, Row
 from ..plots.style import DIFFERENCES, QUIET, SERIES
-from .base import Absent, Cell, Context, Figure, Listing, Part, Section, Table, extent
+from .base import Absent, Cell, Context, Figure, Listing, Part, Section, Table
+from .same import same_pictures
 
 __all__ = ["comparison"]
 
@@ -74,9 +72,10 @@ class _Measure:
 
     def within(self, store: Store) -> tuple[float, float] | None:
         """The smallest and the largest value that there can be, in this unit."""
-        if self.statistic.within is None:
+        found = self.statistic.bounds(store.spec)
+        if found is None:
             return None
-        least, most = self.statistic.within
+        least, most = found
         return least * self.scale(store), most * self.scale(store)
 
     def uniform(self, store: Store) -> float:
@@ -158,7 +157,7 @@ def comparison(contexts: Sequence[Context]) -> list[Section]:
 
     def compare_pictures(_: Context) -> Iterator[Part]:
         if stores.matched[1] and contexts[0].examples:
-            shown = list(_pictures(contexts, stores.matched[0]))
+            shown = list(same_pictures(contexts, stores.matched[0]))
             yield from shown[:1]
             further.extend(shown[1:])
 
@@ -230,7 +229,8 @@ def _others(stores: _Stores, shown: dict[str, list[_Read]]) -> Iterator[Part]:
     if some:
         yield Listing("Not compared, since not all stores hold them:", sorted(some))
     if stores.matched[1] and shown:
-        caption = f"Paired differences of the mean over layers and heads; {stores.size}."
+        left = _left_out(next(iter(shown.values())))
+        caption = f"Paired differences of the mean over heads and over the blocks compared; {left}{stores.size}."
         head = ("", "statistic", "difference", "95 % interval")
         yield Table(caption, head, [row for name, read in shown.items() for row in _table_rows(read, name)])
 
@@ -308,17 +308,16 @@ def _difference(read: Sequence[_Read], measure: _Measure, title: str, n: str) ->
     """Every store less the first, image by image, at the relative depths of the shallower of the two."""
     first, lines = read[0], []
     for place, one in enumerate(read[1:]):
-        grid = min((one.x, first.x), key=len)
-        if len(grid) < 2:
+        difference, x = _paired(one, first)
+        if len(x) < 2 or why_empty(difference):
             continue
-        difference = _at(one.rows, one.x, grid) - _at(first.rows, first.x, grid)
-        low, high = interval(difference, clusters=first.clusters)
+        low, high = _interval(difference, one, first)
         label, colour = f"{one.facts.label} − {first.facts.label}", DIFFERENCES[place % len(DIFFERENCES)]
-        lines.append(Line(label, colour, grid, Moments.of(difference).average, low, high, None, one.facts.baseline))
+        lines.append(Line(label, colour, x, Moments.of(difference).average, low, high, None, one.facts.baseline))
     if not lines:
         return
     label = first.facts.label
-    told = "; ".join(f"{line.label} from {line.mean.min():+.3g} to {line.mean.max():+.3g}" for line in lines)
+    told = "; ".join(f"{line.label} from {np.nanmin(line.mean):+.3g} to {np.nanmax(line.mean):+.3g}" for line in lines)
     yield Figure(
         name=f"compare_{measure.name}_difference",
         title=f"{title}: difference from {label}",
@@ -326,7 +325,7 @@ def _difference(read: Sequence[_Read], measure: _Measure, title: str, n: str) ->
         alt=f"Paired differences of {measure.name}, {measure.axis}: {told}.",
         caption=f"Difference from {label} {measure.unit}, image by image, of the mean over "
         "heads; line: mean over images, band: its 95 % interval over images. Where blocks differ in number, "
-        f"the deeper model is read between its layers. {n}",
+        f"the deeper model is read between its layers. {_left_out(read)}{n}",
         plots=[Curves(f"{measure.name}, difference", measure.axis, lines, 0.0)],
         columns=("difference", "relative_depth", "mean", "low", "high"),
         rows=[
@@ -338,93 +337,55 @@ def _difference(read: Sequence[_Read], measure: _Measure, title: str, n: str) ->
     )
 
 
-def _at(values: Floats, x: Floats, grid: Floats) -> Floats:
-    """(image, layer) values between layers, at other relative depths."""
-    if x.shape == grid.shape and np.array_equal(x, grid):
-        return values
-    right = np.clip(np.searchsorted(x, grid), 1, len(x) - 1)
-    share = np.clip((grid - x[right - 1]) / (x[right] - x[right - 1]), 0, 1)
-    between: Floats = values[:, right - 1] * (1 - share) + values[:, right] * share
-    return between
+def _paired(one: _Read, first: _Read) -> tuple[Floats, Floats]:
+    """(image, block) differences of `one` from `first` where both have the block, and their relative depths.
+
+    Of models of different depth the blocks are those of the shallower one, and the other is read between its own, where
+    it has both.
+    """
+    shallow, deep = sorted((one, first), key=lambda read: read.context.store.spec.depth)
+    few, many = shallow.context.store.spec, deep.context.store.spec
+    blocks = [block for block in few.layers if {*_around(block, few.depth, many.depth)} <= {*many.layers}]
+    places = np.array([(block + 1) * many.depth / few.depth - 1 for block in blocks])
+    around = np.array([_around(block, few.depth, many.depth) for block in blocks], np.int64).reshape(-1, 2)
+    below, above = (deep.rows[:, [many.layers.index(int(k)) for k in side]] for side in around.T)
+    between = np.where(around[:, 0] == around[:, 1], below, below + (above - below) * (places - around[:, 0]))
+    own = shallow.rows[:, [few.layers.index(block) for block in blocks]]
+    x = (np.array(blocks, float) + 1) / few.depth
+    return (between - own, x) if deep is one else (own - between, x)
+
+
+def _around(block: int, depth: int, deeper: int) -> tuple[int, int]:
+    """The blocks of a deeper model between which a block of a shallower one lies; twice the same at the same depth."""
+    whole, rest = divmod((block + 1) * deeper, depth)
+    return whole - 1, whole - (rest == 0)
+
+
+def _left_out(read: Sequence[_Read]) -> str:
+    """A sentence on blocks that have none beside them, where stores hold some layers alone; empty if there are none."""
+    said = []
+    for one in read[1:]:
+        count = len(_paired(one, read[0])[1])
+        specs = [part.context.store.spec for part in (one, read[0])]
+        depth = min(spec.depth for spec in specs)
+        lost = len({block for spec in specs if spec.depth == depth for block in spec.layers}) - count
+        if lost:
+            names = f"{one.facts.label} − {read[0].facts.label}"
+            said.append(f"{names}: {count} blocks, without {lost} that one of them lacks")
+    return f"{'; '.join(said)}. " if said else ""
+
+
+def _interval(difference: Floats, one: _Read, first: _Read) -> tuple[Floats, Floats]:
+    """Of (image, ...) differences between two stores, within the range that there can be."""
+    within = apart(one.within, first.within) if one.within and first.within else None
+    return interval(difference, clusters=first.clusters, within=within)
 
 
 def _table_rows(read: Sequence[_Read], name: str) -> Iterator[tuple[str, ...]]:
-    """Every store against the first, image by image, of the mean over layers and heads."""
-    whole = [mean_of(one.rows, axis=1) for one in read]
+    """Every store against the first, image by image, of the mean over heads and the blocks that are compared."""
     axis = _Measure(next(one for one in held(read[0].context.store) if one.name == name)).axis
-    for one, values in list(zip(read, whole, strict=True))[1:]:
-        difference = values - whole[0]
-        low, high = (float(v) for v in interval(difference, clusters=read[0].clusters))
+    for one in read[1:]:
+        difference = mean_of(_paired(one, read[0])[0], axis=1)
+        low, high = (float(v) for v in _interval(difference, one, read[0]))
         label = f"{one.facts.label} − {read[0].facts.label}"
         yield label, f"{name}, {axis}", f"{float(mean_of(difference, axis=0)):+.3g}", between(low, high)
-
-
-# -- the same pictures -------------------------------------------------------------------------------------------------
-
-
-def _pictures(contexts: Sequence[Context], chosen: Sequence[Images]) -> Iterator[Figure]:
-    """The same pictures through every store, one figure for each kind of map that all of them can give."""
-    first = contexts[0]
-    sample = np.flatnonzero(np.isin(chosen[0], first.store.plan.sample) | (first.images is not None))
-    at = [int(sample[i]) for i in spread(len(sample), first.examples)] if sample.size else []
-    if not at:
-        return
-    own = [
-        [example(context.store, int(index[i]), first.images) for i in at]
-        for context, index in zip(contexts, chosen, strict=True)
-    ]
-    titles = []
-    for examples in zip(*own, strict=True):
-        said = [
-            f"{c.facts.label}: {one.predicted} ({one.probability:.2f})"
-            for c, one in zip(contexts, examples, strict=True)
-            if one.predicted
-        ]
-        known = [f"label {examples[0].truth}"] if examples[0].truth else []
-        titles.append(" · ".join(said + known) or examples[0].path)
-    for kind in MAPS:
-        maps = [[map_of(c.store, one.image, kind) for one in row] for c, row in zip(contexts, own, strict=True)]
-        found = [[values for values in row if values is not None] for row in maps]
-        if all(len(row) == len(at) for row in found):
-            yield _one_kind(contexts, kind, titles, own, found)
-
-
-def _one_kind(
-    contexts: Sequence[Context],
-    kind: str,
-    titles: Sequence[str],
-    own: Sequence[Sequence[Example]],
-    maps: Sequence[Sequence[Floats]],
-) -> Figure:
-    """A row for each picture, a column for each store, whose map lies over the crop that it saw."""
-    how, facts = MAPS[kind], [context.facts for context in contexts]
-    labels, paths = [one.label for one in facts], [one.path for one in own[0]]
-    rows = [
-        Row(
-            title,
-            own[0][at].pixels,
-            tuple(row[at] for row in maps),
-            tuple(row[at].pixels if row[at].pixels is not None else own[0][at].pixels for row in own),
-        )
-        for at, title in enumerate(titles)
-    ]
-    columns = [Column(f"{f.label}{' (baseline)' if f.baseline else ''}", how.unit, how.root) for f in facts]
-    unit = "uniform attention" if kind == "attention" else "their mean over patches"
-    title = how.heading.partition(",")[0]
-    return Figure(
-        name=f"compare_{kind}",
-        title=f"The same pictures: {title}",
-        caption=f"{len(paths)} images that all stores share, evenly spread over the sample of {labels[0]} by order "
-        f"alone; above each what every model said of it. Maps are divided by {unit}; each has its own scale, from 0 to "
-        "its maximum, which is printed on it. Recipes may crop differently. n = 1 image each.",
-        alt=f"{len(paths)} pictures with the {title} of {len(facts)} stores: {'; '.join(titles)}.",
-        plots=[Pictures(rows, columns, extent(contexts[0].store), first=f"input of\n{labels[0]}")],
-        columns=("path", "store", "y", "x", "times_uniform"),
-        rows=[
-            (path, label, *cell, float(value))
-            for at, path in enumerate(paths)
-            for label, row in zip(labels, maps, strict=True)
-            for cell, value in np.ndenumerate(row[at])
-        ],
-        methods=(how.method,),
-    )

@@ -124,7 +124,7 @@ def over_queries(context: Context) -> Iterator[Part]:
         said: Any = store.array(name).attrs
         images, queries = int(said["images"]), int(counts.sum(axis=-1).max())
         counted.append(
-            f"`{panel.title}`: {one.long_name}, {queries:,} of each head, bins of {edges[1] - edges[0]:.3g} {unit}, "
+            f"`{panel.title}`: {one.words}, {queries:,} of each head, bins of {edges[1] - edges[0]:.3g} {unit}, "
             f"n = {images:,} image{'s' if images != 1 else ''}."
         )
         rows += _rows(panel, parts, counts)

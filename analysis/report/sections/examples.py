@@ -280,7 +280,7 @@ def query_of_one(context: Context) -> Iterator[Part]:
     yield Figure(
         name="query_map",
         title="What the central patch looks at",
-        caption=f"Attention of the patch in row {y + 1}, column {x + 1} (framed) to all patches, mean over heads, × "
+        caption=f"Attention of the patch in row {y}, column {x} (framed) to all patches, mean over heads, × "
         f"uniform, on one scale. n = 1 image: {code(one.path)}, {FIRST}.",
         alt=f"{len(panels)} maps, one a layer. The patch's attention to itself: "
         + ", ".join(f"{v[y, x]:.1f}" for v in found.values())

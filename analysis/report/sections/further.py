@@ -55,7 +55,7 @@ def _panel(store: Store, one: Statistic) -> Depth | None:
         return None
     axis = one.dims.index("layer")
     mean, low, high = (np.moveaxis(v, axis, 0).reshape(len(layers), -1) for v in (found.mean, found.low, found.high))
-    words = textwrap.fill(textwrap.shorten(one.long_name, 110, placeholder=" …"), 38) if one.units == "1" else one.units
+    words = textwrap.fill(textwrap.shorten(one.words, 110, placeholder=" …"), 38) if one.units == "1" else one.units
     even, colour = uniform_of(store, one), colour_of(one.name)
     return Depth(one.name, _unset(words), layers, mean, low, high, *even, colour=colour)
 
@@ -73,11 +73,11 @@ def _rows(store: Store, one: Statistic) -> Iterator[tuple[str, ...]]:
     for at, mean in np.ndenumerate(found.mean):
         place = ", ".join(f"{dim} {i}" for dim, i in zip(one.dims, at, strict=True))
         within = between(float(found.low[at]), float(found.high[at]), ".4g")
-        yield f"{one.name} {place}".strip(), one.long_name, one.units, f"{mean:.4g}", within
+        yield f"{one.name} {place}".strip(), one.words, one.units, f"{mean:.4g}", within
 
 
 def _words(one: Statistic) -> str:
-    return f"{code(one.name)}: {literal(one.long_name)} [{literal(one.units)}]" if one.long_name else code(one.name)
+    return f"{code(one.name)}: {literal(one.words)} [{literal(one.units)}]" if one.words else code(one.name)
 
 
 # -- maps -------------------------------------------------------------------------------------------------------------

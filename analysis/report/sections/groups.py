@@ -102,7 +102,7 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
     plots, rows, told = [], list[tuple[Cell, ...]](), []
     layers = np.asarray(store.spec.layers, float)
     for name, one in tested:
-        unit, within = (one.units, one.within) if one else ("", None)
+        unit, within = (one.units, one.bounds(store.spec)) if one else ("", None)
         values = np.full((store.plan.images, len(layers)), np.nan)
         for k in np.flatnonzero(store.done):
             part = store.plan.unit_range(int(k))

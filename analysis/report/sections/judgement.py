@@ -140,7 +140,8 @@ def _figure(verdict: Verdict, figure: str) -> Floats:
 def _areas(verdict: Verdict) -> Table:
     """Every map's figures, and the areas' difference split by right and wrong predictions."""
     columns = [(0, _place(name)) for name in (*SHOWN, "correlation")]
-    columns += [(group, _place("difference_probability")) for group in (1, 2)]
+    split = {1: "right", 2: "wrong"} if all(verdict.images[1:]) else {}  # else the column of one is that of all images
+    columns += [(group, _place("difference_probability")) for group in split]
     rows = [
         (name, *(_number(verdict.mean[g, i, f], verdict.bounds[:, g, i, f]) for g, f in columns))
         for i, name in enumerate(verdict.maps)
@@ -148,11 +149,22 @@ def _areas(verdict: Verdict) -> Table:
     _, right, wrong = verdict.images
     caption = (
         f"{_named(verdict)}: areas under the curves, their difference (insertion less deletion: larger is better), and "
-        "the correlation over steps of the map's mass with the logit's drop; 95 % intervals over images. The last two "
-        f"columns are of the {right:,} images that were classified right, and of the {wrong:,} that were not, of "
-        f"whose class a map may well find nothing. {_n(verdict)}."
+        "the correlation over steps of the map's mass with the logit's drop; 95 % intervals over images. "
     )
-    head = ("map", "deletion", "insertion", "difference", "correlation", "difference, right", "difference, wrong")
+    if split:
+        caption += (
+            f"The last two columns are of the {right:,} images that were classified right, and of the {wrong:,} that "
+            "were not, of whose class a map may well find nothing. "
+        )
+    caption += f"{_n(verdict)}."
+    head = (
+        "map",
+        "deletion",
+        "insertion",
+        "difference",
+        "correlation",
+        *(f"difference, {of}" for of in split.values()),
+    )
     return Table(caption, head, rows)
 
 
@@ -176,7 +188,7 @@ def _differences(verdict: Verdict) -> Table:
 
 
 def _number(mean: Any, bounds: Any, *, sign: bool = False) -> str:
-    form = "+.3f" if sign else ".3f"
+    form = "+z.3f" if sign else "z.3f"  # z: no -0.000
     return "–" if np.isnan(mean) else f"{mean:{form}} ({between(bounds[0], bounds[1], form)})"
 
 

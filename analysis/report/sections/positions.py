@@ -57,7 +57,7 @@ def positions(context: Context) -> Iterator[Part]:
                 shown,
                 "cosine",
                 ("patch row", "patch column"),
-                (range(1, rows + 1, step), range(1, columns + 1, step)),
+                (range(0, rows, step), range(0, columns, step)),
                 (min(0.0, float(off.min())), 1.0),
             )
         ],

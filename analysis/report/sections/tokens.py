@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -60,7 +61,7 @@ def norms(context: Context) -> Iterator[Part]:
             mean = mean_of(values, axis=0)
             if why_empty(mean):
                 continue
-            low, high = interval(values, clusters=clusters)
+            low, high = interval(values, clusters=clusters, within=(0, math.inf))
             layers = np.asarray(store.spec.layers, float)
             lines.append(Line(_label(kind), _colour(kind), layers, mean, low, high))
             rows += [

@@ -50,7 +50,7 @@ def _told(store: Store) -> list[Statistic]:
 def _words(one: Statistic) -> str:
     """What a statistic says of itself, where nobody wrote a definition of it."""
     base = CATALOG.get(one.name.partition(".")[0])
-    words = [f"{literal(one.long_name or "a statistic of the user's own")} [{literal(one.units)}]."]
+    words = [f"{literal(one.words or "a statistic of the user's own")} [{literal(one.units)}]."]
     words += [f"The formula is that of `{base.name}`."] if base is not None else []
     words += [f"{literal(one.source)}."] if one.source and base is None else []
     return " ".join(words)

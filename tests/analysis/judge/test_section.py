@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def test_shows_curves_differences_and_where_maps_disagree(made: Any, tmp_path: P
     first = int(np.nanargmax(off))
     assert disagreement.rows[0][0] == str(store.read("path", first))
     assert len(disagreement.rows) == 2 * 10
+    split = [
+        [name for name in sections._areas(dataclasses.replace(verdict, images=counts)).head if "," in name]
+        for counts in ((12, 7, 5), (12, 12, 0), (12, 0, 0))
+    ]
+    assert split == [["difference, right", "difference, wrong"], [], []]
+    assert sections._number(-0.0002, (-0.001, -0.0001)) == "0.000 (-0.001 to 0.000)"
     for figure in (curves, disagreement):
         assert figure.draw(False).get_size_inches()[0] > 3
     assert "n = 12 images" in curves.caption

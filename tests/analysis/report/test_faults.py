@@ -51,6 +51,22 @@ def summed(store: Store, name: str, mean: Any) -> Store:
     return add(store, f"{name}_interval", ("bound", *HEADS), np.stack([mean, mean]))
 
 
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+def test_patches_are_counted_from_0_as_everywhere_else(tmp_path: Path) -> None:
+    """In words as in the numbers of a CSV: the central patch of 3 x 5 is in row 1, column 2."""
+    examples = pytest.importorskip("attlas.analysis.report.sections.examples")
+    positions = pytest.importorskip("attlas.analysis.report.sections.positions")
+    assert base.where(np.eye(3)[::-1] * [1, 2, 3]) == "row 0, column 2"
+    store = make_store(tmp_path / "s.zarr", images=8)
+    (figure,) = examples.query_of_one(context_of(store, examples=1))
+    assert "the patch in row 1, column 2 (framed)" in figure.caption
+    table = np.random.default_rng(1).random((17, 5), np.float32)
+    (figure,) = positions.positions(context_of(add(store, "position_embedding", ("token", "channel"), table)))
+    assert [list(ticks) for ticks in figure.plots[0].ticks] == [[0, 1, 2], [0, 1, 2, 3, 4]]
+
+
 # -- nothing to see ----------------------------------------------------------------------------------------------------
 
 

@@ -68,7 +68,7 @@ def test_every_figure_draws_on_the_axes_that_it_is_given(rich: tuple[Store, Path
         assert ax.has_data() or ax.child_axes or ax.collections, name
     context = context_of(store, examples=2, boxes=boxes)
     drawn = {p.name for one in sections.SECTIONS for p in one.parts(context) if isinstance(p, base.Figure)}
-    known = {pattern for _, pattern in attlas.plot._FIGURES.values()}
+    known = {pattern for _, pattern in attlas.plot.FIGURES.values()}
     assert not {name for name in drawn if not any(re.fullmatch(k.replace("*", ".*"), name) for k in known)}
 
 
@@ -157,13 +157,19 @@ def test_sections_are_chosen_stores_named_and_a_talk_has_larger_words(rich: tupl
     width = int.from_bytes((tmp_path / "f" / "distance.png").read_bytes()[16:20])
     assert width == round(300 * style.WIDE)  # the same pixels, laid out on two thirds of the inches
     for options, told in (
-        ({"only": ["distence"]}, r"--only distence: there is no such section; did you mean distance\?"),
+        ({"only": ["distence"]}, r"--only distence: there is no such figure; did you mean distance\?"),
         ({"names": ["a", "b"]}, "--names a,b: give 1 different names"),
         ({"style": "poster"}, "there is no such style; there are paper, talk"),
     ):
         with pytest.raises(UsageError, match=told):
             page.report(rich[0].path, tmp_path / "x.html", **options)
+    for options in ({"only": ["examples"], "examples": 0}, {"only": ["localisation", "compare"]}):
+        with pytest.raises(AttlasError, match="there is nothing of it to show, so no page is written"):
+            page.report(rich[0].path, tmp_path / "x.html", **options)
     assert not (tmp_path / "x.html").exists()
+    chosen = [page._check_words([name], (), "paper", 1)[0] for name in ("query_map", "query_of_one")]
+    assert chosen == [{"query_of_one"}] * 2
+    assert {*attlas.plot.figures()} == {*attlas.plot.FIGURES, "overlay"}
 
 
 def test_stores_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:

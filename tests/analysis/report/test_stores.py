@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from attlas.engine.store.store import Store
 from attlas.exporter.spec import Weights
 from support_report import (
+    add,
     attention_of,
+    context_of,
     fill_unit,
     make_store,
     read,
@@ -54,3 +60,37 @@ def test_without_attention_and_statistics_the_page_says_how_to_have_them(tmp_pat
     _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=1))
     assert "Attention distance by depth is not shown." in seen.text
     assert "--keep attention" in seen.text
+
+
+def test_stores_of_some_layers_are_paired_block_by_block(tmp_path: Path) -> None:
+    """Not with the nearest block that there is: what one lacks, or never computed, is in no difference."""
+    comparison = pytest.importorskip("attlas.analysis.report.sections.comparison")
+    measure = comparison._Measure(comparison.CATALOG["entropy"])
+
+    def reads(*stores: Store) -> list[Any]:
+        return list(comparison._Stores([context_of(store) for store in stores]).read(measure))
+
+    def made(name: str, depth: int, layers: tuple[int, ...], seed: int) -> Store:
+        spec = dataclasses.replace(spec_of(prefix=()), depth=depth, layers=layers)
+        store = make_store(tmp_path / name, spec, keep=("none",), images=8)
+        values = np.random.default_rng(seed).random((store.plan.images, depth, spec.heads), np.float32)
+        return add(store, "entropy", ("image", "layer", "head"), values[:, list(layers)])
+
+    one, other = made("a.zarr", 6, (0, 2, 5), 1), made("b.zarr", 6, (1, 2, 4, 5), 2)
+    first, second = reads(one, other)
+    difference, x = comparison._paired(second, first)
+    np.testing.assert_allclose(x, [3 / 6, 6 / 6])
+    np.testing.assert_allclose(difference, second.rows[:, [1, 3]] - first.rows[:, [1, 2]])
+    assert ": 2 blocks, without 3 that one of them lacks" in comparison._left_out([first, second])
+    (row,) = comparison._table_rows([first, second], "entropy")
+    assert float(row[2]) == pytest.approx(difference.mean(), rel=0.01)
+    shallow = made("c.zarr", 4, (0, 1, 2, 3), 3)  # its blocks lie at 0.5, 2, 3.5 and 5 of six
+    deep, few = reads(other, shallow)
+    difference, x = comparison._paired(few, deep)
+    np.testing.assert_allclose(x, [2 / 4, 4 / 4])
+    np.testing.assert_allclose(difference, few.rows[:, [1, 3]] - deep.rows[:, [1, 3]])
+    whole = made("d.zarr", 6, tuple(range(6)), 4)
+    deep, few = reads(whole, shallow)
+    between = (deep.rows[:, [0, 3]] + deep.rows[:, [1, 4]]) / 2
+    wanted = np.stack([between[:, 0], deep.rows[:, 2], between[:, 1], deep.rows[:, 5]], axis=1)
+    np.testing.assert_allclose(comparison._paired(few, deep)[0], few.rows - wanted)
