@@ -162,10 +162,17 @@ def test_every_kind_of_model_is_shown(tmp_path: Path, prefix: Any, grid: Any, ch
 # -- from a store ------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_chosen_by_name_by_chance_and_in_order(store: Any) -> None:
+def test_images_are_chosen_by_name_by_chance_and_in_order(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Selection(image=["p3.png", 1]).of(store) == [3, 1]
     assert Selection(random=3, seed=1).of(store) == Selection(random=3, seed=1).of(store)
     assert Selection(count=2).of(store) == [0, 1]
+    labels = ["b", "a", "", "b", "é"]
+    read = type(store).read
+    given = np.array(labels, np.dtypes.StringDType())
+    monkeypatch.setattr(
+        type(store), "read", lambda self, name, *at: given if name == "label" else read(self, name, *at)
+    )
+    assert Selection(sort="label", count=5).of(store) == [2, 1, 0, 3, 4]
     entropy = store.read("entropy")[:, -1].mean(axis=1) if "entropy" in store else None
     if entropy is not None:
         assert Selection(sort="entropy", count=5).of(store) == list(np.argsort(entropy))
