@@ -16,6 +16,7 @@ from ..formulas import rollouts
 from ..report import images as stored
 from ..report.numbers import Floats
 from ..statistic import INPUTS, Statistic, context
+from ..statistics.gradients import weighs
 from .subject import Subject
 
 __all__ = [
@@ -142,7 +143,10 @@ def maps_of(subject: Subject, one: Statistic, choice: Choice) -> list[View]:
     if why := one.unfit(subject.spec):
         raise UsageError(f"--map {one.name}: {subject.spec.name} {why}")
     said = [f"{key.replace('_', ' ')} {value}" for key, value in one.given.items()]
-    name = ", ".join([one.name.partition(".")[0].removesuffix("_mean").replace("_", " "), *said])
+    name = one.name.partition(".")[0].removesuffix("_mean").replace("_", " ")
+    if subject.target and weighs(one):
+        name += f" for {subject.target}"
+    name = ", ".join([name, *said])
     if one.follows:
         values = _whole(subject, one)
         root = bool({"weighted", "positive"} & set(one.needs))

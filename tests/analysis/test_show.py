@@ -22,7 +22,7 @@ from attlas.analysis.show.choose import Selection
 from attlas.analysis.show.folder import overlays
 from attlas.analysis.show.maps import Choice, maps_of, matrices, named, query_views, readout_views
 from attlas.analysis.show.show import patch_at
-from attlas.analysis.show.subject import Subject, of_graph, of_store
+from attlas.analysis.show.subject import Subject, of_graph, of_result, of_store
 from attlas.analysis.show.views import Request, views_of
 
 GRID = (2, 3)
@@ -109,6 +109,16 @@ def test_what_is_drawn_is_what_the_formulas_give(subject: Subject, attention: An
     np.testing.assert_allclose(rolled.values, expected / expected.mean(), rtol=1e-5)
     (weight,) = maps_of(subject, named("class_token_weight"), Choice())
     np.testing.assert_allclose(weight.values, attention[1, :, 0, 1:].max(0).reshape(GRID) * n, rtol=1e-5)
+
+
+def test_a_map_by_gradients_names_their_class(graph: Path, folder: Path, attention: Any) -> None:
+    result = Session(graph)([folder / "p1.png"])
+    best = int(result["logits"][0].argmax())
+    for target, said in ((-1, ""), (best, ""), (3 - best, f" for name {3 - best}")):
+        one = of_result(result, graph, 0, target=target)
+        one.store.arrays["gradient_positive"] = attention.mean(axis=1)[None]  # type: ignore[attr-defined]
+        views = views_of(one, Request(maps=(named("chefer"), named("rollout:start=1"))))
+        assert [view.name for view in views] == [f"chefer{said}", "rollout, start layer 1"]
 
 
 def test_a_store_gives_the_same_as_its_graph(subject: Subject, store: Any, folder: Path) -> None:
@@ -204,6 +214,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"random": 2}, "is a graph; --image"),
     ({"output": "x.gif"}, "a figure is NAME.png"),
     ({"walk": True, "head": 5}, "--head 5"),
+    ({"target": 2}, "--target 2: is for maps by gradients; name one, such as --map chefer"),
+    ({"target": 2, "maps": "rollout"}, "--target 2: is for maps by gradients"),
 ]
 
 
@@ -230,6 +242,8 @@ def test_what_is_no_picture_no_graph_and_what_exists_is_refused(
         attlas.show(store.path, folder / "p0.png")
     with pytest.raises(UsageError, match="has images 0 to 4"):
         attlas.show(store.path, image=5)
+    with pytest.raises(UsageError, match="--target 2: of a store, the class is that of the run"):
+        attlas.show(store.path, image=0, target=2)
     with pytest.raises(UsageError, match=r"there.png: exists"):
         attlas.show(graph, folder / "p0.png", output=tmp_path / "there.png")
     assert (tmp_path / "there.png").read_text() == "mine"
