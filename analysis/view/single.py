@@ -54,7 +54,7 @@ def write(
         `output`, as a path.
 
     Raises:
-        UsageError: `output` is no HTML file or exists, or the file would be too large for a browser.
+        UsageError: `output` is no HTML file or exists, `count` is below 1, or the file too large for a browser.
         AttlasError: a store does not read, has no picture to show, or the file cannot be written.
     """
     output = Path(output)
@@ -93,8 +93,11 @@ def chosen(atlas: Atlas, count: int) -> list[int]:
     """Images of the first store, evenly spread over those that are done, valid and at hand, in the order of the store.
 
     Raises:
+        UsageError: `count` is below 1.
         AttlasError: there is none.
     """
+    if count < 1:
+        raise UsageError(f"{count} pictures: a file shows one picture at least")
     store = atlas.readers[0].store
     usable = store.done_images & store.read("valid").astype(bool)
     among = range(store.plan.images) if atlas.folder is not None else store.plan.sample
