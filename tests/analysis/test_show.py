@@ -61,6 +61,13 @@ def store(graph: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return attlas.Store(path)
 
 
+@pytest.fixture(scope="module")
+def coded(graph: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("coded") / "tiny.zarr"
+    runner.run(graph, folder, path, store_dtype="uint8", limit=1)
+    return attlas.Store(path)
+
+
 # -- the overlay -------------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +254,22 @@ def test_what_is_no_picture_no_graph_and_what_exists_is_refused(
     with pytest.raises(UsageError, match=r"there.png: exists"):
         attlas.show(graph, folder / "p0.png", output=tmp_path / "there.png")
     assert (tmp_path / "there.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("options", "name"), [
+    ({"maps": "mass_mask"}, "--map mass_mask"), ({"patch": (1, 1), "threshold": 0.6}, "--threshold 0.6"),
+    ({"maps": "score_matrix", "threshold": 0.5}, "--threshold 0.5"), ({"walk": True, "threshold": 0.6}, "--threshold"),
+    ({"maps": "rollout:discard=0.9"}, "--map rollout.discard-0.9"),
+], ids=str)  # fmt: skip
+def test_masks_by_mass_are_refused_of_codes(coded: Any, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(UsageError, match=f"holds attention as uint8 codes, good for averages, and {name}.* depends on"):
+        attlas.show(coded.path, image=0, **options)
+
+
+def test_of_codes_is_shown_what_does_not_depend_on_single_values(coded: Any) -> None:
+    """The class token's row is kept as it is."""
+    for options in ({"threshold": 0.6}, {"maps": "readout_map", "threshold": 0.6}, {"patch": (0, 1)}):
+        attlas.show(coded.path, image=0, **options)
 
 
 # -- notebooks ---------------------------------------------------------------------------------------------------------
