@@ -165,6 +165,21 @@ def test_every_figure_is_a_file_of_its_kind(graph: Path, folder: Path, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png"]
 
 
+def said(shown: Any) -> str:
+    """All words of a figure."""
+    return " ".join(text.get_text() for axes in shown.figure.axes for text in axes.texts)
+
+
+def test_no_title_loses_what_tells_panels_apart(graph: Path, folder: Path, tmp_path: Path) -> None:
+    long = tmp_path / f"{'a long name ' * 12}.png"
+    long.write_bytes((folder / "p0.png").read_bytes())
+    words = said(attlas.show(graph, long, maps=["readout_map", "mass_mask:threshold=0.25"], patch=(1, 2), head=0))
+    assert "mass mask, threshold 0.25, layer 1, head 0" in words
+    assert words.startswith(long.name)
+    assert "what the patch in row 1, column 2 looks at" in words
+    assert "…" not in words
+
+
 @pytest.mark.parametrize(("prefix", "grid", "changes"), [
     (("class", "register", "register"), (4, 4), {}), ((), (2, 5), {}),
     (("class", "distillation"), (3, 2), {"pooling": "distilled", "heads": 1, "layers": 1}),
