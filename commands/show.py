@@ -68,7 +68,7 @@ class _Layer(click.types.StringParamType):
     "--target",
     type=int,
     default=-1,
-    help="For maps with gradients of a graph: a class by index, or -1 for the predicted one.",
+    help="For maps by gradients of a graph: a class by index, or -1 for the predicted one.",
 )
 @click.option(
     "--image", multiple=True, metavar="PATH|INDEX", help="From a store: this image; may be given several times."

@@ -52,8 +52,6 @@ def view(
     folder = folders[0] if folders else None
     if output is not None:
         count = counts[0] if counts else 24
-        if not count:
-            raise UsageError("--images 0: a file shows one picture at least")
         click.echo(write(list(stores), output, count=count, images=folder, overwrite=overwrite, progress=True))
         return
     if counts:

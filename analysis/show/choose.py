@@ -104,7 +104,7 @@ def _sorted(store: Store, usable: Any, key: str) -> Any:
     if key not in SORTS:
         raise UsageError(f"--sort {key}: there is {', '.join(SORTS)}")
     if key == "label":
-        return usable[np.argsort(store.read("label")[usable].astype(str), kind="stable")]
+        return usable[np.argsort(store.read("label")[usable], kind="stable")]
     if key == "entropy":
         if "entropy" not in store:
             raise AttlasError(f"{store.path}: holds no entropy to sort by; `attlas analyze` computes it")

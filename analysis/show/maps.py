@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +16,15 @@ from ..formulas import rollouts
 from ..report import images as stored
 from ..report.numbers import Floats
 from ..statistic import INPUTS, Statistic, context
+from ..statistics.gradients import weighs
+from ..statistics.partials import attention_of, check
 from .subject import Subject
 
 __all__ = [
     "READS",
     "Choice",
     "View",
+    "check_codes",
     "maps_of",
     "matrices",
     "mean_of",
@@ -142,7 +145,10 @@ def maps_of(subject: Subject, one: Statistic, choice: Choice) -> list[View]:
     if why := one.unfit(subject.spec):
         raise UsageError(f"--map {one.name}: {subject.spec.name} {why}")
     said = [f"{key.replace('_', ' ')} {value}" for key, value in one.given.items()]
-    name = ", ".join([one.name.partition(".")[0].removesuffix("_mean").replace("_", " "), *said])
+    name = one.name.partition(".")[0].removesuffix("_mean").replace("_", " ")
+    if subject.target and weighs(one):
+        name += f" for {subject.target}"
+    name = ", ".join([name, *said])
     if one.follows:
         values = _whole(subject, one)
         root = bool({"weighted", "positive"} & set(one.needs))
@@ -227,6 +233,27 @@ def attention(subject: Subject, place: int, what: str) -> Floats:
             "`attlas run --keep attention` keeps it"
         )
     return found
+
+
+def check_codes(
+    subject: Subject, maps: Sequence[Statistic], patch: tuple[int, int] | None, threshold: float | None
+) -> None:
+    """Refuse what depends on single values of attention where the store holds codes, as `attlas analyze` does.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    store, spec = subject.store, subject.spec
+    if attention_of(store) != "attention_code":
+        return
+    coded = [one for one in maps if "attention" in one.needs and not (one.follows and one.name in store)]
+    for one in coded:
+        if one.exact:
+            check(store, replace(one, name=f"--map {one.name}"))
+    # Prefix tokens' rows are kept as they are.
+    rows = [one for one in coded if one.name != "readout_map"] or patch is not None
+    if threshold is not None and (rows or (spec.readout == "mean" and (coded or not maps))):
+        check(store, replace(CATALOG["mass_mask"], name=f"--threshold {threshold:g}", refuses=("codes",)))
 
 
 # -- readout, patch, matrix --------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ __all__ = ["Block", "Cell", "Place", "bars", "image", "matrix", "over", "photogr
 type Place = tuple[float, float, float, float]  # left, right, bottom, top, in inches
 type Pixels = npt.NDArray[np.uint8]
 
-MARGIN, GAP, LABEL, HEADING, LINE = 0.1, 0.1, 0.2, 0.3, 0.13
+MARGIN, GAP, LABEL, HEADING, LINE, BOLD = 0.1, 0.1, 0.2, 0.3, 0.13, 0.17
 TALLEST = 4.5  # inches of one cell
 LEAST = 0.75  # of the aspect of a list of classes: their lines need room
 
@@ -64,14 +64,30 @@ class Block:
         return textwrap.wrap(self.words, 130)
 
     @property
+    def headed(self) -> float:
+        """The height of the heading."""
+        return HEADING + BOLD * (len(_wrapped(self.heading, 96)) - 1) if self.heading else 0.0
+
+    @property
     def height(self) -> float:
         """Of all of it, in inches."""
-        tall = sum(max(c.aspect for c in row) * self.edge + _above(row) + GAP for row in self.rows)
-        return tall + (HEADING if self.heading else 0) + (LINE * len(self.lines) + 0.06 if self.words else 0)
+        tall = sum(max(c.aspect for c in row) * self.edge + _above(row, self.edge) + GAP for row in self.rows)
+        return tall + self.headed + (LINE * len(self.lines) + 0.06 if self.words else 0)
 
 
-def _above(row: Sequence[Cell]) -> float:
-    return LABEL if any(cell.label for cell in row) else 0.0
+def _above(row: Sequence[Cell], edge: float) -> float:
+    """The height of the labels over a row of cells."""
+    most = max(len(_label(cell, edge)) for cell in row)
+    return LABEL + LINE * (most - 1) if most else 0.0
+
+
+def _label(cell: Cell, edge: float) -> list[str]:
+    """A label in lines as wide as its cell: what tells cells apart, such as layer and head, stands at its end."""
+    return _wrapped(cell.label, max(12, int(edge * 19)))
+
+
+def _wrapped(text: str, length: int) -> list[str]:
+    return textwrap.wrap(text, length)
 
 
 def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "") -> Any:
@@ -83,14 +99,17 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "") -> An
         blocks: from top to bottom.
         foot: a sentence beside the key of colours; "" for neither.
     """
-    lines = textwrap.wrap(foot, 100)
-    head, tail = 0.47, max(0.34, LINE * len(lines) + 0.12) if foot else 0.0
+    lines, titles, told = _wrapped(foot, 100), _wrapped(title, 92), _wrapped(facts, 134)
+    head = 0.47 + BOLD * (len(titles) - 1) + LINE * (len(told) - 1)
+    tail = max(0.34, LINE * len(lines) + 0.12) if foot else 0.0
     with style():
         tall = MARGIN + head + sum(b.height for b in blocks) + tail
         figure = Figure(figsize=(WIDE, tall))
         page = Sheet(figure.add_axes((0, 0, 1, 1)), lambda _width: tall)
-        page.text(MARGIN, MARGIN + 0.1, _cut(title, 92), 9, fontweight="bold", color=INK)
-        page.text(MARGIN, MARGIN + 0.29, _cut(facts, 134), 7, color=QUIET)
+        for at, line in enumerate(titles):
+            page.text(MARGIN, MARGIN + 0.1 + at * BOLD, line, 9, fontweight="bold", color=INK)
+        for at, line in enumerate(told):
+            page.text(MARGIN, MARGIN + 0.29 + (len(titles) - 1) * BOLD + at * LINE, line, 7, color=QUIET)
         top = MARGIN + head
         for block in blocks:
             _draw(page, block, top)
@@ -104,20 +123,21 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "") -> An
 
 
 def _draw(page: Sheet, block: Block, top: float) -> None:
-    if block.heading:
-        page.text(MARGIN, top + 0.12, block.heading, 8.5, fontweight="bold", color=INK)
-        top += HEADING
+    for at, line in enumerate(_wrapped(block.heading, 96)):
+        page.text(MARGIN, top + 0.12 + at * BOLD, line, 8.5, fontweight="bold", color=INK)
+    top += block.headed
     for line in block.lines:
         page.text(MARGIN, top + 0.05, line, 7, color=QUIET)
         top += LINE
     top += 0.06 if block.words else 0
     edge = block.edge
     for row in block.rows:
-        top += _above(row)
+        top += _above(row, edge)
         for at, cell in enumerate(row):
             left = MARGIN + at * (edge + GAP)
-            if cell.label:
-                page.text(left, top - 0.09, _cut(cell.label, max(12, int(edge * 19))), 7, color=INK)
+            lines = _label(cell, edge)
+            for at_line, line in enumerate(lines, 1 - len(lines)):
+                page.text(left, top - 0.09 + at_line * LINE, line, 7, color=INK)
             cell.draw(page, (left, left + edge, top + cell.aspect * edge, top))
         top += max(c.aspect for c in row) * edge + GAP
 

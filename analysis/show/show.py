@@ -19,6 +19,7 @@ from ...files import appearing
 from ..originals import folder_of
 from ..report.plots.overlay import Look
 from ..report.plots.style import style as styled
+from ..statistics.gradients import weighs
 from .choose import Selection
 from .maps import Choice, Layers, named, needed
 from .subject import Subject, of_graph, of_store
@@ -125,7 +126,7 @@ def show(
         walk: one tall figure from patches to prediction.
         threshold: outline the fewest patches that hold this share of a map (0.6 in DINO).
         style: `overlay`, or `side` for maps beside the picture.
-        target: for maps with gradients of a graph: the class, -1 for the predicted one.
+        target: for maps by gradients of a graph: the class, -1 for the predicted one.
         image: from a store: a path or an index, or several.
         random: from a store: so many, drawn by chance.
         sort: from a store: the sharpest first (entropy), wrong answers first (error), or by label.
@@ -170,6 +171,8 @@ def _subjects(
         for one in pictures:
             if isinstance(one, str | os.PathLike) and Path(one).is_dir():
                 raise UsageError(f"{one}: is a folder; name one picture, or `attlas run` the folder and show the store")
+        if target != -1 and not any(weighs(one) for one in maps):
+            raise UsageError(f"--target {target}: is for maps by gradients; name one, such as --map chefer")
         from ...engine.sources.files import expanded
 
         return of_graph(Path(expanded(source)), pictures, needed(maps), WALKED if walk else (), target)
@@ -179,6 +182,8 @@ def _subjects(
     store = Store(locate(source))
     if picture is not None:
         raise UsageError(f"{source}: is a store; choose its images with --image PATH or INDEX, --random N or --sort")
+    if target != -1:
+        raise UsageError(f"--target {target}: of a store, the class is that of the run, `attlas run --target`")
     folder = folder_of(images)
     return [of_store(store, one, folder) for one in selection.of(store)]
 

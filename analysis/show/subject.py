@@ -53,6 +53,7 @@ class Subject:
         size: (height, width) of the original in pixels, None if it is not known.
         logits: (class), None for a model without classes.
         label: what the dataset says it is, in words, or "".
+        target: the class that gradients are of, in words, where it is not the predicted one.
     """
 
     store: Store
@@ -63,6 +64,7 @@ class Subject:
     size: tuple[int, int] | None = None
     logits: npt.NDArray[Any] | None = None
     label: str = ""
+    target: str = ""
 
     @property
     def spec(self) -> GraphSpec:
@@ -117,7 +119,9 @@ def of_graph(
     wanted = [Wanted(o.name) for o in spec.outputs if o.name.partition(".")[0] in asked]
     session = Session(graph, wanted=wanted)
     result = session(pictures, target)
-    return [of_result(result, session.path, index, original_size(picture)) for index, picture in enumerate(pictures)]
+    return [
+        of_result(result, session.path, index, original_size(picture), target) for index, picture in enumerate(pictures)
+    ]
 
 
 def _exporting(name: str) -> str:
@@ -127,11 +131,12 @@ def _exporting(name: str) -> str:
     return f"export it again with `attlas export {flags[name]}`"
 
 
-def of_result(result: Result, path: Any, index: int, size: tuple[int, int] | None = None) -> Subject:
-    """A picture of a graph's result."""
+def of_result(result: Result, path: Any, index: int, size: tuple[int, int] | None = None, target: int = -1) -> Subject:
+    """A picture of a graph's result, whose gradients are of the class `target`, or of the predicted one."""
     store = cast("Store", Fresh(path, result.spec, dict(result), result.spec.layers))
     logits = result["logits"][index] if "logits" in result else None
-    return Subject(store, index, result.names[index], result.pixels[index], True, size, logits)
+    asked = "" if target < 0 or (logits is not None and target == logits.argmax()) else stored.class_name(store, target)
+    return Subject(store, index, result.names[index], result.pixels[index], True, size, logits, target=asked)
 
 
 def of_store(store: Store, image: int, images: Path | None = None) -> Subject:
@@ -139,7 +144,9 @@ def of_store(store: Store, image: int, images: Path | None = None) -> Subject:
     one = stored.example(store, image, images)
     logits = store.read("logits", image) if "logits" in store else None
     size = (int(store.read("height", image)), int(store.read("width", image)))
-    return Subject(store, image, one.path, one.pixels, False, size if min(size) > 0 else None, logits, one.truth)
+    return Subject(
+        store, image, one.path, one.pixels, False, size if min(size) > 0 else None, logits, one.truth, one.target
+    )
 
 
 def of_batch(store: Store, batch: range, names: Iterable[str], images: Path | None = None) -> list[Subject]:

@@ -12,7 +12,7 @@ from ..formulas import mass_mask
 from ..report.images import rollout_map
 from ..report.plots.overlay import Look
 from ..statistic import Statistic
-from .maps import MEAN, READS, Choice, View, maps_of, matrices, mean_of, query_views, readout_views
+from .maps import MEAN, READS, Choice, View, check_codes, maps_of, matrices, mean_of, query_views, readout_views
 from .page import Block, Cell, bars, matrix, over, photograph, sheet
 from .subject import Subject
 
@@ -72,6 +72,7 @@ def titled(subjects: Sequence[Subject]) -> str:
 
 def views_of(subject: Subject, request: Request) -> list[View]:
     """The maps that a request names."""
+    check_codes(subject, request.maps, request.patch, request.threshold)
     views = [view for one in request.maps for view in maps_of(subject, one, request.choice)]
     if request.patch is not None:
         views += query_views(subject, request.patch, request.choice)

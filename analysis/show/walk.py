@@ -12,7 +12,7 @@ from ...errors import UsageError
 from .. import formulas
 from ..report.images import rollout_map
 from ..report.numbers import Floats
-from .maps import MEAN, Choice, View, attention, query_views, readout_views
+from .maps import MEAN, Choice, View, attention, check_codes, query_views, readout_views
 from .page import Block, Cell, bars, image, matrix, photograph, sheet
 from .subject import Subject
 from .views import Request, cell_of, facts
@@ -40,6 +40,7 @@ def walk(subjects: Sequence[Subject], request: Request) -> Any:
         raise UsageError("--walk: follows one picture; choose it with --image")
     (one,) = subjects
     spec = one.spec
+    check_codes(one, (), (0, 0), request.threshold)  # every patch's row is drawn alike
     place = Choice(None if request.choice.layers == "all" else request.choice.layers).places(one)[0]
     head, patch = request.choice.head or 0, request.patch or (spec.grid[0] // 2, spec.grid[1] // 2)
     Choice(None, head).heads(np.zeros((spec.heads, 1)), spec.layers[place])  # refuses a head that there is not

@@ -199,15 +199,17 @@ class Atlas:
         return _json(found)
 
     def rows(self, reader: Reader, image: int, place: int) -> Answer:
-        """Attention at one place of the layer axis: header, scales (head, query) float16, codes (head, query, key)."""
-        if place >= len(reader.store.spec.layers):
+        """Attention at one place of the layer axis: a header, and the arrays of `Coded` in their order."""
+        spec = reader.store.spec
+        if place >= len(spec.layers):
             raise MissingError(f"there is no layer at place {place}")
         reader.check(image)
-        scale, codes, signed = coded(reader.attention(image, place), self.levels)
-        heads, rows, keys = codes.shape
-        levels = min(self.levels, 127) if signed else self.levels
-        header = {"heads": heads, "rows": rows, "keys": keys, "levels": levels, "signed": signed}
-        return Answer(PACKED, pack(header, scale, codes))
+        rows = reader.attention(image, place)
+        *arrays, signed = coded(rows, len(spec.prefix), self.levels)
+        header = dict(zip(("heads", "rows", "keys"), rows.shape, strict=True)) | {
+            "prefix": len(spec.prefix), "levels": min(self.levels, 127) if signed else self.levels, "signed": signed,
+        }  # fmt: skip
+        return Answer(PACKED, pack(header, *arrays))
 
     def map(self, reader: Reader, image: int, name: str) -> Answer:
         """A named map in its unit."""

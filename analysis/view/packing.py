@@ -1,20 +1,23 @@
 """The binary form of an answer: a header in JSON, then plain arrays.
 
 Four bytes hold the header's length (uint32, little-endian); the header is padded with spaces to a multiple of four.
-Attention is sent as codes with a scale for each row, which is a quarter of float32 and keeps small values: a = scale *
-(code / levels)^2. The largest error is sqrt(a * scale) / levels. Negative entries make signed codes.
+Attention is sent as codes of the patches, with a scale for each row: that is a quarter of float32 and keeps small
+values. a = scale * (code / levels)^2, and the largest error is sqrt(a * scale) / levels. The prefix tokens' columns,
+which may hold most of a row, and the largest values that the page prints are sent as numbers. Negative entries make
+signed codes. Of codes the difference from the query before is sent, modulo 256: neighbours look alike, and compress
+better so.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["coded", "pack", "unpack"]
+__all__ = ["Coded", "coded", "pack", "unpack"]
 
 
 def pack(header: Mapping[str, Any], *arrays: npt.NDArray[Any]) -> bytes:
@@ -31,16 +34,35 @@ def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(data[4:end]), data[end:]
 
 
-def coded(rows: npt.NDArray[np.float32], levels: int) -> tuple[npt.NDArray[np.float16], npt.NDArray[Any], bool]:
-    """(..., key) as scales (...) float16, codes (..., key), and whether these are signed (then of 127 levels at most).
+class Coded(NamedTuple):
+    """Rows as they are sent.
 
-    float16 holds the scale of a float16 store exactly, and any other to a two-thousandth.
+    Attributes:
+        most: (query) float32, the largest value of a patch in the mean over heads.
+        scale: (head, query) float16, the largest absolute value of a patch: exact for a float16 store, and to a
+            two-thousandth for any other.
+        prefix: (head, query, prefix) float16, the columns of the prefix tokens.
+        codes: (head, query, patch) uint8, or int8 if `signed`, then of 127 levels at most; as differences.
     """
-    signed = bool(rows.min(initial=0) < 0)
-    scale = np.abs(rows).max(axis=-1, keepdims=True, initial=0).astype(np.float16)
-    share = rows / np.where(scale > 0, scale, 1).astype(np.float32)
+
+    most: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float16]
+    prefix: npt.NDArray[np.float16]
+    codes: npt.NDArray[Any]
+    signed: bool
+
+
+def coded(rows: npt.NDArray[np.float32], prefix: int, levels: int) -> Coded:
+    """(head, query, key) with so many prefix tokens in front."""
+    front, patches = rows[..., :prefix].astype(np.float16), rows[..., prefix:]
+    signed = bool(patches.min(initial=0) < 0)
+    most = patches.mean(axis=0, dtype=np.float64).max(axis=-1, initial=0).astype(np.float32)
+    scale = np.abs(patches).max(axis=-1, keepdims=True, initial=0).astype(np.float16)
+    share = patches / np.where(scale > 0, scale, 1).astype(np.float32)
     if signed:
         codes: npt.NDArray[Any] = np.round(min(levels, 127) * np.sign(share) * np.sqrt(np.abs(share)))
-        return scale[..., 0], codes.clip(-127, 127).astype(np.int8), True
-    codes = np.round(levels * np.sqrt(share))
-    return scale[..., 0], codes.clip(0, levels).astype(np.uint8), False
+        codes = codes.clip(-127, 127).astype(np.int8)
+    else:
+        codes = np.round(levels * np.sqrt(share)).clip(0, levels).astype(np.uint8)
+    codes[:, 1:] -= codes[:, :-1].copy()
+    return Coded(most, scale[..., 0], front, codes, signed)

@@ -22,7 +22,7 @@ from attlas.analysis.show.choose import Selection
 from attlas.analysis.show.folder import overlays
 from attlas.analysis.show.maps import Choice, maps_of, matrices, named, query_views, readout_views
 from attlas.analysis.show.show import patch_at
-from attlas.analysis.show.subject import Subject, of_graph, of_store
+from attlas.analysis.show.subject import Subject, of_graph, of_result, of_store
 from attlas.analysis.show.views import Request, views_of
 
 GRID = (2, 3)
@@ -58,6 +58,13 @@ def attention(graph: Path, folder: Path) -> Any:
 def store(graph: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("store") / "tiny.zarr"
     runner.run(graph, folder, path, store_dtype="float32")
+    return attlas.Store(path)
+
+
+@pytest.fixture(scope="module")
+def coded(graph: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("coded") / "tiny.zarr"
+    runner.run(graph, folder, path, store_dtype="uint8", limit=1)
     return attlas.Store(path)
 
 
@@ -111,6 +118,16 @@ def test_what_is_drawn_is_what_the_formulas_give(subject: Subject, attention: An
     np.testing.assert_allclose(weight.values, attention[1, :, 0, 1:].max(0).reshape(GRID) * n, rtol=1e-5)
 
 
+def test_a_map_by_gradients_names_their_class(graph: Path, folder: Path, attention: Any) -> None:
+    result = Session(graph)([folder / "p1.png"])
+    best = int(result["logits"][0].argmax())
+    for target, said in ((-1, ""), (best, ""), (3 - best, f" for name {3 - best}")):
+        one = of_result(result, graph, 0, target=target)
+        one.store.arrays["gradient_positive"] = attention.mean(axis=1)[None]  # type: ignore[attr-defined]
+        views = views_of(one, Request(maps=(named("chefer"), named("rollout:start=1"))))
+        assert [view.name for view in views] == [f"chefer{said}", "rollout, start layer 1"]
+
+
 def test_a_store_gives_the_same_as_its_graph(subject: Subject, store: Any, folder: Path) -> None:
     one = of_store(store, 1, folder)
     assert (one.name, one.size) == ("p1.png", (30, 40)) == ("p1.png", subject.size)
@@ -148,6 +165,21 @@ def test_every_figure_is_a_file_of_its_kind(graph: Path, folder: Path, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png"]
 
 
+def said(shown: Any) -> str:
+    """All words of a figure."""
+    return " ".join(text.get_text() for axes in shown.figure.axes for text in axes.texts)
+
+
+def test_no_title_loses_what_tells_panels_apart(graph: Path, folder: Path, tmp_path: Path) -> None:
+    long = tmp_path / f"{'a long name ' * 12}.png"
+    long.write_bytes((folder / "p0.png").read_bytes())
+    words = said(attlas.show(graph, long, maps=["readout_map", "mass_mask:threshold=0.25"], patch=(1, 2), head=0))
+    assert "mass mask, threshold 0.25, layer 1, head 0" in words
+    assert words.startswith(long.name)
+    assert "what the patch in row 1, column 2 looks at" in words
+    assert "…" not in words
+
+
 @pytest.mark.parametrize(("prefix", "grid", "changes"), [
     (("class", "register", "register"), (4, 4), {}), ((), (2, 5), {}),
     (("class", "distillation"), (3, 2), {"pooling": "distilled", "heads": 1, "layers": 1}),
@@ -162,10 +194,17 @@ def test_every_kind_of_model_is_shown(tmp_path: Path, prefix: Any, grid: Any, ch
 # -- from a store ------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_chosen_by_name_by_chance_and_in_order(store: Any) -> None:
+def test_images_are_chosen_by_name_by_chance_and_in_order(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Selection(image=["p3.png", 1]).of(store) == [3, 1]
     assert Selection(random=3, seed=1).of(store) == Selection(random=3, seed=1).of(store)
     assert Selection(count=2).of(store) == [0, 1]
+    labels = ["b", "a", "", "b", "é"]
+    read = type(store).read
+    given = np.array(labels, np.dtypes.StringDType())
+    monkeypatch.setattr(
+        type(store), "read", lambda self, name, *at: given if name == "label" else read(self, name, *at)
+    )
+    assert Selection(sort="label", count=5).of(store) == [2, 1, 0, 3, 4]
     entropy = store.read("entropy")[:, -1].mean(axis=1) if "entropy" in store else None
     if entropy is not None:
         assert Selection(sort="entropy", count=5).of(store) == list(np.argsort(entropy))
@@ -197,6 +236,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"random": 2}, "is a graph; --image"),
     ({"output": "x.gif"}, "a figure is NAME.png"),
     ({"walk": True, "head": 5}, "--head 5"),
+    ({"target": 2}, "--target 2: is for maps by gradients; name one, such as --map chefer"),
+    ({"target": 2, "maps": "rollout"}, "--target 2: is for maps by gradients"),
 ]
 
 
@@ -223,9 +264,27 @@ def test_what_is_no_picture_no_graph_and_what_exists_is_refused(
         attlas.show(store.path, folder / "p0.png")
     with pytest.raises(UsageError, match="has images 0 to 4"):
         attlas.show(store.path, image=5)
+    with pytest.raises(UsageError, match="--target 2: of a store, the class is that of the run"):
+        attlas.show(store.path, image=0, target=2)
     with pytest.raises(UsageError, match=r"there.png: exists"):
         attlas.show(graph, folder / "p0.png", output=tmp_path / "there.png")
     assert (tmp_path / "there.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("options", "name"), [
+    ({"maps": "mass_mask"}, "--map mass_mask"), ({"patch": (1, 1), "threshold": 0.6}, "--threshold 0.6"),
+    ({"maps": "score_matrix", "threshold": 0.5}, "--threshold 0.5"), ({"walk": True, "threshold": 0.6}, "--threshold"),
+    ({"maps": "rollout:discard=0.9"}, "--map rollout.discard-0.9"),
+], ids=str)  # fmt: skip
+def test_masks_by_mass_are_refused_of_codes(coded: Any, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(UsageError, match=f"holds attention as uint8 codes, good for averages, and {name}.* depends on"):
+        attlas.show(coded.path, image=0, **options)
+
+
+def test_of_codes_is_shown_what_does_not_depend_on_single_values(coded: Any) -> None:
+    """The class token's row is kept as it is."""
+    for options in ({"threshold": 0.6}, {"maps": "readout_map", "threshold": 0.6}, {"patch": (0, 1)}):
+        attlas.show(coded.path, image=0, **options)
 
 
 # -- notebooks ---------------------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ function h(tag, properties = {}, ...children) {
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const digits = (x) =>
   x === null || !Number.isFinite(x) ? "–" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 10 ? x.toFixed(1)
-    : Math.abs(x) >= 0.01 || x === 0 ? String(Number(x.toPrecision(3))) : x.toExponential(1);
+    : Math.abs(x) >= 1e-4 || x === 0 ? String(Number(x.toPrecision(3))) : x.toExponential(1);
+const about = (x) => `≈\u00a0${digits(Number(x.toPrecision(2)))}`; // what codes tell
 const percent = (x) => `${x >= 0.0995 ? (100 * x).toFixed(0) : (100 * x).toFixed(1)}\u00a0%`;
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
@@ -111,17 +112,25 @@ class Rows {
   constructor(buffer) {
     const [header, data, start] = unpack(buffer);
     Object.assign(this, header);
-    const count = this.heads * this.rows;
-    this.scale = Float32Array.from(new Uint16Array(data, start, count), half);
-    this.codes = new (this.signed ? Int8Array : Uint8Array)(data, start + 2 * count, count * this.keys);
+    const count = this.heads * this.rows, halves = start + 4 * this.rows, front = halves + 2 * count, codes = front + 2 * count * this.prefix;
+    this.patches = this.keys - this.prefix;
+    this.most = new Float32Array(data, start, this.rows);
+    this.scale = Float32Array.from(new Uint16Array(data, halves, count), half);
+    this.front = Float32Array.from(new Uint16Array(data, front, count * this.prefix), half);
+    this.codes = new (this.signed ? Int8Array : Uint8Array)(data, codes, count * this.patches);
+    const step = this.patches, each = this.rows * step; // they are differences from the query before
+    for (let i = step; i < this.codes.length; i++) if (i % each >= step) this.codes[i] += this.codes[i - step];
   }
 
   at(head, query, key) {
-    const row = head * this.rows + query, share = this.codes[row * this.keys + key] / this.levels;
+    const row = head * this.rows + query;
+    if (key < this.prefix) return this.front[row * this.prefix + key];
+    const share = this.codes[row * this.patches + key - this.prefix] / this.levels;
     return this.scale[row] * share * Math.abs(share);
   }
 
-  // What `queries` attend to, their mean, or with `from` who attends to them: one number a token, or null.
+  // What `queries` attend to, their mean, or with `from` who attends to them: one number a token, or null. `most` is
+  // the largest of a patch, where it is known and not only as well as codes tell.
   line(head, queries, from) {
     const found = new Float32Array(this.keys);
     if (from) {
@@ -131,13 +140,24 @@ class Rows {
     }
     for (const query of queries) {
       if (query >= this.rows) return null;
-      const row = head * this.rows + query, first = row * this.keys;
+      const row = head * this.rows + query, first = row * this.patches;
       const factor = this.scale[row] / (this.levels * this.levels * queries.length);
-      for (let key = 0; key < this.keys; key++) {
-        const code = this.codes[first + key];
-        found[key] += factor * code * Math.abs(code);
+      for (let key = 0; key < this.prefix; key++) found[key] += this.front[row * this.prefix + key] / queries.length;
+      for (let patch = 0; patch < this.patches; patch++) {
+        const code = this.codes[first + patch];
+        found[this.prefix + patch] += factor * code * Math.abs(code);
       }
     }
+    if (queries.length === 1 && !this.signed) found.most = this.scale[head * this.rows + queries[0]];
+    return found;
+  }
+
+  // The mean of such lines of some heads, of which the largest value is known for all of them together.
+  mean(lines, queries, from) {
+    if (lines.length === 1) return lines[0];
+    const found = new Float32Array(this.keys);
+    for (const line of lines) for (let i = 0; i < found.length; i++) found[i] += line[i] / lines.length;
+    if (lines.length === this.heads && queries.length === 1 && !from) found.most = this.most[queries[0]];
     return found;
   }
 }
@@ -784,7 +804,7 @@ class Atlas {
   drawTitle() {
     const facts = this.open.map((one) => one.facts_).find(Boolean), at = this.order ? this.order.indexOf(this.state.item) : this.state.item;
     this.title.replaceChildren(h("strong", { text: facts?.label || facts?.path || `picture ${this.image(this.state.item)}` }),
-      h("span", { class: "quiet", text: ` ${facts?.path ?? ""} · ${(at < 0 ? this.state.item : at) + 1} of ${(this.order?.length || this.count).toLocaleString("en")}` }));
+      h("span", { class: "quiet", text: `${facts?.label ? ` ${facts.path}` : ""} · ${(at < 0 ? this.state.item : at) + 1} of ${(this.order?.length || this.count).toLocaleString("en")}` }));
   }
 
   // The token that is looked at, in words, and its rows.
@@ -802,7 +822,7 @@ class Atlas {
   drawStore(one) {
     const store = this.stores[one.s], s = this.state, token = this.token(store), skip = store.prefix.length, chosen = s.heads[one.s], now = this.place(one.s);
     const [rows, columns] = store.grid, lines = new Map();
-    let most = 0;
+    let most = 0, known = true;
     const lineOf = (place, head) => {
       const key = `${place}/${head}`;
       if (!lines.has(key)) {
@@ -816,13 +836,13 @@ class Atlas {
       if (!(layer instanceof Rows)) return null;
       const heads = layer.heads === 1 ? [0] : chosen ? [...chosen] : Array.from({ length: layer.heads }, (_, i) => i);
       const parts = heads.map((head) => lineOf(place, head)).filter(Boolean);
-      if (!parts.length) return null;
-      const mean = new Float32Array(parts[0].length);
-      for (const part of parts) for (let i = 0; i < mean.length; i++) mean[i] += part[i] / parts.length;
-      return mean;
+      return parts.length ? layer.mean(parts, token.queries, s.from) : null;
     };
     const drawn = one.tiles.flat().map((tile) => ({ ...tile, line: tile.head === null ? meanOf(tile.place) : lineOf(tile.place, tile.head) }));
-    for (const { line } of drawn) if (line) for (let i = skip; i < line.length; i++) most = Math.max(most, line[i]);
+    for (const { line } of drawn) {
+      const own = line ? line.most ?? line.subarray(skip).reduce((a, b) => Math.max(a, b), 0) : 0;
+      if (own > most) [most, known] = [own, line.most !== undefined];
+    }
     for (const { tile, canvas, head, place, line } of drawn) {
       const current = place === now && s.map === "attention";
       tile.setAttribute("aria-pressed", String(current && (head === null ? !chosen : chosen?.has(head) ?? false)));
@@ -834,12 +854,13 @@ class Atlas {
         continue;
       }
       canvas.hidden = false;
-      const range = paint(canvas, line.subarray(skip), store.grid, { root: true, high: s.common ? most : undefined });
-      tile.title = `layer ${store.layers[place]}, ${head === null ? "mean of heads" : `head ${head}`}: at most ${digits(range.most)}, ${digits(range.most * line.length)} × uniform`;
+      const range = paint(canvas, line.subarray(skip), store.grid, { root: true, high: s.common ? most : line.most });
+      const top = line.most ?? range.most, told = line.most === undefined ? about : digits;
+      tile.title = `layer ${store.layers[place]}, ${head === null ? "mean of heads" : `head ${head}`}: at most ${told(top)}, ${told(top * line.length)} × uniform`;
     }
     for (const [place, button] of one.columns.entries()) button.setAttribute("aria-pressed", String(place === now));
     for (const [label, head] of one.labels) label.setAttribute("aria-pressed", String(head === null ? !chosen : chosen?.has(head) ?? false));
-    this.drawBig(one, token, meanOf(now), most);
+    this.drawBig(one, token, meanOf(now), most, known);
     for (const [i, button] of one.chipButtons.entries()) {
       const [at] = one.chips[i];
       button.setAttribute("aria-pressed", String(at === null ? Boolean(token.readout) : !token.readout && token.x === undefined && s.at?.prefix === at.prefix));
@@ -858,13 +879,14 @@ class Atlas {
   }
 
   // The large picture with its map, the scale and what it says.
-  drawBig(one, token, line, most) {
+  drawBig(one, token, line, most, known) {
     const store = this.stores[one.s], s = this.state, now = this.place(one.s), layer = one.rows.get(now), chosen = s.heads[one.s];
     const heads = store.whole === "attention_mean" || (!chosen && store.heads > 1) ? `mean of ${store.heads} heads` : chosen ? `head${chosen.size > 1 ? "s" : ""} ${[...chosen].sort((a, b) => a - b).join(", ")}` : "its head";
-    let values = null, why = one.whyNot, says = "", options = {};
+    let values = null, why = one.whyNot, says = "", options = {}, told = digits;
     if (s.map === "attention") {
       values = line?.subarray(store.prefix.length) ?? null;
-      options = { root: true, high: s.common ? most : undefined };
+      options = { root: true, high: s.common ? most : line?.most };
+      if (!(s.common ? known : line?.most !== undefined)) told = about;
       says = `Layer ${store.layers[now]}, ${heads}: ${s.from ? `who attends to ${token.words}` : `what ${token.words} ${token.verb} to`}`;
       if (line && store.prefix.length && !s.from) {
         const mass = store.prefix.map((kind, i) => [kind, line[i]]);
@@ -888,8 +910,8 @@ class Atlas {
     if (values) {
       const range = paint(one.over, values, store.grid, { ...options, mass: masked ? s.mass : undefined, veil: !one.image.hidden });
       one.low.textContent = digits(range.low);
-      one.middle.textContent = options.root ? digits(range.high / 4) : digits((range.low + range.high) / 2);
-      one.high.textContent = options.root ? `${digits(range.high)}, ${digits(range.high * store.tokens)} × uniform` : `${digits(range.high)}, ${digits(range.high / range.mean)} × its mean`;
+      one.middle.textContent = options.root ? told(range.high / 4) : digits((range.low + range.high) / 2);
+      one.high.textContent = options.root ? `${told(range.high)}, ${told(range.high * store.tokens)} × uniform` : `${digits(range.high)}, ${digits(range.high / range.mean)} × its mean`;
       if (masked) says += `; the fewest patches that hold ${percent(s.mass)} of it are bright`;
     }
     one.over.dataset.shows = values ? `${one.index}/${now}/${s.map}` : ""; // what tests and measurements wait for

@@ -29,14 +29,25 @@ def numbers(answer: Any, dtype: Any) -> tuple[dict[str, Any], np.ndarray]:
     return header, np.frombuffer(data, dtype)
 
 
+def parts_of(answer: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The header, and `Coded` as it is sent: most, scale, prefix, and the codes themselves."""
+    header, data = packing.unpack(answer.body)
+    heads, rows, prefix = header["heads"], header["rows"], header["prefix"]
+    sizes = np.cumsum([4 * rows, 2 * heads * rows, 2 * heads * rows * prefix])
+    most, scale, front, codes = (data[a:b] for a, b in zip([0, *sizes], [*sizes, None], strict=True))
+    steps = np.frombuffer(codes, np.int8 if header["signed"] else np.uint8).reshape(heads, rows, -1)
+    return (
+        header, np.frombuffer(most, np.float32), np.frombuffer(scale, np.float16).reshape(heads, rows),
+        np.frombuffer(front, np.float16).reshape(heads, rows, prefix), np.cumsum(steps, axis=1, dtype=steps.dtype),
+    )  # fmt: skip
+
+
 def rows_of(answer: Any) -> tuple[dict[str, Any], np.ndarray]:
     """(head, query, key) as the page decodes them."""
-    header, data = packing.unpack(answer.body)
-    shape = header["heads"], header["rows"], header["keys"]
-    scale = np.frombuffer(data, np.float16, shape[0] * shape[1]).reshape(*shape[:2], 1).astype(np.float64)
-    codes = np.frombuffer(data[2 * shape[0] * shape[1] :], np.int8 if header["signed"] else np.uint8).reshape(shape)
+    header, _, scale, front, codes = parts_of(answer)
     share = codes.astype(np.float64) / header["levels"]
-    return header, scale * share * np.abs(share)
+    patches = scale[..., None].astype(np.float64) * share * np.abs(share)
+    return header, np.concatenate([front, patches], axis=-1)
 
 
 def values_of(atlas: Any, name: str, number: int = 0) -> np.ndarray:
@@ -46,24 +57,48 @@ def values_of(atlas: Any, name: str, number: int = 0) -> np.ndarray:
     return np.frombuffer(data, np.float32)
 
 
-@pytest.mark.parametrize("levels", [255, 56])
+HEADER = {"heads": 2, "rows": 2, "keys": 17, "prefix": 1, "levels": 50, "signed": False}
+
+
+@pytest.mark.parametrize("levels", [255, 50])
 def test_attention_is_the_stores_to_within_a_code(store: Store, levels: int) -> None:
     atlas = api.Atlas([store.path], levels=levels)
     for image, place in ((0, 0), (3, 1), (IMAGES - 1, 1)):
         kept = store.read("attention", (image, place)).astype(np.float64)
         header, found = rows_of(atlas.answer(f"rows/0/{image}/{place}"))
         assert header["rows"] == header["keys"] == store.spec.tokens
+        prefix = len(store.spec.prefix)
+        assert np.array_equal(found[..., :prefix], kept[..., :prefix])
+        kept, found = kept[..., prefix:], found[..., prefix:]
         most = kept.max(axis=-1, keepdims=True)
         assert (np.abs(found - kept) <= np.sqrt(np.maximum(kept, found) * most) / levels + 1e-7).all()
         assert np.array_equal(found.max(axis=-1), most[..., 0])
 
 
+def test_a_class_token_with_most_of_the_mass_costs_the_patches_nothing() -> None:
+    """Codes are as fine as without it, and the largest values that the page prints are exact."""
+    patches = np.linspace(0.0002, 0.0034, 16, dtype=np.float32)
+    rows = np.float16(np.stack([np.stack([[1 - p.sum(), *p] for p in (patches, patches[::-1])])] * 2))
+    rows[1, 0, 1:] /= 2
+    header, most, scale, front, codes = parts_of(
+        api.Answer("", packing.pack(HEADER, *packing.coded(rows.astype(np.float32), 1, 50)[:4]))
+    )
+    assert header == HEADER
+    assert np.array_equal(front, rows[..., :1])
+    assert np.array_equal(scale, rows[..., 1:].max(axis=-1))
+    assert codes[0, 0, -1] == codes[1, 1, 0] == 50
+    assert all(len(set(row.tolist())) > 12 for row in codes.reshape(4, -1))
+    mean = rows[..., 1:].astype(np.float64).mean(axis=0)
+    assert most.tolist() == pytest.approx(mean.max(axis=-1), rel=1e-6)
+
+
 def test_negative_attention_keeps_its_signs() -> None:
-    rows = np.array([[0.5, -0.25, 0.0, 0.75]], np.float32)
-    scale, codes, signed = packing.coded(rows, 255)
-    assert signed
-    assert codes.tolist() == [[104, -73, 0, 127]]
-    assert scale.tolist() == [0.75]
+    rows = np.array([[[0.5, -0.25, 0.0, 0.75], [-0.5, 0.25, 0.0, -0.75]]], np.float32)
+    found = packing.coded(rows, 0, 255)
+    assert found.signed
+    assert np.cumsum(found.codes, axis=1, dtype=np.int8).tolist() == [[[104, -73, 0, 127], [-104, 73, 0, -127]]]
+    assert found.scale.tolist() == [[0.75, 0.75]]
+    assert found.most.tolist() == [0.75, 0.25]
 
 
 def test_codes_are_decoded(tmp_path: Path) -> None:

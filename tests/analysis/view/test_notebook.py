@@ -29,5 +29,8 @@ def test_without_anywidget_it_says_what_brings_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "anywidget", None)
     with pytest.raises(attlas.AttlasError, match=r"attlas\[notebook\]"):
         attlas.view(store.path)
+    for count in (0, -1):
+        with pytest.raises(attlas.AttlasError, match=f"^{count} pictures: a file shows one picture at least"):
+            attlas.view(store.path, tmp_path / "x.html", count=count)
     output: Any = attlas.view(store.path, tmp_path / "x.html", count=1)
     assert output.stat().st_size > 50_000
