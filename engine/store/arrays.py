@@ -55,7 +55,10 @@ RESIDUE = 0x48674BC7  # CRC32C of any data followed by its own checksum: so the 
 
 def opened(storage: Storage, *, writable: bool) -> zarr.Group:
     """Open the group in a storage."""
-    return zarr.open_group(zarr_store(storage), mode="r+" if writable else "r", zarr_format=3)
+    # zarr's own store of a folder would make a store again that was moved away while it was written.
+    if writable:
+        return zarr.open_group(_Adapter(storage), mode="r+", zarr_format=3)
+    return zarr.open_group(zarr_store(storage), mode="r", zarr_format=3)
 
 
 def member(group: zarr.Group, name: str) -> Array:
@@ -123,6 +126,8 @@ def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any
             new = _of_kind(new, next(other for other in KEYS if other != kind))
         metadata[name] = new
         fresh |= {_key(name, tail, _kind(new)): data for tail, data in chunks.items()}
+    for name in metadata:
+        storage.make(name)
     for key, data in fresh.items():
         storage.send(key, data)
     storage.keep(fresh)

@@ -7,6 +7,7 @@ is its path within the store, with `/`.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -14,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -64,7 +65,7 @@ def locate(where: str | os.PathLike[str]) -> Path | Url:
 
 
 class Storage(Protocol):
-    """A folder or a bucket. All failures raise OSError."""
+    """A folder or a bucket. All failures raise OSError, but for a store that went away meanwhile: AttlasError."""
 
     @property
     def path(self) -> Path | Url:
@@ -95,6 +96,16 @@ class Storage(Protocol):
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """(key, bytes) of every file below a folder, in no order."""
 
+    def check_there(self) -> None:
+        """Check that the store was not moved or deleted.
+
+        Raises:
+            AttlasError: it was.
+        """
+
+    def make(self, folder: str) -> None:
+        """Make the folder of a new array, never the store's own: nothing else makes a folder in a store."""
+
     def write(self, key: str, *parts: Part) -> None:
         """Write a file atomically: no reader sees half of it, also after a crash."""
 
@@ -105,7 +116,7 @@ class Storage(Protocol):
         """Make written or sent files survive a power failure. They are not expected to be read soon."""
 
     def mark(self, key: str, data: bytes) -> None:
-        """Write a small file that survives a power failure."""
+        """Write a small file that survives a power failure, into a store that is still there."""
 
     def delete(self, key: str) -> None:
         """Delete a file, if it is there."""
@@ -179,18 +190,24 @@ class Disk:
             if found.is_file():
                 yield found.relative_to(self.path).as_posix(), found.stat().st_size
 
+    def check_there(self) -> None:
+        """See `Storage`."""
+        if not self.exists(ROOT):
+            raise _gone(self.path)
+
+    def make(self, folder: str) -> None:
+        """See `Storage`."""
+        with self._there(folder):
+            (self.path / folder).mkdir(exist_ok=True)
+
     def write(self, key: str, *parts: Part) -> None:
         """See `Storage`."""
         target = self.path / key
         beside = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
-        try:
-            file = beside.open("wb")
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file = beside.open("wb")
-        with file:
-            file.writelines(parts)
-        beside.replace(target)
+        with self._there(key):
+            with beside.open("wb") as file:
+                file.writelines(parts)
+            beside.replace(target)
 
     def send(self, key: str, *parts: Part) -> None:
         """See `Storage`. It is in the page cache at once, and the system starts to write it to the disk."""
@@ -201,16 +218,33 @@ class Disk:
         """See `Storage`."""
         for key in keys:
             sent = self._sent.pop(key, None)
-            if sent is None:
-                _sync(self.path / key, forget=True)
-            else:
-                sent.result()
+            with self._there(key):
+                if sent is None:
+                    _sync(self.path / key, forget=True)
+                else:
+                    sent.result()
 
     def mark(self, key: str, data: bytes) -> None:
         """See `Storage`."""
+        self.check_there()
         self.write(key, data)
-        _sync(self.path / key)
-        _sync_entries((self.path / key).parent)
+        with self._there(key):
+            _sync(self.path / key)
+            _sync_entries((self.path / key).parent)
+
+    @contextlib.contextmanager
+    def _there(self, key: str) -> Iterator[None]:
+        """Say which is gone if a file cannot be written because there is no folder: the store, or an array's own."""
+        try:
+            yield
+        except FileNotFoundError:
+            self.check_there()
+            folder = key.rpartition("/")[0]
+            if (self.path / folder).is_dir():
+                raise
+            raise AttlasError(
+                f"{self.path}: {folder} is no longer in it; `attlas verify --repair` makes its folder again"
+            ) from None
 
     def delete(self, key: str) -> None:
         """See `Storage`."""
@@ -226,10 +260,11 @@ class Disk:
         # A process number alone is not unique: another machine may have a process with the same number.
         beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            beside.mkdir(parents=True)
+            for folder in sorted({str(parent) for key in objects for parent in PurePosixPath(key).parents}):
+                (beside / folder).mkdir(exist_ok=True)
             for key, data in objects.items():
                 target = beside / key
-                target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
                 _sync(target)
             beside.rename(self.path)
@@ -308,6 +343,14 @@ class Bucket:
         for key, size, _ in files.persist(lambda: list(remote.listing(self._url(folder)))):
             yield f"{folder}/{key}" if folder else key, size
 
+    def check_there(self) -> None:
+        """See `Storage`."""
+        if not self.exists(ROOT):
+            raise _gone(self.path)
+
+    def make(self, folder: str) -> None:
+        """See `Storage`. A bucket has no folders."""
+
     def write(self, key: str, *parts: Part) -> None:
         """See `Storage`."""
         data = b"".join(parts)
@@ -329,6 +372,7 @@ class Bucket:
 
     def mark(self, key: str, data: bytes) -> None:
         """See `Storage`."""
+        self.check_there()
         self.write(key, data)
 
     def delete(self, key: str) -> None:
@@ -396,6 +440,13 @@ class Bucket:
     def _delete(self, keys: list[str]) -> None:
         if keys:
             files.persist(lambda: remote.delete([self._url(key) for key in keys]))
+
+
+def _gone(path: Path | Url) -> AttlasError:
+    return AttlasError(
+        f"{path}: is no longer there (moved or deleted while it was written); what was done stays in it, and the same "
+        "command with its new place as STORE goes on"
+    )
 
 
 def _sync(path: Path, *, forget: bool = False) -> None:

@@ -209,7 +209,8 @@ class Store:
                 raise DamagedError(f"{self.path}: {key} is missing; `attlas {again} --overwrite` writes it again")
 
     def _check_fill(self, name: str, rows: Any) -> None:
-        """`check_whole` of the units that rows, selected as in numpy, touch."""
+        """`check_whole` of the units that rows, selected as in numpy, touch; nor was the store moved meanwhile."""
+        self.storage.check_there()
         touched = np.flatnonzero(self.done)
         if self.dims(name)[:1] == ("image",):
             touched = np.intersect1d(touched, np.arange(self.plan.images)[rows] // self.plan.unit)
@@ -401,6 +402,7 @@ class Store:
             AttlasError: one has the name of an array of the run.
             OSError: it cannot be written.
         """
+        self.storage.check_there()
         with recording(self.path):
             self._open()
             analyzed = self.attrs.get("analyzed", ())
