@@ -37,6 +37,7 @@ __all__ = [
     "join",
     "laid_out",
     "member",
+    "mend_metadata",
     "opened",
     "read",
     "zarr_store",
@@ -139,6 +140,32 @@ def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any
     if listed is not None:
         listed |= metadata
     storage.mark(ROOT, json.dumps(root).encode())
+
+
+def mend_metadata(storage: Storage, *, repair: bool) -> dict[str, str]:
+    """What is wrong with an array's own zarr.json, by array; repaired, it is again what the root lists.
+
+    The record of runs, which `run/zarr.json` holds, has no second copy, and begins anew.
+    """
+    root = json.loads(storage.read(ROOT))
+    faults: dict[str, str] = {}
+    for name, listed in sorted(((root.get("consolidated_metadata") or {}).get("metadata") or {}).items()):
+        key = f"{name}/{ROOT}"
+        try:
+            own = json.loads(storage.read(key))
+            same = own == listed if listed["node_type"] == "array" else own["node_type"] == "group"
+            fault = "" if same else f"{key} is not what the root says"
+        except FileNotFoundError:
+            fault = f"{key} is missing"
+        except (ValueError, TypeError, LookupError, IsADirectoryError, RecursionError):
+            fault = f"{key} does not read"
+        if fault:
+            faults[name] = fault
+        if fault and repair:
+            storage.make(name)
+            storage.delete(key)
+            storage.write(key, json.dumps(listed, indent=2).encode())
+    return faults
 
 
 def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:

@@ -247,8 +247,12 @@ class Disk:
             ) from None
 
     def delete(self, key: str) -> None:
-        """See `Storage`."""
-        (self.path / key).unlink(missing_ok=True)
+        """See `Storage`. A folder in a file's place is no file, and nothing could be written there."""
+        target = self.path / key
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
 
     def clear(self, folder: str) -> None:
         """See `Storage`."""

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from . import arrays as layouts
 from .arrays import Array
 from .locks import recording, unwritten
 from .overview import as_html, as_text, overview
-from .reading import KIND, DamagedError, read_attrs, reading
+from .reading import KIND, DamagedError, by_analysis, read_attrs, reading
 from .schema import FLOAT16_ATTRS, LARGE, LAYERED, ArraySpec, Template
 from .storage import ROOT, Storage, Url, storage_at
 
@@ -108,7 +109,7 @@ class Store:
         """
         if name not in self._arrays:
             try:
-                with reading(self.path, name):
+                with self.reading(name):
                     self._arrays[name] = layouts.member(self._group, name)
             except KeyError:
                 raise AttlasError(f"{self.path}: holds no {name}; it has {', '.join(self.names)}") from None
@@ -133,7 +134,7 @@ class Store:
         # zarr is used anyway, because it reads many chunks at the same time.
         if plain and isinstance(self.path, Path) and layouts.encoded(array):
             return self._read_rows(name, array, range(*rows.indices(array.shape[0])), tuple(inner))
-        with reading(self.path, name):
+        with self.reading(name):
             found = layouts.read(array, selection)
             if found is None:
                 self._check_fill(name, rows)
@@ -156,7 +157,7 @@ class Store:
 
     def chunk(self, name: str, index: Iterable[int]) -> bytes | None:
         """The stored bytes of a chunk, compressed and with checksum; None if there is no chunk, which means fill."""
-        with reading(self.path, name):
+        with self.reading(name):
             try:
                 return self.storage.read(self.chunk_key(name, index))
             except FileNotFoundError:
@@ -172,7 +173,7 @@ class Store:
         """
         if not layouts.encoded(self.array(name)) or (data := self.chunk(name, index)) is None:
             return False
-        with reading(self.path, name):
+        with self.reading(name):
             layouts.decode(self.array(name), data, out)
         return True
 
@@ -205,8 +206,35 @@ class Store:
                     "`attlas verify --repair` reopens its units"
                 )
             if key:
-                again = "analyze" if name in analyzed else "run"
-                raise DamagedError(f"{self.path}: {key} is missing; `attlas {again} --overwrite` writes it again")
+                raise DamagedError(f"{self.path}: {key} is missing; {self.again(name)} writes it again")
+
+    def reading(self, name: str) -> AbstractContextManager[None]:
+        """Convert exceptions from what an array holds to a `DamagedError` that says what mends this array."""
+        return reading(self.path, name, lambda: self._mended(name))
+
+    def _mended(self, name: str) -> str:
+        again = self.again(name)
+        repair = "`attlas verify --repair`"
+        return f"{repair} removes it, and {again} writes it again" if again else f"{repair} reopens its units"
+
+    def again(self, name: str) -> str:
+        """The command that writes an array again if a chunk of it is missing; "" for an array of units."""
+        if name in self.attrs.get("analyzed", ()):
+            return by_analysis(name)
+        return "the same `attlas run`" if name in self.fixed else ""
+
+    @functools.cached_property
+    def fixed(self) -> list[str]:
+        """The arrays that were written when the store was created: their chunks belong to no unit."""
+        constants = [output.name for output in self.spec.outputs if None not in output.shape]
+        names = FIXED.union(self.attrs.get("columns", ()), constants).intersection(self._names)
+        group: Any = self._group.get("run")
+        of_run = [f"run/{n}" for n in (group.array_keys() if group is not None else ()) if f"run/{n}" != MARKS]
+        return sorted([*names.difference(self.attrs.get("analyzed", ())), *of_run])
+
+    def whole(self, name: str) -> bool:
+        """Whether every chunk of a small array is there."""
+        return all(map(self.storage.exists, self._keys(name)))
 
     def _check_fill(self, name: str, rows: Any) -> None:
         """`check_whole` of the units that rows, selected as in numpy, touch; nor was the store moved meanwhile."""
@@ -326,6 +354,19 @@ class Store:
             where: Any = slice(start, start + len(block))
             array[where if layer is None else (where, layer)] = block
 
+    def write_fixed(self, names: Iterable[str], values: Mapping[str, Any]) -> None:
+        """Write arrays again that were written when the store was created, as far as there are values.
+
+        Raises:
+            AttlasError: the store cannot be written.
+        """
+        try:
+            for name in (name for name in names if name in values):
+                self.array(name)[...] = values[name]
+                self.storage.keep(self._keys(name))
+        except OSError as error:
+            raise AttlasError(f"{self.path}: cannot be written ({one_line(error)})") from None
+
     def mark_done(self, k: int) -> None:
         """Mark unit k done, safely against power failures: its chunks reach the disk before the mark."""
         self.storage.keep(self.unit_keys(k))
@@ -388,8 +429,7 @@ class Store:
     def unit_arrays(self) -> list[tuple[str, str]]:
         """(name, first dimension) of the arrays whose chunks belong to units."""
         analyzed = self.attrs.get("analyzed", ())
-        fixed = FIXED.union(self.attrs.get("columns", ()))
-        found = [(name, (*self.dims(name), "")[0]) for name in self.names if name not in fixed]
+        found = [(name, (*self.dims(name), "")[0]) for name in self.names if name not in self.fixed]
         return [(name, dim) for name, dim in found if dim in ("image", "sample") and name not in analyzed]
 
     def add(self, arrays: Sequence[ArraySpec], values: Mapping[str, Any] = {}) -> None:
@@ -446,5 +486,4 @@ def mark_key(k: int) -> str:
     return layouts.chunk_key(MARKS, [k])
 
 
-# Arrays that are written when the store is created, so their chunks belong to no unit.
-FIXED = frozenset({"path", "label", "label_class", "sample"})
+FIXED = frozenset({"path", "label", "label_class", "sample", "layer", "prefix", "class", "class_name"})
