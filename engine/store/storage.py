@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ...errors import AttlasError
 from ..sources import files, remote
+from .syncing import sync, sync_entries
 
 __all__ = ["ROOT", "Bucket", "Disk", "Part", "Storage", "Url", "locate", "storage_at"]
 
@@ -30,8 +31,11 @@ ROOT = "zarr.json"  # written last: a store exists if this file exists
 CLAIM = "run/.layout"
 DELETED = b"deleted"
 REQUESTS = 16  # concurrent requests
+GONE = (
+    "is no longer there (moved or deleted while it was written); what was done stays in it, and the same command with "
+    "its new place as STORE goes on"
+)
 SYNCS = 4  # concurrent syncs: a file system writes several files to the disk together
-
 
 type Part = bytes | npt.NDArray[np.uint8]  # of a file
 
@@ -193,7 +197,7 @@ class Disk:
     def check_there(self) -> None:
         """See `Storage`."""
         if not self.exists(ROOT):
-            raise _gone(self.path)
+            raise AttlasError(f"{self.path}: {GONE}")
 
     def make(self, folder: str) -> None:
         """See `Storage`."""
@@ -212,7 +216,7 @@ class Disk:
     def send(self, key: str, *parts: Part) -> None:
         """See `Storage`. It is in the page cache at once, and the system starts to write it to the disk."""
         self.write(key, *parts)
-        self._sent[key] = self._syncs.submit(_sync, self.path / key, forget=True)
+        self._sent[key] = self._syncs.submit(sync, self.path / key, forget=True)
 
     def keep(self, keys: Iterable[str]) -> None:
         """See `Storage`."""
@@ -220,7 +224,7 @@ class Disk:
             sent = self._sent.pop(key, None)
             with self._there(key):
                 if sent is None:
-                    _sync(self.path / key, forget=True)
+                    sync(self.path / key, forget=True)
                 else:
                     sent.result()
 
@@ -229,8 +233,8 @@ class Disk:
         self.check_there()
         self.write(key, data)
         with self._there(key):
-            _sync(self.path / key)
-            _sync_entries((self.path / key).parent)
+            sync(self.path / key)
+            sync_entries((self.path / key).parent)
 
     @contextlib.contextmanager
     def _there(self, key: str) -> Iterator[None]:
@@ -268,16 +272,15 @@ class Disk:
             for folder in sorted({str(parent) for key in objects for parent in PurePosixPath(key).parents}):
                 (beside / folder).mkdir(exist_ok=True)
             for key, data in objects.items():
-                target = beside / key
-                target.write_bytes(data)
-                _sync(target)
+                (beside / key).write_bytes(data)
+                sync(beside / key)
             beside.rename(self.path)
         except OSError:
             shutil.rmtree(beside, ignore_errors=True)
             if self.exists(ROOT):
                 return False
             raise
-        _sync_entries(self.path.parent)
+        sync_entries(self.path.parent)
         return True
 
     def remove(self) -> None:
@@ -350,7 +353,7 @@ class Bucket:
     def check_there(self) -> None:
         """See `Storage`."""
         if not self.exists(ROOT):
-            raise _gone(self.path)
+            raise AttlasError(f"{self.path}: {GONE}")
 
     def make(self, folder: str) -> None:
         """See `Storage`. A bucket has no folders."""
@@ -444,31 +447,3 @@ class Bucket:
     def _delete(self, keys: list[str]) -> None:
         if keys:
             files.persist(lambda: remote.delete([self._url(key) for key in keys]))
-
-
-def _gone(path: Path | Url) -> AttlasError:
-    return AttlasError(
-        f"{path}: is no longer there (moved or deleted while it was written); what was done stays in it, and the same "
-        "command with its new place as STORE goes on"
-    )
-
-
-def _sync(path: Path, *, forget: bool = False) -> None:
-    """Write a file to the disk, and with `forget` drop it from the page cache.
-
-    A run writes more than fits into memory, and new pages cost up to ten times as much as pages that another file has
-    just freed (docs/engine.md).
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        if forget and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_entries(folder: Path) -> None:
-    """Write the entries of a folder to the disk, if the system supports it."""
-    if os.name == "posix":
-        _sync(folder)

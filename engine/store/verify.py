@@ -15,8 +15,11 @@ from ...progress import Show, shows
 from ..plan import Plan
 from .arrays import mend_metadata
 from .locks import analysing
+from .reader import MARKS
+from .reading import DamagedError
+from .schema import LAYERED
 from .storage import locate
-from .store import LAYERED, MARKS, DamagedError, Store
+from .store import Store
 
 __all__ = ["Verification", "verify"]
 
