@@ -32,18 +32,23 @@ def inspect(path: Path, whole: bool, as_json: bool) -> None:
 
 @click.command(short_help="Whether a store holds what it promises.")
 @click.argument("store", type=store_path)
-@click.option("--repair", is_flag=True, help="Reopen faulty units; the same run command redoes them.")
+@click.option(
+    "--repair", is_flag=True, help="Reopen faulty units, and remove what else is damaged; says what writes it again."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def verify(store: Path, repair: bool, as_json: bool) -> None:
-    """Read every chunk of every done unit of STORE: files, checksums, rows that sum to 1."""
+    """Read every chunk of STORE that was written: files, checksums, rows that sum to 1."""
     result = attlas.verify(store, repair=repair, progress=True)
     if as_json:
-        say_json({"units": result.units, "faults": result.faults, "repaired": result.repaired})
+        faulty = {"faults": result.faults, "arrays": result.arrays}
+        say_json({"units": result.units, **faulty, "repaired": result.repaired})
     else:
         for k, fault in result.faults.items():
             click.echo(f"unit {k}: {fault}")
-        click.echo(
-            f"{result.units} units checked, {len(result.faults)} faulty" + (", reopened" if result.repaired else "")
-        )
-    if result.faults:
+        for name, fault in result.arrays.items():
+            click.echo(f"{name}: {fault}")
+        reopened = ", reopened" if repair and result.faults else ""
+        others = f"; {len(result.arrays)} other arrays faulty" if result.arrays else ""
+        click.echo(f"{result.units} units checked, {len(result.faults)} faulty{reopened}{others}")
+    if result.faults or result.arrays:
         sys.exit(1)

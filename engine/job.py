@@ -29,7 +29,7 @@ from .sources import Items, Source, source_of
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
 from .store.coordinates import COORDINATES, Reserved, arrays, nothing_reserved, with_room
-from .store.schema import CODEC, GRADIENTS
+from .store.schema import CODEC, GRADIENTS, ArraySpec
 from .store.storage import Url
 from .store.store import Store, read_attrs
 from .targets import choose
@@ -296,6 +296,8 @@ def _compare_files(output: Path | Url, items: Items) -> list[str]:
         AttlasError: the size of an image has changed, so it is another image.
     """
     store = Store(output)
+    if not (store.whole("run/size") and store.whole("run/mtime_ns")):
+        return ["the images' sizes and times were lost; taken as the same images"]
     size, mtime = store.read("run/size"), store.read("run/mtime_ns")
     other = np.flatnonzero((size != items.sizes) & (size != UNKNOWN) & (items.sizes != UNKNOWN))
     if len(other):
@@ -324,11 +326,12 @@ def open_store(job: Job) -> Store:
                 f"{output}: was begun by attlas {version}, which had no {', '.join(lacking)}; finish it with that "
                 "version, choose another output, or --overwrite"
             )
+        lost = [name for name in store.fixed if not store.whole(name)]
+        if lost:
+            store.write_fixed(lost, _layout(job)[1])
         return store
     contents, keep = job.contents, job.contents.keep
-    labels = map_labels(job.items.labels, contents.spec.classes)
-    known = constants(job.request.graph)
-    layout, values = arrays(contents.spec, job.plan, contents.templates, job.items, labels, known, keep.codec)
+    layout, values = _layout(job)
     attrs = {
         "dataset": job.source.name,
         "selection": _selection(job),
@@ -338,6 +341,13 @@ def open_store(job: Job) -> Store:
         "columns": list(job.items.columns),
     }
     return Store.create(output, contents.spec, job.plan, layout, values=values, attrs=attrs)
+
+
+def _layout(job: Job) -> tuple[list[ArraySpec], dict[str, Any]]:
+    """Every array of the store, and the values that are known before the run."""
+    contents = job.contents
+    labels, known = map_labels(job.items.labels, contents.spec.classes), constants(job.request.graph)
+    return arrays(contents.spec, job.plan, contents.templates, job.items, labels, known, contents.keep.codec)
 
 
 def _selection(job: Job) -> str:

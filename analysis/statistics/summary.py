@@ -82,7 +82,7 @@ def spec_of(name: str, summed: Summed) -> ArraySpec:
 def summed_units(store: Store, array: str, done: Mask) -> Mask:
     """The units that an earlier analysis summed up in this array: (unit). None if any was reopened since."""
     had = np.zeros_like(done)
-    if array in store:
+    if array in store and store.whole(array):  # else it was lost, and is made again
         attrs: Any = store.array(array).attrs
         for start, stop in attrs.get("units_summed", ()):
             had[start:stop] = True

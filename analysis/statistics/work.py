@@ -101,7 +101,9 @@ def planned(store: Store, asked: list[Statistic] | None, by: str, overwrite: boo
                 stored[one.name] = stored_sum(store, one)
     for one in (one for one in grouped if not one.scalar):
         # Groups by a column of that name are of something else.
-        renewed = overwrite or (by == PREDICTED and by in store)
+        parts = (f"{one.name}_count_by_{by}", f"{by}_group")
+        lost = not all(store.whole(name) for name in parts if name in store)
+        renewed = overwrite or lost or (by == PREDICTED and by in store)
         had = np.zeros_like(source.done) if renewed else summed_units(store, means_by(one, by), source.done)
         work.lacking[means_by(one, by)] = source.done & ~had
         if had.any():

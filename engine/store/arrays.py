@@ -37,6 +37,7 @@ __all__ = [
     "join",
     "laid_out",
     "member",
+    "mend_metadata",
     "opened",
     "read",
     "zarr_store",
@@ -55,7 +56,10 @@ RESIDUE = 0x48674BC7  # CRC32C of any data followed by its own checksum: so the 
 
 def opened(storage: Storage, *, writable: bool) -> zarr.Group:
     """Open the group in a storage."""
-    return zarr.open_group(zarr_store(storage), mode="r+" if writable else "r", zarr_format=3)
+    # zarr's own store of a folder would make a store again that was moved away while it was written.
+    if writable:
+        return zarr.open_group(_Adapter(storage), mode="r+", zarr_format=3)
+    return zarr.open_group(zarr_store(storage), mode="r", zarr_format=3)
 
 
 def member(group: zarr.Group, name: str) -> Array:
@@ -123,6 +127,8 @@ def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any
             new = _of_kind(new, next(other for other in KEYS if other != kind))
         metadata[name] = new
         fresh |= {_key(name, tail, _kind(new)): data for tail, data in chunks.items()}
+    for name in metadata:
+        storage.make(name)
     for key, data in fresh.items():
         storage.send(key, data)
     storage.keep(fresh)
@@ -134,6 +140,32 @@ def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any
     if listed is not None:
         listed |= metadata
     storage.mark(ROOT, json.dumps(root).encode())
+
+
+def mend_metadata(storage: Storage, *, repair: bool) -> dict[str, str]:
+    """What is wrong with an array's own zarr.json, by array; repaired, it is again what the root lists.
+
+    The record of runs, which `run/zarr.json` holds, has no second copy, and begins anew.
+    """
+    root = json.loads(storage.read(ROOT))
+    faults: dict[str, str] = {}
+    for name, listed in sorted(((root.get("consolidated_metadata") or {}).get("metadata") or {}).items()):
+        key = f"{name}/{ROOT}"
+        try:
+            own = json.loads(storage.read(key))
+            same = own == listed if listed["node_type"] == "array" else own["node_type"] == "group"
+            fault = "" if same else f"{key} is not what the root says"
+        except FileNotFoundError:
+            fault = f"{key} is missing"
+        except (ValueError, TypeError, LookupError, IsADirectoryError, RecursionError):
+            fault = f"{key} does not read"
+        if fault:
+            faults[name] = fault
+        if fault and repair:
+            storage.make(name)
+            storage.delete(key)
+            storage.write(key, json.dumps(listed, indent=2).encode())
+    return faults
 
 
 def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ...errors import AttlasError, one_line
 from ...exporter.spec import FORMAT
+from .overview import SUMMED
 from .storage import ROOT, Storage, Url, storage_at
 
-__all__ = ["KIND", "DamagedError", "read_attrs", "reading"]
+__all__ = ["KIND", "DamagedError", "by_analysis", "read_attrs", "reading"]
 
 KIND = "attlas.store"
+LOST = "its zarr.json is the only copy: take it from a copy of the store, or `attlas run --overwrite`"
+JUDGED = ("judged", "deletion", "insertion", "segmentation")  # arrays of `attlas judge` begin with these
+GROUPS = re.compile(r"_group(_images)?$")
 
 
 class DamagedError(AttlasError):
@@ -55,13 +60,20 @@ def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def reading(path: Path | Url, what: str) -> Iterator[None]:
-    """Convert exceptions to ours: damaged data, or a store that cannot be reached."""
+def reading(path: Path | Url, what: str, advice: Callable[[], str] = lambda: LOST) -> Iterator[None]:
+    """Convert exceptions to ours: damaged data, for which `advice` says what to do, or a store out of reach."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and isinstance(path, Url):
             raise AttlasError(f"{path}: {what} cannot be read now ({one_line(error)})") from None
-        raise DamagedError(
-            f"{path}: {what} does not read ({one_line(error)}); `attlas verify --repair` reopens its units"
-        ) from None
+        raise DamagedError(f"{path}: {what} does not read ({one_line(error)}); {advice()}") from None
+
+
+def by_analysis(name: str) -> str:
+    """The command that writes an array of an analysis again: one of the dataset, of its groups, or of a judgement."""
+    if name.startswith(JUDGED):
+        return "the same `attlas judge`"
+    summed = SUMMED.fullmatch(name)
+    column = GROUPS.sub("", name) if GROUPS.search(name) else summed["column"] if summed else ""
+    return f"`attlas analyze --by {column}`" if column else "`attlas analyze`"

@@ -7,6 +7,7 @@ is its path within the store, with `/`.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -14,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from ...arguments import Where
 from ...errors import AttlasError
 from ..sources import files, remote
+from .syncing import sync, sync_entries
 
 __all__ = ["ROOT", "Bucket", "Disk", "Part", "Storage", "Url", "locate", "storage_at"]
 
@@ -30,8 +32,11 @@ ROOT = "zarr.json"  # written last: a store exists if this file exists
 CLAIM = "run/.layout"
 DELETED = b"deleted"
 REQUESTS = 16  # concurrent requests
+GONE = (
+    "is no longer there (moved or deleted while it was written); what was done stays in it, and the same command with "
+    "its new place as STORE goes on"
+)
 SYNCS = 4  # concurrent syncs: a file system writes several files to the disk together
-
 
 type Part = bytes | npt.NDArray[np.uint8]  # of a file
 
@@ -65,7 +70,7 @@ def locate(where: Where) -> Path | Url:
 
 
 class Storage(Protocol):
-    """A folder or a bucket. All failures raise OSError."""
+    """A folder or a bucket. All failures raise OSError, but for a store that went away meanwhile: AttlasError."""
 
     @property
     def path(self) -> Path | Url:
@@ -96,6 +101,16 @@ class Storage(Protocol):
     def listing(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """(key, bytes) of every file below a folder, in no order."""
 
+    def check_there(self) -> None:
+        """Check that the store was not moved or deleted.
+
+        Raises:
+            AttlasError: it was.
+        """
+
+    def make(self, folder: str) -> None:
+        """Make the folder of a new array, never the store's own: nothing else makes a folder in a store."""
+
     def write(self, key: str, *parts: Part) -> None:
         """Write a file atomically: no reader sees half of it, also after a crash."""
 
@@ -106,7 +121,7 @@ class Storage(Protocol):
         """Make written or sent files survive a power failure. They are not expected to be read soon."""
 
     def mark(self, key: str, data: bytes) -> None:
-        """Write a small file that survives a power failure."""
+        """Write a small file that survives a power failure, into a store that is still there."""
 
     def delete(self, key: str) -> None:
         """Delete a file, if it is there."""
@@ -180,42 +195,69 @@ class Disk:
             if found.is_file():
                 yield found.relative_to(self.path).as_posix(), found.stat().st_size
 
+    def check_there(self) -> None:
+        """See `Storage`."""
+        if not self.exists(ROOT):
+            raise AttlasError(f"{self.path}: {GONE}")
+
+    def make(self, folder: str) -> None:
+        """See `Storage`."""
+        with self._there(folder):
+            (self.path / folder).mkdir(exist_ok=True)
+
     def write(self, key: str, *parts: Part) -> None:
         """See `Storage`."""
         target = self.path / key
         beside = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
-        try:
-            file = beside.open("wb")
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file = beside.open("wb")
-        with file:
-            file.writelines(parts)
-        beside.replace(target)
+        with self._there(key):
+            with beside.open("wb") as file:
+                file.writelines(parts)
+            beside.replace(target)
 
     def send(self, key: str, *parts: Part) -> None:
         """See `Storage`. It is in the page cache at once, and the system starts to write it to the disk."""
         self.write(key, *parts)
-        self._sent[key] = self._syncs.submit(_sync, self.path / key, forget=True)
+        self._sent[key] = self._syncs.submit(sync, self.path / key, forget=True)
 
     def keep(self, keys: Iterable[str]) -> None:
         """See `Storage`."""
         for key in keys:
             sent = self._sent.pop(key, None)
-            if sent is None:
-                _sync(self.path / key, forget=True)
-            else:
-                sent.result()
+            with self._there(key):
+                if sent is None:
+                    sync(self.path / key, forget=True)
+                else:
+                    sent.result()
 
     def mark(self, key: str, data: bytes) -> None:
         """See `Storage`."""
+        self.check_there()
         self.write(key, data)
-        _sync(self.path / key)
-        _sync_entries((self.path / key).parent)
+        with self._there(key):
+            sync(self.path / key)
+            sync_entries((self.path / key).parent)
+
+    @contextlib.contextmanager
+    def _there(self, key: str) -> Iterator[None]:
+        """Say which is gone if a file cannot be written because there is no folder: the store, or an array's own."""
+        try:
+            yield
+        except FileNotFoundError:
+            self.check_there()
+            folder = key.rpartition("/")[0]
+            if (self.path / folder).is_dir():
+                raise
+            raise AttlasError(
+                f"{self.path}: {folder} is no longer in it; `attlas verify --repair` makes its folder again"
+            ) from None
 
     def delete(self, key: str) -> None:
-        """See `Storage`."""
-        (self.path / key).unlink(missing_ok=True)
+        """See `Storage`. A folder in a file's place is no file, and nothing could be written there."""
+        target = self.path / key
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
 
     def clear(self, folder: str) -> None:
         """See `Storage`."""
@@ -227,19 +269,19 @@ class Disk:
         # A process number alone is not unique: another machine may have a process with the same number.
         beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            beside.mkdir(parents=True)
+            for folder in sorted({str(parent) for key in objects for parent in PurePosixPath(key).parents}):
+                (beside / folder).mkdir(exist_ok=True)
             for key, data in objects.items():
-                target = beside / key
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
-                _sync(target)
+                (beside / key).write_bytes(data)
+                sync(beside / key)
             beside.rename(self.path)
         except OSError:
             shutil.rmtree(beside, ignore_errors=True)
             if self.exists(ROOT):
                 return False
             raise
-        _sync_entries(self.path.parent)
+        sync_entries(self.path.parent)
         return True
 
     def remove(self) -> None:
@@ -309,6 +351,14 @@ class Bucket:
         for key, size, _ in files.persist(lambda: list(remote.listing(self._url(folder)))):
             yield f"{folder}/{key}" if folder else key, size
 
+    def check_there(self) -> None:
+        """See `Storage`."""
+        if not self.exists(ROOT):
+            raise AttlasError(f"{self.path}: {GONE}")
+
+    def make(self, folder: str) -> None:
+        """See `Storage`. A bucket has no folders."""
+
     def write(self, key: str, *parts: Part) -> None:
         """See `Storage`."""
         data = b"".join(parts)
@@ -330,6 +380,7 @@ class Bucket:
 
     def mark(self, key: str, data: bytes) -> None:
         """See `Storage`."""
+        self.check_there()
         self.write(key, data)
 
     def delete(self, key: str) -> None:
@@ -397,24 +448,3 @@ class Bucket:
     def _delete(self, keys: list[str]) -> None:
         if keys:
             files.persist(lambda: remote.delete([self._url(key) for key in keys]))
-
-
-def _sync(path: Path, *, forget: bool = False) -> None:
-    """Write a file to the disk, and with `forget` drop it from the page cache.
-
-    A run writes more than fits into memory, and new pages cost up to ten times as much as pages that another file has
-    just freed (docs/engine.md).
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        if forget and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_entries(folder: Path) -> None:
-    """Write the entries of a folder to the disk, if the system supports it."""
-    if os.name == "posix":
-        _sync(folder)

@@ -170,7 +170,7 @@ def test_a_file_that_does_not_reach_the_disk_is_no_unit_done(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_sync", full)
+        patch.setattr(storage, "sync", full)
         store.write("values", 0, np.zeros((4, 3), np.float32), later=True)
         with pytest.raises(OSError, match="No space left"):
             store.mark_done(0)
@@ -194,7 +194,7 @@ def test_a_store_is_laid_out_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     def fail(_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "_sync", fail)
+    monkeypatch.setattr(storage, "sync", fail)
     with pytest.raises(AttlasError, match="No space left"):
         make_store(tmp_path / "s", "float32", (3,), 4, 2)
     assert list(tmp_path.iterdir()) == []

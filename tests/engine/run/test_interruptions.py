@@ -19,7 +19,7 @@ from attlas.engine import Store
 from attlas.engine.inspect import screen
 from attlas.engine.messages import outcome_data, outcome_lines
 from attlas.engine.runner import run
-from attlas.engine.store.schema import CODECS
+from attlas.engine.store.schema import CODECS, ArraySpec
 from attlas.engine.unit import UnitResult
 from attlas.errors import AttlasError, Interrupted
 from support import chunk_files, make_images, make_picture
@@ -260,6 +260,42 @@ def test_a_full_disk_ends_the_run_resumably(
         monkeypatch.setattr(Store, "write", write)
         assert run(tiny_graph, pictures, tmp_path / f"{after}.zarr").finished
         assert chunk_files(tmp_path / f"{after}.zarr") == chunk_files(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted"])
+def test_a_store_that_goes_away_ends_the_run_and_leaves_no_ghost(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, how: str
+) -> None:
+    """Nothing is made where it was; a moved one keeps what was done, and is finished where it is now."""
+    path, aside = tmp_path / "s.zarr", tmp_path / "aside.zarr"
+
+    def progress(now: Any) -> None:
+        if now.done == 2:
+            path.rename(aside)
+
+    with pytest.raises(AttlasError, match=r"s\.zarr: is no longer there \(moved or deleted"):
+        run(tiny_graph, pictures, path, limit=12, batch_size=2, threads=1, progress=progress)
+    assert [found.name for found in tmp_path.iterdir()] == ["aside.zarr"]
+    gone = Store(aside, writable=True)
+    done = gone.done.sum()
+    assert done >= 1
+    if how == "moved":
+        assert run(tiny_graph, pictures, aside, limit=12, batch_size=2, threads=1).finished
+        assert attlas.verify(aside).faults == {}
+        return
+    shutil.rmtree(aside)
+    block, text = np.zeros((2, 4), np.float32), np.array(["", ""], np.dtypes.StringDType())
+    writes = [
+        lambda: gone.write("logits", 2, block),
+        lambda: gone.write("error", 2, text),
+        lambda: gone.mark_done(2),
+        lambda: gone.add([ArraySpec("more", ("unit",), (1,), (1,), "uint8", 0)]),
+        lambda: gone.read("logits"),
+    ]
+    for write in writes:
+        with pytest.raises(AttlasError, match="is no longer there"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_verify_finds_what_is_damaged_and_repair_reopens_it(tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
