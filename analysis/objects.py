@@ -36,7 +36,8 @@ class Objects:
 def find(store: Store, path: str | os.PathLike[str]) -> tuple[list[Objects], list[str]]:
     """The objects of a COCO file that a store's valid images show, and a line for each box that is left out.
 
-    A file name is an image's path in the store, or its last part where only one image ends so.
+    A file name is an image's path in the store, or its last part where only one image ends so. Boxes that were marked
+    at another resolution, by the size that the file gives, are rescaled to the store's pictures.
 
     Raises:
         AttlasError: the file is no COCO file.
@@ -54,11 +55,17 @@ def find(store: Store, path: str | os.PathLike[str]) -> tuple[list[Objects], lis
         image = paths.get(name, ends.get(PurePosixPath(name).name, -1))
         if image < 0 or not usable[image]:
             reason = "is not in the store" if image < 0 else "is not done or could not be read"
-            left_out += [f"{kind} of {name}: the image {reason}" for kind, _ in marked]
+            left_out += [f"{one.kind} of {name}: the image {reason}" for one in marked]
             continue
-        crop = crop_box(int(heights[image]), int(widths[image]), store.spec.recipe)
+        picture = int(heights[image]), int(widths[image])
+        crop = crop_box(*picture, store.spec.recipe)
         seen = []
-        for kind, box in marked:
+        for kind, box, size in marked:
+            try:
+                box = box if size is None else formulas.rescaled(box, size, picture)
+            except UsageError as error:
+                left_out.append(f"{kind} of {name}: {error}")
+                continue
             try:
                 covered = formulas.cover(box, crop, store.spec.grid)
             except UsageError:

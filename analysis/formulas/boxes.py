@@ -11,7 +11,7 @@ import json
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...errors import AttlasError, UsageError
 from .arrays import Array, constant, floating, namespace
@@ -19,6 +19,7 @@ from .maps import mass_mask
 
 __all__ = [
     "Box",
+    "Marked",
     "box_jaccard",
     "box_mass",
     "centre_box",
@@ -27,26 +28,35 @@ __all__ = [
     "object_vectors",
     "pointing_hit",
     "read_coco",
+    "rescaled",
 ]
 
 Box = tuple[float, float, float, float]
 Cover = list[list[float]]
 
 
-def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[tuple[str, Box]]], list[str]]:
+class Marked(NamedTuple):
+    """A box of a COCO file: its category in words, and (height, width) of the picture it is marked in, if given."""
+
+    kind: str
+    box: Box
+    size: tuple[float, float] | None
+
+
+def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[Marked]], list[str]]:
     """Boxes of a COCO JSON file.
 
     Returns:
-        (category, box) by file name, in the file's order; and a line for each box that cannot be used, because it has
-        no area or its image is not in the file. A box without a category is an "object"; a category without a name, and
-        a box without an id, are named by number (a box by its position in the file, from 1).
+        By file name, in the file's order; and a line for each box that cannot be used, because it has no area or its
+        image is not in the file. A box without a category is an "object"; a category without a name, and a box without
+        an id, are named by number (a box by its position in the file, from 1).
 
     Raises:
         AttlasError: the file does not read, or has no `images` and `annotations`.
     """
     try:
         data: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
-        files = {image["id"]: str(image["file_name"]) for image in data["images"]}
+        files = {image["id"]: (str(image["file_name"]), _size(image)) for image in data["images"]}
         names = {None: "object"}
         names |= {kind["id"]: str(kind["name"]) for kind in data.get("categories") or () if kind.get("name")}
         given = [
@@ -55,16 +65,39 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[tuple[str, B
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AttlasError(f"{path}: is no COCO file with images and annotations ({error})") from None
-    found: dict[str, list[tuple[str, Box]]] = defaultdict(list)
+    found: dict[str, list[Marked]] = defaultdict(list)
     left_out = []
     for number, image, kind, x, y, width, height in given:
         if image not in files:
             left_out.append(f"box {number}: image {image} is unknown")
-        elif not (width > 0 and height > 0):
-            left_out.append(f"box {number} of {files[image]}: has no area ({width:g} x {height:g})")
+            continue
+        name, size = files[image]
+        if not (width > 0 and height > 0):
+            left_out.append(f"box {number} of {name}: has no area ({width:g} x {height:g})")
         else:
-            found[files[image]].append((names.get(kind, f"category {kind}"), (y, x, y + height, x + width)))
+            found[name].append(Marked(names.get(kind, f"category {kind}"), (y, x, y + height, x + width), size))
     return dict(found), left_out
+
+
+def _size(image: dict[str, Any]) -> tuple[float, float] | None:
+    height, width = image.get("height"), image.get("width")
+    return None if height is None or width is None else (float(height), float(width))
+
+
+def rescaled(box: Box, size: tuple[float, float], picture: tuple[int, int]) -> Box:
+    """The box in a picture (height, width), marked in a copy of it of another size.
+
+    Raises:
+        UsageError: the two differ in shape by more than a pixel, to which a resize rounds: neither is the other's copy.
+    """
+    (height, width), (rows, columns) = size, picture
+    same = abs(columns * height - rows * width) < max(width + height, columns + rows)
+    if not (same and height > 0 and width > 0):
+        raise UsageError(
+            f"marked in a picture of {width:g} x {height:g} pixels, another shape than the store's {columns} x {rows}"
+        )
+    y, x = rows / height, columns / width
+    return box[0] * y, box[1] * x, box[2] * y, box[3] * x
 
 
 def cover(box: Box, crop: Box, grid: tuple[int, int]) -> Cover:
