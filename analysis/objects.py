@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ..engine.runtime.decode import crop_box
 from ..engine.store.store import Store
-from ..errors import UsageError
+from ..errors import AttlasError, UsageError
 from .formulas import boxes as formulas
 from .formulas.boxes import Box, Cover
 
-__all__ = ["Objects", "find"]
+__all__ = ["Objects", "find", "required"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,25 @@ def find(store: Store, path: str | os.PathLike[str]) -> tuple[list[Objects], lis
             kinds, boxes, covers = zip(*seen, strict=True)
             found.append(Objects(image, kinds, boxes, crop, covers))
     return found, left_out
+
+
+def required(path: str | os.PathLike[str], stores: Sequence[Store]) -> tuple[list[Objects], list[str]]:
+    """`find` in the first of the stores that shows a box.
+
+    Raises:
+        UsageError: there is no such file.
+        AttlasError: it is no COCO file, or all its boxes are left out.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"--boxes {path}: there is no such file; it is COCO JSON")
+    first = ""
+    for store in stores:
+        found, left_out = find(store, path)
+        if found:
+            return found, left_out
+        first = first or f" ({left_out[0]})" if left_out else ""
+    of = " or ".join(str(store.path) for store in stores)
+    raise AttlasError(f"{path}: no box lies in a valid image of {of}{first}")
 
 
 def _cut(box: Box, crop: Box) -> Box:

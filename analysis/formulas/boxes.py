@@ -8,7 +8,9 @@ take covers.
 from __future__ import annotations
 
 import json
+import math
 import os
+import reprlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,24 +61,37 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[Marked]], li
         files = {image["id"]: (str(image["file_name"]), _size(image)) for image in data["images"]}
         names = {None: "object"}
         names |= {kind["id"]: str(kind["name"]) for kind in data.get("categories") or () if kind.get("name")}
-        given = [
-            (place if a.get("id") is None else a["id"], a["image_id"], a.get("category_id"), *map(float, a["bbox"]))
-            for place, a in enumerate(data["annotations"], 1)
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found: dict[str, list[Marked]] = defaultdict(list)
+        left_out = []
+        for place, one in enumerate(data["annotations"], 1):
+            number, image, kind = place if one.get("id") is None else one["id"], one["image_id"], one.get("category_id")
+            x, y, width, height = _numbers(one["bbox"], number)
+            if image not in files:
+                left_out.append(f"box {number}: image {image} is unknown")
+                continue
+            name, size = files[image]
+            if not (0 < width < math.inf and 0 < height < math.inf):
+                left_out.append(f"box {number} of {name}: has no area ({width:g} x {height:g})")
+            elif not (math.isfinite(x) and math.isfinite(y)):
+                left_out.append(f"box {number} of {name}: is nowhere (at {x:g}, {y:g})")
+            else:
+                box = y, x, y + height, x + width
+                found[name].append(Marked(names.get(kind, f"category {kind}"), box, size))
+    except RecursionError:
+        raise AttlasError(f"{path}: is no COCO file with images and annotations (nested too deeply)") from None
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
         raise AttlasError(f"{path}: is no COCO file with images and annotations ({error})") from None
-    found: dict[str, list[Marked]] = defaultdict(list)
-    left_out = []
-    for number, image, kind, x, y, width, height in given:
-        if image not in files:
-            left_out.append(f"box {number}: image {image} is unknown")
-            continue
-        name, size = files[image]
-        if not (width > 0 and height > 0):
-            left_out.append(f"box {number} of {name}: has no area ({width:g} x {height:g})")
-        else:
-            found[name].append(Marked(names.get(kind, f"category {kind}"), (y, x, y + height, x + width), size))
     return dict(found), left_out
+
+
+def _numbers(bbox: Any, number: Any) -> list[float]:
+    """The four numbers of a box: x, y, width, height."""
+    try:
+        x, y, width, height = map(float, bbox)
+    except (ValueError, ArithmeticError, TypeError):
+        said = reprlib.repr(bbox)
+        raise ValueError(f"box {reprlib.repr(number)}: bbox is {said}, not x, y, width and height in pixels") from None
+    return [x, y, width, height]
 
 
 def _size(image: dict[str, Any]) -> tuple[float, float] | None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from attlas.analysis import objects
 from attlas.analysis.formulas import boxes
+from attlas.analysis.report import report
 from attlas.errors import AttlasError, UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_report import make_store
+from support_report import coco, make_store
 
 CROP = (10.0, 20.0, 50.0, 100.0)
 
@@ -147,8 +148,39 @@ def test_boxes_of_larger_copies_of_the_pictures_give_equal_figures(tmp_path: Pat
     assert (found, left_out) == ([], [f"object of {name}: {line}" for name in names])
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "no json", '{"images": [], "annotations": [{"bbox": 1}]}'])
-def test_what_is_no_coco_file_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", ""), ("{}", "'images'"), ("no json", ""), ("[" * 200_000, "nested too deeply"),
+        *((f'{{"images": [], "annotations": [{{"image_id": 1, "bbox": {box}}}]}}', f"box 1: bbox is {said}, not x, y")
+          for box, said in (
+              ("1", "1"), ("[1, 2, 3]", r"\[1, 2, 3\]"), ("null", "None"), ('["a", 1, 2, 3]', r"\['a', 1, 2, 3\]"),
+              ("[1%s, 1, 2, 3]" % ("0" * 400), r"\[10+\.\.\.0+, 1, 2, 3\]"),
+          )),
+        ('{"images": [], "annotations": [{"image_id": [], "bbox": [1, 2, 3, 4]}]}', "unhashable"),
+        ('{"images": [{"id": 1, "file_name": "a", "width": "x", "height": 3}], "annotations": []}', "'x'"),
+        ('{"images": [{"id": 1, "file_name": "a", "width": 1%s, "height": 3}]}' % ("0" * 400), "too large"),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_what_is_no_coco_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(AttlasError, match="COCO"):
+    with pytest.raises(AttlasError, match=rf"is no COCO file with images and annotations \(.*{said}") as caught:
         boxes.read_coco(tmp_path / "x.json")
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_boxes_of_which_no_store_shows_one_are_refused(tmp_path: Path) -> None:
+    """By a judgement and by a report alike; of several stores one is enough."""
+    one, other = (make_store(tmp_path / name, images=8) for name in ("a.zarr", "b.zarr"))
+    file = coco(tmp_path / "x.json", {"absent.png": [(0, 0, 5, 5)]})
+    line = r"x.json: no box lies in a valid image of .*a.zarr \(thing of absent.png: the image is not in the store\)"
+    with pytest.raises(AttlasError, match=line):
+        objects.required(file, [one])
+    with pytest.raises(AttlasError, match=line):
+        report(one.path, tmp_path / "r.html", boxes=file)
+    with pytest.raises(AttlasError, match=r"a.zarr or .*b.zarr"):
+        objects.required(file, [one, other])
+    objects.required(coco(file, {str(other.read("path", 1)): [(0, 0, 5, 5)]}), [one, other])
+    with pytest.raises(AttlasError, match=r"no box lies in a valid image of .*a.zarr$"):
+        objects.required(coco(file, {}), [one])
