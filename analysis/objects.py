@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ..engine.runtime.decode import crop_box
+from ..engine.sources.files import expanded
 from ..engine.store.store import Store
-from ..errors import UsageError
+from ..errors import AttlasError, UsageError
 from .formulas import boxes as formulas
 from .formulas.boxes import Box, Cover
 
-__all__ = ["Objects", "find"]
+__all__ = ["Objects", "find", "required"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Objects:
 def find(store: Store, path: str | os.PathLike[str]) -> tuple[list[Objects], list[str]]:
     """The objects of a COCO file that a store's valid images show, and a line for each box that is left out.
 
-    A file name is an image's path in the store, or its last part where only one image ends so.
+    A file name is an image's path in the store, or its last part where only one image ends so. Boxes that were marked
+    at another resolution, by the size that the file gives, are rescaled to the store's pictures.
 
     Raises:
         AttlasError: the file is no COCO file.
@@ -54,11 +57,17 @@ def find(store: Store, path: str | os.PathLike[str]) -> tuple[list[Objects], lis
         image = paths.get(name, ends.get(PurePosixPath(name).name, -1))
         if image < 0 or not usable[image]:
             reason = "is not in the store" if image < 0 else "is not done or could not be read"
-            left_out += [f"{kind} of {name}: the image {reason}" for kind, _ in marked]
+            left_out += [f"{one.kind} of {name}: the image {reason}" for one in marked]
             continue
-        crop = crop_box(int(heights[image]), int(widths[image]), store.spec.recipe)
+        picture = int(heights[image]), int(widths[image])
+        crop = crop_box(*picture, store.spec.recipe)
         seen = []
-        for kind, box in marked:
+        for kind, box, size in marked:
+            try:
+                box = box if size is None else formulas.rescaled(box, size, picture)
+            except UsageError as error:
+                left_out.append(f"{kind} of {name}: {error}")
+                continue
             try:
                 covered = formulas.cover(box, crop, store.spec.grid)
             except UsageError:
@@ -69,6 +78,26 @@ def find(store: Store, path: str | os.PathLike[str]) -> tuple[list[Objects], lis
             kinds, boxes, covers = zip(*seen, strict=True)
             found.append(Objects(image, kinds, boxes, crop, covers))
     return found, left_out
+
+
+def required(path: str | os.PathLike[str], stores: Sequence[Store]) -> tuple[list[Objects], list[str]]:
+    """`find` in the first of the stores that shows a box.
+
+    Raises:
+        UsageError: there is no such file, or it is no path.
+        AttlasError: it is no COCO file, or all its boxes are left out.
+    """
+    path = expanded(path, "boxes")
+    if not Path(path).is_file():
+        raise UsageError(f"--boxes {path}: there is no such file; it is COCO JSON")
+    first = ""
+    for store in stores:
+        found, left_out = find(store, path)
+        if found:
+            return found, left_out
+        first = first or f" ({left_out[0]})" if left_out else ""
+    of = " or ".join(str(store.path) for store in stores)
+    raise AttlasError(f"{path}: no box lies in a valid image of {of}{first}")
 
 
 def _cut(box: Box, crop: Box) -> Box:

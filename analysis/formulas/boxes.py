@@ -8,10 +8,12 @@ take covers.
 from __future__ import annotations
 
 import json
+import math
 import os
+import reprlib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...errors import AttlasError, UsageError
 from .arrays import Array, constant, floating, namespace
@@ -19,6 +21,7 @@ from .maps import mass_mask
 
 __all__ = [
     "Box",
+    "Marked",
     "box_jaccard",
     "box_mass",
     "centre_box",
@@ -27,44 +30,89 @@ __all__ = [
     "object_vectors",
     "pointing_hit",
     "read_coco",
+    "rescaled",
 ]
 
 Box = tuple[float, float, float, float]
 Cover = list[list[float]]
 
 
-def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[tuple[str, Box]]], list[str]]:
+class Marked(NamedTuple):
+    """A box of a COCO file: its category in words, and (height, width) of the picture it is marked in, if given."""
+
+    kind: str
+    box: Box
+    size: tuple[float, float] | None
+
+
+def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[Marked]], list[str]]:
     """Boxes of a COCO JSON file.
 
     Returns:
-        (category, box) by file name, in the file's order; and a line for each box that cannot be used, because it has
-        no area or its image is not in the file. A box without a category is an "object"; a category without a name, and
-        a box without an id, are named by number (a box by its position in the file, from 1).
+        By file name, in the file's order; and a line for each box that cannot be used, because it has no area or its
+        image is not in the file. A box without a category is an "object"; a category without a name, and a box without
+        an id, are named by number (a box by its position in the file, from 1).
 
     Raises:
         AttlasError: the file does not read, or has no `images` and `annotations`.
     """
     try:
         data: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
-        files = {image["id"]: str(image["file_name"]) for image in data["images"]}
+        files = {image["id"]: (str(image["file_name"]), _size(image)) for image in data["images"]}
         names = {None: "object"}
         names |= {kind["id"]: str(kind["name"]) for kind in data.get("categories") or () if kind.get("name")}
-        given = [
-            (place if a.get("id") is None else a["id"], a["image_id"], a.get("category_id"), *map(float, a["bbox"]))
-            for place, a in enumerate(data["annotations"], 1)
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found: dict[str, list[Marked]] = defaultdict(list)
+        left_out = []
+        for place, one in enumerate(data["annotations"], 1):
+            number, image, kind = place if one.get("id") is None else one["id"], one["image_id"], one.get("category_id")
+            x, y, width, height = _numbers(one["bbox"], number)
+            if image not in files:
+                left_out.append(f"box {number}: image {image} is unknown")
+                continue
+            name, size = files[image]
+            if not (0 < width < math.inf and 0 < height < math.inf):
+                left_out.append(f"box {number} of {name}: has no area ({width:g} x {height:g})")
+            elif not (math.isfinite(x) and math.isfinite(y)):
+                left_out.append(f"box {number} of {name}: is nowhere (at {x:g}, {y:g})")
+            else:
+                box = y, x, y + height, x + width
+                found[name].append(Marked(names.get(kind, f"category {kind}"), box, size))
+    except RecursionError:
+        raise AttlasError(f"{path}: is no COCO file with images and annotations (nested too deeply)") from None
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
         raise AttlasError(f"{path}: is no COCO file with images and annotations ({error})") from None
-    found: dict[str, list[tuple[str, Box]]] = defaultdict(list)
-    left_out = []
-    for number, image, kind, x, y, width, height in given:
-        if image not in files:
-            left_out.append(f"box {number}: image {image} is unknown")
-        elif not (width > 0 and height > 0):
-            left_out.append(f"box {number} of {files[image]}: has no area ({width:g} x {height:g})")
-        else:
-            found[files[image]].append((names.get(kind, f"category {kind}"), (y, x, y + height, x + width)))
     return dict(found), left_out
+
+
+def _numbers(bbox: Any, number: Any) -> list[float]:
+    """The four numbers of a box: x, y, width, height."""
+    try:
+        x, y, width, height = map(float, bbox)
+    except (ValueError, ArithmeticError, TypeError):
+        said = reprlib.repr(bbox)
+        raise ValueError(f"box {reprlib.repr(number)}: bbox is {said}, not x, y, width and height in pixels") from None
+    return [x, y, width, height]
+
+
+def _size(image: dict[str, Any]) -> tuple[float, float] | None:
+    height, width = image.get("height"), image.get("width")
+    return None if height is None or width is None else (float(height), float(width))
+
+
+def rescaled(box: Box, size: tuple[float, float], picture: tuple[int, int]) -> Box:
+    """The box in a picture (height, width), marked in a copy of it of another size.
+
+    Raises:
+        UsageError: the two differ in shape by more than a pixel, to which a resize rounds: neither is the other's copy.
+    """
+    (height, width), (rows, columns) = size, picture
+    same = abs(columns * height - rows * width) < max(width + height, columns + rows)
+    if not (same and height > 0 and width > 0):
+        raise UsageError(
+            f"marked in a picture of {width:g} x {height:g} pixels, another shape than the store's {columns} x {rows}"
+        )
+    y, x = rows / height, columns / width
+    return box[0] * y, box[1] * x, box[2] * y, box[3] * x
 
 
 def cover(box: Box, crop: Box, grid: tuple[int, int]) -> Cover:

@@ -21,7 +21,7 @@ from ...engine.store.store import ArraySpec, Store
 from ...engine.targets import choose
 from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG
-from ..objects import Objects, find
+from ..objects import Objects, required
 from ..statistic import Statistic
 from ..statistics.analysis import analyze
 from ..statistics.summary import Source as Units
@@ -141,15 +141,7 @@ def _lay_out(store: Store, task: Judgement, second: Store | None, *, masked: boo
 
 def _objects(store: Store, boxes: File | None) -> tuple[list[Objects] | None, list[str]]:
     """The objects of the store's images, and the boxes that are left out."""
-    if boxes is None:
-        return None, []
-    boxes = expanded(boxes, "boxes")
-    if not Path(boxes).is_file():
-        raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
-    found, left_out = find(store, boxes)
-    if not found:
-        raise AttlasError(f"{boxes}: no box lies in a valid image of {store.path}")
-    return found, left_out
+    return (None, []) if boxes is None else required(boxes, [store])
 
 
 def _second(store: Store, other: Where) -> Store:

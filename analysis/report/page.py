@@ -17,7 +17,7 @@ from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...files import appearing, check_page
 from ...progress import Show, Step, shows
-from ..formulas.boxes import read_coco
+from ..objects import required
 from ..originals import folder_of
 from ..plot import FIGURES
 from ..view.single import embedded
@@ -80,7 +80,8 @@ def report(
     Raises:
         UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, `images` or `boxes`
             is not there, a figure or style is unknown, `names` are not one for each store, or `explore` is too many.
-        AttlasError: a store or `boxes` does not read, there is nothing of `only`, or a file cannot be written.
+        AttlasError: a store or `boxes` does not read, no store shows a box, there is nothing of `only`, or a file
+            cannot be written.
     """
     shown, against = _located(stores, "stores"), _located(baseline, "baseline")
     output = Path(arguments.path(output, "output", "the path of the page, NAME.html"))
@@ -88,7 +89,7 @@ def report(
     only, names = arguments.names(only, "only"), arguments.names(names, "names")
     examples, explore = arguments.whole(examples, "examples"), arguments.whole(explore, "explore")
     _check(len(shown), output, folder, overwrite)
-    _check_read(images, boxes)
+    _check_read(images, boxes, shown)
     wanted, called = _check_words(only, names, style, len(shown) + len(against))
     say = progress if callable(progress) else (lambda _line: None)
     ready = [_ready(path, say) for path in (*shown, *against)]
@@ -126,14 +127,13 @@ def _check(shown: int, output: Path, folder: Path | None, overwrite: bool) -> No
         raise UsageError(f"{folder}: holds files, among which figures would mix; choose another folder, or --overwrite")
 
 
-def _check_read(images: str | os.PathLike[str] | None, boxes: str | os.PathLike[str] | None) -> None:
-    """Refuse pictures and boxes that are not there, or that do not read."""
+def _check_read(
+    images: str | os.PathLike[str] | None, boxes: str | os.PathLike[str] | None, stores: Sequence[Path | Url]
+) -> None:
+    """Refuse pictures and boxes that are not there, that do not read, or that no store shows."""
     folder_of(images)
-    if boxes is None:
-        return
-    if not Path(arguments.path(boxes, "boxes")).is_file():
-        raise UsageError(f"--boxes {boxes}: there is no such file; it is COCO JSON")
-    read_coco(boxes)
+    if boxes is not None:
+        required(boxes, [Store(path) for path in stores])
 
 
 def _check_words(

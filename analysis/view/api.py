@@ -205,11 +205,12 @@ class Atlas:
             raise MissingError(f"there is no layer at place {place}")
         reader.check(image)
         rows = reader.attention(image, place)
-        *arrays, signed = coded(rows, len(spec.prefix), self.levels)
+        sent = coded(rows, len(spec.prefix), self.levels)
         header = dict(zip(("heads", "rows", "keys"), rows.shape, strict=True)) | {
-            "prefix": len(spec.prefix), "levels": min(self.levels, 127) if signed else self.levels, "signed": signed,
+            "prefix": len(spec.prefix), "levels": min(self.levels, 127) if sent.signed else self.levels,
+            "signed": sent.signed,
         }  # fmt: skip
-        return Answer(PACKED, pack(header, *arrays))
+        return Answer(PACKED, pack(header, sent.most, sent.scale, sent.prefix, sent.codes))
 
     def map(self, reader: Reader, image: int, name: str) -> Answer:
         """A named map in its unit."""

@@ -77,8 +77,8 @@ CALLS: dict[str, Callable[..., Any]] = {
 OTHERS = {
     "Box", "Compared", "Difference", "Paired", "border_patches", "effective_number", "interval", "paired",
     "Fusion", "BINS", "benjamini_hochberg", "box_jaccard", "centre_box", "cover", "decode_codes",
-    "distance_edges", "entropy_edges", "group_differences", "patch_distances", "read_coco", "readout_rows",
-    "uniform_distance", "uniform_entropy", "uniform_rollout", "welch",
+    "Marked", "distance_edges", "entropy_edges", "group_differences", "patch_distances", "read_coco", "readout_rows",
+    "rescaled", "uniform_distance", "uniform_entropy", "uniform_rollout", "welch",
 }  # fmt: skip
 
 
