@@ -12,7 +12,7 @@ import click
 
 from ..engine.amounts import duration
 from ..errors import UsageError
-from .shared import note, path_argument, pool, store_path, who_works
+from .shared import note, path_argument, pool, store_path, who_works, written
 
 SHOWN = ("deletion", "insertion", "difference")
 
@@ -83,8 +83,10 @@ def judge(
 
     names = [name for text in maps for name in split(text)]
     if heads:
-        _heads(store, graph, images, names, silence, workers, scheduler, options)
+        _heads(store, graph, images, silence, workers, scheduler, options)
         return
+    if written("silence"):
+        raise UsageError("--silence: is what --heads judges by; leave it out, or add --heads")
     if not names:
         raise UsageError("which maps? --maps rollout,readout_map:layer=11")
     with pool(workers, scheduler) as who:
@@ -121,7 +123,6 @@ def _heads(
     store: Path,
     graph: Path,
     images: str,
-    maps: list[str],
     silence: str,
     workers: int | None,
     scheduler: str | None,
@@ -131,15 +132,17 @@ def _heads(
     from ..analysis.judge import judge_heads
     from ..analysis.judge.heads import LOSSES
 
-    if maps or any(options[name] is not None for name in ("other", "masks", "boxes")):
-        raise UsageError("--heads: judges no maps; leave --maps, --other, --masks and --boxes out")
+    if of_maps := written("maps", "steps", "fill", "target", "other", "masks", "boxes", "against"):
+        raise UsageError(f"--heads: judges no maps; leave {', '.join(of_maps)} out")
     given = {name: options[name] for name in ("provider", "overwrite")}
     with pool(workers, scheduler) as who:
         result = judge_heads(store, graph, images, silence=silence, progress=True, **who, **given)
+    for line in result.notes:
+        note(f"note: {line}")
     note(f"{result.images:,} images, {result.forwards:,} pictures, {duration(result.seconds)}")
     if result.rank is None:
         note("note: the store has no gradients, from which first-order importance is computed")
-    click.echo(f"{'head':<12}  {'  '.join(f'{name:<28}' for name in LOSSES)}".rstrip())
+    click.echo(f"{'layer, head':<12}  {'  '.join(f'{name:<28}' for name in LOSSES)}".rstrip())
     for layer in range(result.loss.shape[0]):
         for head in range(result.loss.shape[1]):
             cells = [_cell(result.loss[layer, head, f], result.bounds[:, layer, head, f]) for f in range(len(LOSSES))]

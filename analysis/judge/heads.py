@@ -28,7 +28,7 @@ from ...engine.unit import Unit
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ...progress import Show, shows
-from ..statistics.analysis import Progress, in_order
+from ..statistics.analysis import Progress, few_notes, in_order
 from ..statistics.clusters import Codes, cluster_codes, cluster_of
 from ..statistics.clusters import said as said_of
 from ..statistics.inference import EQUAL, METHOD, interval
@@ -63,6 +63,7 @@ class HeadsResult:
             has no gradients to compute that from.
         rank_bounds: (bound, figure), 95 %, bootstrap over images.
         forwards: pictures that the graph saw; `seconds` of the whole call.
+        notes: what the user should know.
     """
 
     path: Path | Url
@@ -73,6 +74,7 @@ class HeadsResult:
     rank_bounds: Floats | None
     forwards: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class _Task:
         return f"judged_heads.{self.silence}"
 
 
-@shows("images")
+@shows("images", "judge --heads")
 def judge_heads(
     store: Where,
     graph: File,
@@ -148,7 +150,8 @@ def judge_heads(
     finally:
         if executor is None:
             pool.shutdown(wait=True, cancel_futures=True)
-    return HeadsResult(where.path, *found, forwards, time.perf_counter() - started)
+    notes = tuple(few_notes(Units.of(Store(where.path))))
+    return HeadsResult(where.path, *found, forwards, time.perf_counter() - started, notes)
 
 
 def _pass(

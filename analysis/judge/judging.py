@@ -22,7 +22,7 @@ from ...engine.unit import Unit
 from ...errors import AttlasError
 from ...progress import Display, Show, shows
 from ..statistic import Statistic
-from ..statistics.analysis import Progress, in_order
+from ..statistics.analysis import Progress, few_notes, in_order
 from ..statistics.writing import writing
 from .localisation import Localisation, localise
 from .planning import Choice, File, Mask, Plan, planned
@@ -154,7 +154,7 @@ def _judged(
         localisation=None
         if plan.objects is None
         else localise(store.path, plan.task.other, plan.task.maps, plan.objects),
-        notes=(*plan.notes, *_notes(plan, done)),
+        notes=(*plan.notes, *few_notes(plan.source), *_notes(plan, done)),
     )
 
 
