@@ -7,6 +7,7 @@ from pathlib import Path
 import attlas
 import click
 
+from ..words import counted
 from .shared import note, store_path
 
 
@@ -23,4 +24,4 @@ def compare(one: Path, other: Path) -> None:
     for (here, there), *values in zip(found.layers, found.divergence, found.low, found.high, strict=True):
         click.echo(",".join([str(here), str(there), *(f"{value:.6g}" for value in values)]))
     effective = "" if found.n == found.images else f", effective n = {found.n:.4g}"
-    note(f"{found.images:,} images in both{effective}")
+    note(f"{counted(found.images, 'image')} in both{effective}")

@@ -9,6 +9,7 @@ import attlas
 import click
 
 from ..engine import messages
+from ..words import counted
 from .shared import say_json, store_path
 
 
@@ -43,7 +44,8 @@ def verify(store: Path, repair: bool, as_json: bool) -> None:
         for k, fault in result.faults.items():
             click.echo(f"unit {k}: {fault}")
         click.echo(
-            f"{result.units} units checked, {len(result.faults)} faulty" + (", reopened" if result.repaired else "")
+            f"{counted(result.units, 'unit')} checked, {len(result.faults)} faulty"
+            + (", reopened" if result.repaired else "")
         )
     if result.faults:
         sys.exit(1)

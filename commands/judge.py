@@ -12,6 +12,7 @@ import click
 
 from ..engine.amounts import duration
 from ..errors import UsageError
+from ..words import counted
 from .shared import note, path_argument, pool, store_path, who_works, written
 
 SHOWN = ("deletion", "insertion", "difference")
@@ -94,18 +95,18 @@ def judge(
     for line in result.notes:
         note(f"note: {line}")
     rate = f", {result.forwards / result.judging:.1f} pictures/s" if result.forwards else ""
-    note(f"{result.images:,} images, {result.forwards:,} pictures{rate}, {duration(result.seconds)}")
+    note(f"{counted(result.images, 'image')}, {counted(result.forwards, 'picture')}{rate}, {duration(result.seconds)}")
     for line in _table(result.verdict):
         click.echo(line)
     if against is not None:
         for one in between(store, against, tag=result.verdict.tag):
             found = _cell(one.difference, one.bounds, "+.3f")
-            click.echo(f"less {against.name}, {one.images:,} images: {one.map} {one.figure} {found}")
+            click.echo(f"less {against.name}, {counted(one.images, 'image')}: {one.map} {one.figure} {found}")
     masked, boxed = result.segmentation, result.localisation
     if masked is not None:
-        _outlined(f"against the masks of {masked.images:,} images:", masked, segmentation.SCORES)
+        _outlined(f"against the masks of {counted(masked.images, 'image')}:", masked, segmentation.SCORES)
     if boxed is not None:
-        said = f"against {boxed.objects:,} boxes in {boxed.images:,} images:"
+        said = f"against {counted(boxed.objects, 'box', 'boxes')} in {counted(boxed.images, 'image')}:"
         _outlined(said, boxed, localisation.SCORES)
 
 
@@ -139,7 +140,7 @@ def _heads(
         result = judge_heads(store, graph, images, silence=silence, progress=True, **who, **given)
     for line in result.notes:
         note(f"note: {line}")
-    note(f"{result.images:,} images, {result.forwards:,} pictures, {duration(result.seconds)}")
+    note(f"{counted(result.images, 'image')}, {counted(result.forwards, 'picture')}, {duration(result.seconds)}")
     if result.rank is None:
         note("note: the store has no gradients, from which first-order importance is computed")
     click.echo(f"{'layer, head':<12}  {'  '.join(f'{name:<28}' for name in LOSSES)}".rstrip())

@@ -9,6 +9,7 @@ import attlas
 import click
 
 from ..errors import UsageError
+from ..words import counted
 from .shared import note, path_argument, written
 
 
@@ -123,5 +124,5 @@ def _all(source: str, pictures: tuple[Path, ...], output: Path | None, options: 
 
     names = ("maps", "layer", "threshold", "style", "images", "overwrite")
     made = overlays(source, output, progress=True, **{name: options[name] for name in names})
-    note(f"{made:,} overlays")
+    note(counted(made, "overlay"))
     click.echo(output)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..words import counted, ranges
 from .amounts import alone_line, amount, duration, estimate_lines
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ def plan_lines(result: RunResult) -> list[str]:
     """The result of a dry run, as lines."""
     plan = result.estimate.plan
     at_once = f", {plan.at_once} inferred at once" if plan.at_once != plan.batch else ""
-    done = f"{result.estimate.done:,} units are done"
     return [
         *estimate_lines(result.estimate),
-        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}{at_once}; {done}",
+        f"{counted(plan.units, 'unit')} of {counted(plan.unit, 'image')}, batches of {plan.batch}{at_once}; "
+        f"{result.estimate.done:,} done",
     ]
 
 
@@ -98,7 +99,8 @@ def outcome_data(result: RunResult) -> dict[str, Any]:
 def outcome_lines(result: RunResult) -> list[str]:
     """The result of a run, as lines: rate, what limited it, accuracy, unreadable images, what is left."""
     if result.done:
-        rate = f"{result.done:,} images in {duration(result.seconds)}, {result.done / result.seconds:.1f} images/s"
+        speed = f"{result.done / result.seconds:.1f} images/s"
+        rate = f"{counted(result.done, 'image')} in {duration(result.seconds)}, {speed}"
     else:
         rate = "nothing was left to do"
     lines = [f"{result.path}: {rate}, {result.provider.removesuffix('ExecutionProvider')}"]
@@ -110,7 +112,7 @@ def outcome_lines(result: RunResult) -> list[str]:
             f"top-5 {result.top5}/{result.labelled} ({result.top5 / result.labelled:.1%})"
         )
     if result.errors:
-        lines.append(f"{result.errors:,} images could not be read; the store's `error` says why")
+        lines.append(f"{counted(result.errors, 'image')} could not be read; the store's `error` says why")
         lines += _unreadable(result.path)
     if not result.finished:
         lines.append("not finished: other shards, or the same command, do the rest")
@@ -142,9 +144,11 @@ def facts_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def _fact(key: str, value: Any, indent: int = 0) -> list[str]:
-    """The lines of one fact; nested values are indented."""
+    """The lines of one fact, none of an empty one; nested values are indented."""
     pad = "  " * indent
     match value:
+        case "" | None:
+            return []
         case dict() if key == "arrays":
             lines, longest = [f"{pad}arrays"], max(map(len, value), default=0)
             for name, array in value.items():
@@ -158,7 +162,9 @@ def _fact(key: str, value: Any, indent: int = 0) -> list[str]:
             return [f"{pad}{key}", *(line for inner, one in value.items() for line in _fact(inner, one, indent + 1))]
         case [dict(), *_]:
             return [line for n, one in enumerate(value, 1) for line in _fact(f"{key} {n}", one, indent)]
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    if key == "layers":
+        text = ranges(value)
     if key.startswith(("bytes", "attention_bytes")):
         text = amount(value)
     return [f"{pad}{key:<26} {text}"]

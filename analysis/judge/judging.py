@@ -21,6 +21,7 @@ from ...engine.store.store import Store
 from ...engine.unit import Unit
 from ...errors import AttlasError
 from ...progress import Display, Show, shows
+from ...words import counted
 from ..statistic import Statistic
 from ..statistics.analysis import Progress, few_notes, in_order
 from ..statistics.writing import writing
@@ -222,11 +223,11 @@ def _notes(plan: Plan, done: Sequence[UnitDone]) -> list[str]:
     source, without = plan.source, dict[str, int]()
     if not source.done.all():
         found.append(
-            f"the store is unfinished: {int(source.done.sum())} of {source.done.size} units are judged; run "
+            f"the store is unfinished: {int(source.done.sum())} of {source.done.size} units judged; run "
             "`attlas run` and this again for the rest"
         )
     for one in done:
         for name, count in one.without.items():
             without[name] = without.get(name, 0) + count
-    found += [f"{name}: {count:,} images have no finite map and are left out" for name, count in without.items()]
+    found += [f"{name}: {counted(count, 'image')} without a finite map, left out" for name, count in without.items()]
     return found

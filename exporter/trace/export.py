@@ -23,6 +23,7 @@ from torch import nn
 from ... import arguments
 from ...errors import AttlasError, UsageError
 from ...progress import SECONDS_BETWEEN_LINES, Show, Step, shows
+from ...words import counted
 from ..libraries.build import build, find
 from ..libraries.hub import downloads
 from ..libraries.protocol import Facts, Model
@@ -216,7 +217,7 @@ def export_model(
             run = (ablated or derived or tapped).run
             known, tapped.known = tapped.known, None
             parity = check(draft, spec, run, in_float64(run, tapped), known=known, progress=_moving(progress))
-            end(f"compared on {parity.images} picture{'s' if parity.images > 1 else ''}")
+            end(f"compared on {counted(parity.images, 'picture')}")
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
 
