@@ -8,9 +8,7 @@ from typing import Any
 import attlas
 import click
 
-from ..engine.amounts import amount, duration
 from ..errors import UsageError
-from ..words import counted
 from .shared import note, pool, say_json, store_path, who_works
 
 
@@ -58,7 +56,7 @@ def analyze(
         result = attlas.analyze(store, list(names) or None, progress=True, **who, **options)
     for line in result.notes:
         note(f"note: {line}")
-    note(f"{counted(result.images, 'image')}, {amount(result.read)} of attention read, {duration(result.seconds)}")
+    note(result.said)
     if as_json:
         say_json({"images": result.images, "made": result.made, "summed": result.summed, "finished": result.finished})
         return

@@ -1,4 +1,4 @@
-"""Format results as lines for the user or as data for a program, and parse the text of options."""
+"""Format results as lines for the user, and parse the text of options."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..words import counted, ranges
-from .amounts import alone_line, amount, duration, estimate_lines
+from ..words import ranges
+from .amounts import amount
 
 if TYPE_CHECKING:
     from ..exporter.models.summary import Summary
     from ..exporter.trace.export import ExportResult
-    from .runner import RunResult
 
 __all__ = [
     "arguments",
@@ -26,97 +25,9 @@ __all__ = [
     "facts_lines",
     "layers",
     "model_lines",
-    "outcome_data",
-    "outcome_lines",
-    "plan_data",
-    "plan_lines",
     "shard",
     "texts",
 ]
-
-
-def plan_data(result: RunResult) -> dict[str, Any]:
-    """`plan_lines` for a program."""
-    estimate = result.estimate
-    return {
-        "images": estimate.images,
-        "images_found": estimate.total,
-        "left_out": estimate.others,
-        "bytes_raw": estimate.bytes_raw,
-        "bytes_expected": estimate.bytes_expected,
-        "bytes_free": estimate.bytes_free,
-        "batch": estimate.plan.batch,
-        "inferred_at_once": estimate.plan.at_once,
-        "images_per_unit": estimate.plan.unit,
-        "units": estimate.plan.units,
-        "units_done": estimate.done,
-    }
-
-
-def _unreadable(path: Any, most: int = 5) -> list[str]:
-    """The first images that could not be read, and why."""
-    from .sources.items import shown
-    from .store.store import Store
-
-    store = Store(path)
-    keys, errors = store.read("path"), store.read("error")
-    found = [i for i, why in enumerate(errors) if why][: most + 1]
-    return [f"  {shown(keys[i])}: {errors[i]}" for i in found[:most]] + (["  ..."] if len(found) > most else [])
-
-
-def plan_lines(result: RunResult) -> list[str]:
-    """The result of a dry run, as lines."""
-    plan = result.estimate.plan
-    at_once = f", {plan.at_once} inferred at once" if plan.at_once != plan.batch else ""
-    return [
-        *estimate_lines(result.estimate),
-        f"{counted(plan.units, 'unit')} of {counted(plan.unit, 'image')}, batches of {plan.batch}{at_once}; "
-        f"{result.estimate.done:,} done",
-    ]
-
-
-def outcome_data(result: RunResult) -> dict[str, Any]:
-    """`outcome_lines` for a program."""
-    return {
-        "path": str(result.path),
-        "images": result.images,
-        "done": result.done,
-        "errors": result.errors,
-        "finished": result.finished,
-        "seconds": round(result.seconds, 3),
-        "images_per_second": round(result.done / result.seconds, 2) if result.seconds else None,
-        "stages": {name: round(value, 3) for name, value in result.stages.items()},
-        "alone": result.alone,
-        "limit": next(iter(result.alone), None),
-        "provider": result.provider,
-        "labelled": result.labelled,
-        "top1": result.top1,
-        "top5": result.top5,
-        "notes": list(result.notes),
-    }
-
-
-def outcome_lines(result: RunResult) -> list[str]:
-    """The result of a run, as lines: rate, what limited it, accuracy, unreadable images, what is left."""
-    if result.done:
-        speed = f"{result.done / result.seconds:.1f} images/s"
-        rate = f"{counted(result.done, 'image')} in {duration(result.seconds)}, {speed}"
-    else:
-        rate = "nothing was left to do"
-    lines = [f"{result.path}: {rate}, {result.provider.removesuffix('ExecutionProvider')}"]
-    if result.alone:
-        lines.append(alone_line(result.alone))
-    if result.labelled:
-        lines.append(
-            f"top-1 {result.top1}/{result.labelled} ({result.top1 / result.labelled:.1%}), "
-            f"top-5 {result.top5}/{result.labelled} ({result.top5 / result.labelled:.1%})"
-        )
-    if result.errors:
-        lines.append(f"{counted(result.errors, 'image')} could not be read; the store's `error` says why")
-        lines += _unreadable(result.path)
-    if not result.finished:
-        lines.append("not finished: other shards, or the same command, do the rest")
-    return lines
 
 
 def export_lines(result: ExportResult) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from ... import arguments
 from ...arguments import Where
+from ...engine.amounts import duration
 from ...engine.runtime.providers import accelerates, cores
 from ...engine.sources import Source
 from ...engine.store.storage import Url
@@ -25,6 +26,7 @@ from ...words import counted
 from ..statistic import Statistic
 from ..statistics.analysis import Progress, few_notes, in_order
 from ..statistics.writing import writing
+from .lines import outlined_lines, verdict_lines
 from .localisation import Localisation, localise
 from .planning import Choice, File, Mask, Plan, planned
 from .segmentation import Segmentation, segment_unit
@@ -35,7 +37,7 @@ from .work import UnitDone, judge_unit
 __all__ = ["JudgeResult", "judge"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class JudgeResult:
     """What a judgement did, and what it found.
 
@@ -58,6 +60,24 @@ class JudgeResult:
     segmentation: Segmentation | None = None
     localisation: Localisation | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What was done, in one line."""
+        rate = f", {self.forwards / self.judging:.1f} pictures/s" if self.forwards else ""
+        return f"{counted(self.images, 'image')}, {counted(self.forwards, 'picture')}{rate}, {duration(self.seconds)}"
+
+    def outlined(self) -> Iterator[str]:
+        """Lines on every map by masks and boxes, where there are some."""
+        masked, boxed = self.segmentation, self.localisation
+        if masked is not None:
+            yield from outlined_lines(f"against the masks of {counted(masked.images, 'image')}:", masked)
+        if boxed is not None:
+            boxes = f"against {counted(boxed.objects, 'box', 'boxes')} in {counted(boxed.images, 'image')}:"
+            yield from outlined_lines(boxes, boxed)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.path}: {self.said}", *verdict_lines(self.verdict), *self.outlined(), *self.notes])
 
 
 @shows("images")

@@ -19,11 +19,13 @@ import numpy as np
 
 from ... import arguments
 from ...arguments import Paths, Where
+from ...engine.amounts import amount, duration
 from ...engine.runtime.providers import cores
 from ...engine.store.storage import Url
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Display, Show, shows
+from ...words import counted
 from ..catalog import PREDICTED, held, resolved
 from ..statistic import Statistic
 from .clusters import ALONE, cluster_codes, cluster_of
@@ -46,7 +48,7 @@ class Progress:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AnalyzeResult:
     """What an analysis did.
 
@@ -69,6 +71,16 @@ class AnalyzeResult:
     seconds: float
     finished: bool
     notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What was read, in one line."""
+        return f"{counted(self.images, 'image')}, {amount(self.read)} of attention read, {duration(self.seconds)}"
+
+    def __repr__(self) -> str:
+        rows = [f"rows of {', '.join(self.made)}"] if self.made else []
+        wrote = f"wrote {' and '.join([*rows, counted(len(self.summed), 'array') + ' of the dataset'])}"
+        return "\n".join([f"{self.path}: {self.said}", wrote, *self.notes])
 
 
 @dataclass(frozen=True, slots=True)

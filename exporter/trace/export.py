@@ -44,7 +44,7 @@ __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 STEPS = 4  # load, trace, write, compare: the steps that progress counts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ExportResult:
     """The result of `export`: the graph's path, its spec, its difference from PyTorch, the time and the size.
 
@@ -57,6 +57,11 @@ class ExportResult:
     seconds: float
     bytes: int
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        spec = f"{self.spec.name}, {counted(self.spec.depth, 'layer')}, {counted(self.spec.heads, 'head')}"
+        off = f"largest row total variation from PyTorch {self.parity.row_max:.1e}"
+        return "\n".join([f"{self.path}: {spec}, {off}", *self.notes])
 
 
 @shows("steps")
