@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from .engine.doctor import doctor as doctor
     from .engine.executors.base import Executor
     from .engine.inspect import inspect as inspect
-    from .engine.runner import Progress, RunResult
+    from .engine.outcome import RunResult
+    from .engine.runner import Progress
     from .engine.runtime.decoders import Decoder
     from .engine.runtime.providers import Precision
     from .engine.runtime.session import Session as Session
@@ -100,7 +101,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]  # the names that are meant for callers, loaded or not
 
 
 def _drawn(result: Any) -> str | None:

@@ -8,7 +8,6 @@ from typing import Any
 import attlas
 import click
 
-from ..engine.amounts import amount, duration
 from ..errors import UsageError
 from .shared import note, pool, say_json, store_path, who_works
 
@@ -57,7 +56,7 @@ def analyze(
         result = attlas.analyze(store, list(names) or None, progress=True, **who, **options)
     for line in result.notes:
         note(f"note: {line}")
-    note(f"{result.images:,} images, {amount(result.read)} of attention read, {duration(result.seconds)}")
+    note(result.said)
     if as_json:
         say_json({"images": result.images, "made": result.made, "summed": result.summed, "finished": result.finished})
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 import attlas
 import click
 
+from ..words import ranges
 from .shared import note, store_path
 
 
@@ -19,13 +20,9 @@ def compare(one: Path, other: Path) -> None:
     Jensen-Shannon, in nats, of rows averaged over heads; a line of CSV for each layer, with its 95 % interval.
     """
     found = attlas.compare(one, other, progress=True)
-    click.echo("layer,other_layer,divergence,low,high")
-    for (here, there), *values in zip(found.layers, found.divergence, found.low, found.high, strict=True):
-        click.echo(",".join([str(here), str(there), *(f"{value:.6g}" for value in values)]))
-    effective = "" if found.n == found.images else f", effective n = {found.n:.4g}"
-    note(f"{found.images:,} images in both{effective}")
+    for line in found.lines():
+        click.echo(line)
+    note(found.said)
     for store, layers in zip((one, other), found.left_out, strict=True):
         if layers:
-            note(
-                f"{store}: left out, since the other store has nothing to compare: layers {', '.join(map(str, layers))}"
-            )
+            note(f"{store}: left out, since the other store has nothing to compare: layers {ranges(layers)}")

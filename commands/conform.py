@@ -10,6 +10,7 @@ import attlas
 import click
 
 from ..errors import UsageError
+from ..words import counted
 from .shared import path_argument, say_json
 
 
@@ -64,7 +65,7 @@ def conform(
         if results is not None or any(options[name] != value for name, value in usual.items()):
             raise UsageError("--export: is always of onnxruntime on the processor; leave the other options out")
         count = write_cases(graph, exported, images, limit=options["limit"], overwrite=overwrite, progress=True)
-        said = f"{exported}: {count} pictures with what is expected of them"
+        said = f"{exported}: {counted(count, 'picture')} with what is expected of them"
         say_json({"cases": str(exported), "pictures": count}) if as_json else click.echo(said)
         return
     if overwrite:

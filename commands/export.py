@@ -10,7 +10,7 @@ import click
 
 from ..engine import messages
 from ..errors import Interrupted, UsageError
-from .shared import note, path_argument
+from .shared import note, path_argument, written
 
 
 @click.command(short_help="A model becomes an ONNX graph with attention outputs.")
@@ -75,6 +75,8 @@ def export(
     """
     if sum([pretrained, random_init, checkpoint is not None]) > 1:
         raise UsageError("--checkpoint, --pretrained and --random-init: choose one")
+    if written("seed") and not random_init:
+        raise UsageError("--seed: draws the weights of --random-init; leave it out, or add --random-init")
     if loss_gradients and options["gradients"]:
         raise UsageError("--gradients, --loss-gradients: choose one")
     options["gradients"] = "loss" if loss_gradients else options["gradients"]

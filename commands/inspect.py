@@ -9,6 +9,7 @@ import attlas
 import click
 
 from ..engine import messages
+from ..words import counted
 from .shared import say_json, store_path
 
 
@@ -48,7 +49,7 @@ def verify(store: Path, repair: bool, as_json: bool) -> None:
         for name, fault in result.arrays.items():
             click.echo(f"{name}: {fault}")
         reopened = ", reopened" if repair and result.faults else ""
-        others = f"; {len(result.arrays)} other arrays faulty" if result.arrays else ""
-        click.echo(f"{result.units} units checked, {len(result.faults)} faulty{reopened}{others}")
+        others = f"; {counted(len(result.arrays), 'other array')} faulty" if result.arrays else ""
+        click.echo(f"{counted(result.units, 'unit')} checked, {len(result.faults)} faulty{reopened}{others}")
     if result.faults or result.arrays:
         sys.exit(1)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attlas
 import click
 
-from ..engine.amounts import duration
 from ..errors import UsageError
-from .shared import note, path_argument, pool, store_path, who_works
-
-SHOWN = ("deletion", "insertion", "difference")
+from ..words import counted
+from .shared import note, path_argument, pool, store_path, who_works, written
 
 
 @click.command(short_help="Which map explains the model? Faithfulness over the dataset.")
@@ -78,50 +74,37 @@ def judge(
     picture. With --heads, GRAPH is one of `attlas export --ablate`. The same command resumes what was stopped.
     docs/judge.md says what each number means.
     """
-    from ..analysis.judge import between, localisation, segmentation
+    from ..analysis.judge import between
+    from ..analysis.judge.lines import cell, verdict_lines
     from ..analysis.judge.maps import split
 
     names = [name for text in maps for name in split(text)]
     if heads:
-        _heads(store, graph, images, names, silence, workers, scheduler, options)
+        _heads(store, graph, images, silence, workers, scheduler, options)
         return
+    if written("silence"):
+        raise UsageError("--silence: is what --heads judges by; leave it out, or add --heads")
     if not names:
         raise UsageError("which maps? --maps rollout,readout_map:layer=11")
     with pool(workers, scheduler) as who:
         result = attlas.judge(store, graph, images, maps=names, progress=True, **who, **options)
     for line in result.notes:
         note(f"note: {line}")
-    rate = f", {result.forwards / result.judging:.1f} pictures/s" if result.forwards else ""
-    note(f"{result.images:,} images, {result.forwards:,} pictures{rate}, {duration(result.seconds)}")
-    for line in _table(result.verdict):
+    note(result.said)
+    for line in verdict_lines(result.verdict):
         click.echo(line)
     if against is not None:
         for one in between(store, against, tag=result.verdict.tag):
-            found = _cell(one.difference, one.bounds, "+.3f")
-            click.echo(f"less {against.name}, {one.images:,} images: {one.map} {one.figure} {found}")
-    masked, boxed = result.segmentation, result.localisation
-    if masked is not None:
-        _outlined(f"against the masks of {masked.images:,} images:", masked, segmentation.SCORES)
-    if boxed is not None:
-        said = f"against {boxed.objects:,} boxes in {boxed.images:,} images:"
-        _outlined(said, boxed, localisation.SCORES)
-
-
-def _outlined(title: str, found: Any, figures: tuple[str, ...]) -> None:
-    """Every map by what people have outlined."""
-    width = max(len("map"), *map(len, found.maps))
-    click.echo(title)
-    click.echo(f"{'map':<{width}}  {'  '.join(f'{name:<24}' for name in figures)}".rstrip())
-    for i, name in enumerate(found.maps):
-        cells = [_cell(found.mean[i, f], found.bounds[:, i, f], ".3f") for f in range(len(figures))]
-        click.echo(f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip())
+            found = cell(one.difference, one.bounds, "+.3f")
+            click.echo(f"less {against.name}, {counted(one.images, 'image')}: {one.map} {one.figure} {found}")
+    for line in result.outlined():
+        click.echo(line)
 
 
 def _heads(
     store: Path,
     graph: Path,
     images: str,
-    maps: list[str],
     silence: str,
     workers: int | None,
     scheduler: str | None,
@@ -129,48 +112,16 @@ def _heads(
 ) -> None:
     """`--heads`: a line for each head, and how well first-order importance has their order."""
     from ..analysis.judge import judge_heads
-    from ..analysis.judge.heads import LOSSES
 
-    if maps or any(options[name] is not None for name in ("other", "masks", "boxes")):
-        raise UsageError("--heads: judges no maps; leave --maps, --other, --masks and --boxes out")
+    if of_maps := written("maps", "steps", "fill", "target", "other", "masks", "boxes", "against"):
+        raise UsageError(f"--heads: judges no maps; leave {', '.join(of_maps)} out")
     given = {name: options[name] for name in ("provider", "overwrite")}
     with pool(workers, scheduler) as who:
         result = judge_heads(store, graph, images, silence=silence, progress=True, **who, **given)
-    note(f"{result.images:,} images, {result.forwards:,} pictures, {duration(result.seconds)}")
+    for line in result.notes:
+        note(f"note: {line}")
+    note(result.said)
     if result.rank is None:
         note("note: the store has no gradients, from which first-order importance is computed")
-    click.echo(f"{'head':<12}  {'  '.join(f'{name:<28}' for name in LOSSES)}".rstrip())
-    for layer in range(result.loss.shape[0]):
-        for head in range(result.loss.shape[1]):
-            cells = [_cell(result.loss[layer, head, f], result.bounds[:, layer, head, f]) for f in range(len(LOSSES))]
-            click.echo(f"{f'{layer}, {head}':<12}  {'  '.join(f'{cell:<28}' for cell in cells)}".rstrip())
-    if result.rank is not None and result.rank_bounds is not None:
-        cells = [_cell(result.rank[f], result.rank_bounds[:, f]) for f in range(len(LOSSES))]
-        click.echo("rank correlation over heads with first-order importance")
-        click.echo(f"{'':<12}  {'  '.join(f'{cell:<28}' for cell in cells)}".rstrip())
-
-
-def _cell(mean: Any, bounds: Any, form: str = "+.4f") -> str:
-    """A mean with its interval, which one image and equal values have not."""
-    known = math.isfinite(bounds[0]) and math.isfinite(bounds[1])
-    within = f"{bounds[0]:{form}} to {bounds[1]:{form}}" if known else "no interval"
-    return "–" if math.isnan(mean) else f"{mean:{form}} ({within})"
-
-
-def _table(verdict: Any) -> Iterator[str]:
-    """Probability of the class: area of every curve with its interval, and which maps differ from the best."""
-    from ..analysis.judge.curves import FIGURES
-
-    places = [FIGURES.index(f"{name}_probability") for name in SHOWN]
-    width = max(len("map"), *map(len, verdict.maps))
-    yield f"{'map':<{width}}  {'  '.join(f'{name:<24}' for name in SHOWN)}".rstrip()
-    for i, name in enumerate(verdict.maps):
-        cells = [_cell(verdict.mean[0, i, f], verdict.bounds[:, 0, i, f], ".3f") for f in places]
-        yield f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip()
-    last = places[-1]
-    best = max(range(len(verdict.maps)), key=lambda i: verdict.mean[0, i, last])
-    yield f"difference of {verdict.maps[best]}, the largest, from others, image by image:"
-    for i, name in enumerate(verdict.maps):
-        if i != best:
-            off, bounds = verdict.difference[0, best, i, last], verdict.difference_bounds[:, 0, best, i, last]
-            yield f"{name:<{width}}  {_cell(off, bounds, '+.3f')}"
+    for line in result.lines():
+        click.echo(line)

@@ -91,14 +91,16 @@ def run(graph: Path, images: str, output: Path, as_json: bool, **options: Any) -
     options["layers"] = messages.layers(options["layers"])
     options["batch_size"] = messages.batch_size(options["batch_size"])
     options["shard"] = messages.shard(options["shard"])
+    from ..engine import outcome
+
     stop = _stop_on_signals()
     result = attlas.run(graph, images, output, progress=True, stop=stop, **options)
     for line in result.notes:
         note(f"note: {line}")
     if options["dry_run"]:
-        say_json(messages.plan_data(result)) if as_json else click.echo("\n".join(messages.plan_lines(result)))
+        say_json(outcome.plan_data(result)) if as_json else click.echo("\n".join(outcome.plan_lines(result)))
         return
-    say_json(messages.outcome_data(result)) if as_json else click.echo("\n".join(messages.outcome_lines(result)))
+    say_json(outcome.outcome_data(result)) if as_json else click.echo("\n".join(outcome.outcome_lines(result)))
     if result.errors:
         sys.exit(READ_ERRORS)
 

@@ -82,6 +82,16 @@ def pool(workers: int | None, scheduler: str | None) -> Iterator[dict[str, Any]]
         yield {}
 
 
+def written(*names: str) -> list[str]:
+    """Those of these options that the command line gives, as they are written there: `--fill`."""
+    context = click.get_current_context()
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+
+
 def note(line: str) -> None:
     """Write one line to stderr."""
     click.echo(line, err=True)

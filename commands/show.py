@@ -9,7 +9,8 @@ import attlas
 import click
 
 from ..errors import UsageError
-from .shared import note, path_argument
+from ..words import counted
+from .shared import note, path_argument, written
 
 
 class _Numbers(click.types.StringParamType):
@@ -94,6 +95,8 @@ def show(source: str, pictures: tuple[Path, ...], output: Path | None, everythin
         return
     if options["patch"] is not None and options["at"] is not None:
         raise UsageError("--patch, --at: choose one")
+    if written("seed") and options["random"] is None:
+        raise UsageError("--seed: draws the images of --random; leave it out, or add --random N")
     path = _named(source, pictures, options["image"]) if output is None else output
     shown = attlas.show(source, list(pictures) or None, output=path, **options)
     note(shown.title)
@@ -121,5 +124,5 @@ def _all(source: str, pictures: tuple[Path, ...], output: Path | None, options: 
 
     names = ("maps", "layer", "threshold", "style", "images", "overwrite")
     made = overlays(source, output, progress=True, **{name: options[name] for name in names})
-    note(f"{made:,} overlays")
+    note(counted(made, "overlay"))
     click.echo(output)

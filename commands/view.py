@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .shared import INTERRUPTED, LocalPath, end_on, note, path_argument, store_path
+from .shared import INTERRUPTED, LocalPath, end_on, note, path_argument, store_path, written
 
 
 class _Images(LocalPath):
@@ -51,9 +51,13 @@ def view(
         raise UsageError("--images: name one folder, and one number, at most")
     folder = folders[0] if folders else None
     if output is not None:
+        if of_page := written("port", "no_browser"):
+            raise UsageError(f"{of_page[0]}: is for a page that is served; -o writes a file")
         count = counts[0] if counts else 24
         click.echo(write(list(stores), output, count=count, images=folder, overwrite=overwrite, progress=True))
         return
+    if overwrite:
+        raise UsageError("--overwrite: is for a file, -o NAME.html, and nothing is written here")
     if counts:
         raise UsageError(f"--images {counts[0]}: a number of pictures is for a file, -o NAME.html; a page shows all")
     server = Server(Atlas(list(stores), folder), port)

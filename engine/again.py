@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
+from ..words import counted
 from .runtime.decode import DecodeError, decode
 from .runtime.graph import read_spec
 from .sources import Items, Source, source_of
@@ -64,8 +65,8 @@ def image_items(store: Store, images: str | os.PathLike[str] | Source) -> tuple[
     if len(other):
         first = int(other[0])
         raise AttlasError(
-            f"{source.name}: {len(other):,} images are not those of the store (the first: {keys[first]}, "
-            f"{size[first]:,} bytes then, {found.sizes[first]:,} now); name the images that {store.path} was made from"
+            f"{source.name}: {counted(len(other), 'image is', 'images are')} not the store's (the first: {keys[first]},"
+            f" {size[first]:,} bytes then, {found.sizes[first]:,} now); name the images that {store.path} was made from"
         )
     return source, found
 

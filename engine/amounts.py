@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..words import counted, left_out
+
 if TYPE_CHECKING:
     from .job import Estimate
 
@@ -37,7 +39,7 @@ def alone_line(alone: Mapping[str, float]) -> str:
 def estimate_lines(estimate: Estimate) -> list[str]:
     """The estimate of a run: images, bytes, and a warning if the disk is too small."""
     lines = [
-        f"{estimate.images:,} images"
+        counted(estimate.images, "image")
         + (f" of {estimate.total:,}, evenly spread" if estimate.images < estimate.total else "")
         + f", {amount(estimate.bytes_raw)} raw, about {amount(estimate.bytes_expected)} stored"
         + (f", {amount(estimate.bytes_free)} free" if estimate.bytes_free is not None else "")
@@ -46,5 +48,5 @@ def estimate_lines(estimate: Estimate) -> list[str]:
     if estimate.bytes_free is not None and left > estimate.bytes_free:
         lines.append("warning: that is more than is free; keep less (--keep, --layers, --store-dtype) or --limit")
     if estimate.others:
-        lines.append("left out: " + ", ".join(f"{n:,} {why}" for why, n in sorted(estimate.others.items())))
+        lines.append(f"left out: {left_out(estimate.others)}")
     return lines

@@ -10,6 +10,7 @@ from typing import Any
 from ..arguments import Where
 from ..errors import AttlasError
 from ..exporter.spec import GraphSpec
+from ..words import counted, ranges
 from .amounts import alone_line, amount, duration
 from .runtime.decoders import HOST
 from .runtime.graph import graph_digest, read_spec
@@ -101,8 +102,8 @@ def screen(store: Mapping[str, Any]) -> Iterator[str]:
         "recipe": store["recipe"] + (", JPEGs decoded on the card" if store["decoder"] != HOST else ""),
         "dataset": f"{store['dataset']}, {store['selection']}",
         "images": f"{store['images_done']:,} of {store['images']:,} done, {store['errors']:,} could not be read",
-        "units": f"{units}, {store['images_per_unit']} images each, in batches of {store['batch']}",
-        "kept": f"{_listed(kept.get('keep'))}, layers {_listed(kept.get('layers'))}, {kept.get('store_dtype')}, "
+        "units": f"{units}, {counted(store['images_per_unit'], 'image')} each, in batches of {store['batch']}",
+        "kept": f"{_listed(kept.get('keep'))}, layers {ranges(kept.get('layers') or ())}, {kept.get('store_dtype')}, "
         f"codec {kept.get('codec', CODEC)}",
         "bytes": f"{amount(store['bytes'])}, format {store['attlas_format']}",
         "runs": f"{len(runs)}{f', the last by {_run(runs[-1])}' if runs else ''}",
@@ -152,4 +153,4 @@ def _run(run: Mapping[str, Any]) -> str:
     """The executor, provider and time of a run, as text."""
     version = run.get("versions", {}).get("attlas", "")
     took = duration(run.get("seconds", 0))
-    return f"attlas {version}, {run.get('provider', '')}: {run.get('images', 0):,} images in {took}"
+    return f"attlas {version}, {run.get('provider', '')}: {counted(run.get('images', 0), 'image')} in {took}"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import AttlasError, UsageError
 from ..exporter.spec import GraphSpec
+from ..words import counted
 from .contents import Choices, Contents, Reducer, Statistics
 from .estimate import raw_bytes, stored_bytes
 from .keep import Keep
@@ -303,12 +304,14 @@ def _compare_files(output: Path | Url, items: Items) -> list[str]:
     if len(other):
         first = int(other[0])
         raise AttlasError(
-            f"{output}: {len(other):,} images are not those that it was planned from (the first: {items.keys[first]}, "
+            f"{output}: {counted(len(other), 'image has', 'images have')} changed since it was planned (the first: "
+            f"{items.keys[first]}, "
             f"{size[first]:,} bytes then, {items.sizes[first]:,} now); choose another output, or --overwrite"
         )
     touched = int(((mtime != items.mtimes) & (mtime != UNKNOWN) & (items.mtimes != UNKNOWN)).sum())
     if touched:
-        return [f"{touched:,} images have another time than when the store was planned; taken as copies of the same"]
+        some = counted(touched, "image has", "images have")
+        return [f"{some} another time than when the store was planned; taken as copies of the same"]
     return []
 
 

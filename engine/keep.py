@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
+from ..words import ranges
 from .store.schema import CODEC, CODECS, GRADIENTS, KEEP, STORE_DTYPES, Entry
 
 __all__ = ["Keep"]
@@ -50,7 +51,7 @@ class Keep:
         missing = sorted(set(layers or ()) - set(spec.layers))
         if missing:
             raise UsageError(
-                f"--layers {','.join(map(str, missing))}: the graph gives layers {_ranges(spec.layers)}, counted from 0"
+                f"--layers {','.join(map(str, missing))}: the graph gives layers {ranges(spec.layers)}, counted from 0"
             )
         if dtype not in STORE_DTYPES:
             raise UsageError(f"--store-dtype {dtype}: choose from {', '.join(STORE_DTYPES)}")
@@ -96,14 +97,3 @@ class Keep:
         chosen = {"keep": list(self.arrays), "layers": list(self.layers), "store_dtype": self.dtype}
         # Plans of earlier versions name no codec, and theirs was the default.
         return chosen if self.codec == CODEC else {**chosen, "codec": self.codec}
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """A list of layers as short text: `0-3, 7`."""
-    parts: list[str] = []
-    for n in numbers:
-        if parts and n == int(parts[-1].split("-")[-1]) + 1:
-            parts[-1] = f"{parts[-1].split('-')[0]}-{n}"
-        else:
-            parts.append(str(n))
-    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Format results as lines for the user or as data for a program, and parse the text of options."""
+"""Format results as lines for the user, and parse the text of options."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .amounts import alone_line, amount, duration, estimate_lines
+from ..words import ranges
+from .amounts import amount
 
 if TYPE_CHECKING:
     from ..exporter.models.summary import Summary
     from ..exporter.trace.export import ExportResult
-    from .runner import RunResult
 
 __all__ = [
     "arguments",
@@ -25,96 +25,9 @@ __all__ = [
     "facts_lines",
     "layers",
     "model_lines",
-    "outcome_data",
-    "outcome_lines",
-    "plan_data",
-    "plan_lines",
     "shard",
     "texts",
 ]
-
-
-def plan_data(result: RunResult) -> dict[str, Any]:
-    """`plan_lines` for a program."""
-    estimate = result.estimate
-    return {
-        "images": estimate.images,
-        "images_found": estimate.total,
-        "left_out": estimate.others,
-        "bytes_raw": estimate.bytes_raw,
-        "bytes_expected": estimate.bytes_expected,
-        "bytes_free": estimate.bytes_free,
-        "batch": estimate.plan.batch,
-        "inferred_at_once": estimate.plan.at_once,
-        "images_per_unit": estimate.plan.unit,
-        "units": estimate.plan.units,
-        "units_done": estimate.done,
-    }
-
-
-def _unreadable(path: Any, most: int = 5) -> list[str]:
-    """The first images that could not be read, and why."""
-    from .sources.items import shown
-    from .store.store import Store
-
-    store = Store(path)
-    keys, errors = store.read("path"), store.read("error")
-    found = [i for i, why in enumerate(errors) if why][: most + 1]
-    return [f"  {shown(keys[i])}: {errors[i]}" for i in found[:most]] + (["  ..."] if len(found) > most else [])
-
-
-def plan_lines(result: RunResult) -> list[str]:
-    """The result of a dry run, as lines."""
-    plan = result.estimate.plan
-    at_once = f", {plan.at_once} inferred at once" if plan.at_once != plan.batch else ""
-    done = f"{result.estimate.done:,} units are done"
-    return [
-        *estimate_lines(result.estimate),
-        f"{plan.units:,} units of {plan.unit} images, batches of {plan.batch}{at_once}; {done}",
-    ]
-
-
-def outcome_data(result: RunResult) -> dict[str, Any]:
-    """`outcome_lines` for a program."""
-    return {
-        "path": str(result.path),
-        "images": result.images,
-        "done": result.done,
-        "errors": result.errors,
-        "finished": result.finished,
-        "seconds": round(result.seconds, 3),
-        "images_per_second": round(result.done / result.seconds, 2) if result.seconds else None,
-        "stages": {name: round(value, 3) for name, value in result.stages.items()},
-        "alone": result.alone,
-        "limit": next(iter(result.alone), None),
-        "provider": result.provider,
-        "labelled": result.labelled,
-        "top1": result.top1,
-        "top5": result.top5,
-        "notes": list(result.notes),
-    }
-
-
-def outcome_lines(result: RunResult) -> list[str]:
-    """The result of a run, as lines: rate, what limited it, accuracy, unreadable images, what is left."""
-    if result.done:
-        rate = f"{result.done:,} images in {duration(result.seconds)}, {result.done / result.seconds:.1f} images/s"
-    else:
-        rate = "nothing was left to do"
-    lines = [f"{result.path}: {rate}, {result.provider.removesuffix('ExecutionProvider')}"]
-    if result.alone:
-        lines.append(alone_line(result.alone))
-    if result.labelled:
-        lines.append(
-            f"top-1 {result.top1}/{result.labelled} ({result.top1 / result.labelled:.1%}), "
-            f"top-5 {result.top5}/{result.labelled} ({result.top5 / result.labelled:.1%})"
-        )
-    if result.errors:
-        lines.append(f"{result.errors:,} images could not be read; the store's `error` says why")
-        lines += _unreadable(result.path)
-    if not result.finished:
-        lines.append("not finished: other shards, or the same command, do the rest")
-    return lines
 
 
 def export_lines(result: ExportResult) -> list[str]:
@@ -142,9 +55,11 @@ def facts_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def _fact(key: str, value: Any, indent: int = 0) -> list[str]:
-    """The lines of one fact; nested values are indented."""
+    """The lines of one fact, none of an empty one; nested values are indented."""
     pad = "  " * indent
     match value:
+        case "" | None:
+            return []
         case dict() if key == "arrays":
             lines, longest = [f"{pad}arrays"], max(map(len, value), default=0)
             for name, array in value.items():
@@ -158,7 +73,9 @@ def _fact(key: str, value: Any, indent: int = 0) -> list[str]:
             return [f"{pad}{key}", *(line for inner, one in value.items() for line in _fact(inner, one, indent + 1))]
         case [dict(), *_]:
             return [line for n, one in enumerate(value, 1) for line in _fact(f"{key} {n}", one, indent)]
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    if key == "layers":
+        text = ranges(value)
     if key.startswith(("bytes", "attention_bytes")):
         text = amount(value)
     return [f"{pad}{key:<26} {text}"]

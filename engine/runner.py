@@ -23,6 +23,7 @@ from .executors.base import Executor, Local, Task, WorkerInfo
 from .executors.threads import Threads
 from .job import Estimate, Job, Request, make_job, open_store
 from .labels import accuracy
+from .outcome import RunResult
 from .runtime.decoders import HOST, Decoder
 from .runtime.providers import Precision
 from .sources import Source
@@ -64,37 +65,6 @@ class Progress:
     def note(self) -> str:
         """The stage that takes most of the time, as text."""
         return f"mostly {self.limit}" if self.rate else ""
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """The result of a run.
-
-    Attributes:
-        path: path or URL of the store.
-        images: number of images in the plan; `done`: done by this run; `errors`: unreadable, in the whole store.
-        seconds: wall time of this run; `stages`: the workers' seconds by stage.
-        alone: images per second that each stage could have done alone, the slowest first, which was the limit.
-        provider: onnxruntime's name of the execution provider, `OpenVINO` or `OpenVINO, bfloat16`.
-        labelled: images whose label matches a class; `top1`, `top5`: how many of them are classified correctly.
-        finished: whether every unit of the store is done (with `shard`, other processes may still have to do theirs).
-        notes: lines that the user should read: a resume with other versions, statistics that are left out.
-    """
-
-    path: Path | Url
-    images: int
-    done: int
-    errors: int
-    seconds: float
-    stages: dict[str, float]
-    alone: dict[str, float]
-    provider: str
-    labelled: int
-    top1: int
-    top5: int
-    finished: bool
-    estimate: Estimate
-    notes: tuple[str, ...] = ()
 
 
 @shows("images")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from ... import arguments
 from ...arguments import Where
 from ...engine.again import check_graph, image_items, read_pictures
+from ...engine.amounts import duration
 from ...engine.runtime.outputs import Wanted
 from ...engine.runtime.providers import accelerates, cores
 from ...engine.runtime.session import Session
@@ -28,7 +29,8 @@ from ...engine.unit import Unit
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
 from ...progress import Show, shows
-from ..statistics.analysis import Progress, in_order
+from ...words import counted
+from ..statistics.analysis import Progress, few_notes, in_order
 from ..statistics.clusters import Codes, cluster_codes, cluster_of
 from ..statistics.clusters import said as said_of
 from ..statistics.inference import EQUAL, METHOD, interval
@@ -36,6 +38,7 @@ from ..statistics.moments import Moments
 from ..statistics.summary import Source as Units
 from ..statistics.summary import Summed, spec_of, texts
 from ..statistics.writing import writing
+from .lines import rows_of_heads
 from .planning import File, absolute, lacking_units
 from .work import once, opened
 
@@ -50,7 +53,7 @@ RANGE = np.array([-np.inf, 0, -1]), np.array([np.inf, np.inf, 1])  # a logit may
 RESAMPLES, STEP = 1000, 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class HeadsResult:
     """What was found, as the store holds it.
 
@@ -63,6 +66,7 @@ class HeadsResult:
             has no gradients to compute that from.
         rank_bounds: (bound, figure), 95 %, bootstrap over images.
         forwards: pictures that the graph saw; `seconds` of the whole call.
+        notes: what the user should know.
     """
 
     path: Path | Url
@@ -73,6 +77,24 @@ class HeadsResult:
     rank_bounds: Floats | None
     forwards: int
     seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What was done, in one line."""
+        return f"{counted(self.images, 'image')}, {counted(self.forwards, 'picture')}, {duration(self.seconds)}"
+
+    def lines(self) -> Iterator[str]:
+        """A line for each head, and how well first-order importance has their order."""
+        at = np.ndindex(self.loss.shape[:2])
+        heads = [(f"{layer}, {head}", self.loss[layer, head], self.bounds[:, layer, head]) for layer, head in at]
+        yield from rows_of_heads(LOSSES, heads)
+        if self.rank is not None and self.rank_bounds is not None:
+            yield "rank correlation over heads with first-order importance"
+            yield list(rows_of_heads(LOSSES, [("", self.rank, self.rank_bounds)]))[1]
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.path}: {self.said}", *self.lines(), *self.notes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +111,7 @@ class _Task:
         return f"judged_heads.{self.silence}"
 
 
-@shows("images")
+@shows("images", "judge --heads")
 def judge_heads(
     store: Where,
     graph: File,
@@ -148,7 +170,8 @@ def judge_heads(
     finally:
         if executor is None:
             pool.shutdown(wait=True, cancel_futures=True)
-    return HeadsResult(where.path, *found, forwards, time.perf_counter() - started)
+    notes = tuple(few_notes(Units.of(Store(where.path))))
+    return HeadsResult(where.path, *found, forwards, time.perf_counter() - started, notes)
 
 
 def _pass(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from ... import arguments
 from ...arguments import Where
+from ...engine.amounts import duration
 from ...engine.runtime.providers import accelerates, cores
 from ...engine.sources import Source
 from ...engine.store.storage import Url
@@ -21,9 +22,11 @@ from ...engine.store.store import Store
 from ...engine.unit import Unit
 from ...errors import AttlasError
 from ...progress import Display, Show, shows
+from ...words import counted
 from ..statistic import Statistic
-from ..statistics.analysis import Progress, in_order
+from ..statistics.analysis import Progress, few_notes, in_order
 from ..statistics.writing import writing
+from .lines import outlined_lines, verdict_lines
 from .localisation import Localisation, localise
 from .planning import Choice, File, Mask, Plan, planned
 from .segmentation import Segmentation, segment_unit
@@ -34,7 +37,7 @@ from .work import UnitDone, judge_unit
 __all__ = ["JudgeResult", "judge"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class JudgeResult:
     """What a judgement did, and what it found.
 
@@ -57,6 +60,24 @@ class JudgeResult:
     segmentation: Segmentation | None = None
     localisation: Localisation | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What was done, in one line."""
+        rate = f", {self.forwards / self.judging:.1f} pictures/s" if self.forwards else ""
+        return f"{counted(self.images, 'image')}, {counted(self.forwards, 'picture')}{rate}, {duration(self.seconds)}"
+
+    def outlined(self) -> Iterator[str]:
+        """Lines on every map by masks and boxes, where there are some."""
+        masked, boxed = self.segmentation, self.localisation
+        if masked is not None:
+            yield from outlined_lines(f"against the masks of {counted(masked.images, 'image')}:", masked)
+        if boxed is not None:
+            boxes = f"against {counted(boxed.objects, 'box', 'boxes')} in {counted(boxed.images, 'image')}:"
+            yield from outlined_lines(boxes, boxed)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.path}: {self.said}", *verdict_lines(self.verdict), *self.outlined(), *self.notes])
 
 
 @shows("images")
@@ -154,7 +175,7 @@ def _judged(
         localisation=None
         if plan.objects is None
         else localise(store.path, plan.task.other, plan.task.maps, plan.objects),
-        notes=(*plan.notes, *_notes(plan, done)),
+        notes=(*plan.notes, *few_notes(plan.source), *_notes(plan, done)),
     )
 
 
@@ -222,11 +243,11 @@ def _notes(plan: Plan, done: Sequence[UnitDone]) -> list[str]:
     source, without = plan.source, dict[str, int]()
     if not source.done.all():
         found.append(
-            f"the store is unfinished: {int(source.done.sum())} of {source.done.size} units are judged; run "
+            f"the store is unfinished: {int(source.done.sum())} of {source.done.size} units judged; run "
             "`attlas run` and this again for the rest"
         )
     for one in done:
         for name, count in one.without.items():
             without[name] = without.get(name, 0) + count
-    found += [f"{name}: {count:,} images have no finite map and are left out" for name, count in without.items()]
+    found += [f"{name}: {counted(count, 'image')} without a finite map, left out" for name, count in without.items()]
     return found

@@ -20,6 +20,7 @@ from ...engine.store.storage import Url
 from ...engine.store.store import ArraySpec, Store
 from ...engine.targets import choose
 from ...errors import AttlasError, UsageError
+from ...words import counted
 from ..catalog import CATALOG
 from ..objects import Objects, required
 from ..statistic import Statistic
@@ -119,7 +120,9 @@ def planned(store: Store, graph: File, images: File | Source, choice: Choice) ->
     plan = Plan(found, task, source, items, targets, lacking, masks, notes=_differing(store, asked, targets))
     plan.objects = objects
     if left_out:
-        plan.notes.append(f"--boxes: {len(left_out):,} boxes are left out; the first: {left_out[0]}")
+        plan.notes.append(
+            f"--boxes: {counted(len(left_out), 'box is', 'boxes are')} left out; the first: {left_out[0]}"
+        )
     if spec.gradients:
         plan.notes.append(
             f"{Path(graph).name} has gradients, and gives logits at less than half the speed of a graph without; one "

@@ -19,11 +19,13 @@ import numpy as np
 
 from ... import arguments
 from ...arguments import Paths, Where
+from ...engine.amounts import amount, duration
 from ...engine.runtime.providers import cores
 from ...engine.store.storage import Url
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Display, Show, shows
+from ...words import counted
 from ..catalog import PREDICTED, held, resolved
 from ..statistic import Statistic
 from .clusters import ALONE, cluster_codes, cluster_of
@@ -34,7 +36,7 @@ from .summary import Source, Summed, spec_of, stored_groups, stored_sum, summed_
 from .work import Work, grouped_before, means_by, planned
 from .writing import writing
 
-__all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "in_order", "pooled"]
+__all__ = ["AnalyzeResult", "Pooled", "Progress", "analyze", "few_notes", "in_order", "pooled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Progress:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AnalyzeResult:
     """What an analysis did.
 
@@ -69,6 +71,16 @@ class AnalyzeResult:
     seconds: float
     finished: bool
     notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What was read, in one line."""
+        return f"{counted(self.images, 'image')}, {amount(self.read)} of attention read, {duration(self.seconds)}"
+
+    def __repr__(self) -> str:
+        rows = [f"rows of {', '.join(self.made)}"] if self.made else []
+        wrote = f"wrote {' and '.join([*rows, counted(len(self.summed), 'array') + ' of the dataset'])}"
+        return "\n".join([f"{self.path}: {self.said}", wrote, *self.notes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,23 +339,35 @@ def _notes(source: Source, by: str) -> tuple[str, ...]:
 def _inference_notes(source: Source, by: str, cluster: str | None) -> Iterator[str]:
     """What there is to know of intervals and tests."""
     store, column = source.store, source.cluster
-    n, what = float(source.mask.sum()), "images"
     codes = cluster_codes([store], [source.mask], column)
     if codes is not None:
-        n, what = effective_number(codes), f"clusters of {column}"
+        n = effective_number(codes)
         known = read_column(store, column)[1][source.mask]
         yield (
             f"intervals and q values are over {len(np.unique(codes)):,} clusters by {column}, effective n = {n:.4g}"
             + ("" if known.all() else f"; {int((~known).sum())} images without {column} are clusters by themselves")
             + ("" if cluster else f" (as before; --cluster {ALONE} takes every image by itself)")
         )
-    if 0 < n < FEW:
-        yield f"effective n = {n:.4g} {what}" + (
-            ": one has no interval" if n <= 1 else f": of fewer than {FEW} intervals are wide, and rough"
-        )
+    yield from few_notes(source)
     tests = [name for name in store.names if by and name.endswith(f"_q_by_{by}")]
     if tests:
         without = int(dict[str, Any](store.array(tests[0]).attrs).get("groups_without_test", 0))
         count = store.array(tests[0]).shape[0]
         if without:
-            yield f"{without:,} of {count:,} groups by {by} have no test: it takes two {what} in a group and outside it"
+            two = f"two {_units(source)} in a group and outside it"
+            yield f"{without:,} of {count:,} groups by {by} have no test: it takes {two}"
+
+
+def few_notes(source: Source) -> Iterator[str]:
+    """A line where intervals are of few images, or of few clusters."""
+    codes = cluster_codes([source.store], [source.mask], source.cluster)
+    n = float(source.mask.sum()) if codes is None else effective_number(codes)
+    if 0 < n < FEW:
+        yield f"effective n = {n:.4g} {_units(source)}" + (
+            ": one has no interval" if n <= 1 else f": of fewer than {FEW} intervals are wide, and rough"
+        )
+
+
+def _units(source: Source) -> str:
+    """What intervals are over, in words."""
+    return f"clusters of {source.cluster}" if source.cluster else "images"

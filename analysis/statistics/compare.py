@@ -15,6 +15,7 @@ from ...arguments import Where
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Show, shows
+from ...words import counted
 from .. import formulas
 from .analysis import Progress
 from .clusters import cluster_codes, cluster_of
@@ -26,7 +27,7 @@ __all__ = ["Comparison", "compare"]
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
     """The divergence of two stores' attention; arrays are (pair).
 
@@ -45,6 +46,21 @@ class Comparison:
     images: int
     n: float
     left_out: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    @property
+    def said(self) -> str:
+        """What it is of, in one line."""
+        effective = "" if self.n == self.images else f", effective n = {self.n:.4g}"
+        return f"{counted(self.images, 'image')} in both{effective}"
+
+    def lines(self) -> list[str]:
+        """A line of CSV for each pair of layers, below its header."""
+        values = zip(self.layers, self.divergence, self.low, self.high, strict=True)
+        rows = ((str(one), str(other), *(f"{v:.6g}" for v in each)) for (one, other), *each in values)
+        return ["layer,other_layer,divergence,low,high", *map(",".join, rows)]
+
+    def __repr__(self) -> str:
+        return "\n".join([self.said, *self.lines()])
 
 
 @shows("images")

@@ -20,6 +20,7 @@ from ...exporter.differences import (
     same_first,
 )
 from ...exporter.spec import GraphSpec, Output
+from ...words import counted
 
 __all__ = ["MAPS", "Bounds", "Conformity", "Interval", "Line", "Measure", "Top1", "bounds_of", "in_order"]
 
@@ -288,7 +289,7 @@ class Conformity:
 
 def table_lines(result: Conformity) -> list[str]:
     """The table and the verdict, for a terminal."""
-    some = f"{result.pictures} picture{'' if result.pictures == 1 else 's'}"
+    some = counted(result.pictures, "picture")
     lines = [f"{result.model}: {result.tested} against {result.against}, {some}"]
     heads = (("rows of attention, total variation", True), ("relative to the largest value", False))
     for title, maps in heads:
@@ -315,7 +316,8 @@ def verdict(result: Conformity) -> list[str]:
     if result.conforms:
         return ["conforms" + "".join(f", but {note}, which is not compared" for note in result.notes)]
     if first is None:
-        return [f"does not conform: the first class differs on {result.pictures - (result.same_top1 or 0)} pictures"]
+        other = result.pictures - (result.same_top1 or 0)
+        return [f"does not conform: the first class differs on {counted(other, 'picture')}"]
     where = f"{first.output} is" if first.layer is None else f"layer {first.layer} is"
     spot = ", ".join(
         f"{axis} {at}"

@@ -22,6 +22,7 @@ except ImportError:
         "here and on every worker"
     ) from None
 
+from ...words import counted
 from ..versions import check_versions, versions
 from .dispatch import TRIES
 
@@ -87,7 +88,11 @@ class Cluster:
             # The threads of a worker share its card, so that one decodes while another computes.
             self.resources = {"GPU": one["resources"]["GPU"] / one["nthreads"]}
             break
-        who = f"{len(self.there)} workers, {self.threads} threads" if self.there else "no worker yet, waiting for one"
+        who = (
+            f"{counted(len(self.there), 'worker')}, {counted(self.threads, 'thread')}"
+            if self.there
+            else "no worker yet, waiting for one"
+        )
         watched = f"; dashboard {self._client.dashboard_link}" if "dashboard" in known.get("services", {}) else ""
         self.description = f"Dask at {self.address}: {who}{watched}"
 

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ...errors import AttlasError, UsageError
+from ...words import counted
 from ..runtime.providers import cores, on_cards
 from ..store.store import Store
 from ..unit import Unit, UnitResult
@@ -84,7 +85,9 @@ class Processes(Local):
                 pass
         assert self._info is not None
         cards = f", {len(self._cards)} cards" if self._cards else ""
-        self.description = f"{self.workers} worker processes of {each} threads{cards}"
+        self.description = (
+            f"{counted(self.workers, 'worker process', 'worker processes')} of {counted(each, 'thread')}{cards}"
+        )
         return self._info
 
     def units(self, todo: Sequence[int], unit: Callable[[int], Unit], stop: threading.Event) -> Iterator[UnitResult]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...exporter.spec import GraphSpec
+from ...words import counted
 
 __all__ = ["Result", "likeliest", "softmax", "stack_layers"]
 
@@ -37,7 +38,7 @@ class Result(dict[str, npt.NDArray[Any]]):
 
     def __repr__(self) -> str:
         count = len(self.pixels)
-        lines = [f"{self.spec.name}: {count} picture{'' if count == 1 else 's'}"]
+        lines = [f"{self.spec.name}: {counted(count, 'picture')}"]
         for name, values in self.items():
             dims = ", ".join(f"{dim} {n}" for dim, n in zip(self.dims(name), values.shape, strict=False))
             lines.append(f"  {name:<20} {values.dtype!s:<8} ({dims or values.shape})")

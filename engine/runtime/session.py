@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ... import arguments
 from ...errors import AttlasError, UsageError, one_line
+from ...words import counted
 from ..sources.files import expanded
 from ..targets import PREDICTED
 from .cuda import (
@@ -345,7 +346,8 @@ class Session:
         except Exception as error:  # a runtime's exceptions have no common base except Exception
             if out_of_memory(error):
                 raise OutOfMemoryError(
-                    f"{self.path}: a batch of {batch} images does not fit into the memory of {self.provider}; "
+                    f"{self.path}: a batch of {counted(batch, 'image')} does not fit into the memory of "
+                    f"{self.provider}; "
                     "choose fewer with --batch-size, into a new store"
                 ) from None
             raise AttlasError(f"{self.path}: {self._graph.runtime} fails ({one_line(error, 300)})") from None
@@ -386,7 +388,7 @@ class Session:
         return Result(stack_layers(found), self.spec, pixels, [name_of(p, i) for i, p in enumerate(pictures)])
 
     def __repr__(self) -> str:
-        spec, heads = self.spec, f"{len(self.spec.layers)} layers of {self.spec.heads} heads"
+        spec, heads = self.spec, f"{counted(len(self.spec.layers), 'layer')} of {counted(self.spec.heads, 'head')}"
         more = ", ".join(sorted({o.name.partition(".")[0] for o in spec.outputs} - {"attention"}))
         return (
             f"Session of {spec.name} ({spec.weights.source} weights), {self.provider}\n"

@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 
 from ...errors import AttlasError
+from ...words import counted
 from .items import ChangedError, Items, Source, shown
 
 __all__ = ["duplicates"]
@@ -43,6 +44,6 @@ def duplicates(source: Source, items: Items) -> str:
     one, other = min(pairs)
     part = f"; {looked:,} of {len(alike):,} files of equal size were compared" if looked < len(alike) else ""
     return (
-        f"{len(pairs):,} images have the same bytes as another, and count each time (the first: "
+        f"{counted(len(pairs), 'image has', 'images have')} the same bytes as another, and count each time (the first: "
         f"{shown(items.keys[one])} and {shown(items.keys[other])}{part})"
     )

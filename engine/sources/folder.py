@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError
+from ...words import left_out
 from . import files, remote
 from .files import Stamp
 from .items import HIDDEN, SUFFIXES, UNKNOWN, BaseSource, Item, Items, is_hidden, is_image, label_of
@@ -50,7 +51,7 @@ class Folder(BaseSource):
         path = files.expanded(root)
         found = cls.look(path)
         if not found.items:
-            seen = ", ".join(f"{n} {why}" for why, n in sorted(found.others.items())) or "nothing at all"
+            seen = left_out(found.others) or "nothing at all"
             raise AttlasError(
                 f"{path}: no images found ({seen}); images are files that end in {', '.join(sorted(SUFFIXES))}"
             )

@@ -23,6 +23,7 @@ from torch import nn
 from ... import arguments
 from ...errors import AttlasError, UsageError
 from ...progress import SECONDS_BETWEEN_LINES, Show, Step, shows
+from ...words import counted
 from ..libraries.build import build, find
 from ..libraries.hub import downloads
 from ..libraries.protocol import Facts, Model
@@ -43,7 +44,7 @@ __all__ = ["ExportResult", "export", "export_model", "spec_path"]
 STEPS = 4  # load, trace, write, compare: the steps that progress counts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ExportResult:
     """The result of `export`: the graph's path, its spec, its difference from PyTorch, the time and the size.
 
@@ -56,6 +57,11 @@ class ExportResult:
     seconds: float
     bytes: int
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        spec = f"{self.spec.name}, {counted(self.spec.depth, 'layer')}, {counted(self.spec.heads, 'head')}"
+        off = f"largest row total variation from PyTorch {self.parity.row_max:.1e}"
+        return "\n".join([f"{self.path}: {spec}, {off}", *self.notes])
 
 
 @shows("steps")
@@ -216,7 +222,7 @@ def export_model(
             run = (ablated or derived or tapped).run
             known, tapped.known = tapped.known, None
             parity = check(draft, spec, run, in_float64(run, tapped), known=known, progress=_moving(progress))
-            end(f"compared on {parity.images} picture{'s' if parity.images > 1 else ''}")
+            end(f"compared on {counted(parity.images, 'picture')}")
         _publish(folder, path)
     return ExportResult(path, spec, parity, time.perf_counter() - started, size, built.notes)
 

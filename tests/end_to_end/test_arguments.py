@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,3 +152,27 @@ def test_what_counts_as_a_number_or_a_path() -> None:
     assert arguments.names(iter("ab"), "x") == ("a", "b")
     with pytest.raises(UsageError, match=r"x: pass a list of whole numbers, not 0\.5 \(float"):
         arguments.numbers([1, 0.5], "x")
+
+
+def test_what_is_listed_is_what_is_meant_for_callers() -> None:
+    assert sorted(dir(attlas)) == sorted([*attlas.__all__, "__version__"])
+
+
+def test_results_are_readable(at: SimpleNamespace, tmp_path: Path) -> None:
+    """What the command prints, in a notebook without a terminal: no dump of arrays or specs."""
+    planned = attlas.run(at.graph, at.images, tmp_path / "x.zarr", dry_run=True)
+    ran, judged = attlas.run(at.graph, at.images, tmp_path / "y.zarr", limit=1), _judge(at)
+    analyzed, compared = attlas.analyze(at.store), attlas.compare(at.store, at.store)
+    said = (
+        (planned, "2 units of 1 image, batches of 1; 0 done"),
+        (ran, "y.zarr: 1 image in "),
+        (analyzed, "a.zarr: 2 images, "),
+        (judged, "\nmap      deletion"),
+        (compared, "2 images in both\nlayer,other_layer,"),
+    )
+    for result, words in said:
+        shown = repr(result)
+        assert words in shown
+        assert not re.search(r"array\(|Result\(|Estimate\(|dtype", shown)
+        assert len(shown.splitlines()) <= 20
+        assert max(map(len, shown.splitlines())) <= 240

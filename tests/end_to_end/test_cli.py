@@ -105,7 +105,7 @@ def test_unreadable_images_end_with_3(tiny_graph: Path, tmp_path: Path) -> None:
     (folder / "bad.jpg").write_bytes(b"bad")
     done = process("run", tiny_graph, folder, "-o", "s.zarr", cwd=tmp_path)
     assert done.returncode == 3
-    assert "1 images could not be read" in done.stdout
+    assert "1 image could not be read" in done.stdout
 
 
 def test_a_dry_run_says_what_it_would_be(command: Command, tiny_graph: Path, pictures: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_dry_run_says_what_it_would_be(command: Command, tiny_graph: Path, pic
         (["run", "{graph}", "{graph}", "-o", "s"], 2, "is a graph, not images"),
         (["run", "{images}", "{graph}", "-o", "s"], 2, "is a folder, not a graph"),
         (["run", "{graph}", "empty", "-o", "s"], 1, "no images found (nothing at all)"),
-        (["run", "{graph}", "texts", "-o", "s"], 1, "no images found (1 files without an image suffix)"),
+        (["run", "{graph}", "texts", "-o", "s"], 1, "no images found (files without an image suffix: 1)"),
         (
             ["run", "{graph}", "{images}", "-o", "texts"],
             1,

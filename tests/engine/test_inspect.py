@@ -11,6 +11,7 @@ import pytest
 from attlas.engine.inspect import screen
 from attlas.engine.messages import facts_lines
 from attlas.engine.runner import run
+from attlas.words import counted, left_out, ranges
 
 INTERRUPTED = """
 import asyncio, signal, sys
@@ -81,3 +82,19 @@ def test_a_full_store_fits_a_screen_and_names_each_statistic_once(store: Path) -
     assert {"rollout", "readout_map", "label_group", "score_matrix", "error", "pixels", "8"} <= words
     for name in data["arrays"]:
         assert name in words or any(name.startswith(f"{word}_") for word in words)
+
+
+def test_facts_say_nothing_of_what_is_empty_and_ranges_of_layers(store: Path, tiny_graph: Path) -> None:
+    for path in (tiny_graph, store):
+        lines = facts_lines(attlas.inspect(path))
+        assert not [line for line in lines if len(line.split()) == 1 and line.endswith(" ")]
+        assert [line.split(None, 1)[1] for line in lines if line.split()[0] == "layers"] == ["0 to 1"]
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "image") for n in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
+    assert [counted(n, "box is", "boxes are") for n in (1, 2)] == ["1 box is", "2 boxes are"]
+    assert (
+        left_out({"special files": 1, "links that lead nowhere": 2}) == "links that lead nowhere: 2, special files: 1"
+    )
+    assert [ranges(one) for one in ((), (3,), (0, 1), (0, 1, 2, 5, 7, 8))] == ["", "3", "0 to 1", "0 to 2, 5, 7 to 8"]

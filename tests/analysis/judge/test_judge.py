@@ -335,7 +335,7 @@ def test_refuses_another_model_and_other_images(made: Any, tmp_path: Path) -> No
     shutil.copytree(made.images, tmp_path / "images")
     first = next((tmp_path / "images").rglob("*.png"))
     first.write_bytes(first.read_bytes() + b"0")
-    with pytest.raises(AttlasError, match="1 images are not those of the store"):
+    with pytest.raises(AttlasError, match="1 image is not the store's"):
         attlas.judge(made.store, made.graph, tmp_path / "images", maps=["rollout"], steps=3)
     first.unlink()
     with pytest.raises(AttlasError, match="lacks 1 of the store's 13 images"):

@@ -208,7 +208,7 @@ def test_labels_come_from_folders_or_wordnet_names(tmp_path: Path) -> None:
         ({"keep": ("attentoin",)}, "--keep attentoin: choose from"),
         ({"keep": ("gradient",)}, "gives no gradients"),
         ({"keep": ("none", "attention")}, "goes with nothing else"),
-        ({"layers": [2]}, "--layers 2: the graph gives layers 0-1"),
+        ({"layers": [2]}, "--layers 2: the graph gives layers 0 to 1"),
         ({"provider": "npu9"}, "--provider npu9: there is"),
         ({"shard": (3, 2)}, "--shard 3/2"),
         ({"limit": 0}, "--limit 0"),

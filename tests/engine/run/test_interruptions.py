@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from attlas.engine import Store
 from attlas.engine.inspect import screen
-from attlas.engine.messages import outcome_data, outcome_lines
+from attlas.engine.outcome import outcome_data, outcome_lines
 from attlas.engine.runner import run
 from attlas.engine.store.schema import CODECS, ArraySpec
 from attlas.engine.unit import UnitResult

@@ -186,7 +186,7 @@ def test_an_archive_that_changed_ends_the_run(tiny_graph: Path, rows: list[Row],
     changed = source.items[3].key
     other = [(name, data + b"more" if name == changed else data) for name, data in web(rows)]
     write_tar(path, other)
-    with pytest.raises(AttlasError, match=rf"1 images are not those .* \(the first: {changed}"):
+    with pytest.raises(AttlasError, match=rf"1 image has changed since .* \(the first: {changed}"):
         run(tiny_graph, path, tmp_path / "s.zarr")
 
 
