@@ -45,7 +45,7 @@ class Depth:
     @property
     def nothing(self) -> npt.NDArray[np.bool_]:
         """(layer, head): 0 in every image, with an interval for what another image could add."""
-        return (self.mean == 0) & (self.low == 0) & (self.high > 0)
+        return np.asarray((self.mean == 0) & (self.low == 0) & (self.high > 0))
 
     def height(self, width: float) -> float:
         """Inches."""
