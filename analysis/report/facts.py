@@ -187,11 +187,10 @@ def warnings(facts: Facts) -> list[str]:
     if facts.errors:
         found.append(f"{facts.errors:,} of {facts.done:,} images could not be read and are left out.")
     if 0 < facts.effective < FEW:
-        none = facts.effective <= 1
-        found.append(
-            f"{facts.n[0].upper()}{facts.n[1:]}: "
-            + ("one has no interval." if none else f"of fewer than {FEW} the 95 % intervals are wide, and rough.")
-        )
+        if facts.effective <= 1:
+            found.append(f"There are no intervals, which take two images or clusters: {facts.n}.")
+        else:
+            found.append(f"With fewer than {FEW} images or clusters, 95 % intervals are wide and rough: {facts.n}.")
     if spec.attention_kind == "mixed":
         found.append("This model mixes its heads after the softmax: rows are no distributions and have no entropy.")
     if _dtype(facts) == "uint8":
@@ -287,7 +286,8 @@ def _versions(facts: Facts) -> str:
 _ROWS = (
     ("Store", lambda f: f"{f.name} (baseline)" if f.baseline else f.name),
     ("Model", lambda f: f.spec.model),
-    ("Recipe and classes", lambda f: f.spec.tag),
+    ("Pretrained tag", lambda f: "" if f.spec.weights.source == "random" else f.spec.tag),
+    ("Recipe of the tag", lambda f: f.spec.tag if f.spec.weights.source == "random" else ""),
     ("Weights", _weights),
     ("Weights SHA-256", lambda f: f.spec.weights.sha256),
     ("Graph SHA-256", lambda f: f.graph),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -25,18 +26,23 @@ __all__ = ["Chapter", "Group", "Placed", "not_drawn", "rendered"]
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A figure on the page: its number, and its drawings as URLs; `narrow` is "" where one drawing fits all widths."""
+    """A figure on the page: its number, and its drawings as URLs; `narrow` is "" where one drawing fits all widths.
+
+    `tall` is its height by its width, from which print takes how large it is.
+    """
 
     figure: Figure
     number: int
     drawing: str
     narrow: str
+    tall: float
 
     @classmethod
     def of(cls, figure: Figure, number: int, drawn: str) -> Placed:
         """`drawn` is the SVG of the figure as wide as it is printed."""
+        width, height = (float(edge) for edge in re.findall(r' (?:width|height)="([\d.]+)pt"', drawn)[:2])
         narrow = _url(svg(figure.draw(True))).replace(" ", "%20") if figure.wide else ""
-        return cls(figure, number, _url(drawn), narrow)
+        return cls(figure, number, _url(drawn), narrow, height / width)
 
 
 def _url(drawn: str) -> str:
@@ -123,7 +129,7 @@ def rendered(chapters: Sequence[Chapter], contexts: Sequence[Context], atlas: st
             several=several,
             facts=facts,
             lede=_lede(facts),
-            warnings=[f"{one.label}: {text}" if several else text for one in facts for text in warnings(one)],
+            warnings=_warned(facts),
             first=[(one.label, first(one)) for one in facts],
             known=any(one.top1 for one in facts),
             table=table(facts),
@@ -170,6 +176,14 @@ def _lede(facts: Sequence[Facts]) -> str:
     whole = f" ({selection})" if selection and not selection.startswith("all ") else ""
     images = f"{one.valid:,} image{'s' if one.valid != 1 else ''}"
     return f"The attention of every layer and head over {images} of the dataset “{dataset}”{whole}."
+
+
+def _warned(facts: Sequence[Facts]) -> list[str]:
+    """What to know of which store; once what holds for all of them."""
+    found = [warnings(one) for one in facts]
+    common = [text for text in found[0] if all(text in texts for texts in found)]
+    own = [(one.label, text) for one, texts in zip(facts, found, strict=True) for text in texts if text not in common]
+    return [*common, *(f"{label}: {text}" for label, text in own)]
 
 
 def _version() -> str:

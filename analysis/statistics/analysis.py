@@ -331,6 +331,8 @@ def _notes(source: Source, by: str) -> tuple[str, ...]:
     elif by and f"{by}_group_images" in source.store:
         said: Any = source.store.array(f"{by}_group_images").attrs
         left_out = int(said["left_out"])
+        count = source.store.array(f"{by}_group_images").shape[0]
+        found.append(f"{count:,} group{'s' if count != 1 else ''} by {by}; `attlas report` shows them")
         if left_out:
             found.append(f"{left_out} of {int(mask.sum())} images have no {by} and are in no group")
     return tuple(found)
@@ -364,7 +366,7 @@ def few_notes(source: Source) -> Iterator[str]:
     n = float(source.mask.sum()) if codes is None else effective_number(codes)
     if 0 < n < FEW:
         yield f"effective n = {n:.4g} {_units(source)}" + (
-            ": one has no interval" if n <= 1 else f": of fewer than {FEW} intervals are wide, and rough"
+            ": there are no intervals" if n <= 1 else f": with fewer than {FEW}, intervals are wide and rough"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -43,7 +44,10 @@ def by_layer(path: str | os.PathLike[str]) -> list[str]:
         means = [scale * tokens * float(np.mean(layer)) for layer in values]
         even = CATALOG[name].uniform(spec)
         numbers = [*means, *([scale * tokens * even] if even is not None else [])]
-        text = [f"{number:.3g}" if np.isfinite(number) else "-" for number in numbers]
+        # As many decimals for all as the largest has of three digits, and one at least.
+        largest = max((abs(number) for number in numbers if np.isfinite(number)), default=1.0)
+        decimals = max(1, 2 - math.floor(math.log10(largest or 1.0)))
+        text = [f"{number:.{decimals}f}" if np.isfinite(number) else "-" for number in numbers]
         columns.append([f"{heading} [{unit}]", *text, *[""] * (len(spec.layers) + 1 - len(text))])
     if len(columns) == 1:
         return []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..numbers import Floats, mean_of
 from .style import ACCENT, FAINT, PAPER, QUIET, dashed, layer_ticks
@@ -41,6 +42,11 @@ class Depth:
     sheet: ClassVar[bool] = False
     named_once: ClassVar[bool] = False
 
+    @property
+    def nothing(self) -> npt.NDArray[np.bool_]:
+        """(layer, head): 0 in every image, with an interval for what another image could add."""
+        return np.asarray((self.mean == 0) & (self.low == 0) & (self.high > 0))
+
     def height(self, width: float) -> float:
         """Inches."""
         return 2.45
@@ -63,7 +69,10 @@ def _draw(ax: Any, panel: Depth) -> None:
         ax.vlines(x, *panel.inner.reshape(2, -1), lw=2.6 if heads <= 8 else 1.4, **lines)
         ax.plot(x, panel.mean.ravel(), "o", ms=0.55 * size, mfc=PAPER, mec=panel.colour, mew=0.5, zorder=4)
     else:
+        nothing = panel.nothing
+        ax.vlines(x[nothing.ravel()], 0, panel.high[nothing], lw=0.9, color=FAINT, zorder=1)
         bars = np.stack([panel.mean - panel.low, panel.high - panel.mean]).clip(min=0)
+        bars[:, nothing] = 0
         ax.errorbar(
             x,
             panel.mean.ravel(),
@@ -94,8 +103,9 @@ def _draw(ax: Any, panel: Depth) -> None:
         )
     ax.set_ylabel(panel.unit)
     ax.set_xlabel("layer", loc="left")
-    # A mean without an interval is drawn too.
-    known = np.concatenate([values[np.isfinite(values)] for values in (panel.low, panel.mean, panel.high)])
+    # A mean without an interval is drawn too. Pale bars may leave the axes: of few images they would hide all others.
+    ends = (panel.low, panel.mean, panel.high[~panel.nothing])
+    known = np.concatenate([values[np.isfinite(values)] for values in ends])
     lowest, highest = float(known.min(initial=0.0)), float(known.max(initial=0.0))
     ax.set_ylim(1.08 * lowest, 1.08 * max(panel.reference or 0.0, highest))
     ax.set_xlim(min(panel.layers) - 0.6, max(panel.layers) + 0.6)

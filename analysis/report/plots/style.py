@@ -17,7 +17,6 @@ __all__ = [
     "COLOURS",
     "DARK",
     "DEPTHS",
-    "DIFFERENCES",
     "FAINT",
     "INK",
     "NARROW",
@@ -58,8 +57,6 @@ STATISTICS = {"distance": ACCENT, "entropy": "#9c5a0c", "effective_tokens": "#9c
 OTHER = "#4b6a5d"
 # Okabe & Ito's colours, which readers with any colour vision tell apart: a store each.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a8a00")
-# A difference is of two stores, and has the colour of neither.
-DIFFERENCES = ("#6a3d9a", "#8c564b", "#17757e", "#a3195b", "#7f7f00", "#45556b")
 # Whatever else a model has: a kind of token looks the same in every figure and every report.
 CATEGORIES = {
     "class": "#0072b2",
@@ -86,12 +83,6 @@ DARK = {
     OTHER: "#93b8a8",
     "#0072b2": "#3a9ad9",
     "#000000": "#e4e7eb",
-    "#6a3d9a": "#b08fe0",
-    "#8c564b": "#c98f83",
-    "#17757e": "#4db8c2",
-    "#a3195b": "#e0709f",
-    "#7f7f00": "#b8b83a",
-    "#45556b": "#94a7c2",
     "#00543d": "#0f6b50",
     "#009e73": "#14b88a",
 }

@@ -50,9 +50,10 @@ class Volcano:
 
 def _draw(ax: Any, panel: Volcano) -> None:
     for which, colour, size in ((~panel.counts, POINTS, 1.6), (panel.counts, panel.colour, 2.4)):
-        ax.plot(
-            panel.x[which], panel.y[which], "o", ms=size, mew=0, color=colour, alpha=0.8, rasterized=panel.x.size > 3000
-        )
+        many = panel.x.size > 3000
+        style = {"ms": size, "mew": 0, "color": colour, "alpha": 0.8, "rasterized": many}
+        (points,) = ax.plot(panel.x[which], panel.y[which], "o", **style, clip_on=False)  # q = 1 lies on the axis
+        points.set_in_layout(False)  # of no point at all the size is unbounded
     dashed(ax, panel.threshold)
     ax.axvline(0, color=FAINT, lw=0.8, zorder=0)
     reach = 1.12 * float(np.abs(panel.x).max()) or 1.0

@@ -19,7 +19,7 @@ from ...statistics.moments import Moments
 from ..facts import Facts, sample
 from ..numbers import Floats, between, mean_of, why_empty
 from ..plots.curves import Curves, Line
-from ..plots.style import DIFFERENCES, QUIET, SERIES
+from ..plots.style import INK, SERIES
 from .base import Absent, Cell, Context, Figure, Listing, Part, Section, Table
 from .same import same_pictures
 
@@ -112,7 +112,7 @@ class _Stores:
 
     def __init__(self, contexts: Sequence[Context]) -> None:
         self.contexts, self.facts = contexts, [context.facts for context in contexts]
-        self.colours = [QUIET if one.baseline else SERIES[at % len(SERIES)] for at, one in enumerate(self.facts)]
+        self.colours = [INK if one.baseline else SERIES[at % len(SERIES)] for at, one in enumerate(self.facts)]
 
     @cached_property
     def matched(self) -> tuple[list[Images], bool]:
@@ -307,12 +307,12 @@ def _side_by_side(read: Sequence[_Read], measure: _Measure, title: str, text: st
 def _difference(read: Sequence[_Read], measure: _Measure, title: str, n: str) -> Iterator[Figure]:
     """Every store less the first, image by image, at the relative depths of the shallower of the two."""
     first, lines = read[0], []
-    for place, one in enumerate(read[1:]):
+    for one in read[1:]:
         difference, x = _paired(one, first)
         if len(x) < 2 or why_empty(difference):
             continue
         low, high = _interval(difference, one, first)
-        label, colour = f"{one.facts.label} − {first.facts.label}", DIFFERENCES[place % len(DIFFERENCES)]
+        label, colour = f"{one.facts.label} − {first.facts.label}", one.colour
         lines.append(Line(label, colour, x, Moments.of(difference).average, low, high, None, one.facts.baseline))
     if not lines:
         return

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 FAR = 1.05  # times the distance of uniform attention
+PALE = "Pale bars, which may leave the figure: 0 in every image, up to what another image could add."
 BARS = (
     "A dot is one head's mean over images, its bar the 95 % interval over images (often smaller than the "
     "dot; one image has none), the pale line the mean over heads."
@@ -217,7 +218,9 @@ def depth_figure(
     return Figure(
         name=name,
         title=title,
-        caption=" ".join([text, BARS, *empty, f"{context.facts.n}."]),
+        caption=" ".join(
+            [text, BARS, *([PALE] if any(p.nothing.any() for p in shown) else []), *empty, f"{context.facts.n}."]
+        ),
         alt=" ".join([f"{title}, {context.facts.n}.", *(_told(panel, unit) for panel in shown)]),
         plots=shown,
         columns=("statistic", "layer", "head", "mean", "low", "high", "uniform"),

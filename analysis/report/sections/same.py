@@ -64,7 +64,7 @@ def _one_kind(
         )
         for at, title in enumerate(titles)
     ]
-    columns = [Column(f"{f.label}{' (baseline)' if f.baseline else ''}", how.unit, how.root) for f in facts]
+    columns = [Column(f"{f.label}{'\n(baseline)' if f.baseline else ''}", how.unit, how.root) for f in facts]
     unit = "uniform attention" if kind == "attention" else "their mean over patches"
     title = how.heading.partition(",")[0]
     return Figure(

@@ -93,7 +93,7 @@ def test_losses_are_those_of_the_model_without_the_head(silent: Silent, tmp_path
     np.testing.assert_allclose(result.loss[..., :2], rows[..., :2].astype(float).mean(0), rtol=1e-6)
     assert np.abs(rows[..., 0]).max() > 1e-3
     assert result.rank is None  # no gradients were kept
-    assert result.notes == ("effective n = 5 images: of fewer than 20 intervals are wide, and rough",)
+    assert result.notes == ("effective n = 5 images: with fewer than 20, intervals are wide and rough",)
     bounds = np.stack(interval(rows.astype(float), within=((-np.inf, 0, -1), (np.inf, np.inf, 1))))
     np.testing.assert_allclose(result.bounds, bounds, rtol=1e-6)
     again = judging.judge_heads(path, silent.graph, silent.images, silence=silence)

@@ -67,6 +67,40 @@ def test_patches_are_counted_from_0_as_everywhere_else(tmp_path: Path) -> None:
     assert [list(ticks) for ticks in figure.plots[0].ticks] == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
+# -- what hides something else, and what is said twice -----------------------------------------------------------------
+
+
+def test_heads_without_anything_do_not_hide_the_others() -> None:
+    """Of six images a share of 0 may be up to 0.39: such bars are pale, and the axis is that of all other heads."""
+    plot = pytest.importorskip("attlas.analysis.report.plots.depth").Depth
+    mean = np.array([[0, 0], [0.01, 0.02]])
+    low, high = mean / 2, np.where(mean == 0, 0.39, 2 * mean)
+    (ax,) = canvas.composed([plot("sink_share", "1", (0, 1), mean, low, high)], 1, style.Widths(), narrow=True).axes
+    assert ax.get_ylim()[1] == pytest.approx(1.08 * 0.04)
+    pale, bars = ax.collections
+    assert [segment[:, 1].tolist() for segment in pale.get_segments()] == [[0, 0.39], [0, 0.39]]
+    assert np.ptp([segment[:, 1] for segment in bars.get_segments()], axis=1).tolist() == pytest.approx(
+        [0, 0, 0.015, 0.03]
+    )
+
+
+def test_what_holds_for_all_stores_is_said_once(small: Store, tmp_path: Path) -> None:
+    """And a figure says how tall it is, for print."""
+    render = pytest.importorskip("attlas.analysis.report.render")
+    whole = make_store(tmp_path / "w.zarr", spec_of(attention_kind="mixed"), images=8)
+    found = render._warned([context_of(small).facts, context_of(whole, "B").facts])
+    assert found[0] == "1 of 8 images could not be read and are left out."
+    assert found[1] == "With fewer than 20 images or clusters, 95 % intervals are wide and rough: n = 7 images."
+    assert [line.partition(" model")[0] for line in found[2:]] == ["B: This"]
+    examples = pytest.importorskip("attlas.analysis.report.sections.examples")
+    (figure,) = examples.query_of_one(context_of(small, examples=1))
+    placed = render.Placed.of(figure, 1, style.svg(figure.draw(False)))
+    width, height = figure.draw(False).get_size_inches()
+    assert placed.tall == pytest.approx(height / width, rel=1e-3)
+    html = page.report(small.path, tmp_path / "r.html", only=["query_map"]).read_text("utf-8")
+    assert 'class="wide" style="--tall: ' in html
+
+
 # -- nothing to see ----------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +276,7 @@ def test_a_kind_of_token_has_one_colour_whatever_else_the_model_has(tmp_path: Pa
         assert dots == [style.CATEGORIES[kind] for kind in prefix]
 
 
-def test_a_difference_has_the_colour_of_no_store(tmp_path: Path) -> None:
+def test_a_difference_from_the_first_store_has_the_colour_of_the_other(tmp_path: Path) -> None:
     """And its caption is a sentence: the unit of entropy does not end in a preposition."""
     stores = [make_store(tmp_path / f"{name}.zarr", spec_of(tag=name), reduce=True, images=8, seed=i)
               for i, name in enumerate(("one", "two", "three"))]  # fmt: skip
@@ -254,8 +288,7 @@ def test_a_difference_has_the_colour_of_no_store(tmp_path: Path) -> None:
         for name in ("compare_entropy", "compare_entropy_difference")
     )
     assert lines == list(style.SERIES[:3])
-    assert len(set(differences)) == 2
-    assert not set(differences) & set(style.SERIES)
+    assert differences == lines[1:]  # the legend says "B − A"
     assert "Difference from A as a share of ln N, image by image" in (shown["compare_entropy_difference"].caption)
     assert not [part for part in shown.values() if re.search(r"\b(in of|of of|in in)\b", part.caption + part.alt)]
 
@@ -314,7 +347,8 @@ def test_figures_are_fluid_tables_scroll_in_their_own_box_and_drawings_follow_a_
     assert re.search(r"\.scroll { overflow-x: auto; max-width: 100%; container-type: inline-size; }", css)
     assert re.search(r"caption span {[^}]*max-width: min\(80ch, 100cqi\)", css)
     assert html.count("<table") == html.count('<div class="scroll"><table')
-    assert not re.search(r"<(img|figure|table|div)[^>]*(width=|style=)", re.sub(r'"data:[^"]*"', "", html))
+    plain = re.sub(r'"data:[^"]*"| style="--tall: [0-9.]+"', "", html)
+    assert not re.search(r"<(img|figure|table|div)[^>]*(width=|style=)", plain)
     assert "break-inside: avoid" in css.partition("@media print")[2]
     assert (
         "details:not([open]):not(#facts), .absent, .hint, #explore { display: none; }"

@@ -221,6 +221,8 @@ def test_an_analysis_ends_with_a_table_by_layer(rich: tuple[Store, Path], capsys
     assert lines[0][:3] == ["layer", "distance", "[px]"]
     assert lines[0][-3:] == ["heads", "differ", "[nats]"]
     assert [line[0] for line in lines[1:]] == ["0", "1", "uniform"]
+    for column in zip(*(line[1:] for line in lines[1:3]), strict=True):
+        assert len({len(number.partition(".")[2]) for number in column}) == 1  # as many decimals in all of a column
     assert float(lines[2][2]) == pytest.approx(rich[0].read("entropy_mean")[1].mean(), rel=5e-3)
     assert float(lines[1][3]) == pytest.approx(100 * rich[0].read("prefix_mass_mean")[0].sum() / 2, rel=5e-3)
     assert float(lines[3][2]) == pytest.approx(np.log(17), rel=5e-3)

@@ -43,14 +43,16 @@ def test_captions_state_the_effective_number_of_images(clustered: Store) -> None
     found = comparison.comparison([context, context_of(clustered, "B")])
     side = next(part for one in found for part in one.parts(context) if hasattr(part, "caption"))
     assert f"The same {n} in every store" in side.caption
-    assert any(line.startswith(f"N{n[1:]}: of fewer than 20") for line in facts.warnings(context.facts))
+    assert f"With fewer than 20 images or clusters, 95 % intervals are wide and rough: {n}." in facts.warnings(
+        context.facts
+    )
 
 
 def test_one_image_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.zarr", images=1, reduce=True)
     statistics.analyze(store.path, ["distance", "distance_renormalized"])
     context = context_of(Store(store.path))
-    assert "N = 1 image: one has no interval." in facts.warnings(context.facts)
+    assert "There are no intervals, which take two images or clusters: n = 1 image." in facts.warnings(context.facts)
     (figure,) = depth.distance(context)
     assert all(np.isnan(row[4]) and np.isnan(row[5]) and row[3] > 0 for row in figure.rows)
     for ax in figure.draw(False).axes:
