@@ -21,9 +21,9 @@ from ..formulas import mass_mask
 from ..originals import folder_of
 from ..report.plots.overlay import Look, blended, colours_of
 from ..statistic import INPUTS, Statistic
-from .maps import Choice, Layers, mean_of, named
+from .maps import SHARE, Choice, Layers, mean_of, named
 from .subject import Subject, of_batch
-from .views import Request, views_of
+from .views import Request, hard, views_of
 
 __all__ = ["overlays"]
 
@@ -115,6 +115,7 @@ def _write(one: Subject, request: Request, folder: Path) -> None:
     views = views_of(one, request)
     values = mean_of(views)
     mask = None if request.threshold is None else mass_mask(values, request.threshold)
+    values = hard(one, values) if views[0].unit == SHARE else values
     scale = colours_of(values, root=views[0].root)
     assert one.pixels is not None
     ground = one.pixels if request.look == "overlay" else np.full_like(one.pixels, 255)

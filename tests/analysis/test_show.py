@@ -170,6 +170,52 @@ def said(shown: Any) -> str:
     return " ".join(text.get_text() for axes in shown.figure.axes for text in axes.texts)
 
 
+def test_heads_of_one_layer_share_a_scale(graph: Path, folder: Path, attention: Any) -> None:
+    shown = attlas.show(graph, folder / "p1.png", maps=["readout_map", "class_token_weight"], layer=0, style="side")
+    scales = [image.norm.vmax for axes in shown.figure.axes for image in axes.images[1:-1]]
+    assert scales == pytest.approx([attention[0, :, 0, 1:].max() * 7] * 3, rel=1e-5)
+    each = attlas.show(graph, folder / "p1.png", layer="all", style="side")
+    scales = [image.norm.vmax for axes in each.figure.axes for image in axes.images[1:-1]]
+    assert scales == pytest.approx(attention[:, :, 0, 1:].mean(axis=1).max(axis=1) * 7, rel=1e-5)
+
+
+def test_the_legend_speaks_of_what_is_shown(graph: Path, folder: Path) -> None:
+    uniform, mean = (
+        "× uniform: 1 is what even attention gives, 1/7; square-root",
+        "× mean: 1 is the map's own mean; linear",
+    )
+    shared = "Heads of one layer share a scale"
+    for options, there in (
+        ({}, {uniform, mean}), ({"maps": "rollout"}, {mean}), ({"layer": 0}, {uniform, shared}),
+        ({"layer": "all"}, {uniform, "Of each layer: the mean over heads."}), ({"walk": True}, {uniform, mean}),
+        ({"maps": "mass_mask"}, {"A mask's patches have the picture's colours."}),
+    ):  # fmt: skip
+        words = said(attlas.show(graph, folder / "p1.png", **options))  # type: ignore[arg-type]
+        for line in (uniform, mean, shared, *there):
+            assert (line in words) == (line in there), (options, line)
+
+
+def test_a_mask_has_hard_cells_and_says_how_many(graph: Path, folder: Path, subject: Subject) -> None:
+    shown = attlas.show(graph, folder / "p1.png", maps="mass_mask", head=0)
+    mask = views_of(subject, Request(Choice(head=0), (named("mass_mask"),)))[0].values > 0
+    assert f"{mask.sum()} of 6 patches" in said(shown)
+    crop, drawn = (np.asarray(image.get_array()) for image in shown.figure.axes[0].images[:2])
+    kept = np.kron(mask, np.ones((8, 8))).astype(bool)
+    np.testing.assert_array_equal(drawn[kept], crop[kept])
+    assert not np.ptp(drawn[~kept].astype(int), axis=-1).any()
+
+
+def test_a_matrix_says_its_maximum_and_covers_nothing(graph: Path, folder: Path, attention: Any) -> None:
+    shown = attlas.show(graph, folder / "p1.png", matrix=True, head=1)
+    assert f"max {attention[1, 1].max() * 7:.3g} × uniform" in said(shown)
+    assert "largest 0.5 %" in said(shown)
+    axes = shown.figure.axes[0]
+    pieces = [np.asarray(image.get_array()) for image in axes.images[:-1]]
+    assert [piece.shape for piece in pieces] == [(1, 1), (1, 6), (6, 1), (6, 6)]
+    np.testing.assert_allclose(np.block([pieces[:2], pieces[2:]]), attention[1, 1] * 7, rtol=1e-5)
+    assert not axes.lines
+
+
 def test_no_title_loses_what_tells_panels_apart(graph: Path, folder: Path, tmp_path: Path) -> None:
     long = tmp_path / f"{'a long name ' * 12}.png"
     long.write_bytes((folder / "p0.png").read_bytes())
