@@ -17,6 +17,7 @@ from ..report.numbers import Floats
 from ..report.plots.overlay import Look, chosen, grid_lines, overlay
 from ..report.plots.sheet import Sheet, scale_of
 from ..report.plots.style import ACCENT, COLOURS, FAINT, INK, QUIET, WIDE, style
+from .subject import probability
 
 __all__ = ["Block", "Cell", "Place", "bars", "image", "matrix", "over", "photograph", "sheet"]
 
@@ -118,8 +119,9 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "", key: 
         if foot:
             if key:
                 _key(page, top + 0.04, key)
+            left = MARGIN + (1.3 + 0.045 * len(key) if key else 0.0)
             for at, line in enumerate(lines):
-                page.text(MARGIN + (1.68 if key else 0.0), top + 0.08 + at * LINE, line, 6.5, color=QUIET)
+                page.text(left, top + 0.08 + at * LINE, line, 6.5, color=QUIET)
         page.done()
     return figure
 
@@ -247,7 +249,7 @@ def bars(label: str, shares: Sequence[tuple[str, float]], aspect: float) -> Cell
         for at, (name, share) in enumerate(shares):
             y, weight = top + at * step, "bold" if at == 0 else "normal"
             page.text(left, y + 0.07, _cut(name, int((right - left) * 14)), 7, color=INK, fontweight=weight)
-            page.text(right, y + 0.07, f"{share:.2f}", 7, color=INK, ha="right", fontweight=weight)
+            page.text(right, y + 0.07, probability(share), 7, color=INK, ha="right", fontweight=weight)
             page.ax.add_patch(Rectangle((left, y + 0.155), right - left, 0.035, color=FAINT, lw=0))
             page.ax.add_patch(Rectangle((left, y + 0.155), (right - left) * share, 0.035, color=ACCENT, lw=0))
 

@@ -175,7 +175,11 @@ def _subjects(
     if target != -1:
         raise UsageError(f"--target {target}: of a store, the class is that of the run, `attlas run --target`")
     folder = folder_of(images)
-    return [of_store(store, one, folder) for one in selection.of(store)]
+    chosen = selection.of(store)
+    return [
+        dataclasses.replace(of_store(store, one, folder), note=note)
+        for one, note in zip(chosen, selection.notes(store, chosen), strict=True)
+    ]
 
 
 def _is_graph(source: str | os.PathLike[str]) -> bool:

@@ -13,6 +13,7 @@ from attlas.engine.runtime.session import Session
 from attlas.errors import AttlasError, UsageError
 from PIL import Image
 from support import make_graph, make_picture
+from support_report import make_store
 
 pytest.importorskip("matplotlib")
 
@@ -22,7 +23,7 @@ from attlas.analysis.show.choose import Selection
 from attlas.analysis.show.folder import overlays
 from attlas.analysis.show.maps import Choice, maps_of, matrices, named, query_views, readout_views
 from attlas.analysis.show.show import patch_at
-from attlas.analysis.show.subject import Subject, of_graph, of_result, of_store
+from attlas.analysis.show.subject import Subject, of_graph, of_result, of_store, probability
 from attlas.analysis.show.views import Request, views_of
 
 GRID = (2, 3)
@@ -251,9 +252,21 @@ def test_images_are_chosen_by_name_by_chance_and_in_order(store: Any, monkeypatc
         type(store), "read", lambda self, name, *at: given if name == "label" else read(self, name, *at)
     )
     assert Selection(sort="label", count=5).of(store) == [2, 1, 0, 3, 4]
-    entropy = store.read("entropy")[:, -1].mean(axis=1) if "entropy" in store else None
-    if entropy is not None:
-        assert Selection(sort="entropy", count=5).of(store) == list(np.argsort(entropy))
+
+
+def test_the_sharpest_say_how_sharp_they_are(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a.zarr", reduce=True)
+    last = store.read("entropy")[:, -1].astype(np.float64).mean(axis=1)
+    sharpest = [int(image) for image in np.argsort(last) if store.read("valid", image)][:2]
+    assert Selection(sort="entropy", count=2).of(store) == sharpest
+    words = said(attlas.show(store.path, sort="entropy", count=2))
+    for image in sharpest:
+        assert f"entropy {last[image]:.2f} nats, layer 1" in words
+
+
+def test_probabilities_are_told_from_0() -> None:
+    shares = 0.999, 0.476, 0.0104, 0.0017, 0.00123, 0.0001, 0.00001
+    assert [probability(share) for share in shares] == ["1.00", "0.48", "0.01", "0.0017", "0.0012", "0.0001", "<0.0001"]
 
 
 def test_a_folder_holds_an_overlay_of_every_image(store: Any, folder: Path, tmp_path: Path) -> None:
