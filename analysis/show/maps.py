@@ -27,6 +27,7 @@ __all__ = [
     "UNIFORM",
     "Choice",
     "View",
+    "check_choice",
     "check_codes",
     "maps_of",
     "matrices",
@@ -134,6 +135,21 @@ def named(text: str) -> Statistic:
         known = [s.name for s in CATALOG.values() if s.listed and s.dims[-2:] == GRID and s.rows]
         raise UsageError(f"--map {one.name}: is no map over a picture's patches; there are {', '.join(known)}")
     return one
+
+
+def check_choice(maps: Sequence[Statistic], choice: Choice, *, pinned: bool = False) -> None:
+    """Refuse a layer or head that none of these maps has, nor a chosen patch (`pinned`).
+
+    Raises:
+        UsageError: with the first map.
+    """
+    if not maps or pinned:
+        return
+    for dim, value, why in (
+        ("layer", choice.layers, "follows all layers"), ("head", choice.head, "is one map of all heads"),
+    ):  # fmt: skip
+        if value is not None and not any(dim in one.dims for one in maps):
+            raise UsageError(f"--{dim} {value}: {maps[0].name.partition('.')[0]} {why}")
 
 
 def needed(maps: Sequence[Statistic]) -> set[str]:

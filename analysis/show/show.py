@@ -18,8 +18,9 @@ from ..report.plots.overlay import Look
 from ..report.plots.style import style as styled
 from ..statistics.gradients import weighs
 from .choose import Selection
-from .maps import Choice, Layers, named, needed
+from .maps import Choice, Layers, check_choice, named, needed
 from .subject import Subject, of_graph, of_store
+from .together import check_together
 from .views import Request, drawn, titled
 from .walk import NEEDED as WALKED
 from .walk import walk as walked
@@ -136,9 +137,14 @@ def show(
         UsageError: an option does not fit the graph, the store or the picture, or `output` exists.
         AttlasError: something cannot be read, or was not exported or kept.
     """
+    check_together({
+        "maps": maps, "patch": patch, "at": at, "matrix": matrix, "walk": walk, "threshold": threshold, "style": style,
+        "layer": layer, "image": image, "random": random, "sort": sort, "count": count, "seed": seed,
+    })  # fmt: skip
     if output is not None:
         check_output(Path(output), overwrite)
     chosen = tuple(named(name) for name in ([maps] if isinstance(maps, str) else maps))
+    check_choice(chosen, Choice(layer, head), pinned=patch is not None or at is not None)
     selection = Selection(image, random, sort, count, seed)
     subjects = _subjects(source, picture, chosen, target, walk, images, selection)
     patch = patch if at is None else patch_at(subjects, at)
@@ -155,8 +161,8 @@ def _subjects(
     if _is_graph(source):
         if picture is None:
             raise UsageError(f"{source}: which picture? `attlas show {source} cat.jpg`")
-        if selection.given:
-            raise UsageError(f"{source}: is a graph; --image, --random, --sort and --count choose from a store")
+        if selection.given or images is not None:
+            raise UsageError(f"{source}: is a graph; --image, --random, --sort, --count and --images are for a store")
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
         for one in pictures:
             if isinstance(one, str | os.PathLike) and Path(one).is_dir():
