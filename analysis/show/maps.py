@@ -297,6 +297,11 @@ def readout_views(subject: Subject, choice: Choice) -> list[View]:
         values = stored.times_uniform(row, subject.spec.grid)
         layer = subject.spec.layers[place]
         name = READS[subject.spec.readout]
+        if subject.spec.readout == "mean" and len(values) < subject.spec.heads:  # a store that kept their mean alone
+            if choice.head is not None:
+                raise UsageError(f"--head {choice.head}: {subject.where} kept the mean over heads alone")
+            views.append(View(f"layer {layer}, mean over heads", values[0], name=name, layer=layer))
+            continue
         views += [View(label, v, name=name, layer=layer) for label, v in choice.heads(values, layer)]
     return views
 
@@ -336,7 +341,7 @@ def rollout_view(subject: Subject) -> list[View]:
 def mean_view(subject: Subject, views: Sequence[View]) -> View:
     """The mean of one layer's heads."""
     spec = subject.spec
-    label = f"layer {spec.layers[-1]}" + ", mean over heads" * (len(views) > 1)
+    label = f"layer {spec.layers[-1]}" + ", mean over heads" * (spec.heads > 1)
     return View(label, mean_of(views), name=READS[spec.readout], layer=spec.layers[-1])
 
 

@@ -202,11 +202,12 @@ class Atlas:
             raise MissingError(f"there is no layer at place {place}")
         reader.check(image)
         rows = reader.attention(image, place)
-        *arrays, signed = coded(rows, len(spec.prefix), self.levels)
+        found = coded(rows, len(spec.prefix), self.levels)
         header = dict(zip(("heads", "rows", "keys"), rows.shape, strict=True)) | {
-            "prefix": len(spec.prefix), "levels": min(self.levels, 127) if signed else self.levels, "signed": signed,
+            "prefix": len(spec.prefix), "signed": found.signed,
+            "levels": min(self.levels, 127) if found.signed else self.levels,
         }  # fmt: skip
-        return Answer(PACKED, pack(header, *arrays))
+        return Answer(PACKED, pack(header, *found[:4]))
 
     def map(self, reader: Reader, image: int, name: str) -> Answer:
         """A named map in its unit."""

@@ -180,6 +180,17 @@ def test_heads_of_one_layer_share_a_scale(graph: Path, folder: Path, attention: 
     assert scales == pytest.approx(attention[:, :, 0, 1:].mean(axis=1).max(axis=1) * 7, rel=1e-5)
 
 
+def test_a_mean_over_heads_is_called_no_head(graph_factory: Any, folder: Path, tmp_path: Path) -> None:
+    runner.run(graph_factory(prefix=()), folder, tmp_path / "mean.zarr", keep=("attention_mean",), limit=1)
+    store = attlas.Store(tmp_path / "mean.zarr")
+    one = of_store(store, 0)
+    (view,) = readout_views(one, Choice())
+    assert view.label == "layer 1, mean over heads"
+    with pytest.raises(UsageError, match=r"--head 0: .* kept the mean over heads alone"):
+        readout_views(one, Choice(head=0))
+    assert "mean of the patches, layer 1, mean over heads" in said(attlas.show(store.path, image=0))
+
+
 def test_the_legend_speaks_of_what_is_shown(graph: Path, folder: Path) -> None:
     uniform, mean = (
         "× uniform: 1 is what even attention gives, 1/7; square-root",
