@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsageError
 from ..words import counted
-from .shared import note, path_argument, written
+from .shared import note, path_argument
 
 
 class _Numbers(click.types.StringParamType):
@@ -93,10 +93,6 @@ def show(source: str, pictures: tuple[Path, ...], output: Path | None, everythin
     if everything:
         _all(source, pictures, output, options)
         return
-    if options["patch"] is not None and options["at"] is not None:
-        raise UsageError("--patch, --at: choose one")
-    if written("seed") and options["random"] is None:
-        raise UsageError("--seed: draws the images of --random; leave it out, or add --random N")
     path = _named(source, pictures, options["image"]) if output is None else output
     shown = attlas.show(source, list(pictures) or None, output=path, **options)
     note(shown.title)
@@ -114,14 +110,10 @@ def _all(source: str, pictures: tuple[Path, ...], output: Path | None, options: 
     """A folder of overlays."""
     if output is None or pictures:
         raise UsageError("--all: takes a STORE and the folder to write into: -o overlays/")
-    unused = [
-        name for name in ("patch", "at", "head", "image", "random", "sort", "count") if options[name] not in (None, ())
-    ]
-    unused += [name for name in ("matrix", "walk") if options[name]]
-    if unused:
-        raise UsageError(f"--all: one map of every image, without --{unused[0]}")
     from ..analysis.show.folder import overlays
+    from ..analysis.show.together import check_together
 
+    check_together(options | {"all": True})
     names = ("maps", "layer", "threshold", "style", "images", "overwrite")
     made = overlays(source, output, progress=True, **{name: options[name] for name in names})
     note(counted(made, "overlay"))

@@ -73,6 +73,13 @@ class Selection:
             usable = np.array(sorted(usable, key=lambda one: one not in sample))
         return [int(one) for one in usable[: self.count or self.random or FEW]]
 
+    def notes(self, store: Store, images: Sequence[int]) -> list[str]:
+        """What these images are sorted by, where nothing else tells it."""
+        if self.sort != "entropy":
+            return [""] * len(images)
+        last = _entropy(store)
+        return [f"entropy {last[one]:.2f} nats, layer {store.spec.layers[-1]}" for one in images]
+
 
 def _need(store: Store, image: int) -> None:
     """Refuse an image that the store does not have, or could not read."""
@@ -99,6 +106,11 @@ def _index(store: Store, one: str | int) -> int:
     raise UsageError(f"--image {one}: {store.path} has no such path; the first is {paths[0]}")
 
 
+def _entropy(store: Store) -> Any:
+    """(image), of the last layer, mean over heads."""
+    return store.read("entropy", (slice(None), len(store.spec.layers) - 1)).astype(np.float64).mean(axis=1)
+
+
 def _sorted(store: Store, usable: Any, key: str) -> Any:
     """Images in order of a key."""
     if key not in SORTS:
@@ -108,8 +120,7 @@ def _sorted(store: Store, usable: Any, key: str) -> Any:
     if key == "entropy":
         if "entropy" not in store:
             raise AttlasError(f"{store.path}: holds no entropy to sort by; `attlas analyze` computes it")
-        last = store.read("entropy", (slice(None), len(store.spec.layers) - 1)).astype(np.float64).mean(axis=1)
-        return usable[np.argsort(last[usable], kind="stable")]
+        return usable[np.argsort(_entropy(store)[usable], kind="stable")]
     if "logits" not in store or not (store.read("label_class")[usable] >= 0).any():
         raise UsageError(f"--sort error: {store.path} has no labels that name classes of the model")
     logits, truth = store.read("logits").astype(np.float64)[usable], store.read("label_class")[usable]

@@ -21,9 +21,9 @@ from ..formulas import mass_mask
 from ..originals import folder_of
 from ..report.plots.overlay import Look, blended, colours_of
 from ..statistic import INPUTS, Statistic
-from .maps import Choice, Layers, mean_of, named
+from .maps import SHARE, Choice, Layers, check_choice, mean_of, named
 from .subject import Subject, of_batch
-from .views import Request, views_of
+from .views import Request, hard, views_of
 
 __all__ = ["overlays"]
 
@@ -67,6 +67,7 @@ def overlays(
     if len(maps) > 1 or layer == "all":
         raise UsageError("--all: writes one map of each image; name one --map, and one --layer")
     request = Request(Choice(layer), tuple(named(name) for name in maps), threshold=threshold, look=style)
+    check_choice(request.maps, request.choice)
     _check(store, folder, images, overwrite)
     say = progress if callable(progress) else (lambda _done, _total: None)
     only = set(store.plan.sample) if images is None else None
@@ -115,6 +116,7 @@ def _write(one: Subject, request: Request, folder: Path) -> None:
     views = views_of(one, request)
     values = mean_of(views)
     mask = None if request.threshold is None else mass_mask(values, request.threshold)
+    values = hard(one, values) if views[0].unit == SHARE else values
     scale = colours_of(values, root=views[0].root)
     assert one.pixels is not None
     ground = one.pixels if request.look == "overlay" else np.full_like(one.pixels, 255)

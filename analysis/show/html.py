@@ -13,7 +13,7 @@ from ...engine.runtime.results import Result
 from ...errors import AttlasError
 from ..report.plots.overlay import blended, colours_of
 from .maps import Choice, mean_of, readout_views
-from .subject import of_result
+from .subject import of_result, probability
 
 __all__ = ["of_result_html"]
 
@@ -48,7 +48,8 @@ def _row(result: Result, index: int) -> str:
     except (AttlasError, KeyError):  # a session may have been asked for other outputs alone
         cells.append("")
     top = "".join(
-        f'<tr><td style="{CELL}">{html.escape(name)}</td><td style="{CELL};text-align:right">{share:.2f}</td></tr>'
+        f'<tr><td style="{CELL}">{html.escape(name)}</td>'
+        f'<td style="{CELL};text-align:right">{html.escape(probability(share))}</td></tr>'
         for name, share in one.top()
     )
     cells.append(f'<table style="{TABLE}">{top}</table>')

@@ -21,17 +21,23 @@ from ..statistics.partials import attention_of, check
 from .subject import Subject
 
 __all__ = [
+    "MEAN",
     "READS",
+    "SHARE",
+    "UNIFORM",
     "Choice",
     "View",
+    "check_choice",
     "check_codes",
     "maps_of",
     "matrices",
     "mean_of",
+    "mean_view",
     "named",
     "needed",
     "query_views",
     "readout_views",
+    "rollout_view",
 ]
 
 type Layers = int | Literal["all"] | None
@@ -56,6 +62,7 @@ class View:
         unit: after its printed maximum; `root`: whether colours follow square roots.
         patch: (row, column) of the patch that it is of.
         name: of the map, in words.
+        layer: that it is of, None for what follows all layers.
     """
 
     label: str
@@ -64,6 +71,7 @@ class View:
     root: bool = True
     patch: tuple[int, int] | None = None
     name: str = ""
+    layer: int | None = None
 
     @property
     def title(self) -> str:
@@ -129,6 +137,21 @@ def named(text: str) -> Statistic:
     return one
 
 
+def check_choice(maps: Sequence[Statistic], choice: Choice, *, pinned: bool = False) -> None:
+    """Refuse a layer or head that none of these maps has, nor a chosen patch (`pinned`).
+
+    Raises:
+        UsageError: with the first map.
+    """
+    if not maps or pinned:
+        return
+    for dim, value, why in (
+        ("layer", choice.layers, "follows all layers"), ("head", choice.head, "is one map of all heads"),
+    ):  # fmt: skip
+        if value is not None and not any(dim in one.dims for one in maps):
+            raise UsageError(f"--{dim} {value}: {maps[0].name.partition('.')[0]} {why}")
+
+
 def needed(maps: Sequence[Statistic]) -> set[str]:
     """The outputs of a graph that these maps are made from, beyond attention."""
     asked = {name for one in maps for name in one.needs}
@@ -152,7 +175,7 @@ def maps_of(subject: Subject, one: Statistic, choice: Choice) -> list[View]:
     if one.follows:
         values = _whole(subject, one)
         root = bool({"weighted", "positive"} & set(one.needs))
-        return [View("", values / (values.mean() or 1), MEAN, root, name=name)]
+        return [View("all layers", values / (values.mean() or 1), MEAN, root, name=name)]
     unit, factor = (MEAN, 0.0) if "value_norm" in one.needs else (UNIFORM, float(subject.spec.tokens))
     if one.name.partition(".")[0] == "mass_mask":
         unit, factor = SHARE, 1.0
@@ -161,7 +184,7 @@ def maps_of(subject: Subject, one: Statistic, choice: Choice) -> list[View]:
         values, layer = _of_layer(subject, one, place), subject.spec.layers[place]
         values = values * (factor or 1 / (values.mean() or 1))
         each = choice.heads(values, layer) if "head" in one.dims else [(f"layer {layer}", values)]
-        views += [View(label, v, unit, name=name) for label, v in each]
+        views += [View(label, v, unit, name=name, layer=layer) for label, v in each]
     return views
 
 
@@ -272,8 +295,14 @@ def readout_views(subject: Subject, choice: Choice) -> list[View]:
         if row is None:
             row = attention(subject, place, "the readout")[:, list(readout_rows(subject.spec))].mean(axis=1)
         values = stored.times_uniform(row, subject.spec.grid)
-        each = choice.heads(values, subject.spec.layers[place])
-        views += [View(label, v, name=READS[subject.spec.readout]) for label, v in each]
+        layer = subject.spec.layers[place]
+        name = READS[subject.spec.readout]
+        if subject.spec.readout == "mean" and len(values) < subject.spec.heads:  # a store that kept their mean alone
+            if choice.head is not None:
+                raise UsageError(f"--head {choice.head}: {subject.where} kept the mean over heads alone")
+            views.append(View(f"layer {layer}, mean over heads", values[0], name=name, layer=layer))
+            continue
+        views += [View(label, v, name=name, layer=layer) for label, v in choice.heads(values, layer)]
     return views
 
 
@@ -298,8 +327,22 @@ def query_views(subject: Subject, patch: tuple[int, int], choice: Choice) -> lis
     for place in choice.places(subject):
         whole = attention(subject, place, "a patch's row")
         values = np.asarray(formulas.query_map(whole, spec.grid, *patch), np.float64) * spec.tokens
-        views += [View(label, v, patch=patch) for label, v in choice.heads(values, spec.layers[place])]
+        layer = spec.layers[place]
+        views += [View(label, v, patch=patch, layer=layer) for label, v in choice.heads(values, layer)]
     return views
+
+
+def rollout_view(subject: Subject) -> list[View]:
+    """Rollout, where the graph or the store gives it."""
+    values = stored.rollout_map(subject.store, subject.image)
+    return [] if values is None else [View("all layers", values / values.mean(), MEAN, False, name="rollout")]
+
+
+def mean_view(subject: Subject, views: Sequence[View]) -> View:
+    """The mean of one layer's heads."""
+    spec = subject.spec
+    label = f"layer {spec.layers[-1]}" + ", mean over heads" * (spec.heads > 1)
+    return View(label, mean_of(views), name=READS[spec.readout], layer=spec.layers[-1])
 
 
 def matrices(subject: Subject, choice: Choice) -> list[View]:

@@ -15,8 +15,9 @@ from matplotlib.patches import Rectangle
 
 from ..report.numbers import Floats
 from ..report.plots.overlay import Look, chosen, grid_lines, overlay
-from ..report.plots.sheet import LINES, Sheet, scale_of
+from ..report.plots.sheet import Sheet, scale_of
 from ..report.plots.style import ACCENT, COLOURS, FAINT, INK, QUIET, WIDE, style
+from .subject import probability
 
 __all__ = ["Block", "Cell", "Place", "bars", "image", "matrix", "over", "photograph", "sheet"]
 
@@ -90,7 +91,7 @@ def _wrapped(text: str, length: int) -> list[str]:
     return textwrap.wrap(text, length)
 
 
-def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "") -> Any:
+def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "", key: str = "maximum") -> Any:
     """A figure as wide as a page: what it is of, the blocks, and how colours are read.
 
     Args:
@@ -98,6 +99,7 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "") -> An
         facts: under it, quiet.
         blocks: from top to bottom.
         foot: a sentence beside the key of colours; "" for neither.
+        key: where the key's colours end; "" for no key.
     """
     lines, titles, told = _wrapped(foot, 100), _wrapped(title, 92), _wrapped(facts, 134)
     head = 0.47 + BOLD * (len(titles) - 1) + LINE * (len(told) - 1)
@@ -115,9 +117,11 @@ def sheet(title: str, facts: str, blocks: Sequence[Block], foot: str = "") -> An
             _draw(page, block, top)
             top += block.height
         if foot:
-            _key(page, top + 0.04)
+            if key:
+                _key(page, top + 0.04, key)
+            left = MARGIN + (1.3 + 0.045 * len(key) if key else 0.0)
             for at, line in enumerate(lines):
-                page.text(MARGIN + 1.62, top + 0.08 + at * LINE, line, 6.5, color=QUIET)
+                page.text(left, top + 0.08 + at * LINE, line, 6.5, color=QUIET)
         page.done()
     return figure
 
@@ -142,13 +146,13 @@ def _draw(page: Sheet, block: Block, top: float) -> None:
         top += max(c.aspect for c in row) * edge + GAP
 
 
-def _key(page: Sheet, top: float) -> None:
-    """The colours from 0 to each map's printed maximum."""
+def _key(page: Sheet, top: float, high: str) -> None:
+    """The colours from 0 to each map's printed maximum, or to what `high` says."""
     left = MARGIN + 0.12
     place = {"extent": (left, left + 0.9, top + 0.08, top), "aspect": "auto"}
     page.ax.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, **place)
     page.text(MARGIN, top + 0.04, "0", 6.5, color=QUIET)
-    page.text(MARGIN + 1.06, top + 0.04, "maximum", 6.5, color=QUIET)
+    page.text(MARGIN + 1.06, top + 0.04, high, 6.5, color=QUIET)
 
 
 def _cut(text: str, length: int) -> str:
@@ -204,25 +208,36 @@ def matrix(
     *,
     linear: bool = False,
     aspect: float = 1.0,
+    printed: str = "",
 ) -> Cell:
-    """Numbers in rows and columns, after so many of which a line is drawn (if negative, after rows alone).
+    """Numbers in rows and columns, the first `lines` of which stand apart, and wider (if negative, of rows alone).
 
-    Colours end at the largest 0.5 %, for a diagonal would leave the rest black.
+    Colours end at the largest 0.5 %, for a diagonal would leave the rest black. `printed` stands in the corner.
     """
     low, high = limits or (0.0, float(np.nanquantile(values, 0.995)) or 1.0)
 
     def draw(page: Sheet, place: Place) -> None:
         scale = Normalize(low, high) if linear else scale_of((low, high), True)
-        page.ax.imshow(values, extent=place, aspect="auto", cmap=colours, norm=scale)
         left, right, bottom, top = place
-        if lines:
-            y = top + (bottom - top) * abs(lines) / len(values)
-            page.ax.plot([left, right], [y, y], color=LINES if colours == COLOURS else INK, lw=0.5)
-        if lines > 0:
-            x = left + (right - left) * lines / values.shape[1]
-            page.ax.plot([x, x], [top, bottom], color=LINES if colours == COLOURS else INK, lw=0.5)
+        for rows, above, below in _apart(len(values), abs(lines)):
+            for columns, before, after in _apart(values.shape[1], max(lines, 0)):
+                across = (left + (right - left) * before, left + (right - left) * after)
+                down = (top + (bottom - top) * below, top + (bottom - top) * above)
+                options = {"extent": (*across, *down), "aspect": "auto", "cmap": colours, "norm": scale}
+                page.ax.imshow(values[rows, columns], **options)
+        if printed:
+            box = {"fc": "#010101", "ec": "none", "alpha": 0.6, "pad": 1.6}
+            page.text(left + 0.05, bottom - 0.09, printed, 6, color="#fefefe", bbox=box)
 
     return Cell(label, aspect, draw)
+
+
+def _apart(count: int, first: int) -> list[tuple[slice, float, float]]:
+    """Rows in one piece, or the first ones apart and so wide that they are seen; with each piece's begin and end."""
+    if not first:
+        return [(slice(None), 0.0, 1.0)]
+    edge, gap = min(max(first / count, 0.02 * first), 0.4), 0.012
+    return [(slice(0, first), 0.0, edge), (slice(first, None), edge + gap, 1.0)]
 
 
 def bars(label: str, shares: Sequence[tuple[str, float]], aspect: float) -> Cell:
@@ -234,7 +249,7 @@ def bars(label: str, shares: Sequence[tuple[str, float]], aspect: float) -> Cell
         for at, (name, share) in enumerate(shares):
             y, weight = top + at * step, "bold" if at == 0 else "normal"
             page.text(left, y + 0.07, _cut(name, int((right - left) * 14)), 7, color=INK, fontweight=weight)
-            page.text(right, y + 0.07, f"{share:.2f}", 7, color=INK, ha="right", fontweight=weight)
+            page.text(right, y + 0.07, probability(share), 7, color=INK, ha="right", fontweight=weight)
             page.ax.add_patch(Rectangle((left, y + 0.155), right - left, 0.035, color=FAINT, lw=0))
             page.ax.add_patch(Rectangle((left, y + 0.155), (right - left) * share, 0.035, color=ACCENT, lw=0))
 

@@ -21,8 +21,9 @@ from ..report.plots.overlay import Look
 from ..report.plots.style import style as styled
 from ..statistics.gradients import weighs
 from .choose import Selection
-from .maps import Choice, Layers, named, needed
+from .maps import Choice, Layers, check_choice, named, needed
 from .subject import Subject, of_graph, of_store
+from .together import check_together
 from .views import Request, drawn, titled
 from .walk import NEEDED as WALKED
 from .walk import walk as walked
@@ -139,6 +140,10 @@ def show(
         UsageError: an option does not fit the graph, the store or the picture, or `output` exists.
         AttlasError: something cannot be read, or was not exported or kept.
     """
+    check_together({
+        "maps": maps, "patch": patch, "at": at, "matrix": matrix, "walk": walk, "threshold": threshold, "style": style,
+        "layer": layer, "image": image, "random": random, "sort": sort, "count": count, "seed": seed,
+    })  # fmt: skip
     if output is not None:
         check_output(Path(arguments.path(output, "output")), overwrite)
     source, head = arguments.path(source, "source", "the path of a graph or a store"), _or_none(head, "head")
@@ -148,6 +153,7 @@ def show(
     chosen = tuple(named(name) for name in arguments.names(maps, "maps"))
     image = arguments.several(image, "image", (str, SupportsIndex), "a path or an index, or a list of them")
     random, count, seed = _or_none(random, "random"), _or_none(count, "count"), arguments.whole(seed, "seed")
+    check_choice(chosen, Choice(layer, head), pinned=patch is not None or at is not None)
     selection = Selection(image, random, sort, count, seed)
     target = arguments.whole(target, "target", "the index of a class, or -1")
     subjects = _subjects(source, picture, chosen, target, walk, images, selection)
@@ -165,8 +171,8 @@ def _subjects(
     if _is_graph(source):
         if picture is None:
             raise UsageError(f"{source}: which picture? `attlas show {source} cat.jpg`")
-        if selection.given:
-            raise UsageError(f"{source}: is a graph; --image, --random, --sort and --count choose from a store")
+        if selection.given or images is not None:
+            raise UsageError(f"{source}: is a graph; --image, --random, --sort, --count and --images are for a store")
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
         for one in pictures:
             if isinstance(one, str | os.PathLike) and Path(one).is_dir():
@@ -185,7 +191,11 @@ def _subjects(
     if target != -1:
         raise UsageError(f"--target {target}: of a store, the class is that of the run, `attlas run --target`")
     folder = folder_of(images)
-    return [of_store(store, one, folder) for one in selection.of(store)]
+    chosen = selection.of(store)
+    return [
+        dataclasses.replace(of_store(store, one, folder), note=note)
+        for one, note in zip(chosen, selection.notes(store, chosen), strict=True)
+    ]
 
 
 def _is_graph(source: str | os.PathLike[str]) -> bool:

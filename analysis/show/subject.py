@@ -18,7 +18,7 @@ from ..report import images as stored
 if TYPE_CHECKING:
     from ...engine.store.store import Store
 
-__all__ = ["Fresh", "Subject", "of_batch", "of_graph", "of_result", "of_store"]
+__all__ = ["Fresh", "Subject", "of_batch", "of_graph", "of_result", "of_store", "probability"]
 
 # What a graph is asked for whatever is shown; all else only where a map needs it.
 ALWAYS = ("attention", "logits", "pool_attention")
@@ -54,6 +54,7 @@ class Subject:
         logits: (class), None for a model without classes.
         label: what the dataset says it is, in words, or "".
         target: the class that gradients are of, in words, where it is not the predicted one.
+        note: what it was chosen by, or "".
     """
 
     store: Store
@@ -65,6 +66,7 @@ class Subject:
     logits: npt.NDArray[Any] | None = None
     label: str = ""
     target: str = ""
+    note: str = ""
 
     @property
     def spec(self) -> GraphSpec:
@@ -83,8 +85,14 @@ class Subject:
     @property
     def title(self) -> str:
         """What the model said of it, and what it is."""
-        said = [f"{name} {share:.2f}" for name, share in self.top(1)]
-        return " · ".join([self.name, *said, *([f"label {self.label}"] if self.label else [])])
+        said = [f"{name} {probability(share)}" for name, share in self.top(1)]
+        label = f"label {self.label}" if self.label else ""
+        return " · ".join(filter(None, [self.name, *said, label, self.note]))
+
+
+def probability(share: float) -> str:
+    """With so many digits that it is told from 0: a model of random weights gives each of 1,000 classes 0.001."""
+    return f"{share:.2f}" if share >= 0.01 else f"{share:.4f}" if share >= 1e-4 else "<0.0001"
 
 
 def of_graph(

@@ -10,12 +10,11 @@ import numpy.typing as npt
 
 from ...errors import UsageError
 from .. import formulas
-from ..report.images import rollout_map
 from ..report.numbers import Floats
-from .maps import MEAN, Choice, View, attention, check_codes, query_views, readout_views
+from .maps import Choice, View, attention, check_codes, query_views, readout_views, rollout_view
 from .page import Block, Cell, bars, image, matrix, photograph, sheet
 from .subject import Subject
-from .views import Request, cell_of, facts
+from .views import Request, cell_of, cells_of, facts, legend
 
 __all__ = ["NEEDED", "walk"]
 
@@ -44,17 +43,18 @@ def walk(subjects: Sequence[Subject], request: Request) -> Any:
     place = Choice(None if request.choice.layers == "all" else request.choice.layers).places(one)[0]
     head, patch = request.choice.head or 0, request.patch or (spec.grid[0] // 2, spec.grid[1] // 2)
     Choice(None, head).heads(np.zeros((spec.heads, 1)), spec.layers[place])  # refuses a head that there is not
+    views = [*query_views(one, patch, Choice("all")), *rollout_view(one)]
     blocks = [
         *([_patches(one, one.pixels, patch)] if one.pixels is not None else []),
         _positions(one, patch),
         _vectors(one, place, head),
         _weights(one, place, head, patch),
-        _through(one, "5  What the patch looks at, layer by layer", query_views(one, patch, _every(one)), request),
+        _through(one, "5  What the patch looks at, layer by layer", views[: len(spec.layers)], request),
         *_readout(one, request),
         _prediction(one, request),
     ]
-    foot = f"× uniform: 1 is what even attention gives, 1/{spec.tokens}; square-root scale. × mean: of the map."
-    return sheet(f"{one.title} · from patches to prediction", facts(one), blocks, foot)
+    title = f"{one.title} · from patches to prediction"
+    return sheet(title, facts(one), blocks, legend(one, views, request))
 
 
 def _patches(one: Subject, pixels: npt.NDArray[np.uint8], patch: tuple[int, int]) -> Block:
@@ -170,10 +170,6 @@ def _weights(one: Subject, place: int, head: int, patch: tuple[int, int]) -> Blo
     return Block(cells, 3, f"4  Attention of layer {layer}, head {head}", words)
 
 
-def _every(one: Subject) -> Choice:
-    return Choice("all")
-
-
 def _through(one: Subject, heading: str, views: list[View], request: Request, words: str = "") -> Block:
     """A small map for each layer, or for every few."""
     step = max(1, -(-len(views) // LAYERS))
@@ -186,14 +182,13 @@ def _readout(one: Subject, request: Request) -> list[Block]:
     if one.spec.readout == "pool":
         return []
     words = "Mean over heads. What is gathered here in the last layer is what the prediction is made from."
-    return [_through(one, "6  What the token that is read looks at", readout_views(one, _every(one)), request, words)]
+    return [_through(one, "6  What the token that is read looks at", readout_views(one, Choice("all")), request, words)]
 
 
 def _prediction(one: Subject, request: Request) -> Block:
-    size, rolled = one.spec.image_size, rollout_map(one.store, one.image)
-    cells = [photograph("the picture", one.pixels)] if one.pixels is not None else []
-    if rolled is not None:
-        cells.append(cell_of(one, View("rollout: all layers together", rolled / rolled.mean(), MEAN, False), request))
+    size = one.spec.image_size
+    cells = [photograph("what the model sees", one.pixels)] if one.pixels is not None else []
+    cells += cells_of(one, rollout_view(one), request)
     if shares := one.top():
-        cells.append(bars("the likeliest classes", shares, size[0] / size[1]))
+        cells.append(bars("predicted", shares, size[0] / size[1]))
     return Block(cells, 3, "7  The prediction")

@@ -205,12 +205,12 @@ class Atlas:
             raise MissingError(f"there is no layer at place {place}")
         reader.check(image)
         rows = reader.attention(image, place)
-        sent = coded(rows, len(spec.prefix), self.levels)
+        found = coded(rows, len(spec.prefix), self.levels)
         header = dict(zip(("heads", "rows", "keys"), rows.shape, strict=True)) | {
-            "prefix": len(spec.prefix), "levels": min(self.levels, 127) if sent.signed else self.levels,
-            "signed": sent.signed,
+            "prefix": len(spec.prefix), "signed": found.signed,
+            "levels": min(self.levels, 127) if found.signed else self.levels,
         }  # fmt: skip
-        return Answer(PACKED, pack(header, sent.most, sent.scale, sent.prefix, sent.codes))
+        return Answer(PACKED, pack(header, found.most, found.scale, found.prefix, found.codes))
 
     def map(self, reader: Reader, image: int, name: str) -> Answer:
         """A named map in its unit."""

@@ -13,6 +13,7 @@ from attlas.engine.runtime.session import Session
 from attlas.errors import AttlasError, UsageError
 from PIL import Image
 from support import make_graph, make_picture
+from support_report import make_store
 
 pytest.importorskip("matplotlib")
 
@@ -22,7 +23,7 @@ from attlas.analysis.show.choose import Selection
 from attlas.analysis.show.folder import overlays
 from attlas.analysis.show.maps import Choice, maps_of, matrices, named, query_views, readout_views
 from attlas.analysis.show.show import patch_at
-from attlas.analysis.show.subject import Subject, of_graph, of_result, of_store
+from attlas.analysis.show.subject import Subject, of_graph, of_result, of_store, probability
 from attlas.analysis.show.views import Request, views_of
 
 GRID = (2, 3)
@@ -170,6 +171,63 @@ def said(shown: Any) -> str:
     return " ".join(text.get_text() for axes in shown.figure.axes for text in axes.texts)
 
 
+def test_heads_of_one_layer_share_a_scale(graph: Path, folder: Path, attention: Any) -> None:
+    shown = attlas.show(graph, folder / "p1.png", maps=["readout_map", "class_token_weight"], layer=0, style="side")
+    scales = [image.norm.vmax for axes in shown.figure.axes for image in axes.images[1:-1]]
+    assert scales == pytest.approx([attention[0, :, 0, 1:].max() * 7] * 3, rel=1e-5)
+    each = attlas.show(graph, folder / "p1.png", layer="all", style="side")
+    scales = [image.norm.vmax for axes in each.figure.axes for image in axes.images[1:-1]]
+    assert scales == pytest.approx(attention[:, :, 0, 1:].mean(axis=1).max(axis=1) * 7, rel=1e-5)
+
+
+def test_a_mean_over_heads_is_called_no_head(graph_factory: Any, folder: Path, tmp_path: Path) -> None:
+    runner.run(graph_factory(prefix=()), folder, tmp_path / "mean.zarr", keep=("attention_mean",), limit=1)
+    store = attlas.Store(tmp_path / "mean.zarr")
+    one = of_store(store, 0)
+    (view,) = readout_views(one, Choice())
+    assert view.label == "layer 1, mean over heads"
+    with pytest.raises(UsageError, match=r"--head 0: .* kept the mean over heads alone"):
+        readout_views(one, Choice(head=0))
+    assert "mean of the patches, layer 1, mean over heads" in said(attlas.show(store.path, image=0))
+
+
+def test_the_legend_speaks_of_what_is_shown(graph: Path, folder: Path) -> None:
+    uniform, mean = (
+        "× uniform: 1 is what even attention gives, 1/7; square-root",
+        "× mean: 1 is the map's own mean; linear",
+    )
+    shared = "Heads of one layer share a scale"
+    for options, there in (
+        ({}, {uniform, mean}), ({"maps": "rollout"}, {mean}), ({"layer": 0}, {uniform, shared}),
+        ({"layer": "all"}, {uniform, "Of each layer: the mean over heads."}), ({"walk": True}, {uniform, mean}),
+        ({"maps": "mass_mask"}, {"A mask's patches have the picture's colours."}),
+    ):  # fmt: skip
+        words = said(attlas.show(graph, folder / "p1.png", **options))  # type: ignore[arg-type]
+        for line in (uniform, mean, shared, *there):
+            assert (line in words) == (line in there), (options, line)
+
+
+def test_a_mask_has_hard_cells_and_says_how_many(graph: Path, folder: Path, subject: Subject) -> None:
+    shown = attlas.show(graph, folder / "p1.png", maps="mass_mask", head=0)
+    mask = views_of(subject, Request(Choice(head=0), (named("mass_mask"),)))[0].values > 0
+    assert f"{mask.sum()} of 6 patches" in said(shown)
+    crop, drawn = (np.asarray(image.get_array()) for image in shown.figure.axes[0].images[:2])
+    kept = np.kron(mask, np.ones((8, 8))).astype(bool)
+    np.testing.assert_array_equal(drawn[kept], crop[kept])
+    assert not np.ptp(drawn[~kept].astype(int), axis=-1).any()
+
+
+def test_a_matrix_says_its_maximum_and_covers_nothing(graph: Path, folder: Path, attention: Any) -> None:
+    shown = attlas.show(graph, folder / "p1.png", matrix=True, head=1)
+    assert f"max {attention[1, 1].max() * 7:.3g} × uniform" in said(shown)
+    assert "largest 0.5 %" in said(shown)
+    axes = shown.figure.axes[0]
+    pieces = [np.asarray(image.get_array()) for image in axes.images[:-1]]
+    assert [piece.shape for piece in pieces] == [(1, 1), (1, 6), (6, 1), (6, 6)]
+    np.testing.assert_allclose(np.block([pieces[:2], pieces[2:]]), attention[1, 1] * 7, rtol=1e-5)
+    assert not axes.lines
+
+
 def test_no_title_loses_what_tells_panels_apart(graph: Path, folder: Path, tmp_path: Path) -> None:
     long = tmp_path / f"{'a long name ' * 12}.png"
     long.write_bytes((folder / "p0.png").read_bytes())
@@ -205,9 +263,21 @@ def test_images_are_chosen_by_name_by_chance_and_in_order(store: Any, monkeypatc
         type(store), "read", lambda self, name, *at: given if name == "label" else read(self, name, *at)
     )
     assert Selection(sort="label", count=5).of(store) == [2, 1, 0, 3, 4]
-    entropy = store.read("entropy")[:, -1].mean(axis=1) if "entropy" in store else None
-    if entropy is not None:
-        assert Selection(sort="entropy", count=5).of(store) == list(np.argsort(entropy))
+
+
+def test_the_sharpest_say_how_sharp_they_are(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a.zarr", reduce=True)
+    last = store.read("entropy")[:, -1].astype(np.float64).mean(axis=1)
+    sharpest = [int(image) for image in np.argsort(last) if store.read("valid", image)][:2]
+    assert Selection(sort="entropy", count=2).of(store) == sharpest
+    words = said(attlas.show(store.path, sort="entropy", count=2))
+    for image in sharpest:
+        assert f"entropy {last[image]:.2f} nats, layer 1" in words
+
+
+def test_probabilities_are_told_from_0() -> None:
+    shares = 0.999, 0.476, 0.0104, 0.0017, 0.00123, 0.0001, 0.00001
+    assert [probability(share) for share in shares] == ["1.00", "0.48", "0.01", "0.0017", "0.0012", "0.0001", "<0.0001"]
 
 
 def test_a_folder_holds_an_overlay_of_every_image(store: Any, folder: Path, tmp_path: Path) -> None:
@@ -236,6 +306,20 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"random": 2}, "is a graph; --image"),
     ({"output": "x.gif"}, "a figure is NAME.png"),
     ({"walk": True, "head": 5}, "--head 5"),
+    ({"walk": True, "maps": "rollout"}, "^--walk, --map: choose one"),
+    ({"walk": True, "matrix": True}, "^--walk, --matrix: choose one"),
+    ({"walk": True, "layer": "all"}, "--walk: follows one layer"),
+    ({"matrix": True, "maps": "rollout"}, "^--matrix, --map: choose one"),
+    ({"matrix": True, "patch": (0, 0)}, "^--matrix, --patch: choose one"),
+    ({"matrix": True, "threshold": 0.5}, "^--matrix, --threshold: choose one"),
+    ({"matrix": True, "style": "side"}, "^--matrix, --style: choose one"),
+    ({"patch": (0, 0), "at": (0, 0)}, "^--patch, --at: choose one"),
+    ({"image": 0, "sort": "label"}, "^--image, --sort: choose one"),
+    ({"image": [0], "random": 1}, "^--image, --random: choose one"),
+    ({"seed": 3}, "--seed 3: is of --random N"),
+    ({"maps": "rollout", "layer": 0}, "--layer 0: rollout follows all layers"),
+    ({"maps": ["score_matrix", "rollout"], "head": 0}, "--head 0: score_matrix is one map of all heads"),
+    ({"images": "."}, "--count and --images are for a store"),
     ({"target": 2}, "--target 2: is for maps by gradients; name one, such as --map chefer"),
     ({"target": 2, "maps": "rollout"}, "--target 2: is for maps by gradients"),
 ]

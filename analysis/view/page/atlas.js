@@ -306,7 +306,7 @@ class Atlas {
   // -- deep links -----------------------------------------------------------------------------------------------------
 
   writeHash(push) {
-    if (!this.source.linked) return;
+    if (!this.source.linked || location.protocol === "about:") return; // a frame of a report has no address of its own
     const s = this.state, parts = {};
     if (s.view === "picture") {
       parts.image = this.image(s.item);

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support_report import IMAGES, make_store, spec_of
 
@@ -15,6 +18,8 @@ pytest.importorskip("attlas.analysis.view.api")
 playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright: pip install it")
 from attlas.analysis.statistics import analyze  # noqa: E402
 from attlas.analysis.view import Atlas, Server, write  # noqa: E402
+from attlas.analysis.view.single import embedded  # noqa: E402
+from attlas.engine.store.store import Store  # noqa: E402
 
 # Playwright's expectations wait; its `wait_for_function` would need the `eval` that the page forbids.
 expect = playwright.expect
@@ -191,11 +196,29 @@ def test_as_a_widget(opened: Callable[..., Any], url: str) -> None:
     expect(page.locator(".within .overlay")).to_have_attribute("data-shows", "2/1/attention")
 
 
+def test_a_frame_of_a_report(opened: Callable[..., Any], stores: list[Path], tmp_path: Path) -> None:
+    """It has no address of its own that it could change."""
+    frame = f'<iframe srcdoc="{html.escape(embedded(stores[0], 2))}" width="1200" height="800"></iframe>'
+    path = tmp_path / "report.html"
+    path.write_text(f'<!doctype html><figure class="attlas" data-busy="0">{frame}</figure>', "utf-8")
+    inside = opened(path.as_uri()).frame_locator("iframe")
+    inside.locator(".cell").nth(1).click()
+    expect(inside.locator(".overlay")).to_have_attribute("data-shows", re.compile("/attention$"))
+    inside.locator(".box").press("s")
+    expect(inside.locator("figure").first).to_be_visible()
+
+
 def test_the_single_file(opened: Callable[..., Any], stores: list[Path], tmp_path: Path) -> None:
     page = opened(write(stores, tmp_path / "atlas.html", count=3).as_uri())
     assert page.locator(".cell").count() == 3
     page.locator(".cell").nth(1).click()
     expect(page.locator(".overlay[data-shows$=attention]")).to_have_count(2)
+    image = int(str(page.locator(".overlay").first.get_attribute("data-shows")).partition("/")[0])
+    store = Store(stores[0])
+    row = store.read("attention", (image, 1)).astype(np.float64)[:, 0, len(store.spec.prefix) :]
+    tiles = page.locator(".store").first.locator(".tile[aria-label^='Layer 1,']")
+    for tile, most in enumerate([*row.max(axis=1), row.mean(axis=0).max()]):  # each head, and their mean
+        expect(tiles.nth(tile)).to_have_attribute("title", re.compile(f"at most {float(f'{most:.3g}'):g},"))
     page.locator(".box").first.hover(position={"x": 5, "y": 5})
     expect(page.locator(".says").first).to_contain_text("patch (0, 0)")
     page.keyboard.press("s")
