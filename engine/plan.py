@@ -119,8 +119,8 @@ def make_plan(
         layer_bytes: bytes of one image's attention in one layer, as the graph outputs it; limits a batch.
         image_bytes: bytes stored per image; limits a unit.
         identity: see `Plan`.
-        batch: images per batch; by default a power of two from `layer_bytes`.
-        at_once: images that are inferred at once, a multiple of the batch, which is the default.
+        batch: images per batch, at most all; by default a power of two from `layer_bytes`.
+        at_once: images that are inferred at once, a multiple of the batch, which is the default; also at most all.
         threads: number of units processed at once, over all workers, as far as it is known; limits a unit.
         gpu: whether an accelerator runs the graph; it needs larger batches.
         seed: seed for choosing the sample pictures.
@@ -129,7 +129,8 @@ def make_plan(
         wanted = (CHUNK_BYTES_GPU if gpu else CHUNK_BYTES) // max(layer_bytes, 1)
         batch = max(1, min(MAX_BATCH, wanted, -(-images // MIN_UNITS)))
         batch = 1 << (batch.bit_length() - 1)
-    at_once = at_once or batch
+    batch = min(batch, images)
+    at_once = min(at_once or batch, batch * -(-images // batch))
     batches = -(-UNIT_BYTES // max(image_bytes * at_once, 1))
     most = max(1, min(MAX_UNIT_IMAGES, images // _least_units(threads)) // at_once)
     unit = at_once * max(1, min(batches, most))
