@@ -32,7 +32,7 @@ from .sources.items import UNKNOWN
 from .store.coordinates import COORDINATES, Reserved, arrays, nothing_reserved, with_room
 from .store.schema import CODEC, GRADIENTS, MAX_CHUNK, ArraySpec
 from .store.storage import Url
-from .store.store import Store, read_attrs
+from .store.store import Store
 from .targets import choose
 from .unit import Unit
 from .versions import versions
@@ -145,7 +145,7 @@ def make_job(
     targets = _targets(request, keep, spec, items)
     existing, notes = None, list[str]()
     if request.output.exists() and not request.overwrite:
-        existing = Plan.from_dict(read_attrs(request.output)["plan"])
+        existing = Store(request.output).plan
     identity = _identity(request, contents, items)  # once: it hashes the whole graph
 
     def planned(batch: int | None, at_once: int | None = None) -> Plan:

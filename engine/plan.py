@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from ..exporter.spec import rebuilt
+
 __all__ = ["Plan", "digest", "make_plan", "most_at_once", "spread"]
 
 MIB = 2**20
@@ -25,6 +27,7 @@ ROUNDS = 8  # units of each thread: in the first they all wait for the accelerat
 MAX_BATCH = 64
 HOST_BYTES = 4096 * MIB  # of what all threads get from an accelerator
 SAMPLE = 256
+MOST = 2**31  # images in a store
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +92,18 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Read `to_dict`'s values."""
-        return cls(
-            images=int(data["images"]),
-            batch=int(data["batch"]),
-            unit=int(data["unit"]),
-            sample=tuple(data["sample"]),
-            identity=dict(data["identity"]),
-            at_once=int(data.get("at_once", 0)),
-        )
+        """Read `to_dict`'s values.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: they are none of a plan.
+        """
+        plan: Plan = rebuilt(cls, data)
+        # Today's batches have no more images than there are; those of earlier versions could.
+        if not (0 <= plan.images <= MOST and 1 <= plan.batch <= plan.at_once <= plan.unit <= MOST):
+            raise ValueError(f"{plan.images} images in units of {plan.unit} and batches of {plan.batch}")
+        if not all(0 <= image < plan.images for image in plan.sample):
+            raise ValueError("its sample is not among its images")
+        return plan
 
 
 def make_plan(
