@@ -302,6 +302,7 @@ def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | Non
     for names in (old, new):
         names.setdefault("codec", CODEC)
         names.setdefault("decoder", HOST)
+        names.setdefault("precision", "float32")
     if batch_size is not None:
         # Earlier versions kept a batch of more than all images as it was asked.
         old["batch_size"], new["batch_size"] = min(theirs.batch, theirs.images), ours.batch

@@ -285,6 +285,14 @@ class Reader:
         """Which images are in done units: (image) bool."""
         return np.repeat(self.done, self.plan.unit)[: self.plan.images]
 
+    @property
+    def why_none(self) -> str:
+        """Why there is no image to show, in one line: none is done yet, or none could be read."""
+        if not self.done.all():
+            return f"{self.path}: holds no image that is done and readable yet; `attlas run` goes on with it"
+        first = f" (the first: {self.read('path', 0)}: {self.read('error', 0)})" if self.plan.images else ""
+        return f"{self.path}: none of its {self.plan.images:,} images could be read{first}; run others into a new store"
+
     def batches(self) -> Iterator[range]:
         """The batches of done units, in order: those that can be read now."""
         for k in np.flatnonzero(self.done):

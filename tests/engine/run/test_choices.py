@@ -30,6 +30,9 @@ def test_another_graph_is_refused_with_the_difference(
         run(tiny_graph, pictures, tmp_path / "s.zarr", store_dtype="float32")
     with pytest.raises(AttlasError, match="codec lz4 there, none now"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", codec="none")
+    theirs = Store(tmp_path / "s.zarr").plan
+    with pytest.raises(AttlasError, match="precision float32 there, bfloat16 now"):
+        job._compare(tmp_path, theirs, replace(theirs, identity={**theirs.identity, "precision": "bfloat16"}), None)
     with pytest.raises(AttlasError, match="images 50 there, 9 now"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", limit=9)
     assert chunk_files(tmp_path / "s.zarr") == before
@@ -260,3 +263,22 @@ def test_what_does_not_fit_is_one_line(
     monkeypatch.setattr(Buffers, "__init__", full)
     with pytest.raises(AttlasError, match=r"s\.zarr: needs 5\.1 TiB of memory, .* smaller --batch-size"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4)
+
+
+def test_a_store_of_which_nothing_could_be_read_says_so(tiny_graph: Path, tmp_path: Path) -> None:
+    """That `attlas run` goes on with it was wrong: it is finished."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no picture")
+    path = tmp_path / "s.zarr"
+    assert run(tiny_graph, tmp_path / "images", path).errors == 1
+    commands: list[Callable[[], Any]] = [
+        lambda: attlas.report([path], tmp_path / "r.html"),
+        lambda: attlas.view(path, output=tmp_path / "v.html"),
+        lambda: attlas.show(path, output=tmp_path / "s.png"),
+        lambda: attlas.conform(tiny_graph, against=path),
+    ]
+    for command in commands:
+        with pytest.raises(AttlasError, match=r"s\.zarr: none of its 1 images could be read \(the first: a\.png: "):
+            command()
+    Store(path, writable=True).reopen(0)
+    assert "`attlas run` goes on with it" in Store(path).why_none
