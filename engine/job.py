@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +31,9 @@ from .sources import Items, Source, source_of
 from .sources.duplicates import duplicates
 from .sources.items import UNKNOWN
 from .store.coordinates import COORDINATES, Reserved, arrays, nothing_reserved, with_room
-from .store.schema import CODEC, GRADIENTS, ArraySpec
+from .store.schema import CODEC, GRADIENTS, MAX_CHUNK, ArraySpec
 from .store.storage import Url
-from .store.store import Store, read_attrs
+from .store.store import Store
 from .targets import choose
 from .unit import Unit
 from .versions import versions
@@ -146,7 +147,7 @@ def make_job(
     existing, notes = None, list[str]()
     if request.output.exists() and not request.overwrite:
         _refuse_taken(request.output)
-        existing = Plan.from_dict(read_attrs(request.output)["plan"])
+        existing = Store(request.output).plan
     identity = _identity(request, contents, items)  # once: it hashes the whole graph
 
     def planned(batch: int | None, at_once: int | None = None) -> Plan:
@@ -172,6 +173,8 @@ def make_job(
         plan = planned(min(fits, plan.batch), fits) if fits != plan.batch else plan
     elif not request.dry_run and request.decoder != HOST:
         probe(request.graph, 1, provider=request.provider, decoder=request.decoder)  # before there is a store
+    if existing is None:
+        _check_chunks(contents, plan)
     estimate = _estimate(request, source, items, plan, contents)
     if existing is None:
         notes += _columns_note(renamed)
@@ -189,6 +192,18 @@ def _fitting(request: Request, contents: Contents, plan: Plan, probe: Callable[.
     if accelerates(request.provider) and request.batch_size is None:
         choices["most"] = most_at_once(plan.images, plan.batch, contents.image_bytes, threads)
     return probe(request.graph, plan.batch, **choices)
+
+
+def _check_chunks(contents: Contents, plan: Plan) -> None:
+    """Refuse chunks that no codec encodes."""
+    for template in contents.templates:
+        array = ArraySpec.from_template(template, plan)
+        size = 0 if array.dtype == "str" else math.prod(array.chunks) * np.dtype(array.dtype).itemsize
+        if size > MAX_CHUNK:
+            raise UsageError(
+                f"--batch-size {plan.batch}: a chunk of {array.name} would have {size / 2**30:.3g} GiB, and 2 GiB is "
+                f"the most; choose {plan.batch * MAX_CHUNK // size} or fewer"
+            )
 
 
 def _check_runtime(request: Request, keep: Keep) -> None:
@@ -277,8 +292,10 @@ def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | Non
     for names in (old, new):
         names.setdefault("codec", CODEC)
         names.setdefault("decoder", HOST)
+        names.setdefault("precision", "float32")
     if batch_size is not None:
-        old["batch_size"], new["batch_size"] = theirs.batch, ours.batch
+        # Earlier versions kept a batch of more than all images as it was asked.
+        old["batch_size"], new["batch_size"] = min(theirs.batch, theirs.images), ours.batch
     different = [
         f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now"
         for name in sorted(old.keys() | new.keys())

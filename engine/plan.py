@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from ..exporter.spec import rebuilt
+
 __all__ = ["Plan", "digest", "make_plan", "most_at_once", "spread"]
 
 MIB = 2**20
@@ -25,6 +27,7 @@ ROUNDS = 8  # units of each thread: in the first they all wait for the accelerat
 MAX_BATCH = 64
 HOST_BYTES = 4096 * MIB  # of what all threads get from an accelerator
 SAMPLE = 256
+MOST = 2**31  # images in a store
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +92,18 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Read `to_dict`'s values."""
-        return cls(
-            images=int(data["images"]),
-            batch=int(data["batch"]),
-            unit=int(data["unit"]),
-            sample=tuple(data["sample"]),
-            identity=dict(data["identity"]),
-            at_once=int(data.get("at_once", 0)),
-        )
+        """Read `to_dict`'s values.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: they are none of a plan.
+        """
+        plan: Plan = rebuilt(cls, data)
+        # Today's batches have no more images than there are; those of earlier versions could.
+        if not (0 <= plan.images <= MOST and 1 <= plan.batch <= plan.at_once <= plan.unit <= MOST):
+            raise ValueError(f"{plan.images} images in units of {plan.unit} and batches of {plan.batch}")
+        if not all(0 <= image < plan.images for image in plan.sample):
+            raise ValueError("its sample is not among its images")
+        return plan
 
 
 def make_plan(
@@ -119,8 +125,8 @@ def make_plan(
         layer_bytes: bytes of one image's attention in one layer, as the graph outputs it; limits a batch.
         image_bytes: bytes stored per image; limits a unit.
         identity: see `Plan`.
-        batch: images per batch; by default a power of two from `layer_bytes`.
-        at_once: images that are inferred at once, a multiple of the batch, which is the default.
+        batch: images per batch, at most all; by default a power of two from `layer_bytes`.
+        at_once: images that are inferred at once, a multiple of the batch, which is the default; also at most all.
         threads: number of units processed at once, over all workers, as far as it is known; limits a unit.
         gpu: whether an accelerator runs the graph; it needs larger batches.
         seed: seed for choosing the sample pictures.
@@ -129,7 +135,8 @@ def make_plan(
         wanted = (CHUNK_BYTES_GPU if gpu else CHUNK_BYTES) // max(layer_bytes, 1)
         batch = max(1, min(MAX_BATCH, wanted, -(-images // MIN_UNITS)))
         batch = 1 << (batch.bit_length() - 1)
-    at_once = at_once or batch
+    batch = min(batch, images)
+    at_once = min(at_once or batch, batch * -(-images // batch))
     batches = -(-UNIT_BYTES // max(image_bytes * at_once, 1))
     most = max(1, min(MAX_UNIT_IMAGES, images // _least_units(threads)) // at_once)
     unit = at_once * max(1, min(batches, most))

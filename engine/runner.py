@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -139,7 +140,14 @@ def run(
         how = (team.provider(provider), precision, decoder)
         own = (keep, layers, store_dtype, codec, batch_size, *how, str(target), limit, seed)
         request = Request(path, store, *own, reducer, statistics, overwrite, dry_run, reserved)
-        return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
+        try:
+            return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
+        except MemoryError as error:
+            amount = re.search(r"allocate (\S+ \S+) for", str(error))  # numpy's
+            raise AttlasError(
+                f"{request.output}: needs {amount[1] if amount else 'more'} of memory, which is not there; choose a "
+                "smaller --batch-size, with --overwrite or another output"
+            ) from None
 
 
 def _start(

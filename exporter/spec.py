@@ -32,6 +32,7 @@ __all__ = [
     "Readout",
     "Recipe",
     "Weights",
+    "rebuilt",
 ]
 
 FORMAT = 1
@@ -308,7 +309,7 @@ class GraphSpec:
         Raises:
             AttlasError: `data` is not a spec of attlas, or has a newer format. `where` names its file.
         """
-        number = data.get("attlas_format")
+        number = data.get("attlas_format") if isinstance(data, Mapping) else None
         if not isinstance(number, int):
             raise AttlasError(f"{where}: its metadata has no attlas_format; export the model with `attlas export`")
         if number > FORMAT:
@@ -316,7 +317,7 @@ class GraphSpec:
                 f"{where}: written in format {number}, this attlas reads up to {FORMAT}; install a newer attlas"
             )
         try:
-            found = typing.cast(GraphSpec, _read(cls, data))
+            found = typing.cast(GraphSpec, rebuilt(cls, data))
             found._check()
             return found
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -340,30 +341,36 @@ def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _read(kind: Any, value: Any) -> Any:
-    """Rebuild a value of the annotated type from JSON; unknown keys, as later versions may add, are ignored."""
+def rebuilt(kind: Any, value: Any) -> Any:
+    """A value of the annotated type from JSON; unknown keys, as later versions may add, are ignored.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: it is none.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{value!r} is no object")
         hints = _hints(typing.cast(Any, kind))
         known = {f.name: f for f in dataclasses.fields(kind)}
         needed = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
         missing = [n for n in needed if n not in value]
         if missing:
             raise KeyError(f"no {', '.join(missing)}")
-        return typing.cast(Any, kind)(**{n: _read(hints[n], value[n]) for n in known if n in value})
+        return typing.cast(Any, kind)(**{n: rebuilt(hints[n], value[n]) for n in known if n in value})
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{value!r} is no list")
         each = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(each) != len(value):
             raise ValueError(f"{value!r} should have {len(each)} entries")
-        return tuple(_read(k, v) for k, v in zip(each, value, strict=True))
+        return tuple(rebuilt(k, v) for k, v in zip(each, value, strict=True))
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"{value!r} is none of {', '.join(map(str, arguments))}")
         return value
     if origin is types.UnionType:
-        return None if value is None else _read(next(a for a in arguments if a is not types.NoneType), value)
+        return None if value is None else rebuilt(next(a for a in arguments if a is not types.NoneType), value)
     if kind is float:
         return float(value)
     if kind is bool:

@@ -161,7 +161,7 @@ def _ready(path: Path | Url, say: Say) -> Store:
     store = Store(path)
     done = int((store.done_images & store.read("valid").astype(bool)).sum())
     if not done:
-        raise AttlasError(f"{path}: holds no image that is done and readable yet; `attlas run` goes on with it")
+        raise AttlasError(store.why_none)
     wanted = ["distance_mean"]
     wanted += ["rollout_mean"] if "rollout" in store else []
     wanted += ["score_matrix_mean"] if "attention" in store or "attention_code" in store else []

@@ -63,7 +63,7 @@ class Selection:
                 raise UsageError(f"{name} {value}: show at least one")
         usable = np.flatnonzero(store.done_images & store.read("valid").astype(bool))
         if not usable.size:
-            raise AttlasError(f"{store.path}: holds no image that is done and readable; `attlas run` goes on with it")
+            raise AttlasError(store.why_none)
         if self.random is not None:
             usable = np.random.default_rng(self.seed).permutation(usable)[: self.random]
         if self.sort is not None:

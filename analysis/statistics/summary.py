@@ -84,8 +84,9 @@ def summed_units(store: Store, array: str, done: Mask) -> Mask:
     had = np.zeros_like(done)
     if array in store and store.whole(array):  # else it was lost, and is made again
         attrs: Any = store.array(array).attrs
-        for start, stop in attrs.get("units_summed", ()):
-            had[start:stop] = True
+        with store.reading_attrs(array):
+            for start, stop in attrs.get("units_summed", ()):
+                had[start:stop] = True
     # A share cannot be taken out again.
     return np.zeros_like(done) if (had & ~done).any() else had
 
@@ -96,7 +97,8 @@ def stored_sum(store: Store, statistic: Statistic) -> Totals | Array:
     if statistic.edges is not None:
         return values
     attrs: Any = store.array(statistic.sum_name).attrs
-    return Totals.of_mean(values, float(attrs["images"]))
+    with store.reading_attrs(statistic.sum_name):
+        return Totals.of_mean(values, float(attrs["images"]))
 
 
 def stored_groups(store: Store, statistic: Statistic, by: str) -> dict[Key, Totals]:

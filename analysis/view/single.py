@@ -103,7 +103,7 @@ def chosen(atlas: Atlas, count: int) -> list[int]:
     among = range(store.plan.images) if atlas.folder is not None else store.plan.sample
     found = [i for i in among if usable[i]] or [i for i in range(store.plan.images) if usable[i]]
     if not found:
-        raise AttlasError(f"{store.path}: has no picture to show yet; `attlas run` goes on with it")
+        raise AttlasError(store.why_none)
     return [found[i] for i in spread(len(found), min(count, len(found)))]
 
 

@@ -175,8 +175,10 @@ class Stored:
         good = store.done_images & store.read("valid").astype(bool)
         self._sample = {int(image): at for at, image in enumerate(store.read("sample"))} if images is None else {}
         usable = np.array([i for i in np.flatnonzero(good) if images is not None or int(i) in self._sample], np.int64)
+        if not good.any():
+            raise AttlasError(store.why_none)
         if not len(usable):
-            raise AttlasError(f"{store.path}: holds no image that is done; `attlas run` finishes it")
+            raise AttlasError(f"{store.path}: none of its sample pictures is done and readable; name IMAGES")
         self._indices = usable[spread(len(usable), limit)]
         self.count = len(self._indices)
         self._found: tuple[Source, Items] | None = None if images is None else image_items(store, images)

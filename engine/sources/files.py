@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 import os
@@ -42,6 +43,8 @@ ATTEMPTS = 3
 READERS = 16  # concurrent reads of small remote files: each mostly waits
 MAX_BYTES = 2**30  # limit for one encoded image: a larger file is not a picture, and would fill the memory
 MAX_PATTERN = 1_000_000
+# What another attempt cannot change: the path leads through a file, in a circle, is too long, or to no file at all.
+NO_FILE = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _kept = threading.local()
@@ -106,8 +109,10 @@ def stamp(where: str) -> Stamp | None:
         return None if found is None else Stamp(*found)
     try:
         status = os.stat(where)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, *NO_FILE):
+            return None
+        raise
     return Stamp(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
@@ -115,18 +120,23 @@ def opened(where: str) -> BinaryIO:
     """Open a regular file, or one that a link leads to, for reading and seeking.
 
     Raises:
-        ChangedError: it is not a regular file.
+        ChangedError: it is not a regular file, or no file can have that path.
         OSError: it cannot be opened.
     """
     if is_url(where):
         return remote.opened(where)
     # Without O_NONBLOCK a named pipe would block the run forever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = io.FileIO(os.open(where, flags), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    try:
+        descriptor = os.open(where, flags)
+    except OSError as error:
+        if error.errno in NO_FILE and error.errno != errno.ENOTDIR:
+            raise ChangedError(f"is no regular file ({error.strerror})") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # FileIO would raise for a folder, and keep it open
         raise ChangedError("is no regular file")
-    return file
+    return io.FileIO(descriptor, "rb")
 
 
 def read(where: str, expected: Stamp | None = None) -> bytes:

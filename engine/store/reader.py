@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from ..plan import Plan
 from . import arrays as layouts
 from .arrays import Array
 from .overview import as_html, as_text, overview
-from .reading import DamagedError, by_analysis, read_attrs, reading
+from .reading import DamagedError, by_analysis, checked, read_attrs, reading
 from .schema import LAYERED
 from .storage import ROOT, Storage, Url, storage_at
 
@@ -49,9 +49,10 @@ class Reader:
         self.path: Path | Url = self.storage.path
         attrs = read_attrs(self.storage)
         self.spec = GraphSpec.from_dict(attrs["spec"], str(self.path))
-        self.plan = Plan.from_dict(attrs["plan"])
+        self.plan: Plan = checked(attrs, self.path)
         self._writable = writable
         self._open()
+        self.array(MARKS)
 
     def _open(self) -> None:
         with reading(self.path, "its metadata"):
@@ -100,12 +101,28 @@ class Reader:
             AttlasError: there is no such array.
         """
         if name not in self._arrays:
-            try:
-                with self.reading(name):
-                    self._arrays[name] = layouts.member(self._group, name)
-            except KeyError:
-                raise AttlasError(f"{self.path}: holds no {name}; it has {', '.join(self.names)}") from None
+            with reading(self.path, f"the metadata of {name}"):
+                try:
+                    array = layouts.member(self._group, name)
+                except KeyError:
+                    if name in self:
+                        raise
+                    raise AttlasError(f"{self.path}: holds no {name}; it has {', '.join(self.names)}") from None
+                self._check_shape(array)
+                self._arrays[name] = array
         return self._arrays[name]
+
+    def _check_shape(self, array: Array) -> None:
+        """Check that an array is as long as the plan and the spec say.
+
+        Raises:
+            ValueError: it is not.
+        """
+        plan, spec, metadata = self.plan, self.spec, cast(Any, array.metadata)
+        sizes = {"image": plan.images, "sample": len(plan.sample), "unit": plan.units, "layer": len(spec.layers)}
+        for dim, n in zip(metadata.dimension_names or (), array.shape, strict=False):
+            if n != sizes.get(dim, n):
+                raise ValueError(f"{n} along {dim}, where {sizes[dim]} belong")
 
     def dims(self, name: str) -> tuple[str, ...]:
         """The dimension names of an array."""
@@ -190,7 +207,7 @@ class Reader:
             if name in own:
                 wanted = ((key, int(k)) for k in done for key in self._unit_keys(name, own[name], int(k)))
             else:
-                wanted = ((key, -1) for key in self._keys(name))
+                wanted = ((key, -1) for key in self.keys(name))
             key, k = next(((key, k) for key, k in wanted if key not in held), ("", -1))
             if key and k >= 0:
                 raise DamagedError(
@@ -203,6 +220,11 @@ class Reader:
     def reading(self, name: str) -> AbstractContextManager[None]:
         """Convert exceptions from what an array holds to a `DamagedError` that says what mends this array."""
         return reading(self.path, name, lambda: self._mended(name))
+
+    def reading_attrs(self, name: str) -> AbstractContextManager[None]:
+        """`reading` for the attributes of an array of an analysis, which that analysis writes with the array."""
+        again = by_analysis(name).removesuffix("`")
+        return reading(self.path, f"what is said of {name}", lambda: f"{again} --overwrite` writes it again")
 
     def _mended(self, name: str) -> str:
         again = self.again(name)
@@ -226,7 +248,7 @@ class Reader:
 
     def whole(self, name: str) -> bool:
         """Whether every chunk of a small array is there."""
-        return all(map(self.storage.exists, self._keys(name)))
+        return all(map(self.storage.exists, self.keys(name)))
 
     def _check_fill(self, name: str, rows: Any) -> None:
         """`check_whole` of the units that rows, selected as in numpy, touch; nor was the store moved meanwhile."""
@@ -263,6 +285,14 @@ class Reader:
         """Which images are in done units: (image) bool."""
         return np.repeat(self.done, self.plan.unit)[: self.plan.images]
 
+    @property
+    def why_none(self) -> str:
+        """Why there is no image to show, in one line: none is done yet, or none could be read."""
+        if not self.done.all():
+            return f"{self.path}: holds no image that is done and readable yet; `attlas run` goes on with it"
+        first = f" (the first: {self.read('path', 0)}: {self.read('error', 0)})" if self.plan.images else ""
+        return f"{self.path}: none of its {self.plan.images:,} images could be read{first}; run others into a new store"
+
     def batches(self) -> Iterator[range]:
         """The batches of done units, in order: those that can be read now."""
         for k in np.flatnonzero(self.done):
@@ -284,10 +314,10 @@ class Reader:
     def _unit_keys(self, name: str, dim: str, k: int) -> Iterator[str]:
         images, long = self.plan.unit_range(k), self.array(name).chunks[0]
         if dim == "sample":
-            return self._keys(name, [index for index, _ in self.plan.sampled(images)])
-        return self._keys(name, range(images.start // long, -(-images.stop // long)))
+            return self.keys(name, [index for index, _ in self.plan.sampled(images)])
+        return self.keys(name, range(images.start // long, -(-images.stop // long)))
 
-    def _keys(self, name: str, first: Iterable[int] | None = None) -> Iterator[str]:
+    def keys(self, name: str, first: Iterable[int] | None = None) -> Iterator[str]:
         """The keys of an array's chunks; with `first` only those with these indices on the first axis."""
         array = self.array(name)
         index: list[Iterable[int]] = [range(-(-n // c)) for n, c in zip(array.shape, array.chunks, strict=True)]
@@ -313,12 +343,12 @@ class Reader:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record of all runs: versions, provider, seconds per stage. Read again at each call."""
+        """The record of all runs: versions, provider, seconds per stage. Read again at each call; {} if damaged."""
         try:
-            data = json.loads(self.storage.read(f"run/{ROOT}"))
-        except (OSError, ValueError):
+            record = dict(json.loads(self.storage.read(f"run/{ROOT}"))["attributes"])
+            return record if all(isinstance(run, dict) for run in record.get("runs", ())) else {}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return {}
-        return dict(data.get("attributes", {}))
 
 
 def mark_key(k: int) -> str:

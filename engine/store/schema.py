@@ -98,6 +98,7 @@ class ArraySpec:
         return cls(template.name, template.dims, shape, chunks, template.dtype, template.fill, attrs, codec)
 
 
+MAX_CHUNK = 2**31 - 2**10  # bytes, uncompressed: blosc's limit
 KEPT = "kept"  # stands for the dtype of the stored attention
 STORE_DTYPES = ("float16", "float32", "uint8")
 MATRIX = ("layer", "head", "query", "key")

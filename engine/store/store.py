@@ -123,8 +123,8 @@ class Store(Reader):
         try:
             for name in (name for name in names if name in values):
                 self.array(name)[...] = values[name]
-                self.storage.keep(self._keys(name))
-        except OSError as error:
+                self.storage.keep(self.keys(name))
+        except (OSError, ValueError) as error:
             raise AttlasError(f"{self.path}: cannot be written ({one_line(error)})") from None
 
     def mark_done(self, k: int) -> None:
@@ -176,8 +176,9 @@ class Store(Reader):
             OSError: it cannot be written.
         """
         with recording(self.path):
-            data = json.loads(self.storage.read(f"run/{ROOT}"))
-            data.setdefault("attributes", {}).setdefault("runs", []).append(dict(entry))
+            record = self.record
+            record["runs"] = [*record.get("runs", ()), dict(entry)]
+            data = {"attributes": record, "zarr_format": 3, "node_type": "group"}
             self.storage.write(f"run/{ROOT}", json.dumps(data, indent=2).encode())
 
     def sweep(self, *, analysis: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -104,12 +104,14 @@ def _outside(store: Store, *, repair: bool) -> dict[str, str]:
 
 def _first(store: Store, name: str, *, repair: bool) -> str:
     """The first fault of an array, "" if there is none."""
-    array, there, fault = store.array(name), set(store.storage.names(name)), ""
-    later = store.dims(name)[:1] == ("image",) and name not in store.fixed  # rows of an analysis, some not there yet
-    for index in itertools.product(*(range(-(-n // c)) for n, c in zip(array.shape, array.chunks, strict=True))):
-        key = store.chunk_key(name, index)
-        if key.rpartition("/")[2] not in there:
-            fault = fault or ("" if later else f"{key} is missing")
+    array, fault = store.array(name), ""
+    there = {f"{name}/{file}" for file in store.storage.names(name)}
+    if store.dims(name)[:1] != ("image",) or name in store.fixed:  # rows of an analysis may come later
+        missing = next((key for key in store.keys(name) if key not in there), "")
+        fault = f"{missing} is missing" if missing else ""
+    for key in sorted(there):
+        index = tuple(map(int, re.findall(r"\d+", key[len(name) :])))[: array.ndim]
+        if len(index) < array.ndim or store.chunk_key(name, index) != key:  # of an earlier analysis, or no chunk
             continue
         try:
             store.read(name, tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks, strict=True)))

@@ -40,7 +40,7 @@ def test_what_is_inferred_at_once_is_a_whole_number_of_batches(plan: Plan, times
     )
     assert more.unit % more.at_once == 0
     assert [i for k in range(more.units) for part in more.inferred(k) for i in part] == list(range(more.images))
-    assert ("at_once" in more.to_dict()) == (times > 1)
+    assert ("at_once" in more.to_dict()) == (more.at_once > plan.batch)
     assert Plan.from_dict(more.to_dict()) == more
     assert plan.batch <= most_at_once(plan.images, plan.batch, 1)
 
@@ -76,6 +76,14 @@ def test_a_unit_outside_the_plan_is_an_error() -> None:
     plan = make_plan(10, layer_bytes=1, image_bytes=1, identity={}, batch=4)
     with pytest.raises(IndexError):
         plan.unit_range(plan.units)
+
+
+def test_a_batch_has_no_more_images_than_there_are() -> None:
+    """However many are asked for; memory is allocated for a batch."""
+    plan = make_plan(10, layer_bytes=1, image_bytes=1, identity={}, batch=10**13)
+    assert (plan.batch, plan.unit, plan.at_once, plan.units) == (10, 10, 10, 1)
+    plan = make_plan(10, layer_bytes=1, image_bytes=1, identity={}, batch=4, at_once=10**13)
+    assert (plan.batch, plan.unit, plan.at_once, plan.units) == (4, 12, 12, 1)
 
 
 def test_batches_follow_the_size_of_the_attention() -> None:

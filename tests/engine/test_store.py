@@ -22,7 +22,7 @@ def make_store(
     """A store of one array `attention`, shaped (images, *shape), and its plan."""
     plan = make_plan(images, layer_bytes=1, image_bytes=1 << 26, identity={}, batch=batch)
     fill: Any = np.nan if dtype.startswith("float") else 0
-    dims = ("image", "layer", "head", "query", "key")[: 1 + len(shape)]
+    dims = ("image", "layer", "head", "query", "key") if len(shape) == 4 else ("image", "value")[: 1 + len(shape)]
     template = Template("attention" if len(shape) == 4 else "values", dims, shape, dtype, fill)
     spec = make_spec()
     attrs = {"kept": {"layers": list(spec.layers)}}

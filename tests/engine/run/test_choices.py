@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import attlas
 import numpy as np
 import pytest
-from attlas.engine import Session, Store
+from attlas.engine import Session, Store, job
 from attlas.engine.runner import run
 from attlas.engine.store.schema import CODECS
+from attlas.engine.unit import Buffers
 from attlas.errors import AttlasError, UsageError
 from support import chunk_files, make_images, make_picture
 from support_run import paths
@@ -28,6 +30,9 @@ def test_another_graph_is_refused_with_the_difference(
         run(tiny_graph, pictures, tmp_path / "s.zarr", store_dtype="float32")
     with pytest.raises(AttlasError, match="codec lz4 there, none now"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", codec="none")
+    theirs = Store(tmp_path / "s.zarr").plan
+    with pytest.raises(AttlasError, match="precision float32 there, bfloat16 now"):
+        job._compare(tmp_path, theirs, replace(theirs, identity={**theirs.identity, "precision": "bfloat16"}), None)
     with pytest.raises(AttlasError, match="images 50 there, 9 now"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", limit=9)
     assert chunk_files(tmp_path / "s.zarr") == before
@@ -250,3 +255,58 @@ def test_the_store_names_no_path_of_the_machine(tiny_graph: Path, pictures: Path
             assert str(tmp_path).encode() not in data
             assert str(pictures).encode() not in data
             assert os.uname().nodename.encode() not in data or file.suffix != ".json"
+
+
+def test_a_batch_of_more_than_all_images_is_all(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended in a traceback. A store that was begun so by an earlier version is finished."""
+    run(tiny_graph, pictures, tmp_path / "s.zarr", limit=3, batch_size=10**13)
+    plan = Store(tmp_path / "s.zarr").plan
+    assert (plan.batch, plan.unit) == (3, 3)
+    assert run(tiny_graph, pictures, tmp_path / "s.zarr", limit=3, batch_size=64).done == 0
+    make = job.make_plan
+    with monkeypatch.context() as patch:
+        before: Any = lambda *given, **named: replace(make(*given, **named), batch=64, unit=64, at_once=64)  # noqa: E731
+        patch.setattr(job, "make_plan", before)
+        assert run(tiny_graph, pictures, tmp_path / "old.zarr", limit=3, batch_size=64).finished
+    Store(tmp_path / "old.zarr", writable=True).reopen(0)
+    assert run(tiny_graph, pictures, tmp_path / "old.zarr", limit=3, batch_size=64).done == 3
+    assert Store(tmp_path / "old.zarr").plan.batch == 64
+
+
+def test_what_does_not_fit_is_one_line(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that no codec encodes before there is a store; memory with the amount that numpy names."""
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "MAX_CHUNK", 600)
+        with pytest.raises(UsageError, match=r"--batch-size 4: a chunk of attention would .* choose 3 or fewer"):
+            run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4, batch_size=4)
+    assert not (tmp_path / "s.zarr").exists()
+
+    def full(*_: Any) -> None:
+        raise MemoryError("Unable to allocate 5.1 TiB for an array with shape (9,) and data type float32")
+
+    monkeypatch.setattr(Buffers, "__init__", full)
+    with pytest.raises(AttlasError, match=r"s\.zarr: needs 5\.1 TiB of memory, .* smaller --batch-size"):
+        run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4)
+
+
+def test_a_store_of_which_nothing_could_be_read_says_so(tiny_graph: Path, tmp_path: Path) -> None:
+    """That `attlas run` goes on with it was wrong: it is finished."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no picture")
+    path = tmp_path / "s.zarr"
+    assert run(tiny_graph, tmp_path / "images", path).errors == 1
+    commands: list[Callable[[], Any]] = [
+        lambda: attlas.report([path], tmp_path / "r.html"),
+        lambda: attlas.view(path, output=tmp_path / "v.html"),
+        lambda: attlas.show(path, output=tmp_path / "s.png"),
+        lambda: attlas.conform(tiny_graph, against=path),
+    ]
+    for command in commands:
+        with pytest.raises(AttlasError, match=r"s\.zarr: none of its 1 images could be read \(the first: a\.png: "):
+            command()
+    Store(path, writable=True).reopen(0)
+    assert "`attlas run` goes on with it" in Store(path).why_none

@@ -13,7 +13,7 @@ import pytest
 from attlas.engine import Store
 from attlas.engine.sources import Folder, Manifest, open_source
 from attlas.engine.sources.columns import Columns, guessed
-from attlas.engine.sources.items import text
+from attlas.engine.sources.items import ChangedError, text
 from attlas.errors import AttlasError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -284,10 +284,16 @@ def test_a_manifest_follows_links_and_reads_no_pipe(rows: list[Row], tmp_path: P
     (tmp_path / "a.jpg").write_bytes(rows[0][2])
     (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    source = Manifest.scan(write_csv(tmp_path / "l.csv", [{"path": "link.jpg"}, {"path": "pipe.jpg"}]))
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
+    none = ["pipe.jpg", "folder.jpg", "circle.jpg", f"{'long' * 75}.jpg", "a.jpg/b.jpg"]
+    source = Manifest.scan(write_csv(tmp_path / "l.csv", [{"path": path} for path in ("link.jpg", *none)]))
     assert source.read(source.items[0]) == rows[0][2]
-    with pytest.raises(Exception, match="is no regular file"):
-        source.read(source.items[1])
+    for item in source.items[1:]:
+        with pytest.raises(ChangedError, match=r"is no regular file|there is no such file"):
+            source.read(item)
+    with pytest.raises(AttlasError, match="none of 5 files that were looked for is there"):
+        Manifest.scan(write_csv(tmp_path / "none.csv", [{"path": path} for path in none]))
 
 
 def test_the_command_lists_the_first_absent_files_and_ends_with_3(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
