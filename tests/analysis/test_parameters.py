@@ -19,7 +19,18 @@ from attlas.analysis import formulas as f
 from attlas.analysis.statistic import Statistic
 from attlas.engine.store.store import ArraySpec, Store
 from attlas.errors import AttlasError, UsageError
-from support_statistics import BROKEN, IMAGES, NORMED, SPEC, attention, drift, fill_unit, good, make_store, strongest
+from support_statistics import (
+    BROKEN,
+    IMAGES,
+    NORMED,
+    SPEC,
+    attention,
+    drift,
+    fill_unit,
+    good,
+    make_store,
+    strongest,
+)
 
 catalog = pytest.importorskip("attlas.analysis.catalog")
 statistics = pytest.importorskip("attlas.analysis.statistics")
@@ -299,7 +310,12 @@ def test_value_norms_come_to_whoever_names_them(tmp_path: Path) -> None:
         (Statistic("raises", ("layer",), lambda attention: 1 / 0), "its formula fails: ZeroDivisionError"),
         (Statistic("endless", ("layer", "width"), lambda attention: attention), "width has no size; give it by sizes"),
         (Statistic("entropy", ("layer",), lambda attention: attention), "name of one of ours"),
-        (Statistic("label", ("layer",), lambda attention: attention), "is an array of the run"),
+        *(
+            (Statistic(name, ("layer",), lambda attention: attention), "of an array that a run or an analysis makes")
+            for name in ("label", "attention_code", "gradient", "run", "zarr.json", "done", "tokens", "head_output")
+        ),
+        (Statistic("n" * 111, ("layer",), lambda attention: attention), "would have 111 bytes; at most 110"),
+        (Statistic("x_mean_by_label", ("layer",), lambda attention: attention), "of an array that a run or an"),
         (Statistic("sub/name", ("layer",), lambda attention: attention), "no name that an array can have"),
         (dataclasses.replace(DRIFT, formula=lambda gradient: gradient, name="steep"), "attlas export --gradients"),
     ],
