@@ -376,7 +376,10 @@ def _spelled(value: Any) -> str:
     if isinstance(value, tuple):
         return "_".join(map(str, value))
     if isinstance(value, float):
-        return f"{value:.12f}".rstrip("0").rstrip(".")
+        short = f"{value:.12f}".rstrip("0").rstrip(".")
+        # Very large and very small ones have an exponent: 1e-13 is not 0.
+        plain = abs(value) < 1e16 and math.isclose(float(short), value, rel_tol=1e-9)
+        return short if plain else repr(float(value)).replace("+", "")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -216,6 +216,34 @@ def test_codes_are_refused_where_a_parameter_makes_single_values_decide(tmp_path
     statistics.analyze(tmp_path / "s.zarr", ["rollout:residual=0.3"])
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("sink_share:times=1e-13", "sink_share.times-1e-13"),
+        ("sink_share:times=1.5e-13", "sink_share.times-1.5e-13"),
+        ("sink_share:times=0.30000000000000004", "sink_share.times-0.3"),
+        ("sink_share:times=1e308", "sink_share.times-1e308"),
+        ("rollout:residual=0", "rollout.residual-0"),
+    ],
+)
+def test_names_tell_very_small_values_from_0_and_stay_short(text: str, name: str) -> None:
+    (one,) = catalog.resolved([text])
+    assert one.name == name
+    assert catalog.resolved([name])[0].name == name
+
+
+def test_parameters_that_no_attention_reaches_are_refused_without_a_warning(made: Path) -> None:
+    assert (
+        catalog.resolved(["sink_share:times=1e308"])[0].refused(SPEC) == "times 1e+308 is not above 0 and at most 1e9"
+    )
+    assert "at most 1e9" in catalog.resolved(["norm_outlier_share:times=1e308"])[0].refused(SPEC)
+    assert "from 0 to 1e30" in catalog.resolved(["norm_outlier_share:above=1e308"])[0].refused(SPEC)
+    with pytest.raises(
+        UsageError, match=r"entropy.rows-0_1.*: the name of its array would have \d+ bytes; at most 110"
+    ):
+        statistics.analyze(made, [f"entropy:rows={'+'.join(map(str, range(60)))}"])
+
+
 # -- of a user's own --------------------------------------------------------------------------------------------------
 
 
