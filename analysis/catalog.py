@@ -5,18 +5,20 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import arguments
+from ..engine.store.coordinates import OWN
+from ..engine.store.schema import DESCRIBING, FROM_GRAPH, LONG_NAMES
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import formulas
+from .declared import check_name
 from .formulas import norms, row_entropy
 from .formulas.arrays import Array, constant, floating, namespace, patch_part, prefix_of
 from .formulas.histograms import distance_edges, entropy_edges, histogram
-from .statistic import INPUTS, Statistic
+from .statistic import INPUTS, Statistic, sizes
 
 if TYPE_CHECKING:
     from ..engine.store.store import Store
@@ -264,13 +266,39 @@ def resolved(names: Iterable[str | Statistic] | str | Statistic) -> list[Statist
     found: dict[str, Statistic] = {}
     for name in arguments.several(names, "names", (str, Statistic), "names or `Statistic`s"):
         one = name if isinstance(name, Statistic) else _named(name)
-        if not _ours(one) and reserved(one.name):
-            raise UsageError(f"{one.name}: has the name of one of ours, or of an array that they need; choose another")
-        if not re.fullmatch(r"[A-Za-z_][\w.-]*", one.name):
-            raise UsageError(f"{one.name!r} is no name that an array can have: letters, digits and _")
+        check_name(one.name)
+        if not _ours(one):
+            _check_own(one)
         if found.setdefault(one.name, one) is not one and found[one.name] != one:
             raise UsageError(f"there are two statistics of the name {one.name}")
+    _check_beside(list(found.values()))
     return list(found.values())
+
+
+def _check_own(one: Statistic) -> None:
+    """Refuse a statistic of somebody's own in the place of what is ours."""
+    if reserved(one.name) or any(f"{end}_by_" in one.name for end in BY_GROUP):
+        raise UsageError(
+            f"{one.name}: has the name of one of ours, or of an array that a run or an analysis makes; choose another"
+        )
+    if taken := [dim for dim in one.sizes if reserved(dim, ()) or dim.endswith(GROUP[0])]:
+        raise UsageError(f"{one.name}: sizes: {taken[0]} is a dimension of ours; leave it out, or choose another name")
+    if any(kernel != ("images", "formula") for kernel in one.kernels.items()):
+        raise UsageError(f"{one.name}: kernels are of our formulas; there is {{'images': 'formula'}} for one's own")
+
+
+def _check_beside(statistics: Sequence[Statistic]) -> None:
+    """Refuse statistics of somebody's own that would share an array, or a dimension of another size."""
+    arrays: dict[str, str] = {}
+    lengths: dict[str, tuple[str, int]] = {}
+    for one in (one for one in statistics if not _ours(one)):
+        for array in set(written([one])).difference(DIMS):
+            if arrays.setdefault(array, one.name) != one.name:
+                raise UsageError(f"{one.name} and {arrays[array]} both make an array {array}; rename one")
+        for dim, size in one.sizes.items():
+            other, length = lengths.setdefault(dim, (one.name, size))
+            if size != length:
+                raise UsageError(f"{one.name}: {dim} has {size} entries, and {length} of {other}; rename it")
 
 
 def _ours(one: Statistic) -> bool:
@@ -320,7 +348,7 @@ def held(store: Store, own: Iterable[Statistic] = ()) -> list[Statistic]:
             attrs: Any = store.array(name).attrs
             words: dict[str, Any] = {key: attrs[key] for key in ("units", "long_name", "source") if key in attrs}
             words |= {} if set(dims[1:]) <= {"layer", "head", "prefix"} else {"grouped": "asked"}
-            one = Statistic(name, dims[1:], **words)
+            one = Statistic(name, dims[1:], sizes=_own_sizes(store, name), **words)
         if one is not None:
             found.setdefault(one.name, one)
     return list(found.values())
@@ -338,8 +366,14 @@ def summed(store: Store) -> list[Statistic]:
         own = "units_summed" in attrs and dims[:1] != ("image",) and "_by_" not in name
         if own and name not in known and name not in found:
             words = {key: attrs[key] for key in ("units", "long_name", "source") if key in attrs}
-            found[name] = Statistic(name, dims, rows=False, **words)
+            found[name] = Statistic(name, dims, rows=False, sizes=_own_sizes(store, name), **words)
     return list(found.values())
+
+
+def _own_sizes(store: Store, name: str) -> dict[str, int]:
+    """The sizes of an array's dimensions that are not the model's."""
+    there = dict(zip(store.dims(name), store.array(name).shape, strict=True))
+    return {dim: size for dim, size in there.items() if dim != "image" and dim not in sizes(store.spec)}
 
 
 def _perhaps(name: str) -> Statistic | None:
@@ -387,6 +421,13 @@ def _own_names() -> frozenset[str]:
     return frozenset({*CATALOG, *written(CATALOG.values()), *dims, PREDICTED})
 
 
+@functools.cache
+def _laid_out() -> frozenset[str]:
+    """Every array that a run may write, and what its layout needs."""
+    entries = (entry.name for entry in (*FROM_GRAPH, *DESCRIBING))
+    return frozenset({*OWN, *entries, *LONG_NAMES, "position_embedding"})
+
+
 def reserved(name: str, columns: Collection[str] | None = None) -> bool:
     """Whether an array of that name is, or may become, one of an analysis, so that no column should have it.
 
@@ -397,4 +438,7 @@ def reserved(name: str, columns: Collection[str] | None = None) -> bool:
     grouped = {name.removesuffix(end) for end in GROUP if name.endswith(end)}
     by_group |= bool(grouped) if columns is None else not grouped.isdisjoint((PREDICTED, *columns))
     base = name.partition(".")[0]
-    return name in _own_names() or base in CATALOG or base in JUDGED or name.startswith("judged_") or by_group
+    # A source's columns make room for the run's own arrays, whichever these are.
+    laid_out = columns is None and name in _laid_out()
+    ours = name in _own_names() or base in CATALOG or base in JUDGED or name.startswith("judged_")
+    return ours or by_group or laid_out

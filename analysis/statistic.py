@@ -21,6 +21,7 @@ from .. import arguments
 from ..engine.store.schema import Template
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
+from .declared import check_declared
 from .formulas import readout_rows
 from .formulas.histograms import BINS
 
@@ -119,14 +120,17 @@ class Statistic:
         rows: keep one result per image; if False, only the mean or counts over images, under the bare name.
         grouped: also summed up by groups of images: if "asked" for, or "always".
         edges: bin edges of a histogram, whose counts add up; the last dimension is the bins.
-        sizes: of dimensions that only this statistic has.
+        sizes: of dimensions that the model does not have, by name.
         default: computed by every run.
         listed: can be requested by name.
         kernels: faster implementations, by name: in the "fused" pass over a batch; from one "layer" of an image, or of
             a whole "batch"; by "follow"ing the layers; for gradients, the formula on all "images" of a batch.
         given: parameters that differ from their defaults, by keyword.
         within: the smallest and the largest value that there can be, where intervals should know them.
-        dtype, fill: of its rows.
+        dtype, fill: of its rows; the fill is of images that cannot be read.
+
+    Raises:
+        UsageError: something of this does not fit; or the formula takes what there is not.
     """
 
     name: str
@@ -153,7 +157,15 @@ class Statistic:
         object.__setattr__(self, "dims", arguments.names(self.dims, "dims"))
         if self.formula is None:
             return
-        for name, argument in inspect.signature(self.formula).parameters.items():
+        check_declared(self)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
+        try:
+            taken = inspect.signature(self.formula).parameters
+        except ValueError:
+            raise UsageError(
+                f"{self.name}: the arguments of {self.formula!r} cannot be read; wrap it in a def"
+            ) from None
+        for name, argument in taken.items():
             if name not in CONTEXT and argument.default is inspect.Parameter.empty:
                 raise UsageError(
                     f"{self.name}: its formula takes {name}, without a default; there are {', '.join(CONTEXT)}"
@@ -221,7 +233,7 @@ class Statistic:
         unknown = [dim for dim in self.dims if dim not in known]
         if unknown:
             raise UsageError(f"{self.name}: dimension {unknown[0]} has no size; give it by sizes={{{unknown[0]!r}: n}}")
-        return tuple(known[dim] for dim in self.dims)
+        return tuple(int(known[dim]) for dim in self.dims)
 
     def template(self, spec: GraphSpec, layers: int | None = None) -> Template:
         """The array of its rows, with all layers of the graph or so many."""
@@ -378,7 +390,10 @@ def _spelled(value: Any) -> str:
     if isinstance(value, tuple):
         return "_".join(map(str, value))
     if isinstance(value, float):
-        return f"{value:.12f}".rstrip("0").rstrip(".")
+        short = f"{value:.12f}".rstrip("0").rstrip(".")
+        # Very large and very small ones have an exponent: 1e-13 is not 0.
+        plain = abs(value) < 1e16 and math.isclose(float(short), value, rel_tol=1e-9)
+        return short if plain else repr(float(value)).replace("+", "")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

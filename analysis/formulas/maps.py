@@ -127,8 +127,8 @@ def received_attention(attention: Array, grid: tuple[int, int], *, queries: Lite
 
 def sink_mask(attention: Array, grid: tuple[int, int], *, times: float = 4.0) -> Array:
     """Patches that receive more than `times` the uniform attention 1/N: (..., query, key) -> bool (..., y, x)."""
-    if not times > 0:
-        raise UsageError(f"times {times} is not above 0")
+    if not 0 < times <= 1e9:
+        raise UsageError(f"times {times:g} is not above 0 and at most 1e9")
     return received_attention(attention, grid) > times / attention.shape[-1]
 
 

@@ -102,8 +102,8 @@ def norm_outlier_map(token_norm: Array, grid: tuple[int, int], *, times: float =
     Returns:
         (..., y, x), in the norms' dtype or better.
     """
-    if not times > 0 or not above >= 0:
-        raise UsageError(f"times {times} is not above 0, or above {above} is below 0")
+    if not 0 < times <= 1e9 or not 0 <= above <= 1e30:
+        raise UsageError(f"times {times:g} is not above 0 and at most 1e9, or above {above:g} not from 0 to 1e30")
     xp, norm, count = namespace(token_norm), floating(token_norm), math.prod(grid)
     if norm.shape[-1] < count:
         raise UsageError(f"a grid of {grid[0]} x {grid[1]} patches does not fit norms of {norm.shape[-1]} tokens")

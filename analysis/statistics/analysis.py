@@ -144,7 +144,7 @@ def analyze(
             _work_through(work, executor, workers or cores(), show)
             if isinstance(progress, Display):
                 progress.note("summing up")
-            summed = _sum_up(work) if work.source.mask.any() else ()
+            summed, without = _sum_up(work) if work.source.mask.any() else ((), ())
     except OSError as error:
         raise AttlasError(f"{where}: cannot be written ({error.strerror or error})") from None
     return AnalyzeResult(
@@ -155,7 +155,7 @@ def analyze(
         read=work.gathered.read,
         seconds=time.perf_counter() - started,
         finished=bool(work.source.done.all()),
-        notes=(*_notes(work.source, by), *_inference_notes(work.source, by, cluster)),
+        notes=(*_notes(work.source, by), *without, *_inference_notes(work.source, by, cluster)),
     )
 
 
@@ -294,8 +294,12 @@ def _keep(work: Work) -> None:
 # -- the dataset ------------------------------------------------------------------------------------------------------
 
 
-def _sum_up(work: Work) -> tuple[str, ...]:
-    """Write the dataset-level arrays of what the store holds, all of it or what was asked for."""
+def _sum_up(work: Work) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write the dataset-level arrays of what the store holds, all of it or what was asked for.
+
+    Returns:
+        Their names, and notes on statistics without a value.
+    """
     maps = {one.name for one in work.statistics if not one.scalar}
     sums = {name: value for name, value in work.gathered.sums.items() if name in maps}
     found = sums_up([work.source], work.statistics, sums, work.by, work.grouped, work.gathered.groups)
@@ -303,7 +307,14 @@ def _sum_up(work: Work) -> tuple[str, ...]:
         again = sums_up([source], [], {}, column, statistics)
         found |= {name: summed for name, summed in again.items() if not name.startswith(f"{column}_group")}
     _write(work.store, found)
-    return tuple(sorted(found.keys() - {"quantile", "bound"}))
+    empty = [one for one in work.statistics if one.sum_name in found and _nowhere(found[one.sum_name].values)]
+    why = {True: "no image has a value", False: "no entry has a value in every image"}
+    without = tuple(f"{one.name}: its mean is NaN: {why[one.scalar]}" for one in empty)
+    return tuple(sorted(found.keys() - {"quantile", "bound"})), without
+
+
+def _nowhere(mean: Any) -> bool:
+    return np.size(mean) > 0 and bool(np.isnan(mean).all())
 
 
 def _write(store: Store, found: dict[str, Summed]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...engine.store.store import Store
-from ...errors import AttlasError, UsageError
+from ..declared import applied, check_numbers
 from ..kernels import loops, views
 from ..kernels.fused import Reducer
 from ..kernels.layer import Layer
@@ -112,19 +112,10 @@ class Extras:
         return np.array(self._layer.attention)
 
     def _of(self, s: Statistic, image: int, inputs: Mapping[str, Any]) -> Array:
-        """The formula's result, with its shape checked."""
+        """The formula's result, checked."""
         own = {} if self._pooled is None else {"readout": self._pooled[image]}
-        try:
-            found = np.asarray(s({**self._known, **own, **inputs}))
-        except AttlasError:
-            raise
-        except Exception as error:
-            raise UsageError(f"{s.name}: its formula fails: {type(error).__name__}: {error}") from error
-        wanted = tuple(n for dim, n in zip(s.dims, s.shape(self._store.spec), strict=True) if dim != "layer")
-        if found.shape != wanted:
-            dims = ", ".join(f"{dim} {n}" for dim, n in zip([d for d in s.dims if d != "layer"], wanted, strict=True))
-            raise UsageError(f"{s.name}: its formula gives an array of shape {found.shape}, not ({dims})")
-        return found
+        wanted = [n for dim, n in zip(s.dims, s.shape(self._store.spec), strict=True) if dim != "layer"]
+        return check_numbers(s, applied(s, {**self._known, **own, **inputs}, wanted))
 
     def _keep(self, s: Statistic, image: int, found: Array, place: int | None = None) -> None:
         if not s.rows:

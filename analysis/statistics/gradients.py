@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError, UsageError
+from ...exporter.spec import GraphSpec
+from ..declared import applied
 from ..formulas import rollouts
 from ..statistic import INPUTS, Statistic, context
 
@@ -70,12 +72,12 @@ def computed(
         read += size
         for s in statistics:
             if not s.follows:
-                found[s.name].append(_result(s, known | values))
+                found[s.name].append(_result(s, known | values, store.spec))
         for name in {name for s in statistics if s.follows for name in s.needs}:
             inputs[name].append(values[name])
     for s in statistics:
         if s.follows:
-            found[s.name].append(_result(s, known | inputs))
+            found[s.name].append(_result(s, known | inputs, store.spec))
     return {s.name: found[s.name][0] if s.follows else np.stack(found[s.name], axis=1) for s in statistics}, read
 
 
@@ -92,13 +94,16 @@ def _inputs(store: Store, names: Sequence[str], at: tuple[slice, int]) -> tuple[
     return found, read
 
 
-def _result(statistic: Statistic, known: dict[str, Any]) -> Array:
+def _result(statistic: Statistic, known: dict[str, Any], spec: GraphSpec) -> Array:
     """Of all images at once, or of one after another where a formula was not made for that."""
-    if "images" in statistic.kernels:
-        return np.asarray(statistic(known))
-    needs, rows = statistic.needs, []
+    needs = statistic.needs
     first = known[needs[0]]
-    for image in range(len(first[0] if statistic.follows else first)):
+    images = len(first[0] if statistic.follows else first)
+    shape = [n for dim, n in zip(statistic.dims, statistic.shape(spec), strict=True) if dim != "layer"]
+    if "images" in statistic.kernels:
+        return applied(statistic, known, (images, *shape))
+    rows = []
+    for image in range(images):
         own = {n: [a[image] for a in known[n]] if statistic.follows else known[n][image] for n in needs}
-        rows.append(np.asarray(statistic(known | own)))
+        rows.append(applied(statistic, known | own, shape))
     return np.stack(rows)

@@ -14,6 +14,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Floats = npt.NDArray[np.float64]
 
+# Earlier versions took infinite values; their deviation is NaN, which needs no warning at every analysis.
+_QUIET = np.errstate(invalid="ignore")
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -28,6 +31,7 @@ class Moments:
     second: Floats
 
     @classmethod
+    @_QUIET
     def of(cls, values: npt.NDArray[Any]) -> Moments:
         """Gather (image, ...) values."""
         wide = np.asarray(values, np.float64)
@@ -37,6 +41,7 @@ class Moments:
         second = (np.where(there, wide - mean, 0) ** 2).sum(axis=0)
         return cls(count, mean, second)
 
+    @_QUIET
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
         delta = other.mean - self.mean
@@ -83,6 +88,7 @@ class Totals:
         return self.total / self.count if self.count else np.full_like(self.total, np.nan)
 
 
+@_QUIET
 def quantiles(values: npt.NDArray[Any]) -> Floats:
     """Exact quantiles over images, interpolated linearly: (image, ...) -> (quantile, ...), NaN left out."""
     wide = np.asarray(values, np.float64)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from ...engine.store.store import Store, Template
 from ...errors import AttlasError, UsageError
 from ..catalog import CATALOG, named, resolved
+from ..declared import check_numbers
 from ..kernels.fused import Reducer, fused, seen
 from ..statistic import Statistic
 from .chunks import Chunks
@@ -264,8 +265,33 @@ def check(store: Store, statistic: Statistic) -> None:
             "may be 0.1 to 0.5 of the maximum off; `attlas run --store-dtype float16` keeps the values"
         )
     statistic.shape(spec)
-    if why := statistic.refused(spec):
+    if why := statistic.refused(spec) or _clash(store, statistic):
         raise UsageError(f"{name}: {why}")
+
+
+def _clash(store: Store, one: Statistic) -> str:
+    """Why a statistic of somebody's own has no place in a store, empty where it has."""
+    if one.formula is None or isinstance(named(one), str):
+        return ""
+    if not one.rows and (weighs(one) or normed(one)):
+        return "rows=False is for attention alone; of gradients and norms rows are kept"
+    shape = one.shape(store.spec)
+    if one.edges is not None and len(one.edges(store.spec)) != shape[-1] + 1:
+        return f"{shape[-1]} bins have {shape[-1] + 1} edges, not {len(one.edges(store.spec))}"
+    partly = "layer" in one.dims and len(kept_layers(store)) < len(store.spec.layers)
+    if partly and one.rows and np.dtype(one.dtype).kind != "f":
+        return f"dtype {one.dtype} has no NaN for layers that are not kept; float32 has"
+    mine = {one.sum_name: one.dims} | ({one.name: ("image", *one.dims)} if one.rows else {})
+    own = {dim: one.sizes[dim] for dim in one.dims if dim in one.sizes}
+    for array in store.names:
+        dims, there = store.dims(array), store.array(array).shape
+        changed = dims != mine.get(array, dims) or (array in mine and there[len(dims) - len(shape) :] != shape)
+        if changed or (array == one.name and one.rows and store.array(array).dtype != one.dtype):
+            return f"{store.path} has an array {array} of other dimensions, or not {one.dtype}; choose another name"
+        for dim, size in zip(dims, there, strict=True):
+            if own.get(dim, size) != size:
+                return f"{dim} has {own[dim]} entries, and {size} in {array} of {store.path}; choose another name"
+    return ""
 
 
 class _Unit:
@@ -288,8 +314,9 @@ class _Unit:
         self._layers = kept_layers(store)
         self._places = [store.spec.layers.index(layer) for layer in self._layers]
         analyzed = store.attrs.get("analyzed", ())
-        self._has = dict.fromkeys(analyzed, False) if anew else {}
         asked = {s.name: s for s in (*statistics, *grouped)}
+        given = [name for name in analyzed if name not in asked or asked[name].formula is not None]
+        self._has = dict.fromkeys(given, False) if anew else {}
         # Rows of the run are there, or lost: then they do not read.
         self._there = {
             name: store.read(name, self._at)
@@ -369,8 +396,9 @@ class _Unit:
             for some, layers, places in self._read_whole:
                 derived, read = computed(store, some, slice(batch.start, batch.stop), layers) if some else ({}, 0)
                 self._read += read
-                for name, found in derived.items():
-                    self._put(name, at, there, found, places)
+                for s in some:
+                    check_numbers(s, derived[s.name][there])
+                    self._put(s.name, at, there, derived[s.name], places)
 
     def _pool(self, batch: range) -> Array | None:
         """`pool_attention` of a batch, or None if the store has none."""

@@ -19,7 +19,18 @@ from attlas.analysis import formulas as f
 from attlas.analysis.statistic import Statistic
 from attlas.engine.store.store import ArraySpec, Store
 from attlas.errors import AttlasError, UsageError
-from support_statistics import BROKEN, IMAGES, NORMED, SPEC, attention, drift, fill_unit, good, make_store, strongest
+from support_statistics import (
+    BROKEN,
+    IMAGES,
+    NORMED,
+    SPEC,
+    attention,
+    drift,
+    fill_unit,
+    good,
+    make_store,
+    strongest,
+)
 
 catalog = pytest.importorskip("attlas.analysis.catalog")
 statistics = pytest.importorskip("attlas.analysis.statistics")
@@ -232,6 +243,34 @@ def test_codes_are_refused_where_a_parameter_makes_single_values_decide(tmp_path
     statistics.analyze(tmp_path / "s.zarr", ["rollout:residual=0.3"])
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("sink_share:times=1e-13", "sink_share.times-1e-13"),
+        ("sink_share:times=1.5e-13", "sink_share.times-1.5e-13"),
+        ("sink_share:times=0.30000000000000004", "sink_share.times-0.3"),
+        ("sink_share:times=1e308", "sink_share.times-1e308"),
+        ("rollout:residual=0", "rollout.residual-0"),
+    ],
+)
+def test_names_tell_very_small_values_from_0_and_stay_short(text: str, name: str) -> None:
+    (one,) = catalog.resolved([text])
+    assert one.name == name
+    assert catalog.resolved([name])[0].name == name
+
+
+def test_parameters_that_no_attention_reaches_are_refused_without_a_warning(made: Path) -> None:
+    assert (
+        catalog.resolved(["sink_share:times=1e308"])[0].refused(SPEC) == "times 1e+308 is not above 0 and at most 1e9"
+    )
+    assert "at most 1e9" in catalog.resolved(["norm_outlier_share:times=1e308"])[0].refused(SPEC)
+    assert "from 0 to 1e30" in catalog.resolved(["norm_outlier_share:above=1e308"])[0].refused(SPEC)
+    with pytest.raises(
+        UsageError, match=r"entropy.rows-0_1.*: the name of its array would have \d+ bytes; at most 110"
+    ):
+        statistics.analyze(made, [f"entropy:rows={'+'.join(map(str, range(60)))}"])
+
+
 # -- of a user's own --------------------------------------------------------------------------------------------------
 
 
@@ -326,7 +365,12 @@ def test_value_norms_come_to_whoever_names_them(tmp_path: Path) -> None:
         (Statistic("raises", ("layer",), lambda attention: 1 / 0), "its formula fails: ZeroDivisionError"),
         (Statistic("endless", ("layer", "width"), lambda attention: attention), "width has no size; give it by sizes"),
         (Statistic("entropy", ("layer",), lambda attention: attention), "name of one of ours"),
-        (Statistic("label", ("layer",), lambda attention: attention), "is an array of the run"),
+        *(
+            (Statistic(name, ("layer",), lambda attention: attention), "of an array that a run or an analysis makes")
+            for name in ("label", "attention_code", "gradient", "run", "zarr.json", "done", "tokens", "head_output")
+        ),
+        (Statistic("n" * 111, ("layer",), lambda attention: attention), "would have 111 bytes; at most 110"),
+        (Statistic("x_mean_by_label", ("layer",), lambda attention: attention), "of an array that a run or an"),
         (Statistic("sub/name", ("layer",), lambda attention: attention), "no name that an array can have"),
         (dataclasses.replace(DRIFT, formula=lambda gradient: gradient, name="steep"), "attlas export --gradients"),
     ],

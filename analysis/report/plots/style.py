@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import font_manager
 
 __all__ = [
     "ACCENT",
@@ -122,22 +125,54 @@ STYLE: dict[str, Any] = {
     "image.composite_image": False,  # each map keeps its own cells, however many stand on one sheet
 }
 
+# For scripts that the fonts above lack, the first that the machine has: Debian's, Windows's and macOS's.
+SCRIPTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Arial Unicode MS",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+)
+# What matplotlib says of a character that no font has, with the path of whatever drew it; it draws a box.
+UNDRAWN = r"Glyph \d+ .*missing from|Matplotlib currently does not support .* natively"
+# Control characters, which no XML may hold.
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
 
 @contextmanager
 def style() -> Iterator[None]:
     """Matplotlib as figures are drawn with, whatever the user's own settings are."""
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", UNDRAWN, UserWarning)
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(STYLE | {"font.family": [STYLE["font.family"], *_more_fonts()]})
         yield
 
 
+def _more_fonts() -> list[str]:
+    """Of `SCRIPTS`, what matplotlib finds."""
+    found = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in SCRIPTS if name in found]
+
+
 def svg(figure: Any) -> str:
-    """The figure as SVG, with its text as text."""
+    """The figure as SVG, with its text as text; a reader's machine finds fonts for other scripts by itself."""
     target = io.BytesIO()
     with style():
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-    return target.getvalue().decode()
+    drawn = CONTROL.sub("\N{REPLACEMENT CHARACTER}", target.getvalue().decode())
+    for name in _more_fonts():
+        drawn = drawn.replace(f", {name!r}", "")
+    return drawn
 
 
 def write(figure: Any, drawn: str, folder: Path, name: str, scale: float = 1.0) -> None:
