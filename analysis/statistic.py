@@ -150,8 +150,11 @@ class Statistic:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", arguments.names(self.dims, "dims"))
+        arguments.text(self.name, "name")
         if self.formula is None:
             return
+        if not callable(self.formula):
+            raise UsageError(f"{self.name}: formula: pass a function, not {arguments.brief(self.formula)}")
         for name, argument in inspect.signature(self.formula).parameters.items():
             if name not in CONTEXT and argument.default is inspect.Parameter.empty:
                 raise UsageError(
