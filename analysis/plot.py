@@ -258,7 +258,7 @@ def judged(store: Where, ax: Any = None) -> Any:
 
 def examples(store: Where, ax: Any = None, *, count: int = 4) -> Any:
     """Pictures of the store's sample with their maps laid over them, each with its maximum printed."""
-    return _drawn("examples", store, ax, examples=count)
+    return _drawn("examples", store, ax, examples=arguments.whole(count, "count"))
 
 
 def extremes(store: Where, ax: Any = None) -> Any:
@@ -400,6 +400,7 @@ def _on(figure: Figure, ax: Any, panel: str) -> Any:
     from .report.plots.style import NARROW, WIDE, style
 
     titles = [getattr(plot, "title", "") for plot in figure.plots]
+    panel = arguments.text(panel, "panel")
     if panel and panel not in titles:
         near = difflib.get_close_matches(panel, titles, n=1)
         hint = f"did you mean {near[0]}? there" if near else "there"

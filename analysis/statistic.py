@@ -155,8 +155,11 @@ class Statistic:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", arguments.names(self.dims, "dims"))
+        arguments.text(self.name, "name")
         if self.formula is None:
             return
+        if not callable(self.formula):
+            raise UsageError(f"{self.name}: formula: pass a function, not {arguments.brief(self.formula)}")
         check_declared(self)
         object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
         try:

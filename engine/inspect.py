@@ -97,14 +97,16 @@ def screen(store: Mapping[str, Any]) -> Iterator[str]:
     """The result of `inspect` for a store, as lines: one per fact, array or statistic."""
     weights, kept, runs = store["weights"], store["kept"] or {}, store["runs"]
     units = f"{store['units_done']} of {store['units']} done"
+    large = "no large array, "
+    if kept.get("keep"):
+        large = f"{_listed(kept['keep'])}, layers {ranges(kept.get('layers') or ())}, {kept.get('store_dtype')}, "
     facts = {
         "model": f"{store['model']}, {weights['source']} weights {weights['sha256'][:16]}",
         "recipe": store["recipe"] + (", JPEGs decoded on the card" if store["decoder"] != HOST else ""),
         "dataset": f"{store['dataset']}, {store['selection']}",
         "images": f"{store['images_done']:,} of {store['images']:,} done, {store['errors']:,} could not be read",
         "units": f"{units}, {counted(store['images_per_unit'], 'image')} each, in batches of {store['batch']}",
-        "kept": f"{_listed(kept.get('keep'))}, layers {ranges(kept.get('layers') or ())}, {kept.get('store_dtype')}, "
-        f"codec {kept.get('codec', CODEC)}",
+        "kept": f"{large}codec {kept.get('codec', CODEC)}",
         "bytes": f"{amount(store['bytes'])}, format {store['attlas_format']}",
         "runs": f"{len(runs)}{f', the last by {_run(runs[-1])}' if runs else ''}",
     }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -135,6 +136,9 @@ def run(
     keep, layers = arguments.names(keep, "keep"), None if layers is None else arguments.numbers(layers, "layers")
     limit, batch_size = arguments.whole_or_none(limit, "limit"), arguments.whole_or_none(batch_size, "batch_size")
     workers, threads = arguments.whole_or_none(workers, "workers"), arguments.whole_or_none(threads, "threads")
+    provider, codec = arguments.text(provider, "provider"), arguments.text(codec, "codec")
+    if statistics not in (known := get_args(Statistics.__value__)):
+        raise UsageError(f"statistics: pass one of {', '.join(known)}, not {arguments.brief(statistics)}")
     seed, shard = arguments.whole(seed, "seed"), arguments.pair(shard, "shard", "two whole numbers, such as (1, 4)")
     with _executor(workers, scheduler, threads) as team:
         how = (team.provider(provider), precision, decoder)
@@ -234,6 +238,9 @@ def _executor(workers: int | None, scheduler: str | Executor | None, threads: in
     if scheduler is not None and (workers is not None or threads is not None):
         raise UsageError("--scheduler: its own workers do the work; leave out --workers and threads")
     if scheduler is not None and not isinstance(scheduler, str):
+        if not hasattr(scheduler, "units"):
+            wanted = "its address, such as tcp://HOST:8786, or an Executor"
+            raise UsageError(f"scheduler: pass {wanted}, not {arguments.brief(scheduler)}")
         return scheduler
     if scheduler is not None:
         from .executors.dask import Dask

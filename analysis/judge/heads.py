@@ -148,7 +148,7 @@ def judge_heads(
     started = time.perf_counter()
     show = progress if callable(progress) else (lambda _now: None)
     store, graph = arguments.path(store, "store"), arguments.path(graph, "graph")
-    workers = arguments.whole_or_none(workers, "workers")
+    workers, provider = arguments.whole_or_none(workers, "workers"), arguments.text(provider, "provider")
     if silence not in SILENCES:
         raise UsageError(f"--silence {silence}: there are {', '.join(SILENCES)}")
     where = Store(store)

@@ -130,6 +130,7 @@ def judge(
             analysis is writing it.
     """
     steps, workers = arguments.whole(steps, "steps"), arguments.whole_or_none(workers, "workers")
+    provider = arguments.text(provider, "provider")
     store, graph = arguments.path(store, "store"), arguments.path(graph, "graph")
     choice = Choice(maps, steps, fill, str(target), other, masks, boxes, provider, overwrite)
     show = progress if callable(progress) else (lambda _now: None)

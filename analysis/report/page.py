@@ -87,6 +87,7 @@ def report(
     output = Path(arguments.path(output, "output", "the path of the page, NAME.html"))
     folder = None if figures is None else Path(arguments.path(figures, "figures"))
     only, names = arguments.names(only, "only"), arguments.names(names, "names")
+    style = arguments.text(style, "style")
     examples, explore = arguments.whole(examples, "examples"), arguments.whole(explore, "explore")
     _check(len(shown), output, folder, overwrite)
     _check_read(images, boxes, shown)

@@ -128,7 +128,7 @@ class Dask:
             return [Outcome(k, error=error) if isinstance(error, AttlasError) else Outcome(k, lost=in_words(error))]
         try:
             return [Outcome(k, future.result())]
-        except CancelledError:
+        except (CancelledError, OSError):  # the latter where the scheduler goes while it hands the result over
             raise self._cluster.lost() from None
 
 

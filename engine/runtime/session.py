@@ -132,6 +132,7 @@ class Session:
         """
         self.path = Path(expanded(graph, "graph", "the path of an ONNX file"))
         self.spec = read_spec(self.path)
+        provider = arguments.text(provider, "provider")
         self.wanted = tuple(wanted if wanted is not None else (Wanted(o.name) for o in self.spec.outputs))
         check_precision(provider, precision)
         shapes: dict[str, tuple[int, ...]] = {"image": (*self.spec.image_size, 3), TARGET: ()}

@@ -67,6 +67,17 @@ MISTAKES: list[tuple[Callable[[Any], Any], str]] = [
     (lambda a: attlas.show(a.store, target="cat"), "target: pass the index of a class, or -1, not 'cat'"),
     (lambda a: attlas.show(a.store, threshold="half"), "threshold: pass a number"),
     (lambda a: attlas.Session(a.graph)(np.zeros((1, 16, 24, 3), np.uint8), target="cat"), "target: pass a list of"),
+    (lambda a: attlas.plot.examples(a.store, count="x"), "count: pass a whole number"),
+    # choices
+    (lambda a: _run(a, provider=5), "provider: pass a name, not 5"),
+    (lambda a: _run(a, codec=["lz4"]), "codec: pass a name"),
+    (lambda a: _run(a, statistics="x"), "statistics: pass one of auto, card, graph, host, not 'x'"),
+    (lambda a: _run(a, scheduler=5), "scheduler: pass its address, such as tcp://HOST:8786, or an Executor, not 5"),
+    (lambda a: _judge(a, provider=5), "provider: pass a name"),
+    (lambda a: attlas.Session(a.graph, provider=5), "provider: pass a name"),
+    (lambda a: attlas.report(a.store, "r.html", style=["paper"]), "style: pass a name"),
+    (lambda a: attlas.plot.distance(a.store, panel=5), "panel: pass a name"),
+    (lambda a: attlas.Statistic("x", "layer", "y"), "x: formula: pass a function"),
     # pairs and indices
     (lambda a: attlas.show(a.store, patch=5), "patch: pass .row, column., such as .3, 7., not 5"),
     (lambda a: attlas.show(a.store, at=(1, 2, 3)), "at: pass .x, y. in pixels"),

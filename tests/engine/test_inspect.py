@@ -98,3 +98,11 @@ def test_one_is_no_plural() -> None:
         left_out({"special files": 1, "links that lead nowhere": 2}) == "links that lead nowhere: 2, special files: 1"
     )
     assert [ranges(one) for one in ((), (3,), (0, 1), (0, 1, 2, 5, 7, 8))] == ["", "3", "0 to 1", "0 to 2, 5, 7 to 8"]
+
+
+def test_a_store_that_keeps_nothing_large_says_so(store: Path) -> None:
+    data = attlas.inspect(store)
+    said = {keep: next(line for line in screen(data | {"kept": data["kept"] | {"keep": list(keep)}}) if "codec" in line)
+            for keep in ((), ("attention",))}  # fmt: skip
+    assert said[()].split(None, 1)[1] == "no large array, codec lz4"
+    assert said["attention",].split(None, 1)[1] == "attention, layers 0 to 1, float16, codec lz4"
