@@ -158,8 +158,6 @@ class Statistic:
         arguments.text(self.name, "name")
         if self.formula is None:
             return
-        if not callable(self.formula):
-            raise UsageError(f"{self.name}: formula: pass a function, not {arguments.brief(self.formula)}")
         check_declared(self)
         object.__setattr__(self, "dtype", np.dtype(self.dtype).name)
         try:

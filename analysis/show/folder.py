@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from .subject import Subject, of_batch
 from .views import Request, hard, views_of
 
 __all__ = ["overlays"]
+
+LONGEST = 220  # bytes, of 255: `.png`, and what `appearing` puts around it, come on top
 
 
 @shows("images")
@@ -121,8 +124,17 @@ def _write(one: Subject, request: Request, folder: Path) -> None:
     assert one.pixels is not None
     ground = one.pixels if request.look == "overlay" else np.full_like(one.pixels, 255)
     made = blended(ground, values, scale, mask=mask, opacity=0.8 if request.look == "overlay" else 1.0)
-    path = folder / f"{one.name.replace('::', '/').lstrip('/')}.png"
+    path = folder / one.name.replace("::", "/").lstrip("/")
+    path = path.with_name(_fitting(path.name))
     if ".." in path.relative_to(folder).parts:
         raise AttlasError(f"{one.name}: leads out of {folder}")
     with appearing(path) as beside:
         imsave(beside, made, format="png")
+
+
+def _fitting(name: str) -> str:
+    """The overlay's file by its image's, shortened where a file system would not take it, and still unlike others."""
+    whole = name.encode(errors="replace")
+    if len(whole) <= LONGEST:
+        return f"{name}.png"
+    return f"{whole[: LONGEST - 13].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:12]}.png"

@@ -19,6 +19,7 @@ from ...files import appearing
 from ..originals import folder_of
 from ..report.plots.overlay import Look
 from ..report.plots.style import style as styled
+from ..report.plots.style import svg
 from ..statistics.gradients import weighs
 from .choose import Selection
 from .maps import Choice, Layers, check_choice, named, needed
@@ -73,7 +74,10 @@ class Shown:
         check_output(path, overwrite)
         kind = path.suffix.lower()
         with appearing(path) as beside, styled():
-            self.figure.savefig(beside, format=kind[1:], dpi=DPI, metadata=METADATA[kind])
+            if kind == ".svg":
+                beside.write_text(svg(self.figure, DPI), "utf-8")
+            else:
+                self.figure.savefig(beside, format=kind[1:], dpi=DPI, metadata=METADATA[kind])
         return path
 
 

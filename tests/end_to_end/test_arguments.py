@@ -77,7 +77,7 @@ MISTAKES: list[tuple[Callable[[Any], Any], str]] = [
     (lambda a: attlas.Session(a.graph, provider=5), "provider: pass a name"),
     (lambda a: attlas.report(a.store, "r.html", style=["paper"]), "style: pass a name"),
     (lambda a: attlas.plot.distance(a.store, panel=5), "panel: pass a name"),
-    (lambda a: attlas.Statistic("x", "layer", "y"), "x: formula: pass a function"),
+    (lambda a: attlas.Statistic("x", "layer", "y"), "x: 'y' is no function"),
     # pairs and indices
     (lambda a: attlas.show(a.store, patch=5), "patch: pass .row, column., such as .3, 7., not 5"),
     (lambda a: attlas.show(a.store, at=(1, 2, 3)), "at: pass .x, y. in pixels"),

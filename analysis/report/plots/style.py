@@ -164,11 +164,11 @@ def _more_fonts() -> list[str]:
     return [name for name in SCRIPTS if name in found]
 
 
-def svg(figure: Any) -> str:
+def svg(figure: Any, dpi: float | str = "figure") -> str:
     """The figure as SVG, with its text as text; a reader's machine finds fonts for other scripts by itself."""
     target = io.BytesIO()
     with style():
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(target, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
     drawn = CONTROL.sub("\N{REPLACEMENT CHARACTER}", target.getvalue().decode())
     for name in _more_fonts():
         drawn = drawn.replace(f", {name!r}", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -41,3 +42,11 @@ def test_fonts_for_other_scripts_come_after_ours_where_the_machine_has_them(monk
     assert used == ["sans-serif", "STIXGeneral"]
     assert drawn("a cat") == plain
     assert "'DejaVu Sans'" in plain
+
+
+def test_what_is_shown_is_written_as_svg_that_reads(tmp_path: Path) -> None:
+    shown = pytest.importorskip("attlas.analysis.show.show")
+    one = figure.Figure(figsize=(2, 1))
+    one.text(0, 0, "猫\x01")
+    path = shown.Shown(one, "a cat").save(tmp_path / "x.svg")
+    assert ElementTree.fromstring(path.read_text("utf-8")).tag.endswith("svg")
