@@ -40,8 +40,6 @@ def check_declared(one: Statistic) -> None:
     Raises:
         UsageError: a field is of another type, or has a value that it cannot have.
     """
-    if not isinstance(one.name, str):
-        raise UsageError(f"{one.name!r} is no name of a statistic: a name is text")
     if wrong := _wrong(one):
         raise UsageError(f"{one.name}: {wrong}")
 
@@ -52,8 +50,6 @@ def _wrong(one: Statistic) -> str:
         return f"{other[0]}={texts[other[0]]!r} is no text"
     if not callable(one.formula):
         return f"{one.formula!r} is no function"
-    if not isinstance(one.dims, tuple) or not all(isinstance(dim, str) for dim in one.dims):
-        return f"dims={one.dims!r} are no names of dimensions, as ('layer', 'head')"
     if len(set(one.dims)) < len(one.dims) or one.name in one.dims:
         return f"dims={one.dims!r}: each has a name of its own, and not the statistic's"
     if "image" in one.dims:

@@ -28,11 +28,11 @@ SCALARS: dict[str, Any] = {"name": "mine", "dims": ("layer", "head"), "formula":
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
-        ({"name": 5}, "5 is no name"),
+        ({"name": 5}, "name: pass a name, not 5"),
         ({"formula": 5}, "5 is no function"),
         ({"units": 5}, "units=5 is no text"),
         ({"long_name": None}, "long_name=None is no text"),
-        ({"dims": "layer"}, "are no names of dimensions"),
+        ({"dims": 5}, "dims: pass a name, or a list of them, not 5"),
         ({"dims": ("layer", "head", "head")}, "each has a name of its own"),
         ({"dims": ("layer", "mine"), "sizes": {"mine": 2}}, "and not the statistic's"),
         ({"dims": ("image", "layer")}, "leave image out"),
@@ -105,7 +105,7 @@ def normed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_names_are_names_or_statistics_and_share_no_array(normed_store: Path) -> None:
     for wrong in (5, None):
-        with pytest.raises(UsageError, match=f"{wrong} is no name of a statistic"):
+        with pytest.raises(UsageError, match=f"names: pass names or `Statistic`s, not {wrong}"):
             statistics.analyze(normed_store, [wrong])  # type: ignore[list-item]
     one, bins = Statistic(**SCALARS | {"name": "one"}), {"dims": ("bin",), "formula": lambda attention: [1.0, 2.0]}
     with pytest.raises(UsageError, match="one_mean and one both make an array one_mean"):
