@@ -48,7 +48,7 @@ class _Attributes:
     attlas_format: int
     kept: _Kept
     dataset: str = ""
-    selection: str = ""
+    selection: str | None = ""
     coordinates: str = ""
     columns: tuple[str, ...] = ()
     analyzed: tuple[str, ...] = ()

@@ -152,7 +152,7 @@ def test_a_dry_run_says_what_it_would_be(command: Command, tiny_graph: Path, pic
         (["judge", "s", "g.onnx", "x", "--silence", "mean"], 2, "--silence: is what --heads judges by"),
         (["judge", "s", "g.onnx", "x", "--heads", "--fill", "blur"], 2, "--heads: judges no maps; leave --fill out"),
         (["export", "vit_tiny", "-o", "g.onnx", "--seed", "3"], 2, "--seed: draws the weights of --random-init"),
-        (["show", "s", "--seed", "3"], 2, "--seed: draws the images of --random"),
+        (["show", "s", "--seed", "3"], 2, "--seed 3: is of --random N"),
         (["view", "s", "--overwrite"], 2, "--overwrite: is for a file"),
         (["view", "s", "-o", "v.html", "--no-browser"], 2, "--no-browser: is for a page that is served"),
         (["export", "vit_tiny", "-o", "g.onnx", "--pretrained", "--random-init"], 2, "choose one"),

@@ -181,5 +181,5 @@ def test_bfloat16_belongs_to_the_plan(graph_factory: Callable[..., Path], folder
     valid = Store(paths[0]).read("valid")
     variation = np.abs(a - b)[valid].sum(-1) / 2
     assert 1e-4 < variation.mean() < 0.02
-    with pytest.raises(AttlasError, match="precision None there, bfloat16 now"):
+    with pytest.raises(AttlasError, match="precision float32 there, bfloat16 now"):
         attlas.run(graph, folder, paths[0], provider="openvino", precision="bfloat16")

@@ -270,7 +270,7 @@ def test_a_store_that_goes_away_ends_the_run_and_leaves_no_ghost(
     path, aside = tmp_path / "s.zarr", tmp_path / "aside.zarr"
 
     def progress(now: Any) -> None:
-        if now.done == 2:
+        if now.done and path.exists():  # a busy machine reports several units at once
             path.rename(aside)
 
     with pytest.raises(AttlasError, match=r"s\.zarr: is no longer there \(moved or deleted"):
