@@ -134,7 +134,8 @@ def numbers(value: SupportsIndex | Iterable[SupportsIndex], what: str) -> tuple[
     """Several whole numbers, of an array too; one is a list of one. Errors as for `whole`."""
     wanted = "a list of whole numbers"
     alone = isinstance(value, SupportsIndex) and getattr(value, "ndim", 0) == 0
-    return tuple(whole(one, what, wanted) for one in ([value] if alone else _each(value, what, wanted)))
+    each: Iterable[Any] = [value] if alone else _each(value, what, wanted)
+    return tuple(whole(one, what, wanted) for one in each)
 
 
 def pair(value: Any, what: str, wanted: str, *, fractions: bool = False) -> tuple[Any, Any]:
