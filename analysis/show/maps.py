@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import AttlasError, UsageError
 from ...exporter.spec import GraphSpec
+from ...words import ranges
 from .. import formulas
 from ..catalog import CATALOG, resolved
 from ..formulas import rollouts
@@ -98,7 +99,7 @@ class Choice:
         if self.layers is None:
             return [len(spec.layers) - 1]
         if self.layers not in spec.layers:
-            raise UsageError(f"--layer {self.layers}: {subject.where} has the layers {_ranges(spec.layers)}")
+            raise UsageError(f"--layer {self.layers}: {subject.where} has the layers {ranges(spec.layers)}")
         return [spec.layers.index(self.layers)]
 
     def heads(self, values: Floats, layer: int) -> list[tuple[str, Floats]]:
@@ -114,11 +115,6 @@ class Choice:
         if self.layers == "all":
             return [(f"layer {layer}", values.mean(axis=0))]
         return [(f"layer {layer}, head {h}", v) for h, v in enumerate(values)]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    whole = tuple(range(numbers[0], numbers[-1] + 1))
-    return f"{numbers[0]} to {numbers[-1]}" if tuple(numbers) == whole else ", ".join(map(str, numbers))
 
 
 # -- maps by name ------------------------------------------------------------------------------------------------------
