@@ -69,11 +69,19 @@ class PlayedDecoder:
         assert [backend.kind for backend in backends] == ["HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU"]
         assert options == ":fancy_upsampling=1"
 
-    def decode(self, sources: list[Any], *, params: Any, cuda_stream: int) -> list[Played | None]:
+    def decode(
+        self, sources: list[Any], *, params: Any, cuda_stream: int, images: list[Played] | None = None
+    ) -> list[Played | None]:
         assert params.apply_exif_orientation is False
+        assert images is None or len(images) == len(sources)
         self.asked.append(len(sources))
         found = [None if source.data in self.refuses else pillow(source.data) for source in sources]
-        return [None if one is None else Played(255 - one if self.negative else one) for one in found]
+        found = [None if one is None else 255 - one if self.negative else one for one in found]
+        if images is None:
+            return [None if one is None else Played(one) for one in found]
+        for image, one in zip(images, found, strict=True):
+            image.pixels = np.ascontiguousarray(one) if one is not None else image.pixels
+        return [None if one is None else image for image, one in zip(images, found, strict=True)]
 
 
 def pillow(data: bytes) -> np.ndarray:
@@ -125,7 +133,7 @@ def resized() -> Iterator[tuple[str, np.ndarray]]:
             sources.append(noise(case))
             ways.append(way(before, after, name, offset_of(after, crop), crop, BORDER, order))
         addresses = (np.array([one.ctypes.data for one in ones], np.int64) for ones in (crops.values(), sources))
-        Resizer()(Batch(ways, next(addresses)), next(addresses))
+        Resizer(1)(Batch(ways, next(addresses)), next(addresses))
         yield from ((f"{case}/{k}", crop) for case, crop in crops.items())
 
 

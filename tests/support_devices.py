@@ -54,6 +54,14 @@ class FakeCuda:
         stream._obj.value = 1
         return 0
 
+    def cudaDeviceGetStreamPriorityRange(self, least: Any, most: Any) -> int:  # noqa: N802
+        least._obj.value, most._obj.value = 0, -5
+        return 0
+
+    def cudaStreamCreateWithPriority(self, stream: Any, flags: int, priority: Any) -> int:  # noqa: N802
+        assert priority.value == -5
+        return self.cudaStreamCreateWithFlags(stream, flags)
+
     def cudaMemcpyAsync(self, target: Any, source: Any, size: Any, kind: Any, stream: Any) -> int:  # noqa: N802
         self.copies.append((size.value, kind.value))
         if not self.fails:

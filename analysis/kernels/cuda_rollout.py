@@ -75,10 +75,12 @@ def follow_of(shape: Shape) -> Any:
 def _product(shape: Shape) -> Any:
     """Each warp's share of (query) weights times a layer, summed over its heads: into `partial` (warp, key).
 
-    Two lines at a time, all of whose loads are under way before the first product.
+    Two lines at a time, all of whose loads are under way before the first product. Keys after the last are what follows
+    in memory: of them nothing is kept.
     """
-    tokens, last, lines = shape.tokens, shape.tokens - 1, shape.heads * shape.tokens
+    tokens, lines = shape.tokens, shape.heads * shape.tokens
     tiles = -(-tokens // (STEPS * LANES))
+    steps = -(-tokens // (tiles * LANES))  # of a lane, from one key to the next
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
     def product(attention: Any, start: Any, weights: Any, partial: Any) -> None:
@@ -89,9 +91,9 @@ def _product(shape: Shape) -> Any:
         start = np.uint64(start)
         tile = 0
         while tile < tiles:
-            first = tile * STEPS * LANES + lane
+            first = tile * steps * LANES + lane
             step = 0
-            while step < STEPS:
+            while step < steps:
                 sums[step] = ZERO
                 step += 1
             line = warp
@@ -99,20 +101,19 @@ def _product(shape: Shape) -> Any:
                 other = min(line + ROLLOUT_WARPS, lines - 1)
                 weight = weights[np.uint32(line) % np.uint32(tokens)]
                 second = weights[np.uint32(other) % np.uint32(tokens)] if line + ROLLOUT_WARPS < lines else ZERO
-                at, beside = start + np.uint32(line * tokens), start + np.uint32(other * tokens)
+                at, beside = start + np.uint64(line * tokens + first), start + np.uint64(other * tokens + first)
                 step = 0
-                while step < STEPS:
-                    key = np.uint32(min(first + step * LANES, last))
-                    values[step] = np.float32(attention[at + key])
-                    others[step] = np.float32(attention[beside + key])
+                while step < steps:
+                    values[step] = np.float32(attention[at + np.uint64(step * LANES)])
+                    others[step] = np.float32(attention[beside + np.uint64(step * LANES)])
                     step += 1
                 step = 0
-                while step < STEPS:
+                while step < steps:
                     sums[step] += weight * values[step] + second * others[step]
                     step += 1
                 line += 2 * ROLLOUT_WARPS
             step = 0
-            while step < STEPS:
+            while step < steps:
                 if first + step * LANES < tokens:
                     partial[warp, first + step * LANES] = sums[step]
                 step += 1

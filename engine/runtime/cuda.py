@@ -135,11 +135,13 @@ class OnCard(Protocol):
         outputs: the arrays that it fills by name: shape without the image axis, and dtype. The reducer's `templates`,
             `_finite`, and with prefix tokens `prefix_attention` (image, layer, head, prefix, key), in `dtype`.
         pool: whether it needs the pool's own map.
+        margin: values after the last layer's that it may read, and does not use.
     """
 
     dtype: Literal["float16", "float32"]
     outputs: dict[str, tuple[tuple[int, ...], str]]
     pool: bool
+    margin: int
 
     def bind(
         self, batch: int, attention: Memory, stride: int, outputs: Mapping[str, Memory], pool: Memory | None = None
@@ -272,6 +274,13 @@ class Cudart:
             self._own.stream = stream
         return self._own.stream
 
+    def urgent_stream(self) -> int:
+        """A new stream whose kernels go before those of all others, as a number; it is never freed."""
+        stream, least, most = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+        self._check(self._library.cudaDeviceGetStreamPriorityRange(ctypes.byref(least), ctypes.byref(most)))
+        self._check(self._library.cudaStreamCreateWithPriority(ctypes.byref(stream), self.NON_BLOCKING, most))
+        return stream.value or 0
+
     def _check(self, code: int) -> None:
         if code:
             text = (self._library.cudaGetErrorString(code) or b"").decode(errors="replace")
@@ -284,12 +293,12 @@ class Layers:
 
     ALIGNED = 256  # bytes, as each allocation of CUDA's own is
 
-    def __init__(self, names: Sequence[str], shape: tuple[int, ...], dtype: str, device: str) -> None:
-        """Allocate for outputs of one `shape`, image first."""
+    def __init__(self, names: Sequence[str], shape: tuple[int, ...], dtype: str, device: str, margin: int) -> None:
+        """Allocate for outputs of one `shape`, image first, and `margin` values after them."""
         item = np.dtype(dtype).itemsize
         self.stride = -(-math.prod(shape) * item // self.ALIGNED) * self.ALIGNED // item
-        self._whole = _value((len(names) * self.stride,), dtype, device)
-        self.memory = Memory(self._whole.data_ptr(), (len(names) * self.stride,), dtype)
+        self._whole = _value((len(names) * self.stride + margin,), dtype, device)
+        self.memory = Memory(self._whole.data_ptr(), (len(names) * self.stride + margin,), dtype)
         self.parts = {name: Part(self._whole, i * self.stride, shape, dtype) for i, name in enumerate(names)}
 
 
@@ -350,7 +359,7 @@ class Slot:
         self.reduce: Callable[[], None] | None = None
         if reduced is not None:
             own, dtype = shapes[side[0]]
-            self._layers = Layers(side, (batch, *own), dtype, device)
+            self._layers = Layers(side, (batch, *own), dtype, device, reduced.card.margin)
             for n, part in self._layers.parts.items():
                 kind = np.dtype(dtype).type
                 self.binding.bind_output(n, device, 0, kind, part.shape, part.data_ptr())

@@ -13,7 +13,7 @@ from numba import config, cuda
 
 from .cuda import Memory
 
-__all__ = ["SIMULATED", "allocate", "array_at", "available"]
+__all__ = ["SIMULATED", "allocate", "array_at", "available", "stream_at"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)  # each thread of a block is then a thread of Python
 
@@ -53,3 +53,8 @@ def allocate(*shape: int) -> Memory:
     array = cuda.device_array(shape, np.uint8)
     pointer = array.ctypes.data if SIMULATED else array.__cuda_array_interface__["data"][0]
     return Memory(int(pointer), shape, "uint8", array)
+
+
+def stream_at(number: int) -> Any:
+    """The stream that CUDA knows by a number, for a kernel."""
+    return cuda.stream() if SIMULATED else cuda.external_stream(number)

@@ -50,7 +50,7 @@ class CardFiller:
     that the card cannot decode: their pixels, remarks and errors are the host's.
     """
 
-    def __init__(self, recipe: Recipe, copies: Copies) -> None:
+    def __init__(self, recipe: Recipe, copies: Cudart) -> None:
         """Load what is needed, and try it.
 
         Raises:
@@ -77,7 +77,7 @@ class CardFiller:
         self._idle: SimpleQueue[tuple[Codec, Resizer]] = SimpleQueue()
         with _failures():
             for codec in codecs:
-                self._idle.put((codec, Resizer()))
+                self._idle.put((codec, Resizer(copies.urgent_stream())))
         self._try()
 
     def pixels(self, batch: int) -> Memory:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numba import cuda
 
 from .cuda import Memory
-from .launching import SIMULATED, allocate, array_at
+from .launching import SIMULATED, allocate, array_at, stream_at
 from .resample import BITS, HALF, Order, coefficients, window
 
 __all__ = ["Batch", "Resizer", "Way", "way"]
@@ -40,8 +40,8 @@ class Way:
     Attributes:
         told: (pass, field) int64 of `FIELDS`. `SOURCE` and `OUT` count from the beginnings of the picture, of what is
             between the passes, and of the crop; `TABLE` from that of `table`.
-        table: int32. For each column of the crop that is inside the picture, and then for each row: the first pixel,
-            how many, and their weights.
+        table: int32. Of the columns of the crop that are inside the picture, and then of the rows: the first pixels,
+            how many, and their first weights, their second, and so on.
         source: bytes of the picture.
         between: bytes between the passes.
         out: bytes of the crop.
@@ -74,7 +74,7 @@ def way(
     )
     across, horizontal = coefficients(interpolation, before[1], size[1], left, columns)
     down, vertical = coefficients(interpolation, before[0], size[0], top, rows)
-    parts = [np.concatenate(both, 1, dtype=np.int32) for both in ((across, horizontal), (down, vertical))]
+    parts = [np.concatenate(both, 1, dtype=np.int32).T for both in ((across, horizontal), (down, vertical))]
     # The first that is read, and how many.
     (column, wide), (row, lines) = ((int(b[0, 0]), int(b[-1].sum() - b[0, 0])) for b in (across, down))
     stride = 3 * before[1]
@@ -120,7 +120,7 @@ class Batch:
 
 
 class Resizer:
-    """Resizes on a stream of its own, which the pixels may be made on; one thread at a time.
+    """Resizes on a stream, which the pixels may be made on; one thread at a time.
 
     Its memory is used again, since CUDA frees memory only when all work on the card has ended, inference too.
 
@@ -128,9 +128,8 @@ class Resizer:
         stream: the number by which CUDA knows the stream.
     """
 
-    def __init__(self) -> None:
-        self._stream = cuda.stream()
-        self.stream = 0 if SIMULATED else int(self._stream)
+    def __init__(self, stream: int) -> None:
+        self.stream, self._stream = stream, stream_at(stream)
         self._between, self._table, *self._told = (_Room() for _ in range(4))
 
     def __call__(self, batch: Batch, sources: npt.NDArray[np.int64]) -> None:
@@ -176,25 +175,37 @@ def _rounded(total: Any) -> Any:
 
 @cuda.jit  # type: ignore[untyped-decorator]
 def _pass(memory: Any, tables: Any, told: Any) -> None:
-    """One pass for all pictures: a row of blocks for each, a thread for a pixel."""
+    """One pass for all pictures: blocks for each, which share its lines, and in a line a thread for a pixel."""
     job = told[cuda.blockIdx.y]
-    width, step = job[WIDTH], job[STEP]
-    at = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    while at < job[HEIGHT] * width:
-        line, place = at // width, at % width
-        row, column = line - job[TOP], place - job[LEFT]
-        out = job[OUT] + line * job[OUT_LINE] + place * 3
-        if 0 <= row < job[ROWS] and 0 <= column < job[COLUMNS]:
-            entry = job[TABLE] + (row if job[DOWN] else column) * job[LENGTH]
-            source = job[SOURCE] + row * job[BY_ROW] + column * job[BY_COLUMN] + tables[entry] * step
-            red, green, blue = np.int32(HALF), np.int32(HALF), np.int32(HALF)
-            for k in range(tables[entry + 1]):
-                weight, pixel = tables[entry + 2 + k], source + k * step
-                red = np.int32(red + np.int32(memory[pixel]) * weight)
-                green = np.int32(green + np.int32(memory[pixel + 1]) * weight)
-                blue = np.int32(blue + np.int32(memory[pixel + 2]) * weight)
-            memory[out], memory[out + 1], memory[out + 2] = _rounded(red), _rounded(green), _rounded(blue)
-        else:
-            colour = job[COLOUR]
-            memory[out], memory[out + 1], memory[out + 2] = colour & 255, (colour >> 8) & 255, (colour >> 16) & 255
-        at += cuda.gridDim.x * cuda.blockDim.x
+    width, left, columns, step = np.int32(job[WIDTH]), np.int32(job[LEFT]), np.int32(job[COLUMNS]), job[STEP]
+    down, length, colour = job[DOWN], job[LENGTH], np.int32(job[COLOUR])
+    line = cuda.blockIdx.x
+    while line < job[HEIGHT]:
+        row = line - job[TOP]
+        place = np.int32(cuda.threadIdx.x)
+        while place < width:
+            column = np.int32(place - left)
+            out = np.uint64(job[OUT] + line * job[OUT_LINE] + place * 3)
+            if 0 <= row < job[ROWS] and 0 <= column < columns:
+                entry = np.uint64(job[TABLE] + (row if down else column))
+                pixel = job[SOURCE] + row * job[BY_ROW] + column * job[BY_COLUMN] + tables[entry] * step
+                count, k = tables[entry + np.uint64(length)], np.int32(0)
+                weight = entry + np.uint64(2 * length)
+                red, green, blue = np.int32(HALF), np.int32(HALF), np.int32(HALF)
+                while k < count:
+                    share, at = tables[weight], np.uint64(pixel)
+                    red = np.int32(red + np.int32(memory[at]) * share)
+                    green = np.int32(green + np.int32(memory[at + np.uint64(1)]) * share)
+                    blue = np.int32(blue + np.int32(memory[at + np.uint64(2)]) * share)
+                    pixel += step
+                    weight += np.uint64(length)
+                    k = np.int32(k + 1)
+                memory[out] = _rounded(red)
+                memory[out + np.uint64(1)] = _rounded(green)
+                memory[out + np.uint64(2)] = _rounded(blue)
+            else:
+                memory[out] = colour & np.int32(255)
+                memory[out + np.uint64(1)] = (colour >> np.int32(8)) & np.int32(255)
+                memory[out + np.uint64(2)] = (colour >> np.int32(16)) & np.int32(255)
+            place = np.int32(place + cuda.blockDim.x)
+        line += cuda.gridDim.x
