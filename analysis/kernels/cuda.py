@@ -312,7 +312,9 @@ def _statistics(shape: Shape) -> Any:
                     totals[image, layer, head + one, query] = mass + fore[one, 0]
                     end(found[one], query, mass, far, (spread + fore[one, 1]) * LN2, spread * LN2)
         for one in range(side):
-            finish(found[one], lot[one], (image, layer, head + one), distance, renormalized, entropy, entropy_patch, masses, empty)
+            at = (image, layer, head + one)
+            finish(found[one], lot[one], at, distance, renormalized, entropy, entropy_patch, masses, empty)
+            cuda.syncthreads()  # before the next head's sums take the place of these
 
     return statistics
 
