@@ -68,7 +68,7 @@ class OnCard:
         self._spec = spec
         pool = spec.output("pool_attention") if spec.readout == "pool" else None
         known = (0, 0) if pool is None else (int(pool.shape[1] or 0) * int(pool.shape[2] or 0), int(pool.shape[3] or 0))
-        self._shape = Shape(spec.tokens, prefix, heads, layers, spec.grid, "rollout" in self.outputs, known, dtype == "float16")
+        self._shape = Shape(spec.tokens, prefix, heads, layers, spec.grid, "rollout" in self.outputs, known)
         self.pool = self._shape.rolled and pool is not None
         self.margin = STEPS * spec.tokens + LANES  # lines are read `STEPS` at a time, and keys `LANES`
 
@@ -100,7 +100,7 @@ class OnCard:
         kernels, stream = _kernels(shape), cuda.stream()
 
         def reduce() -> None:
-            kernels[0][(heads // _side(shape), batch, layers), (LANES, _warps(tokens)), stream](*statistics)
+            kernels[0][(heads, batch, layers), (LANES, _warps(tokens)), stream](*statistics)
             kernels[1][(batch,), (LANES, ROLLOUT_WARPS), stream](*follow)
             stream.synchronize()
 
@@ -152,10 +152,6 @@ def _places(shape: Shape) -> npt.NDArray[np.uint32]:
     return found
 
 
-def _side(shape: Shape) -> int:
-    return 2 if shape.half and shape.heads % 2 == 0 else 1
-
-
 def _warps(tokens: int) -> int:
     """Warps of a block of `statistics`: no more than have rows."""
     return min(WARPS, -(-tokens // LANES))
@@ -170,64 +166,58 @@ def _kernels(shape: Shape) -> tuple[Any, Any]:
     return _statistics(shape), follow_of(shape)
 
 
-def _read(shape: Shape, side: int) -> Any:
-    """Read a tile of a warp's rows of each head from `low`, a row a line: the keys from `first`; 0 after the last key.
+def _read(shape: Shape) -> Any:
+    """Read a tile of a warp's rows from `low`, a row a line: the keys from `first`; 0 after the last key.
 
     Lines after the last row are what follows in memory, or are not read: of them nothing is kept.
     """
-    tokens, square = shape.tokens, shape.tokens**2
+    tokens = shape.tokens
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def read(attention: Any, start: Any, low: Any, first: Any, tile: Any, nothing: Any) -> None:
+    def read(attention: Any, start: Any, low: Any, first: Any, tile: Any) -> None:
         lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
         values = cuda.local.array(STEPS, tile.dtype)
+        at = start + np.uint64(low * tokens + first + lane)
         there = first + lane < tokens
-        for one in range(side):
-            at = start + np.uint64(one * square + low * tokens + first + lane)
-            line = 0
-            while line < min(LANES, tokens - low):
-                step = 0
-                while step < STEPS:
-                    values[step] = attention[at + np.uint64(step * tokens)]
-                    step += 1
-                step = 0
-                while step < STEPS:
-                    tile[warp, one, line + step, lane] = values[step] if there else nothing
-                    step += 1
-                line += STEPS
-                at += np.uint64(STEPS * tokens)
+        line = 0
+        while line < min(LANES, tokens - low):
+            step = 0
+            while step < STEPS:
+                values[step] = attention[at + np.uint64(step * tokens)]
+                step += 1
+            step = 0
+            while step < STEPS:
+                if there:
+                    tile[warp, line + step, lane] = values[step]
+                else:
+                    tile[warp, line + step, lane] = ZERO
+                step += 1
+            line += STEPS
+            at += np.uint64(STEPS * tokens)
 
     return read
 
 
-def _add(shape: Shape, side: int) -> Any:
-    """A thread's sums over its row of each head's tile, by (head, mass, mass x distance, a log2 a)."""
+def _add(shape: Shape) -> Any:
+    """A thread's sums over its row of a tile: mass, mass x distance, a log2 a."""
     tokens, where = shape.tokens, _places(shape)
 
     @cuda.jit(device=True)  # type: ignore[untyped-decorator]
-    def add(tile: Any, far_of: Any, here: Any, first: Any, sums: Any) -> None:
+    def add(tile: Any, far_of: Any, here: Any, first: Any) -> Any:
         places = cuda.const.array_like(where)
         lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
-        own = cuda.local.array((side, 3), float32)
-        for one in range(side):
-            own[one, 0], own[one, 1], own[one, 2] = ZERO, ZERO, ZERO
+        mass, far, spread = ZERO, ZERO, ZERO
         count, k = np.uint32(min(LANES, tokens - first)), np.uint32(0)
         while k < count:
             step = 0
             while step < STEPS:
-                far = far_of[np.uint32(here - places[np.uint32(first + k + step)])]
-                one = 0
-                while one < side:
-                    a = np.float32(tile[warp, one, lane, k + step])
-                    own[one, 0] += a
-                    own[one, 1] += a * far
-                    own[one, 2] += a * log2(max(a, TINY))
-                    one += 1
+                a = np.float32(tile[warp, lane, k + step])
+                mass += a
+                spread += a * log2(max(a, TINY))
+                far += a * far_of[np.uint32(here - places[np.uint32(first + k + step)])]
                 step += 1
             k = np.uint32(k + STEPS)
-        for one in range(side):
-            for each in range(3):
-                sums[one, each] += own[one, each]
+        return mass, far, spread
 
     return add
 
@@ -255,66 +245,56 @@ def _end(shape: Shape) -> Any:
 
 
 def _statistics(shape: Shape) -> Any:
-    """The statistics of one (layer, image) and `side` heads by one block."""
+    """The statistics of one (layer, image, head) by one block."""
     tokens, prefix, heads, (rows, columns) = shape.tokens, shape.prefix, shape.heads, shape.grid
     warps, fronts, square = _warps(tokens), max(shape.prefix, 1), shape.tokens**2
     turns, tiles = -(-tokens // (warps * LANES)), -(-tokens // LANES)
     wide, pitch = 2 * columns - 1, LANES + 1  # a tile's rows begin in different banks
-    side, kind = _side(shape), np.float16 if shape.half else np.float32
-    read, add, end, finish = _read(shape, side), _add(shape, side), _end(shape), _finish(shape)
+    read, add, end, finish = _read(shape), _add(shape), _end(shape), _finish(shape)
 
     @cuda.jit  # type: ignore[untyped-decorator]
     def statistics(
         attention: Any, stride: Any, far_of: Any, totals: Any, distance: Any, renormalized: Any,
         entropy: Any, entropy_patch: Any, masses: Any, empty: Any, prefix_rows: Any,
     ) -> None:  # fmt: skip
-        nothing = kind(ZERO)
-        head, image, layer = cuda.blockIdx.x * side, cuda.blockIdx.y, cuda.blockIdx.z
+        head, image, layer = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
         lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
-        tile = cuda.shared.array((warps, side, LANES, pitch), kind)
-        lot = cuda.local.array((side, fronts), float32)
-        found = cuda.local.array((side, SUMS), float32)
-        for one in range(side):
-            for token in range(prefix):
-                lot[one, token] = ZERO
-            for each in range(SUMS):
-                found[one, each] = ZERO
+        tile = cuda.shared.array((warps, LANES, pitch), attention.dtype)
+        lot = cuda.local.array(fronts, float32)
+        for token in range(prefix):
+            lot[token] = ZERO
+        found = cuda.local.array(SUMS, float32)
+        for one in range(SUMS):
+            found[one] = ZERO
         start = np.uint64(layer * stride + (image * heads + head) * square)
-        for one in range(side):
-            for key in range(warp * LANES + lane, prefix * tokens, warps * LANES):
-                prefix_rows[image, layer, head + one, key // tokens, key % tokens] = attention[start + one * square + key]
-        sums = cuda.local.array((side, 3), float32)
-        fore = cuda.local.array((side, 2), float32)
+        for key in range(warp * LANES + lane, prefix * tokens, warps * LANES):
+            prefix_rows[image, layer, head, key // tokens, key % tokens] = attention[start + key]
         for turn in range(turns):
             low = (turn * warps + warp) * LANES
             query = low + lane
             patch = min(max(query, prefix), tokens - 1) - prefix  # of a prefix token's distance nothing is kept
             here = np.uint32((patch // columns + rows - 1) * wide + patch % columns + columns - 1)
-            for one in range(side):
-                sums[one, 0], sums[one, 1], sums[one, 2], fore[one, 0], fore[one, 1] = ZERO, ZERO, ZERO, ZERO, ZERO
-            for part in range(tiles):
+            mass, far, spread, front, front_spread = ZERO, ZERO, ZERO, ZERO, ZERO
+            for one in range(tiles):
                 together()
-                read(attention, start, low, part * LANES, tile, nothing)
+                read(attention, start, low, one * LANES, tile)
                 together()
-                if part == 0:
-                    for one in range(side):
-                        for token in range(prefix):
-                            a = np.float32(tile[warp, one, lane, token])
-                            tile[warp, one, lane, token] = nothing
-                            fore[one, 0] += a
-                            fore[one, 1] += a * log2(max(a, TINY))
-                            if prefix <= query < tokens:
-                                lot[one, token] += a
-                add(tile, far_of, here, part * LANES, sums)
+                if one == 0:
+                    for token in range(prefix):
+                        a = np.float32(tile[warp, lane, token])
+                        tile[warp, lane, token] = ZERO
+                        front += a
+                        front_spread += a * log2(max(a, TINY))
+                        if prefix <= query < tokens:
+                            lot[token] += a
+                some, some_far, some_spread = add(tile, far_of, here, one * LANES)
+                mass += some
+                far += some_far
+                spread += some_spread
             if query < tokens:
-                for one in range(side):
-                    mass, far, spread = sums[one, 0], sums[one, 1], sums[one, 2]
-                    totals[image, layer, head + one, query] = mass + fore[one, 0]
-                    end(found[one], query, mass, far, (spread + fore[one, 1]) * LN2, spread * LN2)
-        for one in range(side):
-            at = (image, layer, head + one)
-            finish(found[one], lot[one], at, distance, renormalized, entropy, entropy_patch, masses, empty)
-            cuda.syncthreads()  # before the next head's sums take the place of these
+                totals[image, layer, head, query] = mass + front
+                end(found, query, mass, far, (spread + front_spread) * LN2, spread * LN2)
+        finish(found, lot, (image, layer, head), distance, renormalized, entropy, entropy_patch, masses, empty)
 
     return statistics
 

@@ -29,7 +29,6 @@ class Shape:
     grid: tuple[int, int]
     rolled: bool = True
     pool: tuple[int, int] = (0, 0)  # rows (head and query), and keys of the pool's own map
-    half: bool = True  # float16
 
 
 if SIMULATED:
