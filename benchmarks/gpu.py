@@ -180,8 +180,9 @@ def limits(bench: Bench, model: str) -> None:
             return len(list(pool.map(lambda out, data: decode_into(out, data, recipe, fast), room, bench.encoded)))
 
         bench.say("decode", rate(step, bench.seconds), f"images/s on {providers.cores()} cores")
+        # As many new files as a store has: memory that a file has just left costs a RAM disk a fraction of new memory.
         data = np.random.default_rng(0).bytes(2**24)
-        count = 2 if bench.quick else 64
+        count = 2 if bench.quick else int(min(STORE_BYTES / 2, shutil.disk_usage(bench.place).free / 4)) >> 24
         start = time.perf_counter()
         list(pool.map(lambda k: (bench.place / f"block{k}").write_bytes(data), range(count)))
         bench.say("disk", count * len(data) / (time.perf_counter() - start) / 1e9, "GB/s of plain files")

@@ -2,17 +2,17 @@
 
 `statistics` has a block for each (layer, image, head). Each warp takes 32 queries' rows and reads a tile of 32 keys at
 a time, coalesced, into shared memory. There a thread has a row of its own, so that its sums need no other thread, and
-what depends on the key alone is the same for all of a warp. Sums are float32, tile by tile. Distances depend on the
-offset of two patches alone: a table of a few KiB, which stays in the first cache and is read in order. Tokens, grid and
-heads are constants of the compiled kernel.
+what depends on the key alone is the same for all of a warp: keys' places are in constant memory. Sums are float32, tile
+by tile. Distances depend on the offset of two patches alone: a table of a few KiB, which stays in the first cache and
+is read in order. Tokens, grid and heads are constants of the compiled kernel.
 
 `follow` has a block for each image, and takes the readout's row through the layers from last to first: a vector times a
 matrix for each layer, limited by memory. A product of N x N matrices, by cuBLAS or by hand, would read the same maps
 and multiply N times as much. Sums of rows come from the first kernel, and those of warps are added in a fixed order, so
 that the same attention gives the same bits.
 
-Inner loops are `while` loops with unsigned indices: what is left of a `range` and of an index that may be negative took
-40 instructions a key, where these take 15.
+Inner loops are `while` loops with unsigned indices, and read past the last row and key: what is left of a `range`, of
+an index that may be negative and of one that has to be compared took 40 instructions a key, where these take 17.
 
 numba's simulator (NUMBA_ENABLE_CUDASIM=1) runs the same kernels with few threads. It has neither warps nor shuffles:
 all threads of a block wait for each other instead, and add through shared memory.

@@ -110,6 +110,27 @@ def test_only_what_decoders_read_alike_is_left_to_the_card() -> None:
     assert not any(found.end for found in read([PLAIN[:end] for end in range(len(PLAIN))]))
 
 
+def test_pictures_are_decoded_into_the_memory_of_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card frees memory only when all work on it has ended; what it refuses leaves the others in their places."""
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", played_library())
+    monkeypatch.setattr(PlayedDecoder, "refuses", {PICTURES["refused.jpg"][1]})
+    codec = nvimgcodec.Codec()
+
+    def pixels(*names: str) -> tuple[list[Any], list[Any]]:
+        found = codec([codec.source(PICTURES[name][1]) for name in names], 1)
+        return [one and one.owner for one in found], [one and one.owner.pixels.copy() for one in found]
+
+    first, _ = pixels("plain.jpg", "coarse.jpg")
+    again, shown = pixels("grey.jpg", "refused.jpg")
+    assert again == [first[0], None]
+    with Image.open(io.BytesIO(PICTURES["grey.jpg"][1])) as grey:
+        np.testing.assert_array_equal(shown[0], np.asarray(grey.convert("RGB")))
+    more, _ = pixels("plain.jpg", "coarse.jpg", "grey.jpg")  # new memory
+    assert not {*map(id, more)} & {*map(id, first)}
+    last, _ = pixels("plain.jpg")
+    assert last == first[:1]
+
+
 def test_what_pillow_refuses_is_not_left_to_the_card() -> None:
     """Whatever is changed, lost or added: its error is the host's."""
     rng = np.random.default_rng(0)
