@@ -10,11 +10,11 @@ from queue import SimpleQueue
 
 from ...errors import AttlasError
 from ..contents import Contents
-from ..runtime.cuda import RING
 from ..runtime.decoders import HOST
 from ..runtime.graph import read_spec
 from ..runtime.providers import accelerates
 from ..runtime.session import Session
+from ..runtime.slots import RING
 from ..sources.files import is_url
 from ..sources.items import ChangedError
 from ..store.store import Store

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from .cuda import RING, OnCard, OutOfMemoryError, fitting_batch
+from .cuda import OnCard, OutOfMemoryError
 from .decoders import HOST, Decoder
 from .outputs import Wanted
 from .providers import Precision
 from .session import Session
+from .slots import RING, fitting_batch
 
 __all__ = ["probe_batch"]
 

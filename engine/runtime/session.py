@@ -22,19 +22,7 @@ from ...errors import AttlasError, UsageError, one_line
 from ...words import counted
 from ..sources.files import expanded
 from ..targets import PREDICTED
-from .cuda import (
-    POOL,
-    Copies,
-    Cudart,
-    Memory,
-    OnCard,
-    OrtCopies,
-    OutOfMemoryError,
-    Reduced,
-    Ring,
-    Slot,
-    out_of_memory,
-)
+from .cuda import Copies, Cudart, Memory, OnCard, OrtCopies, OutOfMemoryError, out_of_memory
 from .decoders import HOST, Decoder, Filler
 from .graph import APPENDED, TARGET, antialiased, appended_outputs, read_spec, weight_files
 from .graph import prepare as prepare_graph
@@ -45,6 +33,7 @@ from .outputs import Wanted
 from .pictures import crop_of, each_picture, name_of
 from .providers import OPENVINO, Precision, accelerates, check_precision, cores, find, resolve_provider
 from .results import Result, stack_layers
+from .slots import POOL, Reduced, Ring, Slot
 
 __all__ = ["Session", "constants"]
 

@@ -13,9 +13,9 @@ import pytest
 from attlas.engine import Session, Store
 from attlas.engine.contents import Choices, Contents, Reducer
 from attlas.engine.keep import Keep
-from attlas.engine.runtime.cuda import RING
 from attlas.engine.runtime.graph import APPENDED, read_spec
 from attlas.engine.runtime.outputs import Wanted
+from attlas.engine.runtime.slots import RING
 from attlas.errors import AttlasError, UsageError
 from support_devices import assert_same_store
 

@@ -18,10 +18,10 @@ from attlas.engine import Session, Store
 from attlas.engine.executors import base
 from attlas.engine.runtime import cuda
 from attlas.engine.runtime import providers as providers_module
-from attlas.engine.runtime.cuda import RING
 from attlas.engine.runtime.graph import prepare
 from attlas.engine.runtime.outputs import Wanted
 from attlas.engine.runtime.providers import CPU, CUDA, Provider
+from attlas.engine.runtime.slots import RING
 from attlas.engine.unit import Buffers
 from support import chunk_files
 from support_devices import assert_same_store

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from attlas.engine import Session
 from attlas.engine.runtime import session as session_module
-from attlas.engine.runtime.cuda import RING, OutOfMemoryError, Ring, fitting_batch
+from attlas.engine.runtime.cuda import OutOfMemoryError
 from attlas.engine.runtime.outputs import Wanted
 from attlas.engine.runtime.probe import probe_batch
+from attlas.engine.runtime.slots import RING, Ring, fitting_batch
 from attlas.errors import AttlasError
 
 
