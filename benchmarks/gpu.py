@@ -29,8 +29,6 @@ lazy-importer array-api-compat` (5 MB), and for `--decoder cuda` `nvidia-nvimgco
 from __future__ import annotations
 
 import argparse
-import functools
-import io
 import json
 import os
 import shutil
@@ -40,7 +38,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -57,9 +54,9 @@ from attlas.engine.runtime.decoders import Decoder
 from attlas.engine.runtime.fast import loading
 from attlas.engine.runtime.graph import read_spec
 from attlas.engine.runtime.session import Session
-from attlas.engine.sources import BaseSource, Item
 from attlas.engine.store.store import Store
-from gpu_torch import build, peer  # beside this file
+from gpu_pictures import Repeated, pictures  # beside this file
+from gpu_torch import build, peer
 
 MODELS = ("vit_base_patch16_224", "deit_tiny_patch16_224")
 PICTURES = 64  # different ones; a run repeats them
@@ -68,39 +65,6 @@ STORE_BYTES = 32e9  # the most that a run stores, and at most half of what is fr
 RUN_SECONDS = 24.0  # of a run at the speed of its limits, so that start and end do not decide; less for operators
 STORED = (("attention", "card", "lz4"), ("attention", "card", "none"))
 ROUNDS = 20  # of the kernels
-
-
-@dataclass(frozen=True)
-class Repeated(BaseSource):
-    """A source of `count` pictures in memory: a few, again and again."""
-
-    encoded: Sequence[bytes]
-    count: int
-    name: str = "made"
-    others: Mapping[str, int] = field(default_factory=dict)
-
-    @functools.cached_property
-    def items(self) -> Sequence[Item]:  # type: ignore[override]
-        return [Item(f"{i:07d}.jpg", "", len(self.encoded[i % len(self.encoded)]), 0) for i in range(self.count)]
-
-    def read(self, item: Item) -> bytes:
-        return self.encoded[int(item.key[:7]) % len(self.encoded)]
-
-
-def pictures(count: int, width: int = 500, height: int = 375) -> list[bytes]:
-    """JPEGs of ImageNet's usual size and weight, with edges and noise."""
-    from PIL import Image
-
-    found = []
-    for seed in range(count):
-        rng = np.random.default_rng(seed)
-        small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
-        wide = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-        noisy = np.clip(wide + rng.normal(0, 9, wide.shape), 0, 255).astype(np.uint8)
-        out = io.BytesIO()
-        Image.fromarray(noisy).save(out, "JPEG", quality=90)
-        found.append(out.getvalue())
-    return found
 
 
 # -- one process, one step ---------------------------------------------------------------------------------------------

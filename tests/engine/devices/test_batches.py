@@ -16,8 +16,8 @@ import onnxruntime as ort
 import pytest
 from attlas.engine import Session, Store
 from attlas.engine.executors import base
-from attlas.engine.runtime import cuda
 from attlas.engine.runtime import providers as providers_module
+from attlas.engine.runtime import slots
 from attlas.engine.runtime.graph import prepare
 from attlas.engine.runtime.outputs import Wanted
 from attlas.engine.runtime.providers import CPU, CUDA, Provider
@@ -121,7 +121,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             seen.append(int(value))
 
     monkeypatch.setattr(providers_module, "PROVIDERS", (Provider(CPU, device="cpu", captures={"record": "1"}),))
-    monkeypatch.setattr(cuda, "ort", SimpleNamespace(RunOptions=Options, OrtValue=ort.OrtValue))
+    monkeypatch.setattr(slots, "ort", SimpleNamespace(RunOptions=Options, OrtValue=ort.OrtValue))
     return seen
 
 
@@ -172,7 +172,7 @@ def test_where_a_run_cannot_be_recorded_it_goes_on_without(
 
     images = sorted(pictures.rglob("*.jpg"))[:2]
     plain = Session(tiny_graph, provider="cpu")(images)
-    monkeypatch.setattr(cuda.ort, "RunOptions", fail)
+    monkeypatch.setattr(slots.ort, "RunOptions", fail)
     session = Session(tiny_graph, provider="cpu", wanted=MADE, batch=2)
     np.testing.assert_allclose(session(images)["logits"], plain["logits"], atol=1e-6)
     assert not session._graph.captures
