@@ -40,6 +40,12 @@ from .versions import versions
 
 __all__ = ["Estimate", "Progress", "RunResult", "run"]
 
+# What to do where a store without enough memory has begun: its batches cannot become smaller.
+AGAIN = (
+    "what is done stays, and its batches have the size that was planned: free memory or use fewer --workers, and run "
+    "the same command again without --overwrite"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -147,11 +153,8 @@ def run(
         try:
             return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
         except MemoryError as error:
-            amount = re.search(r"allocate (\S+ \S+) for", str(error))  # numpy's
-            raise AttlasError(
-                f"{request.output}: needs {amount[1] if amount else 'more'} of memory, which is not there; choose a "
-                "smaller --batch-size, with --overwrite or another output"
-            ) from None
+            new = overwrite or not store.exists()
+            raise _short_of_memory(error, store, "choose a smaller --batch-size" if new else AGAIN) from None
 
 
 def _start(
@@ -174,7 +177,12 @@ def _start(
     if not _left(job, store, shard):
         return _result(job, request.output, store, provider=_last_provider(store))
     with locked(store.path, shard):
-        return _run(job, store, shard, team, show, stop)
+        try:
+            return _run(job, store, shard, team, show, stop)
+        except MemoryError as error:
+            begun = shard != (1, 1) or store.done.any()  # another shard may have begun what this one has not
+            advice = AGAIN if begun else "nothing is in it yet: choose a smaller --batch-size, with --overwrite"
+            raise _short_of_memory(error, store.path, advice) from None
 
 
 def _run(
@@ -213,6 +221,12 @@ def _run(
         )
     alone = total.alone(team.threads, team.workers)
     return _result(job, job.request.output, store, total, count.seconds, alone, info.provider)
+
+
+def _short_of_memory(error: MemoryError, path: Path | Url, advice: str) -> AttlasError:
+    """A line with the amount, if numpy names it, and what to do."""
+    amount = re.search(r"allocate (\S+ \S+) for", str(error))
+    return AttlasError(f"{path}: needs {amount[1] if amount else 'more'} of memory, which is not there; {advice}")
 
 
 def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:

@@ -241,7 +241,7 @@ def _serve(pipe: Connection, own: Sequence[int], card: str | None, threads: int)
         pipe.send(("ready", worker.info))
         for result in worker.units(take):
             pipe.send(("done", result))
-    except AttlasError as error:
+    except (AttlasError, MemoryError) as error:
         pipe.send(("failed", error))
     except (EOFError, BrokenPipeError):
         os._exit(1)  # the main process is gone
