@@ -186,7 +186,13 @@ def test_a_section_that_fails_says_why_in_one_line_without_a_path(
     told: list[str] = []
     distance = next(one for one in sections.SECTIONS if one.name == "distance")
     monkeypatch.setattr(page, "SECTIONS", (base.Section("Damaged", broken), distance))
-    html, seen = read(page.report(small.path, tmp_path / "r.html", examples=0, progress=told.append))
+    with pytest.raises(AttlasError) as caught:
+        page.report(small.path, tmp_path / "r.html", examples=0, progress=told.append)
+    assert str(caught.value) == (
+        f"{tmp_path / 'r.html'}: is written, without 2 parts that cannot be drawn (the first: Breaks on paper: "
+        "ZeroDivisionError: division by zero)"
+    )
+    html, seen = read(tmp_path / "r.html")
     assert "Breaks on paper is not shown. It cannot be drawn (ZeroDivisionError: division by zero)." in seen.text
     assert "Damaged is not shown. It cannot be drawn (s.zarr: chunk 3 is damaged)." in seen.text
     assert str(tmp_path) not in html
@@ -198,6 +204,25 @@ def test_a_section_that_fails_says_why_in_one_line_without_a_path(
     *before, end = [line for line in told if not isinstance(line, Step)]
     assert not [line for line in before if "Damaged" in line]  # what draws nothing is no line
     assert re.fullmatch(r"Attention distance: 1 figure, \d+\.\d s \(2/2\)", end)
+
+
+def test_sums_that_are_damaged_are_told_with_what_mends_them(tmp_path: Path) -> None:
+    """The page is there without them, and the command fails as `show` and `analyze` do; mended, it is whole."""
+    store = make_store(tmp_path / "s.zarr", images=8, reduce=True)
+    analyze = pytest.importorskip("attlas.analysis.statistics").analyze
+    analyze(store.path)
+    next((store.path / "distance_mean").glob("c*")).write_bytes(b"damaged")
+    again = "`attlas verify --repair` removes it, and `attlas analyze` writes it again"
+    with pytest.raises(AttlasError, match=rf"r\.html: is written, without 1 part .*: distance_mean .*{again}\)$"):
+        page.report(store.path, tmp_path / "r.html", only=["distance"])
+    assert "Attention distance is not shown" in read(tmp_path / "r.html")[1].text
+    analyze(store.path)
+    page.report(store.path, tmp_path / "r.html", only=["distance"], overwrite=True)
+    assert "Attention distance is not shown" not in read(tmp_path / "r.html")[1].text
+    store = make_store(tmp_path / "rows.zarr", images=8, reduce=True)
+    next((store.path / "distance").glob("c*")).write_bytes(b"damaged")
+    with pytest.raises(AttlasError, match=r"first: dataset statistics: .*rows\.zarr: distance .*reopens its units"):
+        page.report(store.path, tmp_path / "r.html", only=["distance"], overwrite=True)
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
