@@ -290,7 +290,7 @@ def test_what_does_not_fit_is_one_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(Buffers, "__init__", full)
-        with pytest.raises(AttlasError, match=r"s\.zarr: needs 5\.1 TiB of memory, .* smaller --batch-size, with --over"):
+        with pytest.raises(AttlasError, match=r"s\.zarr: needs 5\.1 TiB of memory, .* --batch-size, with --overwrite"):
             run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4)
     assert run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4, batch_size=2, overwrite=True).finished
     Store(tmp_path / "s.zarr", writable=True).reopen(0)
