@@ -1,15 +1,17 @@
-"""Files that appear only when they are whole; at the root, so that every room writes them in one way."""
+"""Files that appear only when they are whole, and JSON of any origin; at the root, so that every room has one way."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import AttlasError, UsageError
 
-__all__ = ["appearing", "check_page"]
+__all__ = ["appearing", "check_page", "from_json"]
 
 
 @contextlib.contextmanager
@@ -43,3 +45,15 @@ def check_page(output: Path, what: str, overwrite: bool, hint: str = "") -> None
         raise UsageError(f"{output}: {what} is an HTML page; name it {output.with_suffix('.html').name}{hint}")
     if output.is_dir() or (output.exists() and not overwrite):
         raise UsageError(f"{output}: exists; choose another name, or --overwrite")
+
+
+def from_json(data: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

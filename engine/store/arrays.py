@@ -25,6 +25,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.errors import ChunkNotFoundError
 from zarr.storage import MemoryStore
 
+from ...files import from_json
 from .schema import CODECS, ArraySpec
 from .storage import ROOT, Part, Storage
 
@@ -111,7 +112,7 @@ def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any
 
     An existing array is not changed if its values are equal or no values are given for it.
     """
-    root = json.loads(storage.read(ROOT))
+    root = from_json(storage.read(ROOT))
     listed = (root.get("consolidated_metadata") or {}).get("metadata")
     metadata: dict[str, Any] = {}
     fresh: dict[str, bytes] = {}
@@ -147,17 +148,17 @@ def mend_metadata(storage: Storage, *, repair: bool) -> dict[str, str]:
 
     The record of runs, which `run/zarr.json` holds, has no second copy, and begins anew.
     """
-    root = json.loads(storage.read(ROOT))
+    root = from_json(storage.read(ROOT))
     faults: dict[str, str] = {}
     for name, listed in sorted(((root.get("consolidated_metadata") or {}).get("metadata") or {}).items()):
         key = f"{name}/{ROOT}"
         try:
-            own = json.loads(storage.read(key))
+            own = from_json(storage.read(key))
             same = own == listed if listed["node_type"] == "array" else own["node_type"] == "group"
             fault = "" if same else f"{key} is not what the root says"
         except FileNotFoundError:
             fault = f"{key} is missing"
-        except (ValueError, TypeError, LookupError, IsADirectoryError, RecursionError):
+        except (ValueError, TypeError, LookupError, IsADirectoryError):
             fault = f"{key} does not read"
         if fault:
             faults[name] = fault
@@ -184,7 +185,7 @@ def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[t
 def _listed(storage: Storage, name: str) -> Any:
     """An array's metadata, read from its own file, if the root does not list it."""
     try:
-        return json.loads(storage.read(f"{name}/{ROOT}"))
+        return from_json(storage.read(f"{name}/{ROOT}"))
     except FileNotFoundError:
         return None
 
