@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["counted", "left_out", "ranges"]
+__all__ = ["counted", "left_out", "printable", "ranges"]
+
+# Control characters, of which names of files and classes may have some, ends of lines, and marks that turn text around.
+_CONTROLS = {
+    n: f"\\u{n:04x}"
+    for n in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -26,3 +32,8 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             parts.append([n])
     return ", ".join(" to ".join(map(str, ends)) for ends in parts)
+
+
+def printable(text: str) -> str:
+    r"""A line for a terminal: characters that would command it are written as `\u001b`."""
+    return text.translate(_CONTROLS)
