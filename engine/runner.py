@@ -19,6 +19,7 @@ from .. import arguments
 from ..errors import AttlasError, Interrupted, UsageError
 from ..exporter.spec import GraphSpec
 from ..progress import Display, Show, shows
+from ..words import counted
 from .amounts import estimate_lines
 from .contents import Reducer, Statistics
 from .executors.base import Executor, Local, Task, WorkerInfo
@@ -217,7 +218,7 @@ def _run(
     if stop.is_set() and total.images < count.mine:
         done = int(store.done_images.sum())
         raise Interrupted(
-            f"{store.path}: stopped with {done} of {job.plan.images} images done; the same command goes on"
+            f"{store.path}: stopped with {done} of {counted(job.plan.images, 'image')} done; the same command goes on"
         )
     alone = total.alone(team.threads, team.workers)
     return _result(job, job.request.output, store, total, count.seconds, alone, info.provider)

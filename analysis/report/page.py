@@ -176,7 +176,7 @@ def _ready(path: Path | Url, say: Say, lost: list[str]) -> Store:
     wanted += ["score_matrix_mean"] if "attention" in store or "attention_code" in store else []
     if all(name in store and store.array(name).attrs.get("images") == done for name in wanted):
         return store
-    say(f"{path}: summing up {done} images")
+    say(f"{path}: summing up {counted(done, 'image')}")
     from ..statistics import analyze  # numba is only needed here
 
     try:

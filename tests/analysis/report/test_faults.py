@@ -89,7 +89,7 @@ def test_what_holds_for_all_stores_is_said_once(small: Store, tmp_path: Path) ->
     render = pytest.importorskip("attlas.analysis.report.render")
     whole = make_store(tmp_path / "w.zarr", spec_of(attention_kind="mixed"), images=8)
     found = render._warned([context_of(small).facts, context_of(whole, "B").facts])
-    assert found[0] == "1 of 8 images could not be read and are left out."
+    assert found[0] == "1 of 8 images is left out, which could not be read."
     assert found[1] == "With fewer than 20 images or clusters, 95 % intervals are wide and rough: n = 7 images."
     assert [line.partition(" model")[0] for line in found[2:]] == ["B: This"]
     examples = pytest.importorskip("attlas.analysis.report.sections.examples")
@@ -242,12 +242,12 @@ def grouped(store: Store, images: list[int]) -> Store:
 def test_groups_of_one_image_are_told_instead_of_drawn_empty(small: Store) -> None:
     (absent,) = groups.groups(context_of(grouped(small, [1, 1, 1])))
     assert absent.title == "Differences between groups by label"
-    assert absent.reason.startswith("3 of 3 groups have one image only, and no test.")
+    assert absent.reason.startswith("3 of 3 groups are of one image only, without a test.")
 
 
 def test_groups_of_one_image_are_left_out_and_counted(small: Store) -> None:
     scatter, *_, maps = groups.groups(context_of(grouped(small, [1, 4, 5, 9])))
-    assert "1 of 4 groups have one image only, and no test." in scatter.caption
+    assert "1 of 4 groups is of one image only, without a test." in scatter.caption
     assert "A point for each of 3 groups" in scatter.caption
     assert "n = 18 images." in scatter.caption
     assert len(scatter.rows) == 3 * 4
