@@ -144,10 +144,9 @@ class Reader:
         if plain and isinstance(self.path, Path) and layouts.encoded(array):
             return self._read_rows(name, array, range(*rows.indices(array.shape[0])), tuple(inner))
         with self.reading(name):
-            found = layouts.read(array, selection)
-            if found is None:
+            found, missing = layouts.read(array, selection)
+            if missing:
                 self._check_fill(name, rows)
-                found = np.asarray(array[selection])
             return found
 
     def _read_rows(self, name: str, array: Array, rows: range, inner: tuple[Any, ...]) -> npt.NDArray[Any]:
