@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ... import arguments
 from ...arguments import Paths
+from ...engine.store.locks import BusyError
 from ...engine.store.storage import Url, locate
 from ...engine.store.store import DamagedError, Store
 from ...errors import AttlasError, UsageError
@@ -81,8 +82,9 @@ def report(
     Raises:
         UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, `images` or `boxes`
             is not there, a figure or style is unknown, `names` are not one for each store, or `explore` is too many.
-        AttlasError: a store or `boxes` does not read, no store shows a box, there is nothing of `only`, a file cannot
-            be written, or the page is there but lacks what cannot be drawn.
+        AttlasError: a store or `boxes` does not read, no store shows a box, there is nothing of `only`, another
+            analysis is writing a store without statistics, a file cannot be written, or the page is there but lacks
+            what cannot be drawn.
     """
     shown, against = _located(stores, "stores"), _located(baseline, "baseline")
     output = Path(arguments.path(output, "output", "the path of the page, NAME.html"))
@@ -166,6 +168,9 @@ def _ready(path: Path | Url, say: Say, lost: list[str]) -> Store:
     """The store, with dataset statistics of all images that are done, as far as it can have them.
 
     Where damage stands in their way, it is noted in `lost`.
+
+    Raises:
+        AttlasError: it has no image to show, or another analysis is writing it.
     """
     store = Store(path)
     done = int((store.done_images & store.read("valid").astype(bool)).sum())
@@ -181,6 +186,8 @@ def _ready(path: Path | Url, say: Say, lost: list[str]) -> Store:
 
     try:
         analyze(path)
+    except BusyError:
+        raise  # its sums are there in a while, and a page without them would be taken for all there is
     except (AttlasError, OSError) as error:
         # What cannot be had, or not be written, is said on the page too, where the figure would stand.
         say(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from attlas.engine.sources.files import leads_out
+from attlas.engine.store import locks
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
 from attlas.progress import Step
@@ -207,22 +209,41 @@ def test_a_section_that_fails_says_why_in_one_line_without_a_path(
 
 
 def test_sums_that_are_damaged_are_told_with_what_mends_them(tmp_path: Path) -> None:
-    """The page is there without them, and the command fails as `show` and `analyze` do; mended, it is whole."""
+    """The page is there without them, and the command fails as `show` and `analyze` do."""
     store = make_store(tmp_path / "s.zarr", images=8, reduce=True)
-    analyze = pytest.importorskip("attlas.analysis.statistics").analyze
-    analyze(store.path)
+    pytest.importorskip("attlas.analysis.statistics").analyze(store.path)
     next((store.path / "distance_mean").glob("c*")).write_bytes(b"damaged")
     again = "`attlas verify --repair` removes it, and `attlas analyze` writes it again"
     with pytest.raises(AttlasError, match=rf"r\.html: is written, without 1 part .*: distance_mean .*{again}\)$"):
         page.report(store.path, tmp_path / "r.html", only=["distance"])
     assert "Attention distance is not shown" in read(tmp_path / "r.html")[1].text
-    analyze(store.path)
-    page.report(store.path, tmp_path / "r.html", only=["distance"], overwrite=True)
-    assert "Attention distance is not shown" not in read(tmp_path / "r.html")[1].text
     store = make_store(tmp_path / "rows.zarr", images=8, reduce=True)
     next((store.path / "distance").glob("c*")).write_bytes(b"damaged")
     with pytest.raises(AttlasError, match=r"first: dataset statistics: .*rows\.zarr: distance .*reopens its units"):
         page.report(store.path, tmp_path / "r.html", only=["distance"], overwrite=True)
+
+
+def test_a_store_that_is_being_analysed_is_not_shown_without_its_statistics(tmp_path: Path) -> None:
+    """Of two reports that begin together, one makes them; the other left them out, and ended as if that were all."""
+    store = make_store(tmp_path / "s.zarr", images=8, reduce=True)
+    begun, ended = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with locks.analysing(store.path):
+            begun.set()
+            ended.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(30)
+    try:
+        with pytest.raises(AttlasError, match=r"another analysis .* is writing it; wait until it has ended"):
+            page.report(store.path, tmp_path / "r.html", only=["distance"])
+    finally:
+        ended.set()
+        thread.join()
+    assert not (tmp_path / "r.html").exists()
+    assert "distance_mean" in page._ready(store.path, print, [])
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
