@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import get_args
 import numpy as np
 
 from .. import arguments
-from ..errors import AttlasError, Interrupted, UsageError
+from ..errors import AttlasError, Interrupted, UsageError, no_memory
 from ..exporter.spec import GraphSpec
 from ..progress import Display, Show, shows
 from ..words import counted
@@ -155,7 +154,8 @@ def run(
             return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
         except MemoryError as error:
             new = overwrite or not store.exists()
-            raise _short_of_memory(error, store, "choose a smaller --batch-size" if new else AGAIN) from None
+            advice = "choose a smaller --batch-size" if new else AGAIN
+            raise AttlasError(f"{store}: {no_memory(error)}; {advice}") from None
 
 
 def _start(
@@ -183,7 +183,7 @@ def _start(
         except MemoryError as error:
             begun = shard != (1, 1) or store.done.any()  # another shard may have begun what this one has not
             advice = AGAIN if begun else "nothing is in it yet: choose a smaller --batch-size, with --overwrite"
-            raise _short_of_memory(error, store.path, advice) from None
+            raise AttlasError(f"{store.path}: {no_memory(error)}; {advice}") from None
 
 
 def _run(
@@ -222,12 +222,6 @@ def _run(
         )
     alone = total.alone(team.threads, team.workers)
     return _result(job, job.request.output, store, total, count.seconds, alone, info.provider)
-
-
-def _short_of_memory(error: MemoryError, path: Path | Url, advice: str) -> AttlasError:
-    """A line with the amount, if numpy names it, and what to do."""
-    amount = re.search(r"allocate (\S+ \S+) for", str(error))
-    return AttlasError(f"{path}: needs {amount[1] if amount else 'more'} of memory, which is not there; {advice}")
 
 
 def _shown(progress: Show[Progress]) -> Callable[[Progress], None]:
