@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from ...errors import AttlasError, one_line
 from ...files import from_json
-from ...words import counted
 from . import files, parquet, remote
 from .columns import Columns, guessed
 from .items import BaseSource, ChangedError, Item, Items, repeated, text
@@ -123,7 +122,7 @@ class Manifest(BaseSource):
             raise AttlasError(f"{first}: cannot be read ({error.strerror or error})") from None
         slashes = ", and written with /" if "\\" in first else ""
         raise AttlasError(
-            f"{self.location}: none of {counted(len(rows), 'file')} looked for is there (the first: {first}); relative "
+            f"{self.location}: none of {len(rows)} files that were looked for is there (the first: {first}); relative "
             f"paths are taken from the manifest's own folder{slashes}"
         )
 
