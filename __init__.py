@@ -259,7 +259,9 @@ def _say(line: str) -> None:
     """Write a line to stderr."""
     import sys
 
-    sys.stderr.write(f"{line}\n")
+    from .words import printable
+
+    sys.stderr.write(f"{printable(line)}\n")
 
 
 def _refuse_random(graph: Path) -> None:

@@ -54,11 +54,18 @@ def path(value: Where, what: str = "path", wanted: str = "a path") -> str:
         wanted: see `what`.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is something else, or part of a store, such as fewer images, since the whole would be taken.
     """
     found = _text(value)
     if found is None:
         raise UsageError(f"{what}: pass {wanted}, not {brief(value)}")
+    coordinates = getattr(value, "coords", {})
+    for name, (dim, whole) in getattr(value, "encoding", {}).get("whole", {}).items():  # noted by `attlas.open`
+        if name in coordinates and coordinates[name].size != whole:
+            raise UsageError(
+                f"{what}: this Dataset holds {coordinates[name].size:,} of {whole:,} along {dim} of {found}, and all "
+                "would be taken; pass the store, or compute with the Dataset itself"
+            )
     return found
 
 

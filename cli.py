@@ -25,7 +25,7 @@ from .commands.run import run
 from .commands.shared import INTERRUPTED, end_on, note
 from .commands.show import show
 from .commands.view import view
-from .errors import AttlasError
+from .errors import AttlasError, no_memory
 
 
 class _Commands(click.Group):
@@ -95,6 +95,9 @@ def main(arguments: list[str] | None = None) -> None:
         hint = f" (`{context.command_path} --help` lists what it takes)" if context is not None else ""
         note(f"attlas: {error.format_message().rstrip('.')}{hint}")
         sys.exit(error.exit_code)
+    except MemoryError as error:
+        note(f"attlas: {no_memory(error)}; free some, and run the same command again")
+        sys.exit(1)
     except BrokenPipeError:
         # The reader of stdout has closed it; the work itself is fine.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

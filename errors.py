@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 
-__all__ = ["AttlasError", "Interrupted", "UsageError", "first_line", "one_line"]
+__all__ = ["AttlasError", "Interrupted", "UsageError", "first_line", "no_memory", "one_line"]
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of a terminal, which libraries put into their messages
 
@@ -42,6 +42,12 @@ def first_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     code = frames[-1].line if frames else ""
     return f"{type(error).__name__} at `{code}`"[:200] if code else type(error).__name__
+
+
+def no_memory(error: MemoryError) -> str:
+    """What is lacking, in words, with the amount where numpy names it."""
+    amount = re.search(r"allocate (\S+ \S+) for", str(error))
+    return f"needs {amount[1] if amount else 'more'} of memory, which is not there"
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from .words import printable
+
 __all__ = ["Display", "Show", "Step", "shows"]
 
 # The type of `progress` arguments: True shows a display, a function is called as documented, otherwise silent.
@@ -64,7 +66,7 @@ class Display:
     """One bar; without a terminal, lines instead: at the start, every `SECONDS_BETWEEN_LINES`, and at the end."""
 
     def __init__(self, title: str, unit: str) -> None:
-        self._title, self._unit = title, unit
+        self._title, self._unit = printable(title), unit
         self._moving = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._bar: Any = None
         self._began = time.monotonic()
@@ -94,7 +96,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """Write a line of text, above the bar if there is one."""
-        self._silent = False
+        self._silent, text = False, printable(text)
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
@@ -118,7 +120,7 @@ class Display:
             if self._bar is None:
                 self._bar = _bar(desc=self._title, total=total, initial=done, unit=f" {self._unit}")
             self._bar.total = total
-            self._bar.set_postfix_str(note, refresh=self._stepping)
+            self._bar.set_postfix_str(printable(note), refresh=self._stepping)
             self._bar.update(done - self._bar.n)  # tqdm limits how often it redraws
             return
         if self._stepping:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import arguments
 from ..engine.store.coordinates import OWN
-from ..engine.store.schema import DESCRIBING, FROM_GRAPH, LONG_NAMES
 from ..errors import UsageError
 from ..exporter.spec import GraphSpec
 from . import formulas
@@ -421,13 +420,6 @@ def _own_names() -> frozenset[str]:
     return frozenset({*CATALOG, *written(CATALOG.values()), *dims, PREDICTED})
 
 
-@functools.cache
-def _laid_out() -> frozenset[str]:
-    """Every array that a run may write, and what its layout needs."""
-    entries = (entry.name for entry in (*FROM_GRAPH, *DESCRIBING))
-    return frozenset({*OWN, *entries, *LONG_NAMES, "position_embedding"})
-
-
 def reserved(name: str, columns: Collection[str] | None = None) -> bool:
     """Whether an array of that name is, or may become, one of an analysis, so that no column should have it.
 
@@ -439,6 +431,6 @@ def reserved(name: str, columns: Collection[str] | None = None) -> bool:
     by_group |= bool(grouped) if columns is None else not grouped.isdisjoint((PREDICTED, *columns))
     base = name.partition(".")[0]
     # A source's columns make room for the run's own arrays, whichever these are.
-    laid_out = columns is None and name in _laid_out()
+    laid_out = columns is None and name in OWN
     ours = name in _own_names() or base in CATALOG or base in JUDGED or name.startswith("judged_")
     return ours or by_group or laid_out

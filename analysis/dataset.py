@@ -87,6 +87,8 @@ def open(path: Where, chunks: Mapping[str, Any] | str | int | None = None) -> Da
     made = Dataset(found.data_vars, found.coords, found.attrs)
     made = made if chunks is None else _cut(made, chunks)
     made.encoding["source"] = str(store.path)  # where xarray keeps it, and `attlas.plot` looks for it
+    # By which `arguments.path` tells a part of it from the whole.
+    made.encoding["whole"] = {str(n): (str(one.dims[0]), one.size) for n, one in made.coords.items() if one.ndim == 1}
     return made
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from .. import arguments
 from ..engine.store.store import Store
 from ..errors import AttlasError, UsageError
+from ..words import counted
 
 __all__ = ["NoPictureError", "crop", "folder_of"]
 
@@ -43,7 +44,8 @@ def crop(store: Store, image: int, folder: str | os.PathLike[str] | None) -> npt
         return np.asarray(store.read("pixels", store.plan.sample.index(image)), np.uint8)
     if folder is None:
         raise NoPictureError(
-            f"the store keeps {len(store.plan.sample)} pictures, and not this one: --images DIR gives the others"
+            f"the store keeps {counted(len(store.plan.sample), 'picture')}, and not this one: --images DIR gives the "
+            "others"
         )
     from ..engine.runtime.decode import DecodeError, decode  # Pillow is only needed here
     from ..engine.sources.files import leads_out

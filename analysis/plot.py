@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .. import arguments
 from ..arguments import Paths, Where
 from ..errors import AttlasError, UsageError
+from ..words import counted
 
 if TYPE_CHECKING:
     from ..engine.runtime.results import Result
@@ -343,7 +344,7 @@ def compare(
         raise UsageError("to compare takes two stores or more")
     called = list(arguments.names(names, "names")) or labels(found)
     if len(called) != len(found):
-        raise UsageError(f"{len(called)} names for {len(found)} stores: give one each")
+        raise UsageError(f"{counted(len(called), 'name')} for {counted(len(found), 'store')}: give one each")
     sections = comparison([_context(store, label) for store, label in zip(found, called, strict=True)])
     parts = [part for one in sections[1:] for part in one.parts(_context(found[0]))]
     wanted = f"compare_{statistic}{'_difference' if difference else ''}"

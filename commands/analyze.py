@@ -9,7 +9,7 @@ import attlas
 import click
 
 from ..errors import UsageError
-from .shared import note, pool, say_json, store_path, who_works
+from .shared import note, pool, say, say_json, store_path, who_works
 
 
 @click.command(short_help="A store gets its statistics over the dataset.")
@@ -48,7 +48,7 @@ def analyze(
         from ..analysis.catalog import described
 
         for name, meaning in described().items():
-            click.echo(f"{name:<38} {meaning}")
+            say(f"{name:<38} {meaning}")
         return
     if store is None:
         raise UsageError("which store? `attlas analyze STORE.zarr`")
@@ -62,5 +62,4 @@ def analyze(
         return
     from ..analysis.statistics.layers import by_layer
 
-    for line in by_layer(store):
-        click.echo(line)
+    say(*by_layer(store))

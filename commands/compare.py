@@ -8,7 +8,7 @@ import attlas
 import click
 
 from ..words import ranges
-from .shared import note, store_path
+from .shared import note, say, store_path
 
 
 @click.command(short_help="How far apart two models' attention is, by layer.")
@@ -20,8 +20,7 @@ def compare(one: Path, other: Path) -> None:
     Jensen-Shannon, in nats, of rows averaged over heads; a line of CSV for each layer, with its 95 % interval.
     """
     found = attlas.compare(one, other, progress=True)
-    for line in found.lines():
-        click.echo(line)
+    say(*found.lines())
     note(found.said)
     for store, layers in zip((one, other), found.left_out, strict=True):
         if layers:

@@ -11,7 +11,7 @@ import click
 
 from ..errors import UsageError
 from ..words import counted
-from .shared import path_argument, say_json
+from .shared import path_argument, say, say_json
 
 
 @click.command(short_help="Is the graph still the model in this runtime?")
@@ -66,11 +66,11 @@ def conform(
             raise UsageError("--export: is always of onnxruntime on the processor; leave the other options out")
         count = write_cases(graph, exported, images, limit=options["limit"], overwrite=overwrite, progress=True)
         said = f"{exported}: {counted(count, 'picture')} with what is expected of them"
-        say_json({"cases": str(exported), "pictures": count}) if as_json else click.echo(said)
+        say_json({"cases": str(exported), "pictures": count}) if as_json else say(said)
         return
     if overwrite:
         raise UsageError("--overwrite: is for --export, and nothing is written here")
     result = attlas.conform(graph, images, results=results, progress=True, **options)
-    say_json(result.to_dict()) if as_json else click.echo(repr(result))
+    say_json(result.to_dict()) if as_json else say(*repr(result).split("\n"))
     if not result.conforms:
         sys.exit(1)

@@ -10,7 +10,7 @@ import click
 
 from ..engine import messages
 from ..errors import Interrupted, UsageError
-from .shared import note, path_argument, written
+from .shared import note, path_argument, say, written
 
 
 @click.command(short_help="A model becomes an ONNX graph with attention outputs.")
@@ -92,4 +92,4 @@ def export(
         note(f"note: {line}")
     for line in messages.export_lines(result):
         note(line)
-    click.echo(result.path)
+    say(result.path)

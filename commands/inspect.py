@@ -10,7 +10,7 @@ import click
 
 from ..engine import messages
 from ..words import counted
-from .shared import say_json, store_path
+from .shared import say, say_json, store_path
 
 
 @click.command(short_help="What a graph or a store holds.")
@@ -26,9 +26,9 @@ def inspect(path: Path, whole: bool, as_json: bool) -> None:
         say_json(data)
         return
     if data["kind"] == "store" and not whole:
-        click.echo("\n".join(screen(data)))
+        say(*screen(data))
         return
-    click.echo("\n".join(messages.facts_lines(data)))
+    say(*messages.facts_lines(data))
 
 
 @click.command(short_help="Whether a store holds what it promises.")
@@ -45,11 +45,11 @@ def verify(store: Path, repair: bool, as_json: bool) -> None:
         say_json({"units": result.units, **faulty, "repaired": result.repaired})
     else:
         for k, fault in result.faults.items():
-            click.echo(f"unit {k}: {fault}")
+            say(f"unit {k}: {fault}")
         for name, fault in result.arrays.items():
-            click.echo(f"{name}: {fault}")
+            say(f"{name}: {fault}")
         reopened = ", reopened" if repair and result.faults else ""
         others = f"; {counted(len(result.arrays), 'other array')} faulty" if result.arrays else ""
-        click.echo(f"{counted(result.units, 'unit')} checked, {len(result.faults)} faulty{reopened}{others}")
+        say(f"{counted(result.units, 'unit')} checked, {len(result.faults)} faulty{reopened}{others}")
     if result.faults or result.arrays:
         sys.exit(1)

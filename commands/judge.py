@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsageError
 from ..words import counted
-from .shared import note, path_argument, pool, store_path, who_works, written
+from .shared import note, path_argument, pool, say, store_path, who_works, written
 
 
 @click.command(short_help="Which map explains the model? Faithfulness over the dataset.")
@@ -91,14 +91,12 @@ def judge(
     for line in result.notes:
         note(f"note: {line}")
     note(result.said)
-    for line in verdict_lines(result.verdict):
-        click.echo(line)
+    say(*verdict_lines(result.verdict))
     if against is not None:
         for one in between(store, against, tag=result.verdict.tag):
             found = cell(one.difference, one.bounds, "+.3f")
-            click.echo(f"less {against.name}, {counted(one.images, 'image')}: {one.map} {one.figure} {found}")
-    for line in result.outlined():
-        click.echo(line)
+            say(f"less {against.name}, {counted(one.images, 'image')}: {one.map} {one.figure} {found}")
+    say(*result.outlined())
 
 
 def _heads(
@@ -123,5 +121,4 @@ def _heads(
     note(result.said)
     if result.rank is None:
         note("note: the store has no gradients, from which first-order importance is computed")
-    for line in result.lines():
-        click.echo(line)
+    say(*result.lines())

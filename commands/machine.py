@@ -10,7 +10,7 @@ import attlas
 import click
 
 from ..engine import messages
-from .shared import note, path_argument, say_json
+from .shared import note, path_argument, say, say_json
 
 
 @click.command(short_help="What can be exported.")
@@ -27,14 +27,13 @@ def models(pattern: str, names: bool, as_json: bool) -> None:
 
     if names:
         listed = list_models(pattern)
-        say_json(listed) if as_json else click.echo("\n".join(listed))
+        say_json(listed) if as_json else say(*listed)
         return
     found = summaries(pattern, progress=note)
     if as_json:
         say_json([dataclasses.asdict(one) for one in found])
         return
-    for line in messages.model_lines(found):
-        click.echo(line)
+    say(*messages.model_lines(found))
 
 
 @click.command(short_help="What works on this machine.")
@@ -42,7 +41,7 @@ def models(pattern: str, names: bool, as_json: bool) -> None:
 def doctor(as_json: bool) -> None:
     """Run a test graph on every provider, and list what is installed."""
     data = attlas.doctor()
-    say_json(data) if as_json else click.echo("\n".join(messages.doctor_lines(data)))
+    say_json(data) if as_json else say(*messages.doctor_lines(data))
     if data["problems"]:
         sys.exit(1)
 
@@ -53,4 +52,4 @@ def doctor(as_json: bool) -> None:
 @click.option("--checkpoint", type=path_argument, help="Weights from this file, if the model hub cannot be reached.")
 def demo(output: Path, model: str, checkpoint: Path | None) -> None:
     """Export a model, run it on six freely usable photographs, analyse, and write a report."""
-    click.echo(attlas.demo(output, model=model, checkpoint=checkpoint, progress=True))
+    say(attlas.demo(output, model=model, checkpoint=checkpoint, progress=True))

@@ -9,7 +9,7 @@ import attlas
 import click
 
 from ..errors import UsageError
-from .shared import path_argument, store_path
+from .shared import path_argument, say, store_path
 
 
 @click.command(short_help="One self-contained HTML page with the figures.")
@@ -48,7 +48,7 @@ def report(stores: tuple[Path, ...], output: Path | None, methods: bool, only: s
     if output is None:
         from ..analysis.report import describe
 
-        click.echo(describe(stores))
+        say(*describe(stores).split("\n"))
         return
     given: dict[str, Any] = {key: text.split(",") for key, text in (("only", only), ("names", names)) if text}
-    click.echo(attlas.report(list(stores), output, progress=True, **given, **options))
+    say(attlas.report(list(stores), output, progress=True, **given, **options))

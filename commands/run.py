@@ -13,7 +13,7 @@ import attlas
 import click
 
 from ..engine import messages
-from .shared import INTERRUPTED, READ_ERRORS, note, path_argument, say_json, store_path
+from .shared import INTERRUPTED, READ_ERRORS, note, path_argument, say, say_json, store_path
 
 
 @click.command(short_help="A graph and images become an attention store.")
@@ -98,9 +98,9 @@ def run(graph: Path, images: str, output: Path, as_json: bool, **options: Any) -
     for line in result.notes:
         note(f"note: {line}")
     if options["dry_run"]:
-        say_json(outcome.plan_data(result)) if as_json else click.echo("\n".join(outcome.plan_lines(result)))
+        say_json(outcome.plan_data(result)) if as_json else say(*outcome.plan_lines(result))
         return
-    say_json(outcome.outcome_data(result)) if as_json else click.echo("\n".join(outcome.outcome_lines(result)))
+    say_json(outcome.outcome_data(result)) if as_json else say(*outcome.outcome_lines(result))
     if result.errors:
         sys.exit(READ_ERRORS)
 
@@ -113,7 +113,8 @@ def _stop_on_signals() -> threading.Event:
         if stop.is_set():
             os._exit(INTERRUPTED)
         stop.set()
-        note("\nstopping after the units in flight; again to stop at once")
+        note("")
+        note("stopping after the units in flight; again to stop at once")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
+from ..words import printable
 
 READ_ERRORS = 3
 INTERRUPTED = 130
@@ -94,9 +95,15 @@ def written(*names: str) -> list[str]:
 
 def note(line: str) -> None:
     """Write one line to stderr."""
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
+
+
+def say(*lines: str | os.PathLike[str]) -> None:
+    """Write lines to stdout; the path of what was made as it is, since scripts read it."""
+    if lines:
+        click.echo("\n".join(printable(line) if isinstance(line, str) else os.fspath(line) for line in lines))
 
 
 def say_json(data: Any) -> None:
     """Write JSON to stdout."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    say(*json.dumps(data, indent=2, ensure_ascii=False).split("\n"))

@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsageError
 from ..words import counted
-from .shared import note, path_argument
+from .shared import note, path_argument, say
 
 
 class _Numbers(click.types.StringParamType):
@@ -96,7 +96,7 @@ def show(source: str, pictures: tuple[Path, ...], output: Path | None, everythin
     path = _named(source, pictures, options["image"]) if output is None else output
     shown = attlas.show(source, list(pictures) or None, output=path, **options)
     note(shown.title)
-    click.echo(shown.path)
+    say(shown.path)
 
 
 def _named(source: str, pictures: tuple[Path, ...], image: tuple[str, ...]) -> Path:
@@ -117,4 +117,4 @@ def _all(source: str, pictures: tuple[Path, ...], output: Path | None, options: 
     names = ("maps", "layer", "threshold", "style", "images", "overwrite")
     made = overlays(source, output, progress=True, **{name: options[name] for name in names})
     note(counted(made, "overlay"))
-    click.echo(output)
+    say(output)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .shared import INTERRUPTED, LocalPath, end_on, note, path_argument, store_path, written
+from .shared import INTERRUPTED, LocalPath, end_on, note, path_argument, say, store_path, written
 
 
 class _Images(LocalPath):
@@ -54,7 +54,7 @@ def view(
         if of_page := written("port", "no_browser"):
             raise UsageError(f"{of_page[0]}: is for a page that is served; -o writes a file")
         count = counts[0] if counts else 24
-        click.echo(write(list(stores), output, count=count, images=folder, overwrite=overwrite, progress=True))
+        say(write(list(stores), output, count=count, images=folder, overwrite=overwrite, progress=True))
         return
     if overwrite:
         raise UsageError("--overwrite: is for a file, -o NAME.html, and nothing is written here")
@@ -63,7 +63,7 @@ def view(
     server = Server(Atlas(list(stores), folder), port)
     # The shell sets SIGINT aside for what it starts in the background; a server there must still end.
     end_on(signal.SIGINT, signal.SIGTERM)
-    click.echo(server.url)
+    say(server.url)
     note("the page is for this machine alone; Ctrl-C ends it")
     if not no_browser:
         webbrowser.open(server.url)

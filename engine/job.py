@@ -373,8 +373,8 @@ def _layout(job: Job) -> tuple[list[ArraySpec], dict[str, Any]]:
 def _selection(job: Job) -> str:
     """How the images were chosen, as text."""
     if job.estimate.total == job.plan.images:
-        return f"all {job.plan.images} images"
-    return f"{job.plan.images} of {job.estimate.total} images, evenly spread over the sorted list"
+        return f"all {counted(job.plan.images, 'image')}"
+    return f"{job.plan.images:,} of {counted(job.estimate.total, 'image')}, evenly spread over the sorted list"
 
 
 def _free(output: Path | Url) -> int | None:

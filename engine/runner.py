@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,10 @@ from typing import get_args
 import numpy as np
 
 from .. import arguments
-from ..errors import AttlasError, Interrupted, UsageError
+from ..errors import AttlasError, Interrupted, UsageError, no_memory
 from ..exporter.spec import GraphSpec
 from ..progress import Display, Show, shows
+from ..words import counted
 from .amounts import estimate_lines
 from .contents import Reducer, Statistics
 from .executors.base import Executor, Local, Task, WorkerInfo
@@ -39,6 +39,12 @@ from .unit import UnitResult
 from .versions import versions
 
 __all__ = ["Estimate", "Progress", "RunResult", "run"]
+
+# What to do where a store without enough memory has begun: its batches cannot become smaller.
+AGAIN = (
+    "what is done stays, and its batches have the size that was planned: free memory or use fewer --workers, and run "
+    "the same command again without --overwrite"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +153,9 @@ def run(
         try:
             return _start(request, images, shard, team, _shown(progress), stop or threading.Event())
         except MemoryError as error:
-            amount = re.search(r"allocate (\S+ \S+) for", str(error))  # numpy's
-            raise AttlasError(
-                f"{request.output}: needs {amount[1] if amount else 'more'} of memory, which is not there; choose a "
-                "smaller --batch-size, with --overwrite or another output"
-            ) from None
+            new = overwrite or not store.exists()
+            advice = "choose a smaller --batch-size" if new else AGAIN
+            raise AttlasError(f"{store}: {no_memory(error)}; {advice}") from None
 
 
 def _start(
@@ -174,7 +178,12 @@ def _start(
     if not _left(job, store, shard):
         return _result(job, request.output, store, provider=_last_provider(store))
     with locked(store.path, shard):
-        return _run(job, store, shard, team, show, stop)
+        try:
+            return _run(job, store, shard, team, show, stop)
+        except MemoryError as error:
+            begun = shard != (1, 1) or store.done.any()  # another shard may have begun what this one has not
+            advice = AGAIN if begun else "nothing is in it yet: choose a smaller --batch-size, with --overwrite"
+            raise AttlasError(f"{store.path}: {no_memory(error)}; {advice}") from None
 
 
 def _run(
@@ -209,7 +218,7 @@ def _run(
     if stop.is_set() and total.images < count.mine:
         done = int(store.done_images.sum())
         raise Interrupted(
-            f"{store.path}: stopped with {done} of {job.plan.images} images done; the same command goes on"
+            f"{store.path}: stopped with {done} of {counted(job.plan.images, 'image')} done; the same command goes on"
         )
     alone = total.alone(team.threads, team.workers)
     return _result(job, job.request.output, store, total, count.seconds, alone, info.provider)

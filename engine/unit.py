@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import AttlasError
+from ..words import counted
 from .contents import Contents
 from .plan import Plan
 from .runtime.graph import APPENDED
@@ -297,7 +298,7 @@ def _write_large(buffers: Buffers, batch: range, keys: npt.NDArray[Any], valid: 
             values = buffers.outputs[want.name][: len(batch)]
             if name in GRADIENTS and not np.isfinite(values[~invalid]).all():
                 raise AttlasError(
-                    f"{keys[0]} and the {len(batch) - 1} images after it: gradients of layer "
+                    f"{keys[0]} and the {counted(len(batch) - 1, 'image')} after it: gradients of layer "
                     f"{layers[i]} are not finite; the weights are at fault, not the pictures"
                 )
             if invalid.any():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import AttlasError, UsageError
-from ..files import appearing
+from ..files import appearing, from_json
 from .models.summary import SHIPPED, Summary
 
 __all__ = ["list_models", "summaries", "write_table"]
@@ -121,7 +121,7 @@ def _matching(table: _Table, pattern: str) -> list[str]:
 def _read(path: Path, timm: str) -> dict[str, list[Any] | None] | None:
     """The rows of the table in a file; None if there is none for this version of timm."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = from_json(path.read_text(encoding="utf-8"))
         rows: dict[str, list[Any] | None] = data["models"]
         for name, row in rows.items():
             if row is not None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import AttlasError, UsageError
+from ..files import from_json
 
 __all__ = [
     "FORMAT",
@@ -327,7 +328,7 @@ class GraphSpec:
     def from_json(cls, text: str, where: str) -> GraphSpec:
         """Read `to_json`'s text; errors as in `from_dict`."""
         try:
-            data = json.loads(text)
+            data = from_json(text)
         except ValueError:
             data = None
         if not isinstance(data, dict):

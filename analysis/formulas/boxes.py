@@ -7,7 +7,6 @@ take covers.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import reprlib
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import AttlasError, UsageError
+from ...files import from_json
 from .arrays import Array, constant, floating, namespace
 from .maps import mass_mask
 
@@ -57,7 +57,7 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[Marked]], li
         AttlasError: the file does not read, or has no `images` and `annotations`.
     """
     try:
-        data: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
+        data: dict[str, Any] = from_json(Path(path).read_text("utf-8"))
         files = {image["id"]: (str(image["file_name"]), _size(image)) for image in data["images"]}
         names = {None: "object"}
         names |= {kind["id"]: str(kind["name"]) for kind in data.get("categories") or () if kind.get("name")}
@@ -77,8 +77,6 @@ def read_coco(path: str | os.PathLike[str]) -> tuple[dict[str, list[Marked]], li
             else:
                 box = y, x, y + height, x + width
                 found[name].append(Marked(names.get(kind, f"category {kind}"), box, size))
-    except RecursionError:
-        raise AttlasError(f"{path}: is no COCO file with images and annotations (nested too deeply)") from None
     except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
         raise AttlasError(f"{path}: is no COCO file with images and annotations ({error})") from None
     return dict(found), left_out

@@ -244,7 +244,7 @@ def _notes(plan: Plan, done: Sequence[UnitDone]) -> list[str]:
     source, without = plan.source, dict[str, int]()
     if not source.done.all():
         found.append(
-            f"the store is unfinished: {int(source.done.sum())} of {source.done.size} units judged; run "
+            f"the store is unfinished: {int(source.done.sum())} of {counted(source.done.size, 'unit')} judged; run "
             "`attlas run` and this again for the rest"
         )
     for one in done:

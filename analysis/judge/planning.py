@@ -213,7 +213,9 @@ def _differing(store: Store, maps: Sequence[Chosen], targets: npt.NDArray[np.int
     other = int((source.mask & (theirs != ours)).sum())
     if not other:
         return []
-    return [f"{', '.join(weighs)}: of {other:,} images the run's gradients are of another class than is judged"]
+    return [
+        f"{', '.join(weighs)}: of {counted(other, 'image')} the run's gradients are of another class than is judged"
+    ]
 
 
 def absolute(path: File | Url) -> str:

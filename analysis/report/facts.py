@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ...engine.labels import accuracy
 from ...engine.store.store import Store
 from ...exporter.spec import GraphSpec
+from ...words import counted, part_of
 from ..statistics.clusters import cluster_codes, cluster_of, said
 from ..statistics.inference import FEW
 
@@ -88,11 +89,11 @@ class Facts:
 
 def sample(images: int, clusters: dict[str, Any]) -> str:
     """A sample's size as captions state it; `clusters` as in `Facts`."""
-    n = f"n = {images:,} image{'s' if images != 1 else ''}"
+    n = f"n = {counted(images, 'image')}"
     if not clusters.get("cluster"):
         return n
     return (
-        f"{n} in {clusters['clusters']:,} clusters by {clusters['cluster']}, effective n = "
+        f"{n} in {counted(clusters['clusters'], 'cluster')} by {clusters['cluster']}, effective n = "
         f"{clusters['effective_images']:.4g}"
     )
 
@@ -181,11 +182,11 @@ def warnings(facts: Facts) -> list[str]:
         found.append("Weights are random: these maps show an untrained model.")
     if facts.done < facts.images:
         found.append(
-            f"Partial: {facts.done:,} of {facts.images:,} images are done. What is done is no random sample of them; "
+            f"Partial: {part_of(facts.done, facts.images, 'image')} done. What is done is no random sample of them; "
             "every number here describes these images alone."
         )
     if facts.errors:
-        found.append(f"{facts.errors:,} of {facts.done:,} images could not be read and are left out.")
+        found.append(f"{part_of(facts.errors, facts.done, 'image')} left out, which could not be read.")
     if 0 < facts.effective < FEW:
         if facts.effective <= 1:
             found.append(f"There are no intervals, which take two images or clusters: {facts.n}.")
@@ -205,7 +206,8 @@ def first(facts: Facts) -> list[tuple[str, str, str]]:
     spec, share = facts.spec, facts.top1
     rows, columns = spec.grid
     weights = {"pretrained": "pretrained weights", "checkpoint": "weights from a file", "random": "random weights"}
-    model = f"{weights[spec.weights.source]}; {spec.depth} blocks × {spec.heads} heads, {rows} × {columns} patches"
+    size = f"{counted(spec.depth, 'block')} × {counted(spec.heads, 'head')}, {rows} × {columns} patches"
+    model = f"{weights[spec.weights.source]}; {size}"
     left = [f"{facts.images - facts.done:,} not done"] if facts.done < facts.images else []
     left += [f"{facts.errors:,} unreadable"] if facts.errors else []
     images = ", ".join([f"of {facts.images:,} planned", *left]) + f"; dataset “{facts.attrs.get('dataset', '')}”"
@@ -215,7 +217,7 @@ def first(facts: Facts) -> list[tuple[str, str, str]]:
         low, high = wilson(share.hits, share.total)
         note = f"{share.hits:,} of {share.total:,}; 95 % interval {100 * low:.1f} to {100 * high:.1f}"
         right = (f"top-1 {100 * share.value:.1f} %", note)
-    count = f"{facts.valid:,} image{'s' if facts.valid != 1 else ''}"
+    count = counted(facts.valid, "image")
     return [("What", spec.model, model), ("How many", count, images), ("Is the recipe right?", *right)]
 
 
@@ -248,7 +250,7 @@ def _input(facts: Facts) -> str:
 def _blocks(facts: Facts) -> str:
     spec = facts.spec
     part = "" if len(spec.layers) == spec.depth else f" (attention of {len(spec.layers)} of them)"
-    return f"{spec.depth} blocks{part}, {spec.heads} heads each"
+    return f"{counted(spec.depth, 'block')}{part}, {counted(spec.heads, 'head')} each"
 
 
 def _readout(facts: Facts) -> str:

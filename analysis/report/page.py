@@ -12,11 +12,13 @@ from pathlib import Path
 
 from ... import arguments
 from ...arguments import Paths
+from ...engine.store.locks import BusyError
 from ...engine.store.storage import Url, locate
-from ...engine.store.store import Store
+from ...engine.store.store import DamagedError, Store
 from ...errors import AttlasError, UsageError
 from ...files import appearing, check_page
 from ...progress import Show, Step, shows
+from ...words import counted
 from ..objects import required
 from ..originals import folder_of
 from ..plot import FIGURES
@@ -54,7 +56,7 @@ def report(
     """Write what one or several stores hold as one HTML page, which loads nothing from anywhere.
 
     Dataset statistics that a store lacks are made first, and stay in it. Equal stores give equal pages. A figure that
-    cannot be drawn is a line that says why; the page is written all the same.
+    cannot be drawn is a line that says why; the page is written all the same, and then the error is raised.
 
     Args:
         stores: one store or several, which are then also compared.
@@ -80,8 +82,9 @@ def report(
     Raises:
         UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, `images` or `boxes`
             is not there, a figure or style is unknown, `names` are not one for each store, or `explore` is too many.
-        AttlasError: a store or `boxes` does not read, no store shows a box, there is nothing of `only`, or a file
-            cannot be written.
+        AttlasError: a store or `boxes` does not read, no store shows a box, there is nothing of `only`, another
+            analysis is writing a store without statistics, a file cannot be written, or the page is there but lacks
+            what cannot be drawn.
     """
     shown, against = _located(stores, "stores"), _located(baseline, "baseline")
     output = Path(arguments.path(output, "output", "the path of the page, NAME.html"))
@@ -93,12 +96,13 @@ def report(
     _check_read(images, boxes, shown)
     wanted, called = _check_words(only, names, style, len(shown) + len(against))
     say = progress if callable(progress) else (lambda _line: None)
-    ready = [_ready(path, say) for path in (*shown, *against)]
+    lost = list[str]()
+    ready = [_ready(path, say, lost) for path in (*shown, *against)]
     contexts = [
         Context(store, gather(store, label, baseline=place >= len(shown)), examples, images, boxes)
         for place, (store, label) in enumerate(zip(ready, called or labels(ready), strict=True))
     ]
-    page = _Page(say, folder, STYLES[style], wanted)
+    page = _Page(say, folder, STYLES[style], wanted, lost)
     with appearing(output) as beside:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +112,9 @@ def report(
             raise AttlasError(f"--only {','.join(only)}: there is nothing of it to show, so no page is written{why}")
         atlas = embedded(shown, explore, images) if explore else ""
         beside.write_text(rendered(page.chapters, contexts, atlas), "utf-8")
+    if page.lost:
+        some = counted(len(page.lost), "part that cannot", "parts that cannot")
+        raise AttlasError(f"{output}: is written, without {some} be drawn (the first: {page.lost[0]})")
     return output
 
 
@@ -157,8 +164,14 @@ def _check_words(
     return frozenset(FIGURES[name][0] if name in FIGURES else name for name in only), found
 
 
-def _ready(path: Path | Url, say: Say) -> Store:
-    """The store, with dataset statistics of all images that are done, as far as it can have them."""
+def _ready(path: Path | Url, say: Say, lost: list[str]) -> Store:
+    """The store, with dataset statistics of all images that are done, as far as it can have them.
+
+    Where damage stands in their way, it is noted in `lost`.
+
+    Raises:
+        AttlasError: it has no image to show, or another analysis is writing it.
+    """
     store = Store(path)
     done = int((store.done_images & store.read("valid").astype(bool)).sum())
     if not done:
@@ -168,14 +181,17 @@ def _ready(path: Path | Url, say: Say) -> Store:
     wanted += ["score_matrix_mean"] if "attention" in store or "attention_code" in store else []
     if all(name in store and store.array(name).attrs.get("images") == done for name in wanted):
         return store
-    say(f"{path}: summing up {done} images")
+    say(f"{path}: summing up {counted(done, 'image')}")
     from ..statistics import analyze  # numba is only needed here
 
     try:
         analyze(path)
+    except BusyError:
+        raise  # its sums are there in a while, and a page without them would be taken for all there is
     except (AttlasError, OSError) as error:
         # What cannot be had, or not be written, is said on the page too, where the figure would stand.
         say(str(error))
+        lost += [f"dataset statistics: {error}"] if isinstance(error, DamagedError) else []
     return Store(path)
 
 
@@ -188,6 +204,7 @@ class _Page:
         folder: where figures are written too, or None.
         widths: how wide figures are laid out.
         only: the names of the sections that are wanted, or nothing for all.
+        lost: what cannot be drawn, and why.
         chapters: with their figures.
         figures: how many there are.
         begun: how many sections have begun, of how many `sections`.
@@ -197,6 +214,7 @@ class _Page:
     folder: Path | None
     widths: Widths
     only: frozenset[str]
+    lost: list[str]
     chapters: list[Chapter] = field(default_factory=list)
     figures: int = 0
     begun: int = 0
@@ -231,10 +249,10 @@ class _Page:
             self.begun += 1
             self.say(Step(f"{label}{section.title}", self.begun, self.sections, brief=True))
             began, before = time.perf_counter(), self.figures
-            parts = [self._placed(part, context, begin) for part in _parts(section, context)]
+            parts = [self._placed(part, context, begin) for part in self._parts(section, context)]
             chapter.add(section, parts)
             if made := self.figures - before:
-                said = f"{made} figure{'s' if made != 1 else ''}, {time.perf_counter() - began:.1f} s"
+                said = f"{counted(made, 'figure')}, {time.perf_counter() - began:.1f} s"
                 self.say(f"{label}{section.title}: {said} ({self.begun}/{self.sections})")
         if anchor != "comparison" and not self.only:
             chapter.left_out = not_drawn(context.store, chapter)
@@ -248,28 +266,27 @@ class _Page:
             drawn = svg(printed)
             placed = Placed.of(part, self.figures + 1, drawn)
         except Exception as error:
-            return Absent(part.title, _reason(error, context))
+            return self._absent(part.title, error, context)
         self.figures += 1
         if self.folder is not None:
             write_figure(part, printed, drawn, self.folder, f"{begin}{part.name}", self.widths.scale)
         return placed
 
+    def _parts(self, section: Section, context: Context) -> Iterator[Part]:
+        """What a section yields, and a line on what stopped it: one figure must not cost the page."""
+        try:
+            yield from section.parts(context)
+        except Exception as error:
+            yield self._absent(section.title, error, context)
+
+    def _absent(self, title: str, error: Exception, context: Context) -> Absent:
+        """A line on what went wrong in a figure's place, without the machine's own paths."""
+        told = " ".join(str(error).split()).replace(str(context.store.path), context.facts.name) or "no reason is given"
+        kind = "" if isinstance(error, AttlasError) else f"{type(error).__name__}: "
+        self.lost.append(f"{title}: {kind}{told}")
+        return Absent(title, f"It cannot be drawn ({kind}{told}).")
+
 
 def _slug(label: str) -> str:
     """A label as names of files and anchors have it."""
     return re.sub(r"[^\w.-]+", "-", label).strip("-.")
-
-
-def _parts(section: Section, context: Context) -> Iterator[Part]:
-    """What a section yields, and a line on what stopped it: one figure must not cost the page."""
-    try:
-        yield from section.parts(context)
-    except Exception as error:
-        yield Absent(section.title, _reason(error, context))
-
-
-def _reason(error: Exception, context: Context) -> str:
-    """One line on what went wrong, without the machine's own paths."""
-    told = " ".join(str(error).split()).replace(str(context.store.path), context.facts.name) or "no reason is given"
-    kind = "" if isinstance(error, AttlasError) else f"{type(error).__name__}: "
-    return f"It cannot be drawn ({kind}{told})."

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ...engine.store.store import Store
+from ...words import counted
 from ..catalog import summed
 from ..view.single import script_hash
 from .facts import Facts, first, table, warnings
@@ -174,7 +175,7 @@ def _lede(facts: Sequence[Facts]) -> str:
     one = facts[0]
     dataset, selection = (str(one.attrs.get(key, "")) for key in ("dataset", "selection"))
     whole = f" ({selection})" if selection and not selection.startswith("all ") else ""
-    images = f"{one.valid:,} image{'s' if one.valid != 1 else ''}"
+    images = counted(one.valid, "image")
     return f"The attention of every layer and head over {images} of the dataset “{dataset}”{whole}."
 
 

@@ -128,7 +128,7 @@ def _write(one: Subject, request: Request, folder: Path) -> None:
     path = path.with_name(_fitting(path.name))
     if ".." in path.relative_to(folder).parts:
         raise AttlasError(f"{one.name}: leads out of {folder}")
-    with appearing(path) as beside:
+    with appearing(path, among=True) as beside:
         imsave(beside, made, format="png")
 
 

@@ -11,6 +11,7 @@ from matplotlib.image import imsave
 
 from ...engine.runtime.results import Result
 from ...errors import AttlasError
+from ...words import counted
 from ..report.plots.overlay import blended, colours_of
 from .maps import Choice, mean_of, readout_views
 from .subject import of_result, probability
@@ -26,13 +27,13 @@ def of_result_html(result: Result) -> str:
     """HTML that is complete in itself, for light and dark notebooks: it has no colours of its own but the pictures'."""
     count, spec = len(result.pixels), result.spec
     rows = [_row(result, index) for index in range(min(count, MOST))]
-    more = f"<p>and {count - MOST} more pictures</p>" if count > MOST else ""
+    more = f"<p>and {counted(count - MOST, 'more picture')}</p>" if count > MOST else ""
     arrays = ", ".join(
         f"<code>{html.escape(name)}</code> ({', '.join(result.dims(name)) or ' × '.join(map(str, values.shape))})"
         for name, values in result.items()
     )
     random = " · random weights: the maps mean nothing" if spec.weights.source == "random" else ""
-    head = f"<b>{html.escape(spec.name)}</b> · {count} picture{'' if count == 1 else 's'}{random}"
+    head = f"<b>{html.escape(spec.name)}</b> · {counted(count, 'picture')}{random}"
     return f'<div><p>{head}</p><table style="{TABLE}">{"".join(rows)}</table>{more}<p>{arrays}</p></div>'
 
 

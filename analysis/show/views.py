@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UsageError
+from ...words import counted
 from ..formulas import mass_mask
 from ..report.numbers import Floats
 from ..report.plots.overlay import Look
@@ -102,7 +103,7 @@ def _overview(one: Subject, request: Request) -> Any:
     blocks = [Block(cells, len(cells))]
     if len(heads) > 1:
         each = cells_of(one, heads, request, [f"head {head}" for head in range(len(heads))])
-        heading = f"The {len(heads)} heads of layer {one.spec.layers[-1]}, on one scale"
+        heading = f"The {counted(len(heads), 'head')} of layer {one.spec.layers[-1]}, on one scale"
         blocks.append(Block(each, _columns(len(each)), heading))
     return sheet(one.title, facts(one), blocks, legend(one, views, request))
 
@@ -227,7 +228,7 @@ def facts(one: Subject) -> str:
               for kind, word in zip(dict.fromkeys(spec.prefix), kinds, strict=True)]  # fmt: skip
     tokens = " + ".join([*before, f"{spec.grid[0]} × {spec.grid[1]} patches"])
     random = " (random weights: these maps mean nothing)" if spec.weights.source == "random" else ""
-    layers = f"{spec.depth} layers (0 to {spec.depth - 1})" if spec.depth > 1 else "1 layer"
+    layers = counted(spec.depth, "layer") + (f" (0 to {spec.depth - 1})" if spec.depth > 1 else "")
     return f"{spec.name}{random} · {layers} of {spec.heads} head{'s' * (spec.heads > 1)} · {tokens}"
 
 

@@ -25,7 +25,7 @@ from ...engine.store.storage import Url
 from ...engine.store.store import Store
 from ...errors import AttlasError, UsageError
 from ...progress import Display, Show, shows
-from ...words import counted
+from ...words import counted, part_of
 from ..catalog import PREDICTED, held, resolved
 from ..statistic import Statistic
 from .clusters import ALONE, cluster_codes, cluster_of
@@ -210,8 +210,7 @@ def pooled(stores: Paths, names: Sequence[str | Statistic] | str | Statistic | N
     images = sum(int(source.mask.sum()) for source in sources)
     arrays = sums_up(sources, asked, sums, by, grouped, groups) if images else {}
     paths = np.concatenate([source.store.read("path").astype(object)[source.mask] for source in sources])
-    twice = len(paths) - len(set(paths.tolist()))
-    return Pooled(images, arrays, (f"{twice} paths are in more than one store, and count each time",) if twice else ())
+    return Pooled(images, arrays, _twice(paths))
 
 
 def _refuse_behind(source: Source, one: Statistic, array: str, by: str = "") -> None:
@@ -323,18 +322,23 @@ def _write(store: Store, found: dict[str, Summed]) -> None:
         store.add(specs, {name: summed.values for name, summed in found.items()})
 
 
+def _twice(paths: Any) -> tuple[str, ...]:
+    twice = len(paths) - len(set(paths.tolist()))
+    return (f"{counted(twice, 'path is', 'paths are')} in more than one store, and each counts again",) if twice else ()
+
+
 def _notes(source: Source, by: str) -> tuple[str, ...]:
     plan, found = source.store.plan, []
     done, mask = source.done, source.mask
     if not done.all():
         found.append(
-            f"the store is unfinished: {int(done.sum())} of {plan.units} units are done, and these statistics are of "
-            f"their {int(mask.sum())} images; run `attlas run` again for the rest"
+            f"the store is unfinished: {part_of(int(done.sum()), plan.units, 'unit')} done, and these statistics are "
+            f"of their {counted(int(mask.sum()), 'image')}; run `attlas run` again for the rest"
         )
     tried = int(np.repeat(done, plan.unit)[: plan.images].sum())
     unreadable = tried - int(mask.sum())
     if unreadable:
-        found.append(f"{unreadable} of {tried} images could not be read and are left out")
+        found.append(f"{part_of(unreadable, tried, 'image')} left out, which could not be read")
     if by == PREDICTED and by in source.store:
         found.append(f"{by} is the class of the largest logit, not the store's own column of that name")
     if not mask.any():
@@ -343,9 +347,9 @@ def _notes(source: Source, by: str) -> tuple[str, ...]:
         said: Any = source.store.array(f"{by}_group_images").attrs
         left_out = int(said["left_out"])
         count = source.store.array(f"{by}_group_images").shape[0]
-        found.append(f"{count:,} group{'s' if count != 1 else ''} by {by}; `attlas report` shows them")
+        found.append(f"{counted(count, 'group')} by {by}; `attlas report` shows them")
         if left_out:
-            found.append(f"{left_out} of {int(mask.sum())} images have no {by} and are in no group")
+            found.append(f"{part_of(left_out, int(mask.sum()), 'image')} in no group, without {by}")
     return tuple(found)
 
 
@@ -357,8 +361,9 @@ def _inference_notes(source: Source, by: str, cluster: str | None) -> Iterator[s
         n = effective_number(codes)
         known = read_column(store, column)[1][source.mask]
         yield (
-            f"intervals and q values are over {len(np.unique(codes)):,} clusters by {column}, effective n = {n:.4g}"
-            + ("" if known.all() else f"; {int((~known).sum())} images without {column} are clusters by themselves")
+            f"intervals and q values are over {counted(len(np.unique(codes)), 'cluster')} by {column}, effective "
+            f"n = {n:.4g}"
+            + ("" if known.all() else f"; {counted(int((~known).sum()), 'image')} without {column} taken alone")
             + ("" if cluster else f" (as before; --cluster {ALONE} takes every image by itself)")
         )
     yield from few_notes(source)
@@ -368,7 +373,7 @@ def _inference_notes(source: Source, by: str, cluster: str | None) -> Iterator[s
         count = store.array(tests[0]).shape[0]
         if without:
             two = f"two {_units(source)} in a group and outside it"
-            yield f"{without:,} of {count:,} groups by {by} have no test: it takes {two}"
+            yield f"{part_of(without, count, 'group')} without a test by {by}: it takes {two}"
 
 
 def few_notes(source: Source) -> Iterator[str]:

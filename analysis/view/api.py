@@ -32,6 +32,7 @@ from ... import arguments
 from ...arguments import Paths
 from ...engine.store.store import Store
 from ...errors import UsageError
+from ...words import counted, part_of
 from .. import formulas
 from ..originals import folder_of
 from . import columns, panels, pictures
@@ -81,7 +82,7 @@ class Atlas:
         """
         paths = arguments.paths(stores, "stores", "the path of a store, or a list of them")
         if not 0 < len(paths) <= MOST:
-            raise UsageError(f"{len(paths)} stores: name 1 to {MOST}")
+            raise UsageError(f"{counted(len(paths), 'store')}: name 1 to {MOST}")
         self.only, self.levels, self.folder = only, levels, folder_of(images)
         self.readers = [Reader(Store(path)) for path in paths]
         self._columns: dict[tuple[Reader, str, int], bytes] = {}
@@ -318,7 +319,7 @@ def _notes(store: Store, whole: str, folder: bool) -> list[str]:
     if spec.weights.source == "random":
         found.append("Weights are random: these maps show an untrained model.")
     if done < store.plan.images:
-        found.append(f"{done:,} of {store.plan.images:,} images are done, which is no random sample; reload for more.")
+        found.append(f"{part_of(done, store.plan.images, 'image')} done, which is no random sample; reload for more.")
     if whole == "attention_code":
         found.append("Attention is stored as uint8 codes: maps are approximate, and masks by mass are not offered.")
     if whole == "attention_mean":
@@ -336,7 +337,7 @@ def _notes(store: Store, whole: str, folder: bool) -> list[str]:
         found.append("Heads are mixed after the softmax: rows are no distributions, and negative entries draw as 0.")
     if not folder and len(store.plan.sample) < store.plan.images:
         found.append(
-            f"The store keeps {len(store.plan.sample):,} pictures of {store.plan.images:,}; the others show their "
-            "rollout alone, unless `attlas view --images DIR` names the run's folder."
+            f"The store keeps {counted(len(store.plan.sample), 'picture')} of {store.plan.images:,}; the others show "
+            "their rollout alone, unless `attlas view --images DIR` names the run's folder."
         )
     return found

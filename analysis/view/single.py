@@ -22,6 +22,7 @@ from ...engine.plan import spread
 from ...errors import AttlasError, UsageError
 from ...files import appearing, check_page
 from ...progress import Show, shows
+from ...words import counted
 from .api import Atlas, MissingError
 from .server import asset
 
@@ -97,7 +98,7 @@ def chosen(atlas: Atlas, count: int) -> list[int]:
         AttlasError: there is none.
     """
     if count < 1:
-        raise UsageError(f"{count} pictures: a file shows one picture at least")
+        raise UsageError(f"{counted(count, 'picture')}: a file shows one picture at least")
     store = atlas.readers[0].store
     usable = store.done_images & store.read("valid").astype(bool)
     among = range(store.plan.images) if atlas.folder is not None else store.plan.sample
@@ -118,7 +119,7 @@ def _check_size(atlas: Atlas) -> None:
     size = int(each * len(atlas.only) * 0.77)
     if size > LARGEST:
         raise UsageError(
-            f"{len(atlas.only)} pictures would be about {size / 1e6:,.0f} MB, too much for one file; "
+            f"{counted(len(atlas.only), 'picture')} would be about {size / 1e6:,.0f} MB, too much for one file; "
             f"--images {max(1, LARGEST * len(atlas.only) // size)} fits, or serve the store without -o"
         )
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ...errors import AttlasError, UsageError, one_line
 from ...exporter.spec import FORMAT, GraphSpec
-from ...files import appearing
+from ...files import appearing, from_json
 from ...progress import Show, shows
 from ..again import differing
 from ..runtime.graph import HEADS, TARGET, read_spec
@@ -129,7 +129,7 @@ class Cases:
         """
         self._archive = Archive(path)
         try:
-            said = json.loads(self._archive.text(META))
+            said = from_json(self._archive.text(META))
         except ValueError:
             said = None
         if not (isinstance(said, dict) and isinstance(said.get("spec"), dict) and "image" in self._archive.shapes):

@@ -84,7 +84,7 @@ class Processes(Local):
             while (worker := self._find(number)) is not None and not self._wait_ready(worker):
                 pass
         assert self._info is not None
-        cards = f", {len(self._cards)} cards" if self._cards else ""
+        cards = f", {counted(len(self._cards), 'card')}" if self._cards else ""
         self.description = (
             f"{counted(self.workers, 'worker process', 'worker processes')} of {counted(each, 'thread')}{cards}"
         )
@@ -241,7 +241,7 @@ def _serve(pipe: Connection, own: Sequence[int], card: str | None, threads: int)
         pipe.send(("ready", worker.info))
         for result in worker.units(take):
             pipe.send(("done", result))
-    except AttlasError as error:
+    except (AttlasError, MemoryError) as error:
         pipe.send(("failed", error))
     except (EOFError, BrokenPipeError):
         os._exit(1)  # the main process is gone

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import os
 import posixpath
 from array import array
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError, one_line
+from ...files import from_json
 from . import files, parquet, remote
 from .columns import Columns, guessed
 from .items import BaseSource, ChangedError, Item, Items, repeated, text
@@ -205,8 +205,8 @@ def _read_json_lines(path: str) -> _Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = from_json(line)
+        except ValueError as error:
             raise AttlasError(f"{path}: line {number} is no JSON ({one_line(error, 100)})") from None
         if not isinstance(row, dict):
             raise AttlasError(f"{path}: line {number} is no JSON object; write one object a line")

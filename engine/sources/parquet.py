@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import posixpath
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError, one_line
+from ...files import from_json
 from . import files, remote
 from .files import MAX_BYTES, Stamp
 from .items import BaseSource, ChangedError, Item, Items, label_of, repeated, text
@@ -350,10 +350,10 @@ def _joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 def _class_names(schema: pa.Schema) -> list[str]:
     """The names of the classes of column `label` in Hugging Face's metadata."""
     try:
-        data = json.loads((schema.metadata or {})[b"huggingface"])
+        data = from_json((schema.metadata or {})[b"huggingface"])
         names = data["info"]["features"]["label"]["names"]
         return [str(name) for name in names] if isinstance(names, list) else []
-    except (KeyError, ValueError, TypeError, RecursionError):
+    except (KeyError, ValueError, TypeError):
         return []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import posixpath
 import re
 from array import array
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import AttlasError
+from ...files import from_json
 from . import files, remote
 from .columns import Columns
 from .files import Stamp
@@ -237,7 +237,7 @@ def _fill(found: _Scan, file: BinaryIO) -> None:
         elif suffix in BESIDE:
             try:
                 metadata[suffix] = _metadata(suffix, member, file)
-            except (ValueError, RecursionError):
+            except ValueError:
                 metadata[suffix] = None
                 found.leave(f".{suffix} members that do not read")
         else:
@@ -252,7 +252,7 @@ def _metadata(suffix: str, member: Member, file: BinaryIO) -> Any:
         raise ValueError(suffix)
     file.seek(member.offset)
     data = file.read(member.size)
-    return json.loads(data) if suffix == "json" else data.decode("utf-8").strip()
+    return from_json(data) if suffix == "json" else data.decode("utf-8").strip()
 
 
 def _labels(names: Sequence[str], own: Sequence[str | None]) -> list[str]:

@@ -7,6 +7,7 @@ Whole chunks are encoded and decoded by numcodecs in the caller's thread, which 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import json
 import warnings
@@ -22,9 +23,9 @@ import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.errors import ChunkNotFoundError
 from zarr.storage import MemoryStore
 
+from ...files import from_json
 from .schema import CODECS, ArraySpec
 from .storage import ROOT, Part, Storage
 
@@ -56,10 +57,9 @@ RESIDUE = 0x48674BC7  # CRC32C of any data followed by its own checksum: so the 
 
 def opened(storage: Storage, *, writable: bool) -> zarr.Group:
     """Open the group in a storage."""
-    # zarr's own store of a folder would make a store again that was moved away while it was written.
-    if writable:
-        return zarr.open_group(_Adapter(storage), mode="r+", zarr_format=3)
-    return zarr.open_group(zarr_store(storage), mode="r", zarr_format=3)
+    # Of a folder, too: zarr's own store would make one again that was moved away while it was written, and `read` would
+    # not learn what is missing.
+    return zarr.open_group(_Adapter(storage), mode="r+" if writable else "r", zarr_format=3)
 
 
 def member(group: zarr.Group, name: str) -> Array:
@@ -74,12 +74,14 @@ def member(group: zarr.Group, name: str) -> Array:
     return array.with_config({"write_empty_chunks": True})
 
 
-def read(array: Array, selection: Any) -> npt.NDArray[Any] | None:
-    """Part of an array; None if a chunk of it is missing, which zarr itself would fill."""
+def read(array: Array, selection: Any) -> tuple[npt.NDArray[Any], bool]:
+    """Part of an array, and whether chunks of it are missing, which zarr fills."""
+    missing = list[str]()
+    token = _missing.set(missing)
     try:
-        return np.asarray(array.with_config({"read_missing_chunks": False})[selection])
-    except ChunkNotFoundError:
-        return None
+        return np.asarray(array[selection]), bool(missing)
+    finally:
+        _missing.reset(token)
 
 
 def zarr_store(storage: Storage) -> Any:
@@ -111,7 +113,7 @@ def join(storage: Storage, arrays: Sequence[ArraySpec], values: Mapping[str, Any
 
     An existing array is not changed if its values are equal or no values are given for it.
     """
-    root = json.loads(storage.read(ROOT))
+    root = from_json(storage.read(ROOT))
     listed = (root.get("consolidated_metadata") or {}).get("metadata")
     metadata: dict[str, Any] = {}
     fresh: dict[str, bytes] = {}
@@ -147,17 +149,17 @@ def mend_metadata(storage: Storage, *, repair: bool) -> dict[str, str]:
 
     The record of runs, which `run/zarr.json` holds, has no second copy, and begins anew.
     """
-    root = json.loads(storage.read(ROOT))
+    root = from_json(storage.read(ROOT))
     faults: dict[str, str] = {}
     for name, listed in sorted(((root.get("consolidated_metadata") or {}).get("metadata") or {}).items()):
         key = f"{name}/{ROOT}"
         try:
-            own = json.loads(storage.read(key))
+            own = from_json(storage.read(key))
             same = own == listed if listed["node_type"] == "array" else own["node_type"] == "group"
             fault = "" if same else f"{key} is not what the root says"
         except FileNotFoundError:
             fault = f"{key} is missing"
-        except (ValueError, TypeError, LookupError, IsADirectoryError, RecursionError):
+        except (ValueError, TypeError, LookupError, IsADirectoryError):
             fault = f"{key} does not read"
         if fault:
             faults[name] = fault
@@ -184,7 +186,7 @@ def _files(arrays: Sequence[ArraySpec], values: Mapping[str, Any]) -> Iterator[t
 def _listed(storage: Storage, name: str) -> Any:
     """An array's metadata, read from its own file, if the root does not list it."""
     try:
-        return json.loads(storage.read(f"{name}/{ROOT}"))
+        return from_json(storage.read(f"{name}/{ROOT}"))
     except FileNotFoundError:
         return None
 
@@ -323,6 +325,10 @@ def _compressor(*, cname: str, clevel: int, shuffle: str, blocksize: int, **_: A
     return numcodecs.Blosc(cname, clevel, SHUFFLES[shuffle], blocksize)
 
 
+# The keys that were asked for and are not there. zarr's event loop works in the context of who asked.
+_missing: contextvars.ContextVar[list[str]] = contextvars.ContextVar("missing")
+
+
 class _Adapter(ZarrStore):
     """A zarr store on a `Storage`, so that its requests are repeated, and fail, like all others."""
 
@@ -347,6 +353,7 @@ class _Adapter(ZarrStore):
         try:
             data = await asyncio.to_thread(self._storage.read, key)
         except FileNotFoundError:
+            _missing.get([]).append(key)
             return None
         match byte_range:
             case RangeByteRequest():

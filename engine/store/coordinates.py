@@ -15,7 +15,8 @@ import numpy.typing as npt
 from ...exporter.spec import GraphSpec
 from ..plan import Plan
 from ..sources.items import Item, Items, text
-from .schema import CODEC, DESCRIBING, ArraySpec, Template
+from .schema import CODEC, DESCRIBING, FROM_GRAPH, ArraySpec, Template
+from .schema import LONG_NAMES as PER_LAYER
 
 __all__ = ["COORDINATES", "Reserved", "arrays", "nothing_reserved", "with_room"]
 
@@ -37,6 +38,11 @@ OWN = frozenset(
         "run",
         "done",
         "zarr.json",
+        # What this run does not keep, another does: of a store that has the name, it would be taken for that array.
+        *(entry.name for entry in FROM_GRAPH),
+        *(dim for entry in FROM_GRAPH for dim in entry.dims),
+        *PER_LAYER,
+        "position_embedding",
     }
 )
 _NAME = re.compile(r"[^\W_][\w.+-]{0,127}")

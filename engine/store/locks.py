@@ -20,9 +20,14 @@ from typing import Any
 from ...errors import AttlasError
 from .storage import Url
 
-__all__ = ["analysing", "locked", "recording", "unwritten"]
+__all__ = ["BusyError", "analysing", "locked", "recording", "unwritten"]
 
 RUN, ANALYSIS = ".lock", ".lock-analysis"
+
+
+class BusyError(AttlasError):
+    """Another process is writing the store."""
+
 
 _open = set[Any]()  # files that are locked here
 _analysed = set[tuple[Path, int]]()  # stores whose analysis is locked here, and by which thread
@@ -33,7 +38,8 @@ def locked(path: Path | Url, shard: tuple[int, int]) -> Iterator[None]:
     """Lock shard (k, n) of the store at `path`; (1, 1) locks the whole store. Other shards exclude only (1, 1).
 
     Raises:
-        AttlasError: another process has locked it, or the store cannot be written.
+        BusyError: another process has locked it.
+        AttlasError: the store cannot be written.
     """
     if isinstance(path, Url):
         yield
@@ -47,7 +53,7 @@ def locked(path: Path | Url, shard: tuple[int, int]) -> Iterator[None]:
         except OSError as error:
             raise AttlasError(f"{path}: cannot be written ({error.strerror})") from None
         if whole is False or part is False:
-            raise AttlasError(
+            raise BusyError(
                 f"{path}: another run is writing shard {shard[0]}/{shard[1]} of it; wait, or take another shard"
             )
         yield
@@ -64,7 +70,8 @@ def analysing(path: Path | Url) -> Iterator[bool]:
         Whether it is locked now. It is not in a bucket, where the system has no locks, and where there is no store.
 
     Raises:
-        AttlasError: another analysis is writing, or the store cannot be written.
+        BusyError: another analysis is writing.
+        AttlasError: the store cannot be written.
     """
     if isinstance(path, Url) or not (path / "run").is_dir():
         yield False
@@ -79,7 +86,7 @@ def analysing(path: Path | Url) -> Iterator[bool]:
         except OSError as error:
             raise AttlasError(f"{path}: cannot be written ({error.strerror})") from None
         if alone is False:
-            raise AttlasError(
+            raise BusyError(
                 f"{path}: another analysis or judgement is writing it; wait until it has ended, and run this again"
             )
         _analysed.add(mine)
@@ -92,14 +99,14 @@ def unwritten(path: Path | Url) -> Iterator[None]:
     """Lock a whole store before it is deleted; in a bucket it is unknown whether anything is writing it.
 
     Raises:
-        AttlasError: a run or an analysis is writing it.
+        BusyError: a run or an analysis is writing it.
     """
     with contextlib.ExitStack() as held:
         for name, who in ((RUN, "a run"), (ANALYSIS, "an analysis")):
             if isinstance(path, Url) or not (path / "run" / name).exists():  # none has written to it
                 continue
             if held.enter_context(_lock(path / "run" / name)) is False:
-                raise AttlasError(f"{path}: {who} is writing it; stop that first, or choose another output")
+                raise BusyError(f"{path}: {who} is writing it; stop that first, or choose another output")
         yield
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from ...arguments import Where
 from ...errors import AttlasError
 from ...exporter.spec import GraphSpec
+from ...files import from_json
 from ..plan import Plan
 from . import arrays as layouts
 from .arrays import Array
@@ -144,10 +144,9 @@ class Reader:
         if plain and isinstance(self.path, Path) and layouts.encoded(array):
             return self._read_rows(name, array, range(*rows.indices(array.shape[0])), tuple(inner))
         with self.reading(name):
-            found = layouts.read(array, selection)
-            if found is None:
+            found, missing = layouts.read(array, selection)
+            if missing:
                 self._check_fill(name, rows)
-                found = np.asarray(array[selection])
             return found
 
     def _read_rows(self, name: str, array: Array, rows: range, inner: tuple[Any, ...]) -> npt.NDArray[Any]:
@@ -345,9 +344,9 @@ class Reader:
     def record(self) -> dict[str, Any]:
         """The record of all runs: versions, provider, seconds per stage. Read again at each call; {} if damaged."""
         try:
-            record = dict(json.loads(self.storage.read(f"run/{ROOT}"))["attributes"])
+            record = dict(from_json(self.storage.read(f"run/{ROOT}"))["attributes"])
             return record if all(isinstance(run, dict) for run in record.get("runs", ())) else {}
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError):
             return {}
 
 

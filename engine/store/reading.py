@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 from ...errors import AttlasError, one_line
 from ...exporter.spec import FORMAT, rebuilt
+from ...files import from_json
 from ..plan import Plan
 from .overview import SUMMED
 from .storage import ROOT, Storage, Url, storage_at
@@ -74,8 +74,8 @@ def read_attrs(where: str | os.PathLike[str] | Storage) -> dict[str, Any]:
             raise AttlasError(f"{path}: cannot be read ({one_line(error)})") from None
         data = b""
     try:
-        attrs: dict[str, Any] = json.loads(data)["attributes"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        attrs: dict[str, Any] = from_json(data)["attributes"]
+    except (ValueError, KeyError, TypeError):
         raise AttlasError(f"{path}: is no attention store (it has no readable zarr.json)") from None
     if not isinstance(attrs, dict) or attrs.get("kind") != KIND or not {"spec", "plan"} <= attrs.keys():
         raise AttlasError(f"{path}: is a zarr group, but no attention store")

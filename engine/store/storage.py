@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ...arguments import Where
 from ...errors import AttlasError
+from ...files import drafting
 from ..sources import files, remote
 from .syncing import sync, sync_entries
 
@@ -265,17 +266,16 @@ class Disk:
             shutil.rmtree(self.path / folder)
 
     def lay_out(self, objects: Mapping[str, bytes], identity: bytes) -> bool:
-        """See `Storage`. It is created next to its path and renamed."""
-        # A process number alone is not unique: another machine may have a process with the same number.
+        """See `Storage`. It is created next to its path, by a name that no other machine has, and renamed."""
         beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
         try:
             beside.mkdir(parents=True)
-            for folder in sorted({str(parent) for key in objects for parent in PurePosixPath(key).parents}):
-                (beside / folder).mkdir(exist_ok=True)
-            for key, data in objects.items():
-                (beside / key).write_bytes(data)
-                sync(beside / key)
-            beside.rename(self.path)
+            with drafting(beside, self.path):
+                for key, data in objects.items():
+                    (beside / key).parent.mkdir(parents=True, exist_ok=True)
+                    (beside / key).write_bytes(data)
+                    sync(beside / key)
+                beside.rename(self.path)
         except OSError:
             shutil.rmtree(beside, ignore_errors=True)
             if self.exists(ROOT):

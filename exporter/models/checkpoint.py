@@ -8,7 +8,6 @@ parts that may be removed. The set with the most matching names and shapes is us
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import warnings
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import AttlasError, UsageError, first_line
+from ...files import from_json
 
 __all__ = ["WRAPPERS", "Choice", "StateDict", "choose", "foreign", "locate", "parts", "read", "refuse_quantised"]
 
@@ -226,7 +226,7 @@ def refuse_quantised(path: Path) -> None:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(size))
+            header = from_json(file.read(size))
         except ValueError:
             return  # cut off, which its reader says
     for entry in header.values():

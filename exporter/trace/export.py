@@ -22,6 +22,7 @@ from torch import nn
 
 from ... import arguments
 from ...errors import AttlasError, UsageError
+from ...files import drafting
 from ...progress import SECONDS_BETWEEN_LINES, Show, Step, shows
 from ...words import counted
 from ..libraries.build import build, find
@@ -385,7 +386,8 @@ def _beside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise AttlasError(f"{path}: cannot be written ({error.strerror or error})") from None
     try:
-        yield folder
+        with drafting(folder, path):
+            yield folder
     except OSError as error:
         raise AttlasError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:

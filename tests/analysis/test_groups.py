@@ -36,7 +36,7 @@ def test_means_and_maps_by_label_equal_plain_numpy(tmp_path: Path) -> None:
     keys = [str(key) for key in store.read("label_group")]
     assert keys == ["cat", "dog", "late"]
     without = sum(not LABELS[i] for i in range(IMAGES) if i != BROKEN)
-    assert f"{without} of 21 images have no label" in result.notes[-1]
+    assert f"{without} of 21 images are in no group, without label" in result.notes[-1]
     a = made.read("attention").astype(np.float64)
     received, entropy = f.received_attention(a, SPEC.grid), store.read("entropy").astype(np.float64)
     rows, rollout = f.readout_map(a, SPEC.grid, 0), store.read("rollout")

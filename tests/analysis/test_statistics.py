@@ -33,7 +33,7 @@ def test_default_gives_rows_and_the_datasets_statistics_of_the_stored_values(tmp
     seen: list[Any] = []
     result = statistics.analyze(tmp_path / "s.zarr", workers=2, progress=seen.append)
     assert (seen[0].done, seen[-1].done, result.images, result.finished) == (0, IMAGES, IMAGES - 1, True)
-    assert "1 of 22 images could not be read" in result.notes[0]
+    assert "1 of 22 images is left out, which could not be read" in result.notes[0]
     store = Store(tmp_path / "s.zarr")
     raw = made.read("attention_code" if dtype == "uint8" else "attention")
     a = f.decode_codes(raw, np.float64) if dtype == "uint8" else raw.astype(np.float64)

@@ -154,6 +154,19 @@ def test_a_store_is_its_path_a_store_or_a_dataset(at: SimpleNamespace, tmp_path:
     assert attlas.analyze(found).path == at.store
 
 
+def test_a_part_of_a_store_is_not_taken_for_the_whole(at: SimpleNamespace, tmp_path: Path) -> None:
+    """Of images or layers; a selection of variables is another matter."""
+    found = attlas.open(at.store)
+    said = r"this Dataset holds 1 of 2 along (image|layer) of .*a\.zarr, .* pass the store"
+    for part in (found.isel(image=[1]), found.isel(image=0), found.sel(layer=1)):
+        for call in (attlas.plot.distance, attlas.analyze, attlas.inspect, attlas.open):
+            with pytest.raises(UsageError, match=said):
+                call(part)
+        with pytest.raises(UsageError, match=said):
+            attlas.report([at.store, part], tmp_path / "r.html")
+    assert attlas.inspect(found[["entropy_mean"]])["images"] == 2
+
+
 def test_what_counts_as_a_number_or_a_path() -> None:
     assert (arguments.whole(np.int8(3), "x"), type(arguments.whole(np.int8(3), "x"))) == (3, int)
     assert arguments.numbers(np.arange(3), "x") == (0, 1, 2)

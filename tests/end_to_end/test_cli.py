@@ -59,6 +59,17 @@ def test_an_interrupt_says_that_the_same_command_goes_on(
     assert "attlas: interrupted; the same command goes on" in capsys.readouterr().err
 
 
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 5.1 TiB for an array with shape (9,) and data type float32")
+
+    monkeypatch.setattr(attlas, "verify", full)
+    with pytest.raises(SystemExit) as raised:
+        main(["verify", "s.zarr"])
+    said = "attlas: needs 5.1 TiB of memory, which is not there; free some, and run the same command again\n"
+    assert (raised.value.code, capsys.readouterr().err) == (1, said)
+
+
 def test_sigterm_ends_a_command_as_ctrl_c_does(
     command: Command, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

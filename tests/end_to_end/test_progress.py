@@ -1,6 +1,8 @@
 """Long steps show that they begin and end; libraries are silent until they are asked."""
 
 import io
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -172,3 +174,42 @@ def test_a_run_tells_first_what_it_will_be(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("run tiny.onnx: 50 images, ")
     assert sum(" raw, about " in line for line in lines) == 1
+
+
+COMMANDING = "a\x1b[31m\r\n\x9b1mb\u202e.jpg"
+SHOWN = r"a\u001b[31m\u000d\u000a\u009b1mb\u202e.jpg"
+
+
+def test_a_name_does_not_command_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of files, classes and models may hold anything; JSON stays what it is, and the path of what was made."""
+    from attlas.commands.shared import note, say, say_json
+
+    say(COMMANDING, f"{COMMANDING} größer")
+    note(COMMANDING)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{SHOWN}\n{SHOWN} größer\n", f"{SHOWN}\n")
+    say_json({COMMANDING: [1]})
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {COMMANDING: [1]}
+    assert said.out.isascii()
+    say(Path("a\r.jpg"))
+    say()
+    assert capsys.readouterr().out == "a\r.jpg\n"
+    with Display(COMMANDING, "images") as display:
+        display.note(COMMANDING)
+    assert capsys.readouterr().err.startswith(f"{SHOWN}: {SHOWN}\n")
+    stderr = on_terminal(monkeypatch)
+    with Display(COMMANDING, "images") as display:
+        display(Step(COMMANDING, 1, 2))
+        display.note(COMMANDING)
+    assert SHOWN in stderr.getvalue()
+    assert not [one for one in ("\x1b[31", "\x9b", "\u202e") if one in stderr.getvalue()]
+
+
+def test_commands_speak_in_one_way() -> None:
+    """`say` and `note` make names safe for a terminal, and nothing else writes there."""
+    root = Path(attlas.__file__).parent
+    modules = [root / "cli.py", *(root / "commands").glob("*.py")]
+    assert [p.name for p in modules if re.search(r"click\.s?echo\(|\bprint\(", p.read_text("utf-8"))] == ["shared.py"]

@@ -11,7 +11,7 @@ import pytest
 from attlas.engine.inspect import screen
 from attlas.engine.messages import facts_lines
 from attlas.engine.runner import run
-from attlas.words import counted, left_out, ranges
+from attlas.words import counted, left_out, part_of, ranges
 
 INTERRUPTED = """
 import asyncio, signal, sys
@@ -94,6 +94,8 @@ def test_facts_say_nothing_of_what_is_empty_and_ranges_of_layers(store: Path, ti
 def test_one_is_no_plural() -> None:
     assert [counted(n, "image") for n in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
     assert [counted(n, "box is", "boxes are") for n in (1, 2)] == ["1 box is", "2 boxes are"]
+    assert [part_of(n, 2000, "image") for n in (1, 2)] == ["1 of 2,000 images is", "2 of 2,000 images are"]
+    assert part_of(1, 1, "unit") == "1 of 1 unit is"
     assert (
         left_out({"special files": 1, "links that lead nowhere": 2}) == "links that lead nowhere: 2, special files: 1"
     )

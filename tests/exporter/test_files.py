@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ def test_interrupted_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     monkeypatch.setattr(graph_module, "check", interrupted)
+    killed = tmp_path / ".deit.onnx.k1ll_d00.partial"  # what another export of that name could not take away
+    killed.mkdir()
+    os.utime(killed, (1e9, 1e9))
     with pytest.raises(KeyboardInterrupt):
         export_model(make(DEIT), tmp_path / "deit.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....engine.store.store import Store
+from ....words import counted
 from ...catalog import CATALOG, held
 from ...statistic import Statistic
 from ...statistics.clusters import cluster_codes, cluster_of, said
@@ -371,7 +372,7 @@ def _left_out(read: Sequence[_Read]) -> str:
         lost = len({block for spec in specs if spec.depth == depth for block in spec.layers}) - count
         if lost:
             names = f"{one.facts.label} − {read[0].facts.label}"
-            said.append(f"{names}: {count} blocks, without {lost} that one of them lacks")
+            said.append(f"{names}: {counted(count, 'block')}, without {lost} that one of them lacks")
     return f"{'; '.join(said)}. " if said else ""
 
 

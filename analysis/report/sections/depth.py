@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ....engine.store.store import Store
+from ....words import counted
 from ...catalog import CATALOG
 from ...statistic import Statistic
 from ..numbers import Floats, mean_of, why_empty
@@ -81,8 +82,9 @@ def _border(store: Store) -> str:
         return ""
     layers = ", ".join(str(store.spec.layers[i]) for i in np.flatnonzero(far.any(axis=1)))
     text = (
-        f" {int(far.sum())} heads (layers {layers}) are more than {FAR} × as far as uniform attention: that is no "
-        "global view, but attention on the border, which alone is far from most patches"
+        f" {counted(int(far.sum()), f'head (layer {layers}) is', f'heads (layers {layers}) are')} more than {FAR} × "
+        "as far as uniform attention: that is no global view, but attention on the border, which alone is far from "
+        "most patches"
     )
     ring, even = summary(store, "border_mass"), uniform_of(store, CATALOG["border_mass"])[0]
     if ring is None or even is None:

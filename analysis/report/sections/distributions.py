@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....engine.store.store import Store
+from ....words import counted
 from ...catalog import CATALOG
 from ...formulas.histograms import histogram
 from ...statistic import Statistic
@@ -110,7 +111,7 @@ def quantiles(parts: Floats, edges: Floats, at: Sequence[float] = SPREAD) -> Flo
 def over_queries(context: Context) -> Iterator[Part]:
     """How far single queries spread, in every layer, where the store holds their histograms."""
     store, facts = context.store, context.facts
-    panels, counted, rows = [], [], list[tuple[Cell, ...]]()
+    panels, told, rows = [], [], list[tuple[Cell, ...]]()
     for one in CATALOG.values():
         name = one.name
         if one.edges is None or name not in store:
@@ -123,9 +124,9 @@ def over_queries(context: Context) -> Iterator[Part]:
         panels.append(panel)
         said: Any = store.array(name).attrs
         images, queries = int(said["images"]), int(counts.sum(axis=-1).max())
-        counted.append(
+        told.append(
             f"`{panel.title}`: {one.words}, {queries:,} of each head, bins of {edges[1] - edges[0]:.3g} {unit}, "
-            f"n = {images:,} image{'s' if images != 1 else ''}."
+            f"n = {counted(images, 'image')}."
         )
         rows += _rows(panel, parts, counts)
     if not panels:
@@ -141,7 +142,7 @@ def over_queries(context: Context) -> Iterator[Part]:
         "quantile; line: the median; dots: each head's own median. Where dots lie apart, heads differ; where they lie "
         "together under a wide dark part, queries differ within each head, which no head's mean "
         "([@raghu2021], fig. 3) tells. Grey: uniform attention, whose distances spread too, since border "
-        f"patches have fewer near neighbours.{missing} {' '.join(counted)}",
+        f"patches have fewer near neighbours.{missing} {' '.join(told)}",
         alt=f"Distributions over queries by layer, {facts.n}. " + " ".join(_told(panel) for panel in panels),
         plots=panels,
         across=3,

@@ -8,6 +8,7 @@ import numpy as np
 
 from ....engine.store.store import Store
 from ....exporter.spec import GraphSpec
+from ....words import counted
 from ... import formulas
 from ..images import (
     MAPS,
@@ -67,7 +68,7 @@ def examples(context: Context) -> Iterator[Part]:
         found,
         "examples",
         "Example pictures",
-        f"{len(chosen)} image{'s' if len(chosen) != 1 else ''}, evenly spread over the store's random sample by order "
+        f"{counted(len(chosen), 'image')}, evenly spread over the store's random sample by order "
         "alone, so that none is chosen for its looks; n = 1 image each.",
     )
     lacked = [kind for kind in MAPS if kind not in found]
@@ -112,7 +113,7 @@ def extremes(context: Context, count: int = 2) -> Iterator[Part]:
         "Extremes of entropy",
         f"Chosen after looking: the {count} valid images {among} with the lowest entropy in layer "
         f"{store.spec.layers[last]}, mean over heads, and the {count} with the highest, out of n = "
-        f"{len(candidates):,} image{'s' if len(candidates) != 1 else ''}. They show the range, and nothing typical.",
+        f"{counted(len(candidates), 'image')}. They show the range, and nothing typical.",
         [f"{value:.2f} nats · " for _, value in found],
     )
 
@@ -151,7 +152,9 @@ def _gallery(
         name=name,
         title=title,
         caption=_caption(store, lead, list(found)),
-        alt=f"{len(chosen)} pictures, each with {told or 'its patch grid'}: " + "; ".join(r.title for r in rows) + ".",
+        alt=f"{counted(len(chosen), 'picture')}, each with {told or 'its patch grid'}: "
+        + "; ".join(r.title for r in rows)
+        + ".",
         plots=[Pictures(rows, columns, extent(store), spec.grid)],
         columns=("path", "map", "y", "x", "times_uniform"),
         rows=numbers,
@@ -201,7 +204,7 @@ def heads_of_one(context: Context) -> Iterator[Part]:
         title=title,
         caption=f"{row_name(store).capitalize()} of layer {layer}, head by head, × uniform, on one scale; the "
         f"maximum of each is printed on it ([@caron2021]). n = 1 image: {code(one.path)}, {FIRST}.",
-        alt=f"{len(panels)} maps, one a head of layer {layer}. "
+        alt=f"{counted(len(panels), 'map')}, one a head of layer {layer}. "
         + " ".join(f"Head {i}: at most {v.max():.1f} times uniform, at {where(v)}." for i, v in enumerate(values)),
         plots=[Maps(panels, "attention, × uniform", (columns, min(few, 3)), root=True)],
         columns=("head", "y", "x", "times_uniform"),
@@ -253,8 +256,10 @@ def _scores(store: Store, name: str, title: str, scores: dict[int, Floats], n: s
         title=title,
         caption="For each patch the largest attention that any patch pays to it, averaged over heads; prefix tokens "
         f"dropped; a probability. All layers share one scale, from input to output. {n}",
-        alt=f"{len(panels)} maps, one a layer. The largest value, {scores[peak].max():.3g}, is in layer {peak} at "
-        f"{where(scores[peak])}. Means by layer: " + ", ".join(f"{v.mean():.3g}" for v in scores.values()) + ".",
+        alt=f"{counted(len(panels), 'map')}, one a layer. The largest value, {scores[peak].max():.3g}, is in layer "
+        f"{peak} at {where(scores[peak])}. Means by layer: "
+        + ", ".join(f"{v.mean():.3g}" for v in scores.values())
+        + ".",
         plots=[Maps(panels, "largest attention received", across(len(panels)), root=True)],
         columns=("layer", "y", "x", "score"),
         rows=[(layer, *at, float(value)) for layer, v in scores.items() for at, value in np.ndenumerate(v)],
@@ -282,7 +287,7 @@ def query_of_one(context: Context) -> Iterator[Part]:
         title="What the central patch looks at",
         caption=f"Attention of the patch in row {y}, column {x} (framed) to all patches, mean over heads, × "
         f"uniform, on one scale. n = 1 image: {code(one.path)}, {FIRST}.",
-        alt=f"{len(panels)} maps, one a layer. The patch's attention to itself: "
+        alt=f"{counted(len(panels), 'map')}, one a layer. The patch's attention to itself: "
         + ", ".join(f"{v[y, x]:.1f}" for v in found.values())
         + " times uniform.",
         plots=[Maps(panels, "attention, × uniform", across(len(panels)), root=True)],
@@ -335,9 +340,8 @@ def matrices(
         name=name,
         title=title,
         caption=caption,
-        alt=f"{len(panels)} matrices of {n} by {n}, layers {', '.join(map(str, found))}. On the diagonal: "
-        + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in found.values())
-        + " times uniform on average.",
+        alt=f"{counted(len(panels), 'matrix', 'matrices')} of {n} by {n}, layers {', '.join(map(str, found))}. On the "
+        "diagonal: " + ", ".join(f"{np.diagonal(v).mean():.1f}" for v in found.values()) + " times uniform on average.",
         plots=[Maps(panels, "attention, × uniform", (3, 3), (0.0, top), root=True)],
         columns=("layer", "query", "key", "times_uniform"),
         rows=[(layer, *at, float(value)) for layer, v in found.items() for at, value in np.ndenumerate(v)],

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....engine.store.store import Store
+from ....words import counted, part_of
 from ...catalog import CATALOG, held
 from ...statistic import Statistic
 from ...statistics.clusters import cluster_codes, cluster_of
@@ -62,7 +63,7 @@ class _Groups:
     def left_out(self) -> str:
         """A sentence on the groups that are too small to be shown, or ""."""
         few = int((~self.enough).sum())
-        return f"{few:,} of {len(self.words):,} groups have one image only, and no test." if few else ""
+        return f"{part_of(few, len(self.words), 'group')} of one image only, without a test." if few else ""
 
 
 def groups(context: Context) -> Iterator[Part]:
@@ -170,10 +171,10 @@ def _differences(store: Store, found: _Groups) -> Figure | Absent:
         return Absent(title, found.left_out or "No group differs enough from itself to be tested.")
     shown = found.enough
     caption = (
-        f"A point for each of {int(shown.sum()):,} groups, layer and head: the mean of the group's images less the "
-        "mean of all others, against −log₁₀ of its q value (by random groups of the same size; adjusted over all "
-        f"groups, layers and heads together by [@benjamini1995]). Above the dashed line q ≤ {LEVEL}: of these, one in "
-        f"{round(1 / LEVEL)} is expected to be no difference. {'. '.join(told)}. The surest have names: group, "
+        f"A point for each of {counted(int(shown.sum()), 'group')}, layer and head: the mean of the group's images "
+        "less the mean of all others, against −log₁₀ of its q value (by random groups of the same size; adjusted over "
+        f"all groups, layers and heads together by [@benjamini1995]). Above the dashed line q ≤ {LEVEL}: of these, one "
+        f"in {round(1 / LEVEL)} is expected to be no difference. {'. '.join(told)}. The surest have names: group, "
         "layer.head."
     )
     n = f"{sample(int(found.images[shown].sum()), _attrs(store, column))}."
@@ -235,8 +236,8 @@ def _maps(store: Store, found: _Groups) -> Iterator[Part]:
         caption=f"Rollout averaged over the images of a group, divided by its mean over patches; the {len(panels)} "
         "groups with the most images, on one scale from the smallest to the largest value. What all maps share is the "
         "model's habit, often the centre ([@abnar2020]). "
-        f"n = {int(found.images[list(values)].sum()):,} images in these groups.",
-        alt=f"{len(panels)} maps: " + "; ".join(panel.title for panel in panels) + ".",
+        f"n = {counted(int(found.images[list(values)].sum()), 'image')} in these groups.",
+        alt=f"{counted(len(panels), 'map')}: " + "; ".join(panel.title for panel in panels) + ".",
         plots=[
             Maps(
                 panels,

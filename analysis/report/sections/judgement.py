@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....engine.store.store import Store
+from ....words import counted
 from ...statistics.clusters import cluster_of
 from ..images import example
 from ..numbers import Floats, between
@@ -82,11 +83,11 @@ def _named(verdict: Verdict) -> str:
         "noise": "by noisy linear imputation",
     }[verdict.fill]
     aim = {"predicted": "predicted class", "label": "label's class"}.get(verdict.target, f"class {verdict.target}")
-    return f"Patches replaced {fill} in {verdict.steps} steps; probability of the {aim}"
+    return f"Patches replaced {fill} in {counted(verdict.steps, 'step')}; probability of the {aim}"
 
 
 def _n(verdict: Verdict) -> str:
-    return f"n = {verdict.images[0]:,} image{'s' if verdict.images[0] != 1 else ''}"
+    return f"n = {counted(verdict.images[0], 'image')}"
 
 
 def _curves(verdict: Verdict) -> Figure:
@@ -262,7 +263,7 @@ def _segmentation(store: Store) -> Table:
     caption = (
         "Maps against masks of the objects, by the protocol of Chefer, Gur and Wolf 2021: a map says object above its "
         "own mean. 95 % intervals over images. A large object makes every map look good: read the centre and the "
-        f"uniform map first. n = {int(said['images']):,} images."
+        f"uniform map first. n = {counted(int(said['images']), 'image')}."
     )
     return _outlined(store, "segmentation", caption)
 
@@ -274,7 +275,7 @@ def _localisation(store: Store) -> Table:
         "Maps against boxes of the objects: how often the map is largest in a patch that lies in the box at least by "
         "half (the pointing game), and the share of the map's mass inside (energy); of an image the mean of its "
         "objects. 95 % intervals over images. A large object makes every map look good: read the centre and the "
-        f"uniform map first. n = {int(said['images']):,} images, {int(said['objects']):,} objects."
+        f"uniform map first. n = {counted(int(said['images']), 'image')}, {counted(int(said['objects']), 'object')}."
     )
     return _outlined(store, "localisation", caption)
 
@@ -308,6 +309,6 @@ def _heads(store: Store, silence: str) -> Table:
         f"What the model loses without a head, in whose place stands {SILENCES[silence]}: the {len(rows)} of "
         f"{mean.shape[0] * mean.shape[1]} heads with the largest drop of the predicted class's logit; the divergence "
         "of the class probabilities from those of the whole model, in nats; and the drop in accuracy. 95 % intervals "
-        f"over images.{rank} n = {int(said['images']):,} images."
+        f"over images.{rank} n = {counted(int(said['images']), 'image')}."
     )
     return Table(caption, ("head", "logit", "divergence", "accuracy"), rows)

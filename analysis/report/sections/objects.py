@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....engine.store.store import Store
+from ....words import counted
 from ...formulas import boxes as formulas
 from ...formulas.boxes import Box, Cover
 from ...objects import Objects, find
@@ -188,7 +189,8 @@ def _similarity(store: Store, found: Sequence[Objects], images: Any) -> Figure |
         f"{np.mean(weighted):.3f} weighed; change {change.mean():+.4f} (95 % interval over images: "
         f"{between(low, high, '+.4f')}). Tokens after the last block hold much of the whole picture, so that cosines "
         f"are high even between unlike objects. {n}.",
-        alt=f"A picture with {len(shown.boxes)} numbered boxes and two matrices of cosines. Mean over images "
+        alt=f"A picture with {counted(len(shown.boxes), 'numbered box', 'numbered boxes')} and two matrices "
+        "of cosines. Mean over images "
         f"{np.mean(plain):.3f} plain, {np.mean(weighted):.3f} weighed by rollout.",
         plots=[Matrices(panel, pairs)],
         columns=("path", "object", "category", "other", "other_category", "plain", "weighed"),

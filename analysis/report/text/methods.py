@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from ....engine.store.store import Store
+from ....words import counted
 from ...catalog import CATALOG, held, summed
 from ...statistic import Statistic
 from ..facts import Facts, gather
@@ -79,7 +80,7 @@ def _run(one: Facts) -> str:
     accuracy = f" Top-1 accuracy was {one.top1}." if one.top1 else ""
     return (
         f"Attention of {one.spec.name} ({weights[one.spec.weights.source]}, SHA-256 {one.spec.weights.sha256[:16]}) "
-        f"was computed over {one.valid:,} images of {one.attrs.get('dataset', 'a folder')} "
+        f"was computed over {counted(one.valid, 'image')} of {one.attrs.get('dataset', 'a folder')} "
         f"({one.attrs.get('selection', '')}; {one.spec.recipe}) with attlas "
         f"{one.attrs.get('versions', {}).get('attlas', '')}{stored}.{accuracy}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from ....errors import AttlasError, UsageError, first_line
+from ....files import from_json
 from ...models.checkpoint import choose, locate, read, refuse_quantised
 from ...models.recipe import override, pair
 from ...models.weights import refuse_not_finite
@@ -136,7 +136,7 @@ def _config(place: str, shown: str, local: bool, request: Request) -> tuple[Kind
     try:
         with quiet():
             raw, _ = PreTrainedConfig.get_config_dict(place, local_files_only=local)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if local:
             raise UsageError(f"{shown}: its config.json is not valid JSON; fetch it again") from error
         raise unreadable(shown, error, "transformers:FOLDER") from error
@@ -232,7 +232,7 @@ def _files(place: str, shown: str) -> list[Path]:
     if first is None or first.suffix != ".json":
         return [first] if first is not None else []
     try:
-        names = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(from_json(first.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise AttlasError(f"{shown}: {first.name} names no files of weights; fetch it again") from None
     absent = [name for name in names if not held(place, [name])]

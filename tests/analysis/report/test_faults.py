@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from attlas.engine.sources.files import leads_out
+from attlas.engine.store import locks
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
 from attlas.progress import Step
@@ -89,7 +91,7 @@ def test_what_holds_for_all_stores_is_said_once(small: Store, tmp_path: Path) ->
     render = pytest.importorskip("attlas.analysis.report.render")
     whole = make_store(tmp_path / "w.zarr", spec_of(attention_kind="mixed"), images=8)
     found = render._warned([context_of(small).facts, context_of(whole, "B").facts])
-    assert found[0] == "1 of 8 images could not be read and are left out."
+    assert found[0] == "1 of 8 images is left out, which could not be read."
     assert found[1] == "With fewer than 20 images or clusters, 95 % intervals are wide and rough: n = 7 images."
     assert [line.partition(" model")[0] for line in found[2:]] == ["B: This"]
     examples = pytest.importorskip("attlas.analysis.report.sections.examples")
@@ -186,7 +188,13 @@ def test_a_section_that_fails_says_why_in_one_line_without_a_path(
     told: list[str] = []
     distance = next(one for one in sections.SECTIONS if one.name == "distance")
     monkeypatch.setattr(page, "SECTIONS", (base.Section("Damaged", broken), distance))
-    html, seen = read(page.report(small.path, tmp_path / "r.html", examples=0, progress=told.append))
+    with pytest.raises(AttlasError) as caught:
+        page.report(small.path, tmp_path / "r.html", examples=0, progress=told.append)
+    assert str(caught.value) == (
+        f"{tmp_path / 'r.html'}: is written, without 2 parts that cannot be drawn (the first: Breaks on paper: "
+        "ZeroDivisionError: division by zero)"
+    )
+    html, seen = read(tmp_path / "r.html")
     assert "Breaks on paper is not shown. It cannot be drawn (ZeroDivisionError: division by zero)." in seen.text
     assert "Damaged is not shown. It cannot be drawn (s.zarr: chunk 3 is damaged)." in seen.text
     assert str(tmp_path) not in html
@@ -198,6 +206,44 @@ def test_a_section_that_fails_says_why_in_one_line_without_a_path(
     *before, end = [line for line in told if not isinstance(line, Step)]
     assert not [line for line in before if "Damaged" in line]  # what draws nothing is no line
     assert re.fullmatch(r"Attention distance: 1 figure, \d+\.\d s \(2/2\)", end)
+
+
+def test_sums_that_are_damaged_are_told_with_what_mends_them(tmp_path: Path) -> None:
+    """The page is there without them, and the command fails as `show` and `analyze` do."""
+    store = make_store(tmp_path / "s.zarr", images=8, reduce=True)
+    pytest.importorskip("attlas.analysis.statistics").analyze(store.path)
+    next((store.path / "distance_mean").glob("c*")).write_bytes(b"damaged")
+    again = "`attlas verify --repair` removes it, and `attlas analyze` writes it again"
+    with pytest.raises(AttlasError, match=rf"r\.html: is written, without 1 part .*: distance_mean .*{again}\)$"):
+        page.report(store.path, tmp_path / "r.html", only=["distance"])
+    assert "Attention distance is not shown" in read(tmp_path / "r.html")[1].text
+    store = make_store(tmp_path / "rows.zarr", images=8, reduce=True)
+    next((store.path / "distance").glob("c*")).write_bytes(b"damaged")
+    with pytest.raises(AttlasError, match=r"first: dataset statistics: .*rows\.zarr: distance .*reopens its units"):
+        page.report(store.path, tmp_path / "r.html", only=["distance"], overwrite=True)
+
+
+def test_a_store_that_is_being_analysed_is_not_shown_without_its_statistics(tmp_path: Path) -> None:
+    """Of two reports that begin together, one makes them; the other left them out, and ended as if that were all."""
+    store = make_store(tmp_path / "s.zarr", images=8, reduce=True)
+    begun, ended = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with locks.analysing(store.path):
+            begun.set()
+            ended.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(30)
+    try:
+        with pytest.raises(AttlasError, match=r"another analysis .* is writing it; wait until it has ended"):
+            page.report(store.path, tmp_path / "r.html", only=["distance"])
+    finally:
+        ended.set()
+        thread.join()
+    assert not (tmp_path / "r.html").exists()
+    assert "distance_mean" in page._ready(store.path, print, [])
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
@@ -217,12 +263,12 @@ def grouped(store: Store, images: list[int]) -> Store:
 def test_groups_of_one_image_are_told_instead_of_drawn_empty(small: Store) -> None:
     (absent,) = groups.groups(context_of(grouped(small, [1, 1, 1])))
     assert absent.title == "Differences between groups by label"
-    assert absent.reason.startswith("3 of 3 groups have one image only, and no test.")
+    assert absent.reason.startswith("3 of 3 groups are of one image only, without a test.")
 
 
 def test_groups_of_one_image_are_left_out_and_counted(small: Store) -> None:
     scatter, *_, maps = groups.groups(context_of(grouped(small, [1, 4, 5, 9])))
-    assert "1 of 4 groups have one image only, and no test." in scatter.caption
+    assert "1 of 4 groups is of one image only, without a test." in scatter.caption
     assert "A point for each of 3 groups" in scatter.caption
     assert "n = 18 images." in scatter.caption
     assert len(scatter.rows) == 3 * 4

@@ -224,7 +224,7 @@ def test_groups_are_shown_with_their_q_values(tmp_path: Path) -> None:
     store = add(store, "rollout_mean_by_label", ("label_group", "y", "x"), np.ones((2, 3, 5)))
     scatter, maps = groups.groups(context_of(store))
     assert "1 of 3 differences at q ≤ 0.05" in scatter.caption
-    assert "1 of 2 groups have one image only, and no test." in scatter.caption
+    assert "1 of 2 groups is of one image only, without a test." in scatter.caption
     assert "n = 6 images." in scatter.caption
     assert [row[-2:] for row in scatter.rows] == [(0.0, 0.001), (1.0, 0.2), (2.0, 0.5)]
     assert {row[0] for row in maps.rows} == {scatter.rows[0][1]}

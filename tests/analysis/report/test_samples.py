@@ -68,7 +68,7 @@ def test_heads_farther_than_uniform_attention_look_at_the_border(tmp_path: Path)
         store = add(store, f"{name}_mean", HEADS, values)
         store = add(store, f"{name}_interval", ("bound", *HEADS), np.stack([values, values]))
     (figure,) = depth.distance(context_of(store))
-    assert "1 heads (layers 1) are more than 1.05 × as far as uniform attention" in figure.caption
+    assert "1 head (layer 1) is more than 1.05 × as far as uniform attention" in figure.caption
     assert "`attlas analyze s.zarr border_mass` says how much." in figure.caption
     ring = np.array([[0.1, 0.2], [0.93, 0.4]])
     store = add(store, "border_mass_mean", HEADS, ring)

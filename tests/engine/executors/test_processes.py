@@ -6,14 +6,16 @@ import dataclasses
 import importlib
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attlas
 import pytest
 from attlas.engine import Store
+from attlas.engine.executors import processes
 from attlas.engine.executors.base import Task
 from attlas.engine.executors.dispatch import dispatch
 from attlas.engine.executors.threads import Threads
@@ -264,3 +266,21 @@ def test_units_in_flight_end_whatever_happens(tiny_graph: Path, pictures: Path, 
         results.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
     assert not scheduler.flying
     assert store.done.sum() == 2
+
+
+def test_a_worker_without_enough_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended with a traceback, and its unit was tried again in vain."""
+    sent = list[tuple[str, Any]]()
+
+    class Pipe:
+        def recv(self) -> Any:
+            raise MemoryError("Unable to allocate 5.1 TiB for an array")
+
+        def send(self, said: tuple[str, Any]) -> None:
+            sent.append(said)
+
+    monkeypatch.setattr(processes, "_ignore_signals", lambda: None)
+    monkeypatch.setattr(processes, "_pin", lambda _cores: None)
+    processes._serve(cast(Any, Pipe()), [0], None, 1)
+    ((word, error),) = sent
+    assert (word, type(pickle.loads(pickle.dumps(error)))) == ("failed", MemoryError)

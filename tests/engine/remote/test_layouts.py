@@ -13,6 +13,7 @@ import attlas
 import attlas.engine
 import numpy as np
 import pytest
+from attlas.engine.sources import remote
 from attlas.engine.store.storage import Bucket, Url, locate, storage_at
 from attlas.engine.store.store import ArraySpec, Store, Template
 from attlas.errors import AttlasError
@@ -156,3 +157,40 @@ def test_a_file_url_is_a_path_of_this_machine(tmp_path: Path) -> None:
     assert locate(f"file://{tmp_path}/s.zarr") == tmp_path / "s.zarr"
     assert isinstance(locate("s3://bucket/s.zarr/"), Url)
     assert locate("s3://bucket/s.zarr/").name == "s.zarr"
+
+
+def test_verify_asks_once_for_each_chunk(tiny_graph: Path, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asked whether each is there, and then for it: 42 requests for these 20 chunks."""
+    url, asked = "memory://verified/s.zarr", list[str]()
+    run(tiny_graph, few, url, limit=4)
+    chunks = [key for k in range(2) for key in Store(url).unit_keys(k)]
+    for name in ("read", "stamp"):
+        real: Any = getattr(remote, name)
+        monkeypatch.setattr(remote, name, lambda where, real=real: asked.append(where) or real(where))
+    assert attlas.verify(url).faults == {}
+    assert sorted(where for where in asked if where in {f"{url}/{key}" for key in chunks}) == sorted(
+        f"{url}/{key}" for key in chunks
+    )
+
+
+def test_an_unfinished_store_is_read_once(tiny_graph: Path, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows were asked for again when the first that is not there yet was met."""
+    url, asked = "memory://unfinished/s.zarr", list[str]()
+    run(tiny_graph, few, url)
+    store = Store(url, writable=True)
+    store.reopen(1)
+    for key in store.unit_keys(1):
+        store.storage.delete(key)
+    real = remote.read
+    monkeypatch.setattr(remote, "read", lambda where: asked.append(where) or real(where))
+    read = Store(url)
+    asked.clear()
+    values = {name: read.read(name) for name in ("valid", "error", "height", "logits")}
+    assert sorted(asked) == sorted(
+        f"{url}/{name}/c.{k}{'.0' * (name == 'logits')}" for name in values for k in range(4)
+    )
+    assert values["valid"].tolist() == [True, True, False, False, *[True] * 4]
+    assert np.isnan(values["logits"][2:4]).all()
+    store.storage.delete("height/c.0")
+    with pytest.raises(AttlasError, match=r"height lacks rows of unit 0, which is done \(height/c\.0 is missing\)"):
+        read.read("height")

@@ -285,12 +285,25 @@ def test_what_does_not_fit_is_one_line(
             run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4, batch_size=4)
     assert not (tmp_path / "s.zarr").exists()
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **_choices: Any) -> None:
         raise MemoryError("Unable to allocate 5.1 TiB for an array with shape (9,) and data type float32")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(Buffers, "__init__", full)
+        with pytest.raises(AttlasError, match=r"s\.zarr: needs 5\.1 TiB of memory, .* --batch-size, with --overwrite"):
+            run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4)
+    assert run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4, batch_size=2, overwrite=True).finished
+    Store(tmp_path / "s.zarr", writable=True).reopen(0)
+    # What is done is not to be overwritten, and the batch of a store is in its plan.
     monkeypatch.setattr(Buffers, "__init__", full)
-    with pytest.raises(AttlasError, match=r"s\.zarr: needs 5\.1 TiB of memory, .* smaller --batch-size"):
-        run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4)
+    for choices in ({"batch_size": 2}, {"batch_size": 2, "shard": (1, 2)}):
+        with pytest.raises(AttlasError, match=r"5\.1 TiB .* free memory .* same command again without --overwrite$"):
+            run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4, **choices)
+    monkeypatch.setattr(job, "make_plan", full)
+    for overwrite, advice in ((False, "free memory"), (True, "smaller --batch-size$")):
+        with pytest.raises(AttlasError, match=advice):
+            run(tiny_graph, pictures, tmp_path / "s.zarr", limit=4, overwrite=overwrite)
+    assert Store(tmp_path / "s.zarr").done.sum() == 1
 
 
 def test_a_store_of_which_nothing_could_be_read_says_so(tiny_graph: Path, tmp_path: Path) -> None:

@@ -138,6 +138,19 @@ def test_a_column_whose_name_is_taken_is_kept_under_another(tiny_graph: Path, fe
     assert not attlas.verify(store.path).faults
 
 
+def test_a_column_has_no_name_of_what_another_run_would_keep(tiny_graph: Path, few: Path, tmp_path: Path) -> None:
+    """A run that keeps nothing had a column `attention`, which its analysis took for the attention."""
+    names = ("attention", "attention_code", "tokens", "gradient", "gradient_mean", "head", "query", "features",
+             "value_norm", "position_embedding")  # fmt: skip
+    key = next(iter(Folder.scan(few).items)).key
+    row = {"path": f"{few}/{key}"} | dict.fromkeys(names, "yes")
+    table = write_csv(tmp_path / "list.csv", [row])
+    store = Store(attlas.run(tiny_graph, table, tmp_path / "s.zarr", keep="none").path)
+    assert store.attrs["columns"] == [f"column_{name}" for name in names]
+    attlas.analyze(store.path, by="column_tokens")
+    assert list(attlas.open(store.path).column_tokens_group.values) == ["yes"]
+
+
 # -- manifests ---------------------------------------------------------------------------------------------------------
 
 
