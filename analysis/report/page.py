@@ -83,7 +83,7 @@ def report(
         UsageError: no store is named, `output` is no HTML file or exists, `figures` holds files, `images` or `boxes`
             is not there, a figure or style is unknown, `names` are not one for each store, or `explore` is too many.
         AttlasError: a store or `boxes` does not read, no store shows a box, there is nothing of `only`, another
-            analysis is writing a store without statistics, a file cannot be written, or the page is there but lacks
+            analysis is making a store's first statistics, a file cannot be written, or the page is there but lacks
             what cannot be drawn.
     """
     shown, against = _located(stores, "stores"), _located(baseline, "baseline")
@@ -170,7 +170,7 @@ def _ready(path: Path | Url, say: Say, lost: list[str]) -> Store:
     Where damage stands in their way, it is noted in `lost`.
 
     Raises:
-        AttlasError: it has no image to show, or another analysis is writing it.
+        AttlasError: it has no image to show, or another analysis is just making its first statistics.
     """
     store = Store(path)
     done = int((store.done_images & store.read("valid").astype(bool)).sum())
@@ -186,9 +186,10 @@ def _ready(path: Path | Url, say: Say, lost: list[str]) -> Store:
 
     try:
         analyze(path)
-    except BusyError:
-        raise  # its sums are there in a while, and a page without them would be taken for all there is
     except (AttlasError, OSError) as error:
+        never = not any(name.endswith("_mean") for name in store.attrs.get("analyzed", ()))
+        if isinstance(error, BusyError) and never:
+            raise  # they are there in a while, and a page without any would be taken for all there is
         # What cannot be had, or not be written, is said on the page too, where the figure would stand.
         say(str(error))
         lost += [f"dataset statistics: {error}"] if isinstance(error, DamagedError) else []

@@ -169,7 +169,7 @@ def test_one_analysis_writes_at_a_time_beside_a_run_and_readers(tmp_path: Path) 
     with writing(path) as store, ThreadPoolExecutor(1) as other:
         with pytest.raises(AttlasError, match=refusal):
             other.submit(statistics.analyze, path, ["entropy"]).result()
-        assert "entropy_mean" in other.submit(page._ready, path, said.append).result()
+        assert "entropy_mean" in other.submit(page._ready, path, said.append, []).result()
         assert said[-1].endswith(refusal)
         with pytest.raises(AttlasError, match="an analysis is writing it; stop that first"):
             other.submit(Store.remove, path).result()
