@@ -183,7 +183,7 @@ def _judged(
 def _all(
     plan: Plan, pool: Executor, ahead: int, threads: int | None, show: Callable[[Progress], None]
 ) -> list[UnitDone]:
-    """Judge what lacks rows, and count against masks what lacks counts."""
+    """Judge what lacks rows, and count everything against masks."""
     task, span = dataclasses.replace(plan.task, threads=threads), plan.source.store.plan.unit_range
 
     def judge_of(k: int, wanted: list[str]) -> Future[UnitDone]:

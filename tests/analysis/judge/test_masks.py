@@ -137,6 +137,43 @@ def test_refuses_masks_that_are_missing_or_of_another_size(made: Any, masked: tu
         judge(folder)
 
 
+def test_other_masks_are_counted_anew(made: Any, masked: tuple[Path, Path], tmp_path: Path) -> None:
+    """What the object is and what is not, exchanged: the mass inside is what was outside."""
+    path, folder = masked
+    other = tmp_path / "other"
+    for file in folder.rglob("*.png"):
+        (other / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(7 - np.asarray(Image.open(file))).save(other / file.relative_to(folder))
+    energies = []
+    for where in (folder, other):
+        found = attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, masks=where).segmentation
+        assert found is not None
+        energies.append(found.mean[:, segmentation.SCORES.index("energy")])
+    np.testing.assert_allclose(sum(energies), 1, rtol=1e-6)
+
+
+def test_one_mask_for_two_images_is_refused(made: Any, masked: tuple[Path, Path], tmp_path: Path) -> None:
+    """In one folder masks are found by the image's name, unless an image of another folder has it too."""
+    path, folder = masked
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in folder.rglob("*.png"):
+        shutil.copy(file, flat)
+    store = Store(path)
+    usable = store.done_images & store.read("valid").astype(bool)
+    segmentation.check_masks(store, flat, usable)
+    names = [str(name) for name in store.read("path")]
+    first, second = (i for i, name in enumerate(names) if name.endswith(("00000.png", "00001.jpg")))
+    names[second] = names[second].replace("00001.jpg", "00000.jpg")
+
+    class Twice:
+        def read(self, name: str) -> Any:
+            return np.array(names, np.dtypes.StringDType())
+
+    with pytest.raises(AttlasError, match=rf"00000\.png: would be the mask of {names[first]} and of {names[second]};"):
+        segmentation.check_masks(Twice(), flat, usable)
+
+
 def test_boxes_are_found_by_maps(made: Any, tmp_path: Path) -> None:
     """Two boxes in one picture, one in another: by the formulas, mean over objects; other boxes replace the rows."""
     path = Path(shutil.copytree(made.store, tmp_path / "s.zarr"))
