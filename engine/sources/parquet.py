@@ -101,7 +101,7 @@ class Parquet(BaseSource):
         own_paths = whole.pop(_OWN_PATH, None)
         keys = _sound(whole.pop("path", None) if own_paths is None else own_paths)
         if keys is None:
-            names = [files.name_of(t) for t in tables]
+            names = files.names_of(tables)
             keys = text([f"{names[t]}/{r}" for t, r in zip(table.tolist(), row.tolist(), strict=True)])
             guesses = [""] * len(keys)
         else:

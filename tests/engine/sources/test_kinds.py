@@ -290,3 +290,22 @@ def test_a_new_kind_of_archive_is_one_entry(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "c.tar").touch()
     with pytest.raises(AttlasError, match=r"holds \.tar and \.pak files; say which with a pattern"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["tar", "parquet"])
+def test_files_of_equal_names_in_several_folders(end: str, rows: list[Row], tmp_path: Path) -> None:
+    """At any depth, in the order of their paths; keys begin where the paths differ, so that none is of two images."""
+    for folder, row in zip(("a", "b/deep"), rows, strict=False):
+        (tmp_path / "all" / folder).mkdir(parents=True)
+        where = tmp_path / "all" / folder / f"x.{end}"
+        if end == "parquet":
+            pq.write_table(pa.table({"image": [row[2]]}), where)
+        else:
+            write_tar(where, [("1.png", row[2])])
+    key = "0" if end == "parquet" else "1.png"
+    for name in ("all", f"all/**/*.{end}", f"all/{{a,b/deep}}/x.{end}"):
+        source = open_source(tmp_path / name)
+        assert [item.key for item in source.items] == [f"a/x.{end}/{key}", f"b/deep/x.{end}/{key}"], name
+        assert [source.read(item) for item in source.items] == [rows[0][2], rows[1][2]]
+    with pytest.raises(AttlasError, match=rf"a/x\.{end}: is named twice"):
+        open_source(tmp_path / f"all/{{a,a}}/x.{end}")
