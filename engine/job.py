@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def make_job(
 
     plan = planned(request.batch_size)
     if existing is not None:
-        _compare(request.output, existing, plan, request.batch_size)
+        _compare(request.output, existing, plan, request.batch_size, items)
         plan = existing
         notes = _compare_files(request.output, items)
     elif not request.dry_run and (request.precision != "float32" or (accelerator and request.batch_size is None)):
@@ -284,7 +284,7 @@ def _estimate(request: Request, source: Source, items: Items, plan: Plan, conten
     )
 
 
-def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
+def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | None, items: Items) -> None:
     """Refuse to resume a store with another plan, and show the difference."""
     old, new = dict(theirs.identity), dict(ours.identity)
     if "range" not in old:  # earlier version: differs only for wide-range pictures, which a unit refuses
@@ -303,8 +303,20 @@ def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | Non
     ]
     if different:
         raise AttlasError(
-            f"{output}: holds another run ({'; '.join(different)}); choose another output, or --overwrite"
+            f"{output}: holds another run ({'; '.join([*different, *_other_images(output, items)])}); choose another "
+            "output, or --overwrite"
         )
+
+
+def _other_images(output: Path | Url, items: Items) -> Iterator[str]:
+    """Images of only one of two lists, the store's and the source's: a file that was deleted can be put back."""
+    store = Store(output)
+    if store.whole("path"):
+        theirs, ours = set(map(str, store.read("path"))), set(map(str, items.keys))
+        for where, some in (("there", theirs - ours), ("now", ours - theirs)):
+            if some:
+                first = ", the first" if len(some) > 1 else ""
+                yield f"{counted(len(some), 'image')} only {where}{first}: {min(some)}"
 
 
 def _compare_files(output: Path | Url, items: Items) -> list[str]:

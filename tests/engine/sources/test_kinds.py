@@ -309,3 +309,19 @@ def test_files_of_equal_names_in_several_folders(end: str, rows: list[Row], tmp_
         assert [source.read(item) for item in source.items] == [rows[0][2], rows[1][2]]
     with pytest.raises(AttlasError, match=rf"a/x\.{end}: is named twice"):
         open_source(tmp_path / f"all/{{a,a}}/x.{end}")
+
+
+def test_images_that_are_gone_or_new_on_resuming_are_named(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Whoever knows which one is missing can put it back, and the run goes on."""
+    place = tmp_path / "images"
+    for key, _, data in rows[:3]:
+        (place / key).parent.mkdir(parents=True, exist_ok=True)
+        (place / key).write_bytes(data)
+    run(tiny_graph, place, tmp_path / "s.zarr")
+    gone, new = place / rows[1][0], place / "new.png"
+    new.write_bytes(gone.read_bytes())
+    gone.unlink()
+    with pytest.raises(AttlasError, match=rf"; 1 image only there: {rows[1][0]}; 1 image only now: new\.png\);"):
+        run(tiny_graph, place, tmp_path / "s.zarr")
+    new.rename(gone)
+    assert run(tiny_graph, place, tmp_path / "s.zarr").done.all()
