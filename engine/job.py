@@ -148,7 +148,7 @@ def make_job(
     if request.output.exists() and not request.overwrite:
         _refuse_taken(request.output)
         existing = Store(request.output).plan
-    identity = _identity(request, contents, items)  # once: it hashes the whole graph
+    identity = _identity(request, contents, source, items)  # once: it hashes the whole graph
 
     def planned(batch: int | None, at_once: int | None = None) -> Plan:
         return make_plan(
@@ -248,13 +248,14 @@ def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Items) -> npt
     return None
 
 
-def _identity(request: Request, contents: Contents, items: Items) -> dict[str, Any]:
+def _identity(request: Request, contents: Contents, source: Source, items: Items) -> dict[str, Any]:
     """The values that must be equal for a run to resume."""
-    keep, reducer = contents.keep, contents.reducer
+    keep, reducer, content = contents.keep, contents.reducer, getattr(source, "content", ())
     return {
         "graph": graph_digest(request.graph),
         "images": len(items),
         "items": digest(zip(items.keys, items.labels, strict=True)),
+        **({"content": digest(content)} if content else {}),
         "recipe": str(contents.spec.recipe),
         "range": RANGE,
         **keep.identity(),
@@ -289,6 +290,9 @@ def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | Non
     old, new = dict(theirs.identity), dict(ours.identity)
     if "range" not in old:  # earlier version: differs only for wide-range pictures, which a unit refuses
         del new["range"]
+    if "content" not in old.keys() & new.keys():  # of an earlier version, or the same images in another form
+        for names in (old, new):
+            names.pop("content", None)
     for names in (old, new):
         names.setdefault("codec", CODEC)
         names.setdefault("decoder", HOST)

@@ -24,6 +24,7 @@ __all__ = [
     "MAX_BYTES",
     "READERS",
     "Stamp",
+    "check",
     "expand",
     "expanded",
     "is_url",
@@ -208,14 +209,14 @@ def read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
 def _read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
     if getattr(_kept, "where", None) != (where, expected):
         _let_go()
-        _check(where, stamp(where), expected)
+        check(where, stamp(where), expected)
         _kept.file = opened(where)
         _kept.where = (where, expected)
     file: BinaryIO = _kept.file
     try:
         if not is_url(where):
             status = os.fstat(file.fileno())
-            _check(where, Stamp(status.st_size, status.st_mtime_ns), expected)
+            check(where, Stamp(status.st_size, status.st_mtime_ns), expected)
         with remote.failures():
             file.seek(offset)
             data = file.read(length)
@@ -228,7 +229,13 @@ def _read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
     return data
 
 
-def _check(where: str, found: Stamp | None, expected: Stamp) -> None:
+def check(where: str, found: Stamp | None, expected: Stamp) -> None:
+    """Refuse a file that is not what it was when it was listed.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        AttlasError: it has changed.
+    """
     if found is None:
         raise FileNotFoundError(2, "No such file or directory", where)
     if found != expected:

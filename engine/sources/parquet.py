@@ -47,6 +47,7 @@ class Parquet(BaseSource):
         column: name of the column of images; `nested`: whether it is a struct.
         table: (image) int32, index of the file; `row`: (image) int64, row in that file.
         groups: for each file, the first row of each row group, and the number of rows: (group + 1) int64.
+        content: bytes that each row group's images take: a copy has the same ones, a file of other images hardly.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Parquet(BaseSource):
     table: npt.NDArray[np.int32]
     row: npt.NDArray[np.int64]
     groups: Sequence[npt.NDArray[np.int64]]
+    content: Sequence[int] = ()
     others: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -68,7 +70,7 @@ class Parquet(BaseSource):
             AttlasError: a file is missing or broken, has no column of images, or another one than the first file.
         """
         parts: list[dict[str, list[pa.Array]]] = []
-        stamps, groups = [], []
+        stamps, groups, sizes = [], [], list[int]()
         column, nested, own = "", False, False
         for number, path in enumerate(tables):
             stamp = files.stamp(path)
@@ -88,6 +90,7 @@ class Parquet(BaseSource):
                     )
                 column, nested, own = found
                 counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+                sizes += [leaf.total_compressed_size for leaf in _leaves(file, f"{column}.bytes" if nested else column)]
                 parts.append(_read(file, path, f"{column}.path" if own else None))
             stamps.append(stamp)
             groups.append(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64))
@@ -101,6 +104,9 @@ class Parquet(BaseSource):
         row = np.concatenate([np.arange(n) for n in lengths])
         own_paths = whole.pop(_OWN_PATH, None)
         keys = _sound(whole.pop("path", None) if own_paths is None else own_paths)
+        if keys is not None and repeated(keys) is not None:
+            whole |= {"path": keys} if own_paths is None else {}
+            keys = None
         if keys is None:
             names = files.names_of(tables)
             keys = text([f"{names[t]}/{r}" for t, r in zip(table.tolist(), row.tolist(), strict=True)])
@@ -113,7 +119,9 @@ class Parquet(BaseSource):
         others = (
             {f"columns that are not in every file ({', '.join(sorted(uneven)[:5])})": len(uneven)} if uneven else {}
         )
-        return cls(name, tuple(tables), tuple(stamps), column, nested, items, table, row, tuple(groups), others)
+        return cls(
+            name, tuple(tables), tuple(stamps), column, nested, items, table, row, tuple(groups), tuple(sizes), others
+        )
 
     def subset(self, indices: npt.NDArray[np.int64]) -> Parquet:
         """See `Source`."""
@@ -149,10 +157,7 @@ class Parquet(BaseSource):
 
     def _cursor(self, which: int, row: int) -> _Cursor:
         path, expected = self.tables[which], self.stamps[which]
-        if files.stamp(path) != expected:
-            raise AttlasError(
-                f"{path}: has changed since the run was planned; run the same command again, which looks at it anew"
-            )
+        files.check(path, files.stamp(path), expected)
         group = int(np.searchsorted(self.groups[which], row, side="right")) - 1
         first, last = (int(n) for n in self.groups[which][group : group + 2])
         return _Cursor(path, expected, self.column, self.nested, group, first, last)
@@ -250,11 +255,16 @@ def _paths_only(file: pq.ParquetFile, images: _Images) -> bool:
     name, _, own = images
     if not own:
         return False
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
-    statistics = [leaf.statistics for leaf in leaves if leaf.path_in_schema == f"{name}.bytes"]
+    statistics = [leaf.statistics for leaf in _leaves(file, f"{name}.bytes")]
     missing = [one.null_count if one is not None and one.has_null_count else 0 for one in statistics]
     return bool(0 < file.metadata.num_rows == sum(missing))
+
+
+def _leaves(file: pq.ParquetFile, name: str) -> list[pq.ColumnChunkMetaData]:
+    """What the file says of a column in each row group."""
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return [leaf for leaf in leaves if leaf.path_in_schema == name]
 
 
 def _image_column(schema: pa.Schema, path: str) -> _Images | None:
@@ -380,11 +390,10 @@ def _label(values: pa.Array, classes: Sequence[str], path: str) -> pa.Array:
 
 
 def _sound(paths: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
-    """The paths as keys if all are relative, within their folder and unique; else None."""
+    """The paths as keys if all are relative and within their folder; else None."""
     if paths is None or paths.dtype.kind != "T":
         return None
     keys = [posixpath.normpath(path) if path else "" for path in paths]
     if any(not key or key.startswith(("/", "../")) or ":" in key or "\\" in key for key in keys):
         return None
-    found = text(keys)
-    return None if repeated(found) is not None else found
+    return text(keys)

@@ -123,3 +123,36 @@ def test_the_column_that_names_the_images_is_not_left_out(rows: list[Row], tmp_p
     source = open_source(tmp_path / "x.parquet")
     assert source.read(source.items[0]) == data
     assert not source.others
+
+
+def test_other_images_under_the_same_keys_are_not_resumed(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
+    """A file that was written anew in another order has the same keys; a copy is the same."""
+    path, data = tmp_path / "x.parquet", [d for _, _, d in rows]
+    pq.write_table(pa.table({"image": data}), path, row_group_size=4)
+    run(tiny_graph, path, tmp_path / "s.zarr", shard=(1, 2))
+    copy = path.read_bytes()
+    path.unlink()
+    path.write_bytes(copy)
+    assert run(tiny_graph, path, tmp_path / "s.zarr", shard=(1, 2)).done.any()
+    pq.write_table(pa.table({"image": data[::-1]}), path, row_group_size=4)
+    with pytest.raises(AttlasError, match=r"holds another run \(content \w+ there, \w+ now\)"):
+        run(tiny_graph, path, tmp_path / "s.zarr")
+
+
+def test_a_file_that_is_gone_is_not_said_to_have_changed(rows: list[Row], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [rows[0][2]]}), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        source.read(source.items[0])
+
+
+def test_paths_that_are_no_keys_stay_a_column(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Two crops of one picture have its path; absolute ones are not stored."""
+    data = [d for _, _, d in rows[:2]]
+    pq.write_table(pa.table({"image": data, "path": ["a.png", "a.png"]}), tmp_path / "x.parquet")
+    store = run(tiny_graph, tmp_path / "x.parquet", tmp_path / "s.zarr")
+    assert list(store.read("path")) == ["x.parquet/0", "x.parquet/1"]
+    assert list(store.read("column_path")) == ["a.png", "a.png"]
+    pq.write_table(pa.table({"image": data, "path": ["/home/me/a.png"] * 2}), tmp_path / "y.parquet")
+    assert "path" not in open_source(tmp_path / "y.parquet").items.columns
