@@ -139,7 +139,7 @@ def judge(
         with writing(store) as where:
             return _judged(where, graph, images, choice, (workers, executor), show, said)
     except OSError as error:
-        raise AttlasError(f"{store}: cannot be written ({error.strerror or error})") from None
+        raise AttlasError(f"{store}: cannot be read or written ({error.strerror or error})") from None
 
 
 def _judged(
