@@ -112,7 +112,8 @@ def _folder(path: str) -> Source:
     held = {end: those for end, those in held.items() if those}
     if len(held) > 1:
         raise AttlasError(
-            f"{path}: holds {' and '.join(held)} files; say which with a pattern, '{path}/*{next(iter(held))}'"
+            f"{path}: holds {' and '.join(held)} files; say which with a pattern, "
+            f"'{files.join(path, f'**/*{next(iter(held))}')}'"
         )
     for end, those in held.items():
         return ARCHIVES[end](found.name, those)
