@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def make_job(
     if request.output.exists() and not request.overwrite:
         _refuse_taken(request.output)
         existing = Store(request.output).plan
-    identity = _identity(request, contents, items)  # once: it hashes the whole graph
+    identity = _identity(request, contents, source, items)  # once: it hashes the whole graph
 
     def planned(batch: int | None, at_once: int | None = None) -> Plan:
         return make_plan(
@@ -165,7 +165,7 @@ def make_job(
 
     plan = planned(request.batch_size)
     if existing is not None:
-        _compare(request.output, existing, plan, request.batch_size)
+        _compare(request.output, existing, plan, request.batch_size, items)
         plan = existing
         notes = _compare_files(request.output, items)
     elif not request.dry_run and (request.precision != "float32" or (accelerator and request.batch_size is None)):
@@ -248,13 +248,14 @@ def _targets(request: Request, keep: Keep, spec: GraphSpec, items: Items) -> npt
     return None
 
 
-def _identity(request: Request, contents: Contents, items: Items) -> dict[str, Any]:
+def _identity(request: Request, contents: Contents, source: Source, items: Items) -> dict[str, Any]:
     """The values that must be equal for a run to resume."""
-    keep, reducer = contents.keep, contents.reducer
+    keep, reducer, content = contents.keep, contents.reducer, getattr(source, "content", ())
     return {
         "graph": graph_digest(request.graph),
         "images": len(items),
         "items": digest(zip(items.keys, items.labels, strict=True)),
+        **({"content": digest(content)} if content else {}),
         "recipe": str(contents.spec.recipe),
         "range": RANGE,
         **keep.identity(),
@@ -284,11 +285,14 @@ def _estimate(request: Request, source: Source, items: Items, plan: Plan, conten
     )
 
 
-def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | None) -> None:
+def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | None, items: Items) -> None:
     """Refuse to resume a store with another plan, and show the difference."""
     old, new = dict(theirs.identity), dict(ours.identity)
     if "range" not in old:  # earlier version: differs only for wide-range pictures, which a unit refuses
         del new["range"]
+    if "content" not in old.keys() & new.keys():  # of an earlier version, or the same images in another form
+        for names in (old, new):
+            names.pop("content", None)
     for names in (old, new):
         names.setdefault("codec", CODEC)
         names.setdefault("decoder", HOST)
@@ -303,8 +307,20 @@ def _compare(output: Path | Url, theirs: Plan, ours: Plan, batch_size: int | Non
     ]
     if different:
         raise AttlasError(
-            f"{output}: holds another run ({'; '.join(different)}); choose another output, or --overwrite"
+            f"{output}: holds another run ({'; '.join([*different, *_other_images(output, items)])}); choose another "
+            "output, or --overwrite"
         )
+
+
+def _other_images(output: Path | Url, items: Items) -> Iterator[str]:
+    """Images of only one of two lists, the store's and the source's: a file that was deleted can be put back."""
+    store = Store(output)
+    if store.whole("path"):
+        theirs, ours = set(map(str, store.read("path"))), set(map(str, items.keys))
+        for where, some in (("there", theirs - ours), ("now", ours - theirs)):
+            if some:
+                first = ", the first" if len(some) > 1 else ""
+                yield f"{counted(len(some), 'image')} only {where}{first}: {min(some)}"
 
 
 def _compare_files(output: Path | Url, items: Items) -> list[str]:

@@ -110,7 +110,8 @@ def divergence(one: Array, other: Array, grid: tuple[int, int]) -> Array:
         rows.append(a / xp.where(mass == 0, xp.ones_like(mass), mass)[..., None])
         there = mass != 0 if there is None else there & (mass != 0)
     p, q = rows
-    return mean_where(row_entropy((p + q) / 2) - (row_entropy(p) + row_entropy(q)) / 2, there)
+    apart = row_entropy((p + q) / 2) - (row_entropy(p) + row_entropy(q)) / 2
+    return mean_where(xp.where(apart < 0, xp.zeros_like(apart), apart), there)  # of equal rows, but for rounding
 
 
 def position_similarity(embedding: Array, grid: tuple[int, int], *, position: str = "absolute") -> Array:

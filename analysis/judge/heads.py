@@ -166,7 +166,7 @@ def judge_heads(
             forwards = _pass(task, where, spec, images, pool, count, overwrite, show)
             found = _summed(task, spec)
     except OSError as error:
-        raise AttlasError(f"{store}: cannot be written ({error.strerror or error})") from None
+        raise AttlasError(f"{store}: cannot be read or written ({error.strerror or error})") from None
     finally:
         if executor is None:
             pool.shutdown(wait=True, cancel_futures=True)

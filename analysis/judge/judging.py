@@ -139,7 +139,7 @@ def judge(
         with writing(store) as where:
             return _judged(where, graph, images, choice, (workers, executor), show, said)
     except OSError as error:
-        raise AttlasError(f"{store}: cannot be written ({error.strerror or error})") from None
+        raise AttlasError(f"{store}: cannot be read or written ({error.strerror or error})") from None
 
 
 def _judged(
@@ -183,7 +183,7 @@ def _judged(
 def _all(
     plan: Plan, pool: Executor, ahead: int, threads: int | None, show: Callable[[Progress], None]
 ) -> list[UnitDone]:
-    """Judge what lacks rows, and count against masks what lacks counts."""
+    """Judge what lacks rows, and count everything against masks."""
     task, span = dataclasses.replace(plan.task, threads=threads), plan.source.store.plan.unit_range
 
     def judge_of(k: int, wanted: list[str]) -> Future[UnitDone]:

@@ -34,7 +34,8 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
         cells = [cell(verdict.mean[0, i, f], verdict.bounds[:, 0, i, f], ".3f") for f in places]
         yield f"{name:<{width}}  {'  '.join(f'{cell:<24}' for cell in cells)}".rstrip()
     last = places[-1]
-    best = max(range(len(verdict.maps)), key=lambda i: verdict.mean[0, i, last])
+    means = [float(mean) for mean in verdict.mean[0, :, last]]
+    best = max(range(len(means)), key=lambda i: -math.inf if math.isnan(means[i]) else means[i])
     yield f"difference of {verdict.maps[best]}, the largest, from others, image by image:"
     for i, name in enumerate(verdict.maps):
         if i != best:

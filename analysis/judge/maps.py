@@ -14,8 +14,10 @@ from ... import arguments
 from ...engine.store.store import Store
 from ...errors import UsageError
 from ...exporter.spec import GraphSpec
+from ...words import ranges
 from ..catalog import CATALOG, held, resolved
 from ..statistic import Statistic
+from ..statistics.partials import kept_layers
 
 __all__ = ["BASELINES", "Chosen", "baselines", "chosen", "split", "stored"]
 
@@ -119,7 +121,8 @@ def chosen(store: Store, names: Iterable[str | Statistic] | str | Statistic) -> 
     `layer` and `head` say which.
 
     Raises:
-        UsageError: a name is unknown, is no map of single images, or the model has no such layer or head.
+        UsageError: a name is unknown, is no map of single images, or the model has no such layer or head, or the store
+            does not hold the layer's attention.
     """
     found = {}
     for name in arguments.several(names, "maps", (str, Statistic), "names or `Statistic`s"):
@@ -157,6 +160,12 @@ def _with(store: Store, one: Statistic, said: dict[str, str]) -> Chosen:
     head = _index(one, "head", said, range(spec.heads))
     if "layer" in one.dims and layer is None:
         layer = max(spec.layers)
+    kept = kept_layers(store) if one.name in CATALOG and "attention" in one.needs else ()
+    if kept and layer is not None and layer not in kept:
+        raise UsageError(
+            f"{one.name}: layer {layer} was not kept in {store.path}; say layer=, of {ranges(kept)}, or run without "
+            "--layers"
+        )
     given = {"layer": layer if said.get("layer") else None, "head": head}
     spelled = [f"{key}-{value}" for key, value in given.items() if value is not None]
     return Chosen(".".join([one.name, *spelled]), one, layer, head)

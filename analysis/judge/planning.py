@@ -61,7 +61,7 @@ class Plan:
         task: for its workers; `masks`: the folder of masks, or None.
         images: where pictures are read; `items`: the store's, in order; `targets`: (image), as of `targets.choose`.
         objects: by the boxes, or None without.
-        lacking: units without rows, by the name of the map; `unsegmented`: those without counts against masks.
+        lacking: units without rows, by the name of the map; `unsegmented`: those to count against masks.
         notes: what the user should know.
     """
 
@@ -128,8 +128,8 @@ def planned(store: Store, graph: File, images: File | Source, choice: Choice) ->
             f"{Path(graph).name} has gradients, and gives logits at less than half the speed of a graph without; one "
             "of the same weights (`attlas export` without --gradients) judges the same maps"
         )
-    if masks is not None:
-        plan.unsegmented = {one.name: lacking_units(found, f"segmentation.{one.name}", again) for one in task.maps}
+    if masks is not None:  # all of them: what is in the store may be of other masks, and counting costs little
+        plan.unsegmented = {one.name: found.done.copy() for one in task.maps}
     return plan
 
 

@@ -137,11 +137,11 @@ def _cover(inside: Mask, spec: GraphSpec) -> Floats:
 
 
 def check_masks(store: Store, folder: Path, usable: Mask) -> None:
-    """Refuse a folder that lacks the mask of a valid image.
+    """Refuse a folder that lacks the mask of a valid image, or has one for images of several folders.
 
     Raises:
         UsageError: there is no such folder.
-        AttlasError: a mask is missing.
+        AttlasError: a mask is missing, or whose it is cannot be told.
     """
     if not folder.is_dir():
         raise UsageError(f"--masks {folder}: there is no such folder")
@@ -153,6 +153,15 @@ def check_masks(store: Store, folder: Path, usable: Mask) -> None:
             f"{folder}: lacks the masks of {len(missing):,} of {len(paths):,} images (the first: {named}); a mask is a "
             "PNG of the image's name"
         )
+    owners: dict[Path, str] = {}
+    for path in paths:
+        file = _mask_file(folder, path)
+        assert file is not None
+        other = owners.setdefault(file, path)
+        if PurePosixPath(other).parent != PurePosixPath(path).parent:
+            raise AttlasError(
+                f"{file}: would be the mask of {other} and of {path}; put masks into folders as the images"
+            )
 
 
 def _mask_file(folder: Path, path: str) -> Path | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Floats", "between", "mean_of", "why_empty"]
+__all__ = ["Floats", "along", "between", "mean_of", "one_by_one", "why_empty"]
 
 type Floats = npt.NDArray[np.floating[Any]]
 
@@ -26,6 +26,17 @@ def why_empty(values: npt.NDArray[Any]) -> str:
     if not there.size:
         return "no value is known"
     return "" if there.any() else "all values are 0"
+
+
+def along(values: npt.NDArray[Any], form: str = ".3g") -> str:
+    """The first and the last known value in words: layers that a store does not hold have none."""
+    there = values[np.isfinite(values)]
+    return f"from {there[0]:{form}} to {there[-1]:{form}}" if there.size else "without a value"
+
+
+def one_by_one(values: npt.NDArray[Any], form: str = ".3g") -> str:
+    """All values in words, "none" where it is not known."""
+    return ", ".join(f"{v:{form}}" if np.isfinite(v) else "none" for v in values)
 
 
 def between(low: float, high: float, form: str = "+.3g") -> str:

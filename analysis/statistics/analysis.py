@@ -146,7 +146,7 @@ def analyze(
                 progress.note("summing up")
             summed, without = _sum_up(work) if work.source.mask.any() else ((), ())
     except OSError as error:
-        raise AttlasError(f"{where}: cannot be written ({error.strerror or error})") from None
+        raise AttlasError(f"{where}: cannot be read or written ({error.strerror or error})") from None
     return AnalyzeResult(
         path=store.path,
         images=int(work.source.mask.sum()),

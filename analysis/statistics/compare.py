@@ -153,11 +153,12 @@ def _divergence(stores: tuple[Store, Store], images: tuple[Array, Array], layers
 
 
 def _rows(store: Store, images: Array, layer: int) -> Array:
-    """Attention of one layer, mean over heads: (image, query, key)."""
+    """Attention of one layer, mean over heads: (image, query, key), float64: close rows differ by less than float32."""
     name, place = attention_of(store), store.spec.layers.index(layer)
     start, stop = int(images.min()), int(images.max()) + 1
     if stop - start > 4 * len(images):  # the stores' orders differ: image by image
         values = np.concatenate([store.read(name, (slice(i, i + 1), place)) for i in images.tolist()])
     else:
         values = store.read(name, (slice(start, stop), place))[images - start]
-    return np.asarray(formulas.fuse(formulas.decode_codes(values) if name == "attention_code" else values, "mean"))
+    values = formulas.decode_codes(values) if name == "attention_code" else values
+    return np.asarray(formulas.fuse(values, "mean"), np.float64)

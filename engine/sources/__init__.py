@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from ...errors import AttlasError, UsageError
 from . import files, parquet, remote
@@ -106,17 +107,27 @@ def _folder(path: str) -> Source:
     found = Folder.look(path)
     if found.items:
         return found
-    names = sorted(key for key, _, _ in remote.listing(path)) if files.is_url(path) else sorted(os.listdir(path))  # noqa: PTH208
-    names = [name for name in names if not is_hidden(name)]
+    names = sorted(name for name in _names(path) if not is_hidden(name))
     held = {end: [files.join(path, n) for n in names if n.lower().endswith(end)] for end in ARCHIVES}
     held = {end: those for end, those in held.items() if those}
     if len(held) > 1:
         raise AttlasError(
-            f"{path}: holds {' and '.join(held)} files; say which with a pattern, '{path}/*{next(iter(held))}'"
+            f"{path}: holds {' and '.join(held)} files; say which with a pattern, "
+            f"'{files.join(path, f'**/*{next(iter(held))}')}'"
         )
     for end, those in held.items():
         return ARCHIVES[end](found.name, those)
     return Folder.scan(path)
+
+
+def _names(folder: str) -> Iterator[str]:
+    """The files of a folder, at any depth, by their paths in it."""
+    if files.is_url(folder):
+        yield from (key for key, _, _ in remote.listing(folder))
+        return
+    for where, _, names in os.walk(folder):
+        inner = os.path.relpath(where, folder)
+        yield from names if inner == os.curdir else (f"{Path(inner).as_posix()}/{name}" for name in names)
 
 
 def _refuse_other(path: str) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .items import text
 
-__all__ = ["MAX_COLUMNS", "Columns", "guessed"]
+__all__ = ["EXACT", "MAX_COLUMNS", "Columns", "guessed"]
 
 BLOCK = 1 << 16
 MAX_COLUMNS = 256  # a file whose million rows each have other names would fill the memory

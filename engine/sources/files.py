@@ -10,7 +10,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
@@ -24,12 +24,14 @@ __all__ = [
     "MAX_BYTES",
     "READERS",
     "Stamp",
+    "check",
     "expand",
     "expanded",
     "is_url",
     "join",
     "leads_out",
     "name_of",
+    "names_of",
     "opened",
     "parent",
     "persist",
@@ -88,6 +90,23 @@ def name_of(where: str) -> str:
     if is_url(where):
         return where.rstrip("/").rpartition("/")[2]
     return Path(os.path.realpath(where)).name  # resolve() raises on circular links
+
+
+def names_of(wheres: Sequence[str]) -> list[str]:
+    """The last part of each path or URL; where two are equal, all parts below the folder that all share.
+
+    Raises:
+        AttlasError: one file is named twice.
+    """
+    names = [name_of(where) for where in wheres]
+    if len(set(names)) == len(names):
+        return names
+    whole = [where if is_url(where) else Path(os.path.abspath(where)).as_posix() for where in wheres]  # noqa: PTH100
+    shared = os.path.commonprefix([min(whole), max(whole)]).rpartition("/")[0]  # noqa: RUF071 - of URLs, too
+    if len(set(whole)) < len(whole):
+        twice = next(where for where, one in zip(wheres, whole, strict=True) if whole.count(one) > 1)
+        raise AttlasError(f"{twice}: is named twice")
+    return [one[len(shared) + 1 :] for one in whole]
 
 
 def reads_ahead(where: str) -> int:
@@ -190,14 +209,14 @@ def read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
 def _read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
     if getattr(_kept, "where", None) != (where, expected):
         _let_go()
-        _check(where, stamp(where), expected)
+        check(where, stamp(where), expected)
         _kept.file = opened(where)
         _kept.where = (where, expected)
     file: BinaryIO = _kept.file
     try:
         if not is_url(where):
             status = os.fstat(file.fileno())
-            _check(where, Stamp(status.st_size, status.st_mtime_ns), expected)
+            check(where, Stamp(status.st_size, status.st_mtime_ns), expected)
         with remote.failures():
             file.seek(offset)
             data = file.read(length)
@@ -210,7 +229,13 @@ def _read_part(where: str, offset: int, length: int, expected: Stamp) -> bytes:
     return data
 
 
-def _check(where: str, found: Stamp | None, expected: Stamp) -> None:
+def check(where: str, found: Stamp | None, expected: Stamp) -> None:
+    """Refuse a file that is not what it was when it was listed.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        AttlasError: it has changed.
+    """
     if found is None:
         raise FileNotFoundError(2, "No such file or directory", where)
     if found != expected:
@@ -242,7 +267,7 @@ def persist[T](action: Callable[[], T]) -> T:
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths or URLs of a pattern: `{000..012}` and `{a,b}` in the order written, then `*` and `?`, sorted.
+    """The paths or URLs of a pattern: `{000..012}` and `{a,b}` in the order written, then `*`, `?` and `**`, sorted.
 
     Raises:
         AttlasError: there are more than a million.
@@ -257,7 +282,7 @@ def expand(pattern: str) -> list[str]:
         if "*" not in one and "?" not in one:
             paths.append(one)
         else:
-            found = remote.matches(one) if is_url(one) else sorted(glob.glob(one))  # noqa: PTH207
+            found = remote.matches(one) if is_url(one) else sorted(glob.glob(one, recursive=True))  # noqa: PTH207
             paths += [match for match in found if not is_hidden(match.rpartition("/")[2])]
     return paths
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ...errors import AttlasError, one_line
 from ...files import from_json
 from . import files, remote
+from .columns import EXACT
 from .files import MAX_BYTES, Stamp
 from .items import BaseSource, ChangedError, Item, Items, label_of, repeated, text
 
@@ -46,6 +47,7 @@ class Parquet(BaseSource):
         column: name of the column of images; `nested`: whether it is a struct.
         table: (image) int32, index of the file; `row`: (image) int64, row in that file.
         groups: for each file, the first row of each row group, and the number of rows: (group + 1) int64.
+        content: bytes that each row group's images take: a copy has the same ones, a file of other images hardly.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Parquet(BaseSource):
     table: npt.NDArray[np.int32]
     row: npt.NDArray[np.int64]
     groups: Sequence[npt.NDArray[np.int64]]
+    content: Sequence[int] = ()
     others: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -66,8 +69,8 @@ class Parquet(BaseSource):
         Raises:
             AttlasError: a file is missing or broken, has no column of images, or another one than the first file.
         """
-        parts: list[dict[str, npt.NDArray[Any]]] = []
-        stamps, groups = [], []
+        parts: list[dict[str, list[pa.Array]]] = []
+        stamps, groups, sizes = [], [], list[int]()
         column, nested, own = "", False, False
         for number, path in enumerate(tables):
             stamp = files.stamp(path)
@@ -87,21 +90,25 @@ class Parquet(BaseSource):
                     )
                 column, nested, own = found
                 counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+                sizes += [leaf.total_compressed_size for leaf in _leaves(file, f"{column}.bytes" if nested else column)]
                 parts.append(_read(file, path, f"{column}.path" if own else None))
             stamps.append(stamp)
             groups.append(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64))
         lengths = [int(g[-1]) for g in groups]
         if not sum(lengths):
             raise AttlasError(f"{name}: holds no rows")
-        shared = [n for n in parts[0] if all(n in part and part[n].dtype == parts[0][n].dtype for part in parts)]
-        whole = {n: np.concatenate([part[n] for part in parts]) for n in shared}
+        shared = [n for n in parts[0] if all(n in part for part in parts)]
+        whole = _columns({n: [one for part in parts for one in part[n]] for n in shared})
         uneven = {n for part in parts for n in part} - set(shared)
         table = np.repeat(np.arange(len(tables), dtype=np.int32), lengths)
         row = np.concatenate([np.arange(n) for n in lengths])
         own_paths = whole.pop(_OWN_PATH, None)
         keys = _sound(whole.pop("path", None) if own_paths is None else own_paths)
+        if keys is not None and repeated(keys) is not None:
+            whole |= {"path": keys} if own_paths is None else {}
+            keys = None
         if keys is None:
-            names = [files.name_of(t) for t in tables]
+            names = files.names_of(tables)
             keys = text([f"{names[t]}/{r}" for t, r in zip(table.tolist(), row.tolist(), strict=True)])
             guesses = [""] * len(keys)
         else:
@@ -109,8 +116,12 @@ class Parquet(BaseSource):
         labels = whole.pop("label", None)
         times = np.repeat([s.mtime_ns for s in stamps], lengths)
         items = Items.make(keys, guesses if labels is None else labels, mtimes=times, columns=whole)
-        others = {f"columns that differ between files ({', '.join(sorted(uneven)[:5])})": len(uneven)} if uneven else {}
-        return cls(name, tuple(tables), tuple(stamps), column, nested, items, table, row, tuple(groups), others)
+        others = (
+            {f"columns that are not in every file ({', '.join(sorted(uneven)[:5])})": len(uneven)} if uneven else {}
+        )
+        return cls(
+            name, tuple(tables), tuple(stamps), column, nested, items, table, row, tuple(groups), tuple(sizes), others
+        )
 
     def subset(self, indices: npt.NDArray[np.int64]) -> Parquet:
         """See `Source`."""
@@ -146,10 +157,7 @@ class Parquet(BaseSource):
 
     def _cursor(self, which: int, row: int) -> _Cursor:
         path, expected = self.tables[which], self.stamps[which]
-        if files.stamp(path) != expected:
-            raise AttlasError(
-                f"{path}: has changed since the run was planned; run the same command again, which looks at it anew"
-            )
+        files.check(path, files.stamp(path), expected)
         group = int(np.searchsorted(self.groups[which], row, side="right")) - 1
         first, last = (int(n) for n in self.groups[which][group : group + 2])
         return _Cursor(path, expected, self.column, self.nested, group, first, last)
@@ -203,18 +211,17 @@ def columns(path: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, int]]:
     """
     with _reading(path), _open(path) as file:
         schema = file.schema_arrow
-        left = [name for name in schema.names if not _plain(schema.field(name).type)]
-        others = {f"columns without plain values ({', '.join(left[:5])})": len(left)} if left else {}
         images = _image_column(schema, path) if "path" not in schema.names else None
         if images is None and "path" not in schema.names:
             raise AttlasError(
                 f"{path}: has no column path, which names the files, nor one of images (binary, or a struct with "
                 f"bytes); found {_described(schema)}"
             )
-        if images is None or not _paths_only(file, images):
-            return _read(file, path), others
-        found = _read(file, path, f"{images[0]}.path")
-        return {"path": found.pop(_OWN_PATH), **found}, others
+        own = images[0] if images is not None and _paths_only(file, images) else None
+        left = [name for name in schema.names if name != own and not _plain(schema.field(name).type)]
+        others = {f"columns without plain values ({', '.join(left[:5])})": len(left)} if left else {}
+        found = _columns(_read(file, path, own and f"{own}.path"))
+        return (found if own is None else {"path": found.pop(_OWN_PATH), **found}), others
 
 
 def _open(path: str) -> pq.ParquetFile:
@@ -248,11 +255,16 @@ def _paths_only(file: pq.ParquetFile, images: _Images) -> bool:
     name, _, own = images
     if not own:
         return False
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
-    statistics = [leaf.statistics for leaf in leaves if leaf.path_in_schema == f"{name}.bytes"]
+    statistics = [leaf.statistics for leaf in _leaves(file, f"{name}.bytes")]
     missing = [one.null_count if one is not None and one.has_null_count else 0 for one in statistics]
     return bool(0 < file.metadata.num_rows == sum(missing))
+
+
+def _leaves(file: pq.ParquetFile, name: str) -> list[pq.ColumnChunkMetaData]:
+    """What the file says of a column in each row group."""
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return [leaf for leaf in leaves if leaf.path_in_schema == name]
 
 
 def _image_column(schema: pa.Schema, path: str) -> _Images | None:
@@ -297,54 +309,62 @@ def _plain(kind: pa.DataType) -> bool:
     )
 
 
-def _read(file: pq.ParquetFile, path: str, own_path: str | None = None) -> dict[str, npt.NDArray[Any]]:
-    """(row) arrays of the columns with plain values; the images' own paths are under `_OWN_PATH`."""
+def _read(file: pq.ParquetFile, path: str, own_path: str | None = None) -> dict[str, list[pa.Array]]:
+    """Parts of the columns with plain values, or with none at all; the images' own paths are under `_OWN_PATH`."""
+    import pyarrow as pa
+
     schema = file.schema_arrow
-    wanted = [name for name in schema.names if _plain(schema.field(name).type)]
-    blocks: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in wanted}
+    kinds = {name: schema.field(name).type for name in schema.names}
+    wanted = [name for name, kind in kinds.items() if _plain(kind) or pa.types.is_null(kind)]
+    blocks: dict[str, list[pa.Array]] = {name: [] for name in [*wanted, *([_OWN_PATH] if own_path else [])]}
     classes = _class_names(schema)
     asked = [*wanted, *([own_path] if own_path else [])]
     for batch in file.iter_batches(ROWS, columns=asked, use_threads=False) if asked else ():
         for name in wanted:
             values = batch.column(name)
-            if name == "label":
-                blocks[name].append(_label(values, classes, path))
-            else:
-                blocks[name].append(_array(values))
+            values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+            blocks[name].append(_label(values, classes, path) if name == "label" else values)
         if own_path:
-            blocks.setdefault(_OWN_PATH, []).append(_text(batch.column(own_path.rpartition(".")[0]).field("path")))
-    return {name: _joined(parts) if parts else text([]) for name, parts in blocks.items()}
+            blocks[_OWN_PATH].append(batch.column(own_path.rpartition(".")[0]).field("path"))
+    return blocks
 
 
-def _array(values: pa.Array) -> npt.NDArray[Any]:
-    """Values as bool, int64, float64 or text; a missing number is NaN."""
+def _columns(blocks: Mapping[str, Sequence[pa.Array]]) -> dict[str, npt.NDArray[Any]]:
+    """(row) arrays of the columns, without those that hold nothing in any part; labels and own paths are text."""
     import pyarrow as pa
 
-    kind = values.type
-    if pa.types.is_boolean(kind) and not values.null_count:
-        return np.asarray(values.to_numpy(zero_copy_only=False), np.bool_)
-    if pa.types.is_integer(kind) and kind != pa.uint64() and not values.null_count:
-        return np.asarray(values.to_numpy(zero_copy_only=False), np.int64)
-    if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and kind.bit_width <= 32):
-        return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
-    return _text(values)
+    return {
+        name: text([v for part in parts for v in _text(part)]) if name in ("label", _OWN_PATH) else _array(parts)
+        for name, parts in blocks.items()
+        if name == _OWN_PATH or not parts or not all(pa.types.is_null(part.type) for part in parts)
+    }
 
 
-def _text(values: pa.Array) -> npt.NDArray[Any]:
+def _array(parts: Sequence[pa.Array]) -> npt.NDArray[Any]:
+    """A column's parts as bool, int64, float64 (a missing number is NaN), or text where numbers would lose digits."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kinds = [part.type for part in parts if not pa.types.is_null(part.type)]
+    complete = not any(part.null_count for part in parts)
+    if kinds and complete and all(map(pa.types.is_boolean, kinds)):
+        return np.concatenate([part.to_numpy(zero_copy_only=False) for part in parts])
+    if kinds and all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds):
+        whole = [pc.min_max(part) for part in parts if pa.types.is_integer(part.type)]
+        ends = [end.as_py() or 0 for one in whole for end in (one["min"], one["max"])]
+        if complete and len(whole) == len(parts) and min(ends) >= -(2**63) and max(ends) < 2**63:
+            return np.concatenate([part.to_numpy(zero_copy_only=False).astype(np.int64) for part in parts])
+        if all(abs(end) < EXACT for end in ends):
+            return np.concatenate([part.cast(pa.float64()).to_numpy(zero_copy_only=False) for part in parts])
+    return text([value for part in parts for value in _text(part)])
+
+
+def _text(values: pa.Array) -> list[str]:
     import pyarrow as pa
 
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         values = values.cast(pa.string())
-    return text(["" if v is None else v for v in values.to_pylist()])
-
-
-def _joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Blocks of one column as one array; if some blocks lack numbers, all become float64."""
-    if any(p.dtype.kind == "T" for p in parts):
-        parts = [p if p.dtype.kind == "T" else text(p.astype(str)) for p in parts]
-    return np.concatenate(parts)
+    return ["" if v is None else v for v in values.to_pylist()]
 
 
 def _class_names(schema: pa.Schema) -> list[str]:
@@ -357,24 +377,23 @@ def _class_names(schema: pa.Schema) -> list[str]:
         return []
 
 
-def _label(values: pa.Array, classes: Sequence[str], path: str) -> npt.NDArray[Any]:
-    """Labels as text: the class's name if the metadata has it; "" for -1, which is no label in Hugging Face's files."""
+def _label(values: pa.Array, classes: Sequence[str], path: str) -> pa.Array:
+    """Labels: the class's name if the metadata has it; "" for -1, which is no label in Hugging Face's files."""
     import pyarrow as pa
 
     if not (classes and pa.types.is_integer(values.type)):
-        return _text(values)
+        return values
     numbers = np.array([-1 if v is None else v for v in values.to_pylist()], np.int64)
     if numbers.max(initial=-1) >= len(classes):
         raise AttlasError(f"{path}: has the label {numbers.max()}, but its metadata names {len(classes)} classes")
-    return text(["" if n < 0 else classes[n] for n in numbers.tolist()])
+    return pa.array(["" if n < 0 else classes[n] for n in numbers.tolist()], pa.string())
 
 
 def _sound(paths: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
-    """The paths as keys if all are relative, within their folder and unique; else None."""
+    """The paths as keys if all are relative and within their folder; else None."""
     if paths is None or paths.dtype.kind != "T":
         return None
     keys = [posixpath.normpath(path) if path else "" for path in paths]
     if any(not key or key.startswith(("/", "../")) or ":" in key or "\\" in key for key in keys):
         return None
-    found = text(keys)
-    return None if repeated(found) is not None else found
+    return text(keys)

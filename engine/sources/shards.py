@@ -110,7 +110,7 @@ class Shards(BaseSource):
             raise AttlasError(f"{shards[0]}{' and the others' if several else ''}: no images found ({seen})")
         labels = _labels(names, [label for scan in scans for label in scan.labels])
         if several:
-            folders = [files.name_of(path) for path in shards]
+            folders = files.names_of(shards)
             names = [f"{folder}/{m}" for folder, scan in zip(folders, scans, strict=True) for m in scan.names]
         keys = text(names)
         twice = repeated(keys)

@@ -55,7 +55,7 @@ def verify(path: Where, *, repair: bool = False, progress: Show[int, int] = None
         progress: True shows a bar; a function is called with (units checked, units to check).
 
     Raises:
-        AttlasError: there is no store at `path`, or it cannot be repaired.
+        AttlasError: there is no store at `path`, or it cannot be read or repaired.
     """
     with analysing(locate(path)) if repair else nullcontext():
         store = Store(path, writable=repair)
@@ -76,7 +76,8 @@ def verify(path: Where, *, repair: bool = False, progress: Show[int, int] = None
                             _reopen(store, k)
                 arrays = reader.submit(_outside, store, repair=repair).result()
         except OSError as error:
-            raise AttlasError(f"{store.path}: cannot be repaired ({one_line(error)})") from None
+            what = "repaired" if repair else "read"
+            raise AttlasError(f"{store.path}: cannot be {what} ({one_line(error)})") from None
     show(len(done), len(done))
     mended = "written again" if repair else "`attlas verify --repair` writes it again"
     arrays = {name: f"{fault}; {mended}" for name, fault in metadata.items()} | arrays

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from attlas.engine.store.storage import Disk
 from attlas.engine.store.store import DamagedError, Store
+from attlas.engine.store.verify import verify
+from attlas.errors import AttlasError
 from support_statistics import make_store
 
 statistics = pytest.importorskip("attlas.analysis.statistics")
@@ -132,3 +134,20 @@ def test_a_sum_that_was_lost_is_made_again(store: Path) -> None:
     dataset.open(store)
     for name, values in before.items():
         np.testing.assert_allclose(Store(store).read(name), values, rtol=1e-12)
+
+
+def test_what_may_not_be_read_is_not_said_to_be_unwritable(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array in a folder that may not be listed: an analysis only wants to read it, as verify without --repair."""
+    listed = Disk.names
+
+    def names(self: Disk, folder: str) -> list[str]:
+        if folder == "attention":
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(self, folder)
+
+    monkeypatch.setattr(Disk, "names", names)
+    with pytest.raises(AttlasError, match=r"s\.zarr: cannot be read or written \(Permission denied\)"):
+        statistics.analyze(store, ["self_mass"])
+    monkeypatch.setattr("attlas.engine.store.verify.mend_metadata", lambda storage, repair: names(storage, "attention"))
+    with pytest.raises(AttlasError, match=r"s\.zarr: cannot be read \(.*Permission denied"):
+        verify(store)

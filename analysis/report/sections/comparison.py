@@ -18,7 +18,7 @@ from ...statistics.clusters import cluster_codes, cluster_of, said
 from ...statistics.inference import apart, interval
 from ...statistics.moments import Moments
 from ..facts import Facts, sample
-from ..numbers import Floats, between, mean_of, why_empty
+from ..numbers import Floats, along, between, mean_of, why_empty
 from ..plots.curves import Curves, Line
 from ..plots.style import INK, SERIES
 from .base import Absent, Cell, Context, Figure, Listing, Part, Section, Table
@@ -285,7 +285,7 @@ def _reference(read: Sequence[_Read], measure: _Measure) -> float | None:
 
 
 def _told(name: str, unit: str, lines: Sequence[Line]) -> str:
-    ends = "; ".join(f"{line.label} from {line.mean[0]:.3g} to {line.mean[-1]:.3g}" for line in lines)
+    ends = "; ".join(f"{line.label} {along(line.mean)}" for line in lines)
     return f"{name}, {unit}: {ends}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -89,7 +90,9 @@ def _border(store: Store) -> str:
     ring, even = summary(store, "border_mass"), uniform_of(store, CATALOG["border_mass"])[0]
     if ring is None or even is None:
         return f"{text}; `attlas analyze {store.path.name} border_mass` says how much."
-    values = ring.mean[far]
+    values = ring.mean[far & np.isfinite(ring.mean)]
+    if not values.size:
+        return f"{text}, as far as the store does not hold their layers: how much is not known."
     return (
         f"{text}: it holds {values.min():.0%} to {values.max():.0%} of their patch mass, and {even:.0%} of the patches."
     )
@@ -288,7 +291,9 @@ def masses(context: Context) -> Iterator[Part]:
         if "attention" in store or "attention_code" in store:
             yield Absent("Where attention goes in detail", more(context.facts, _detail(store)))
         return
-    layers = store.spec.layers
+    known = np.isfinite([part.values for part in parts]).all(axis=0)  # a store may not hold every layer's attention
+    layers = [layer for layer, there in zip(store.spec.layers, known, strict=True) if there]
+    parts = [dataclasses.replace(part, values=part.values[known]) for part in parts]
     names = ("self_mass", "neighbour_mass", "rest_mass", *(["prefix_mass"] if store.spec.prefix else []))
     yield Figure(
         name="masses",
@@ -335,7 +340,8 @@ def _mass_parts(store: Store) -> list[Share]:
         if found is None:
             return []
         parts.append(Share(label, CATEGORIES[category], mean_of(found.mean, axis=1)))
-    return [] if why_empty(np.stack([part.values for part in parts])) else parts
+    values = np.stack([part.values for part in parts])
+    return [] if why_empty(values) or not np.isfinite(values).all(axis=0).any() else parts
 
 
 def _detail(store: Store) -> list[str]:

@@ -19,7 +19,7 @@ from ...statistics.groups import read_column
 from ...statistics.inference import interval
 from ..facts import sample
 from ..images import class_name
-from ..numbers import mean_of, why_empty
+from ..numbers import along, mean_of, why_empty
 from ..plots.curves import Curves, Line
 from ..plots.maps import Maps
 from ..plots.sheet import Panel
@@ -122,7 +122,7 @@ def _lines(store: Store, found: _Groups) -> Iterator[Figure]:
                 (name, found.words[group], int(layer), *(float(v[i]) for v in (mean, low, high)))
                 for i, layer in enumerate(store.spec.layers)
             ]
-            told.append(f"{name} of {found.words[group]} from {mean[0]:.3g} to {mean[-1]:.3g} {unit}")
+            told.append(f"{name} of {found.words[group]} {along(mean)} {unit}")
         if len(lines) < 2:
             return
         even = CATALOG[name].uniform(store.spec) if name in CATALOG else None

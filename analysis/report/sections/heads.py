@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...catalog import CATALOG
-from ..numbers import mean_of, why_empty
+from ..numbers import mean_of, one_by_one, why_empty
 from ..plots.maps import Maps, across
 from ..plots.mosaic import Mosaic
 from ..plots.ranks import Ranks
@@ -103,7 +103,7 @@ def offsets(context: Context) -> Iterator[Part]:
         "cross looks along rows and columns. "
         f"Compare [@walmer2023]. {facts.n}.",
         alt=f"{values.shape[0] * values.shape[1]} maps of {2 * rows - 1} by {2 * columns - 1} offsets. At the centre, "
-        "mean over heads, by layer: " + ", ".join(f"{v:.3g}" for v in centre) + ".",
+        "mean over heads, by layer: " + one_by_one(centre) + ".",
         plots=[
             Mosaic(
                 values.swapaxes(0, 1),
@@ -142,7 +142,7 @@ def similarity(context: Context) -> Iterator[Part]:
         f"0 for equal heads, at most ln 2 = {math.log(2):.2f}. Dark squares are heads that look alike "
         f"([@clark2019]). One scale. {facts.n}.",
         alt=f"{len(panels)} matrices of {n} by {n} heads. Mean divergence between different heads by layer: "
-        + ", ".join(f"{v:.3g}" for v in pairs)
+        + one_by_one(pairs)
         + " nats.",
         plots=[Maps(panels, "Jensen-Shannon divergence, nats", across(len(panels)))],
         columns=("layer", "head", "other_head", "divergence"),

@@ -12,7 +12,7 @@ from ....engine.store.store import Store
 from ...catalog import CATALOG
 from ...statistics.clusters import cluster_codes, cluster_of
 from ...statistics.inference import interval
-from ..numbers import Floats, mean_of, why_empty
+from ..numbers import Floats, along, mean_of, why_empty
 from ..plots.canvas import Plot
 from ..plots.curves import Curves, Line
 from ..plots.histogram import Counts, Histogram
@@ -68,7 +68,7 @@ def norms(context: Context) -> Iterator[Part]:
                 (name, layer, kind, *(float(v[i]) for v in (mean, low, high)))
                 for i, layer in enumerate(store.spec.layers)
             ]
-            told.append(f"{name} of {_label(kind)} from {mean[0]:.3g} to {mean[-1]:.3g}")
+            told.append(f"{name} of {_label(kind)} {along(mean)}")
         if lines:
             plots.append(Curves(name, UNITS[name], lines, None, "layer", max(store.spec.layers) + 0.4))
     if not plots:

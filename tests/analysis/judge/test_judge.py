@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
 import shutil
@@ -26,6 +27,7 @@ curves = pytest.importorskip("attlas.analysis.judge.curves")
 fills = pytest.importorskip("attlas.analysis.judge.fills")
 catalog = pytest.importorskip("attlas.analysis.catalog")
 maps = pytest.importorskip("attlas.analysis.judge.maps")
+lines = pytest.importorskip("attlas.analysis.judge.lines")
 judging = pytest.importorskip("attlas.analysis.judge")
 writing = pytest.importorskip("attlas.analysis.statistics.writing").writing
 
@@ -356,3 +358,21 @@ def test_an_executor_gives_the_same_rows(made: Any, judged: Store, copy: Callabl
     path = copy("pool.zarr")
     attlas.judge(path, made.graph, made.images, maps=NAMES, steps=3, executor=Elsewhere(), workers=1)
     assert chunk_files(path) == chunk_files(judged.path)
+
+
+def test_a_layer_that_was_not_kept_is_refused(made: Any, tmp_path: Path) -> None:
+    """Its map would be NaN for every image, and of the last layer it is meant without being named."""
+    attlas.run(made.graph, made.images, tmp_path / "s.zarr", layers=[0])
+    for name in ("readout_map", "readout_map:layer=1,head=0"):
+        with pytest.raises(UsageError, match=r"readout_map: layer 1 was not kept in .*; say layer=, of 0, or run"):
+            attlas.judge(tmp_path / "s.zarr", made.graph, made.images, maps=[name], steps=2)
+
+
+def test_a_map_without_values_is_not_the_largest(made: Any, copy: Callable[[str], Path]) -> None:
+    """Old stores may hold one, and where it comes first, everything was compared with it."""
+    verdict = attlas.judge(copy("s.zarr"), made.graph, made.images, maps=["rollout"], steps=2).verdict
+    mean = verdict.mean.copy()
+    mean[:, 0] = np.nan
+    found = list(lines.verdict_lines(dataclasses.replace(verdict, mean=mean)))
+    best = verdict.maps[1 + int(mean[0, 1:, curves.FIGURES.index("difference_probability")].argmax())]
+    assert f"difference of {best}, the largest, from others, image by image:" in found

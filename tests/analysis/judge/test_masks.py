@@ -86,8 +86,13 @@ def test_counts_are_chefer_s(made: Any, masked: tuple[Path, Path]) -> None:
     assert result.mean[at, segmentation.SCORES.index("mean_iou")] == pytest.approx(sum(parts) / 2, rel=1e-6)
     assert result.mean[at, segmentation.SCORES.index("energy")] == pytest.approx(total["energy"] / 12, rel=1e-6)
     assert (result.bounds[0, at] < result.mean[at]).all()
+    for file in folder.rglob("*.png"):  # other masks: what the object is and what is not, exchanged
+        Image.fromarray(7 - np.asarray(Image.open(file))).save(file)
     again = attlas.judge(path, made.graph, made.images, maps=["rollout"], steps=2, masks=folder)
     assert again.forwards == 0
+    assert again.segmentation is not None
+    energy = segmentation.SCORES.index("energy")
+    np.testing.assert_allclose(again.segmentation.mean[:, energy] + result.mean[:, energy], 1, rtol=1e-6)
 
 
 def test_equal_shares_have_the_bounds_that_their_range_leaves() -> None:
@@ -135,6 +140,28 @@ def test_refuses_masks_that_are_missing_or_of_another_size(made: Any, masked: tu
     first.write_bytes(data[:30])
     with pytest.raises(AttlasError, match="cannot be read as a mask"):
         judge(folder)
+
+
+def test_one_mask_for_two_images_is_refused(made: Any, masked: tuple[Path, Path], tmp_path: Path) -> None:
+    """In one folder masks are found by the image's name, unless an image of another folder has it too."""
+    path, folder = masked
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in folder.rglob("*.png"):
+        shutil.copy(file, flat)
+    store = Store(path)
+    usable = store.done_images & store.read("valid").astype(bool)
+    segmentation.check_masks(store, flat, usable)
+    names = [str(name) for name in store.read("path")]
+    first, second = (i for i, name in enumerate(names) if name.endswith(("00000.png", "00001.jpg")))
+    names[second] = names[second].replace("00001.jpg", "00000.jpg")
+
+    class Twice:
+        def read(self, name: str) -> Any:
+            return np.array(names, np.dtypes.StringDType())
+
+    with pytest.raises(AttlasError, match=rf"00000\.png: would be the mask of {names[first]} and of {names[second]};"):
+        segmentation.check_masks(Twice(), flat, usable)
 
 
 def test_boxes_are_found_by_maps(made: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import attlas
 import numpy as np
 import pytest
 from attlas.engine.store.store import Store
@@ -60,6 +61,26 @@ def test_without_attention_and_statistics_the_page_says_how_to_have_them(tmp_pat
     _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", examples=1))
     assert "Attention distance by depth is not shown." in seen.text
     assert "--keep attention" in seen.text
+
+
+def test_layers_that_are_not_held_are_no_nan_in_words(
+    tiny_graph: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two layers the second is kept: shares that add up to 1 are of it alone, and captions count what is known."""
+    depth, heads = (pytest.importorskip(f"attlas.analysis.report.sections.{name}") for name in ("depth", "heads"))
+    attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", layers=[1], limit=8)
+    masses = ["self_mass", "neighbour_mass", "rest_mass"]
+    attlas.analyze(tmp_path / "s.zarr", [*masses, "prefix_mass", "border_mass", "offset_map_mean", "head_similarity"])
+    context = context_of(Store(tmp_path / "s.zarr"))
+    (shares,) = depth.masses(context)
+    assert {row[0] for row in shares.rows} == {1}
+    assert sum(row[-1] for row in shares.rows) == pytest.approx(1, abs=1e-3)
+    monkeypatch.setattr(depth, "FAR", 0.0)
+    border = depth._border(context.store)
+    figures = [shares, *heads.offsets(context), *heads.similarity(context)]
+    assert "none, " in figures[1].alt
+    for said in (border, *(figure.alt for figure in figures)):
+        assert "nan" not in said
 
 
 def test_stores_of_some_layers_are_paired_block_by_block(tmp_path: Path) -> None:

@@ -288,5 +288,40 @@ def test_a_new_kind_of_archive_is_one_entry(tmp_path: Path, monkeypatch: pytest.
     assert [open_source(tmp_path / name) for name in ("a.pak", "*.pak", "")] == ["a.pak", "*.pak", tmp_path.name]
     assert opened == [["a.pak"], ["a.pak", "b.pak"], ["a.pak", "b.pak"]]
     (tmp_path / "c.tar").touch()
-    with pytest.raises(AttlasError, match=r"holds \.tar and \.pak files; say which with a pattern"):
+    with pytest.raises(AttlasError, match=r"holds \.tar and \.pak files; say which with a pattern, .*\*\*/\*\.tar"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["tar", "parquet"])
+def test_files_of_equal_names_in_several_folders(end: str, rows: list[Row], tmp_path: Path) -> None:
+    """At any depth, in the order of their paths; keys begin where the paths differ, so that none is of two images."""
+    for folder, row in zip(("a", "b/deep"), rows, strict=False):
+        (tmp_path / "all" / folder).mkdir(parents=True)
+        where = tmp_path / "all" / folder / f"x.{end}"
+        if end == "parquet":
+            pq.write_table(pa.table({"image": [row[2]]}), where)
+        else:
+            write_tar(where, [("1.png", row[2])])
+    key = "0" if end == "parquet" else "1.png"
+    for name in ("all", f"all/**/*.{end}", f"all/{{a,b/deep}}/x.{end}"):
+        source = open_source(tmp_path / name)
+        assert [item.key for item in source.items] == [f"a/x.{end}/{key}", f"b/deep/x.{end}/{key}"], name
+        assert [source.read(item) for item in source.items] == [rows[0][2], rows[1][2]]
+    with pytest.raises(AttlasError, match=rf"a/x\.{end}: is named twice"):
+        open_source(tmp_path / f"all/{{a,a}}/x.{end}")
+
+
+def test_images_that_are_gone_or_new_on_resuming_are_named(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Whoever knows which one is missing can put it back, and the run goes on."""
+    place = tmp_path / "images"
+    for key, _, data in rows[:3]:
+        (place / key).parent.mkdir(parents=True, exist_ok=True)
+        (place / key).write_bytes(data)
+    run(tiny_graph, place, tmp_path / "s.zarr")
+    gone, new = place / rows[1][0], place / "new.png"
+    new.write_bytes(gone.read_bytes())
+    gone.unlink()
+    with pytest.raises(AttlasError, match=rf"; 1 image only there: {rows[1][0]}; 1 image only now: new\.png\);"):
+        run(tiny_graph, place, tmp_path / "s.zarr")
+    new.rename(gone)
+    assert run(tiny_graph, place, tmp_path / "s.zarr").done.all()

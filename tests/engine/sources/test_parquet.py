@@ -83,3 +83,76 @@ def test_a_broken_page_ends_the_run_and_names_the_file(tiny_graph: Path, rows: l
     path.write_bytes(data)
     with pytest.raises(AttlasError, match=r"x\.parquet: does not read as Parquet .*copy or make it again"):
         run(tiny_graph, path, tmp_path / "s.zarr")
+
+
+def test_columns_have_one_type_over_all_files(rows: list[Row], tmp_path: Path) -> None:
+    """Whole numbers with nulls, categories that are numbers, and what is missing in one file: numbers, as in a CSV."""
+    parts = {
+        "age": [pa.array([63, 64]), pa.array([None, 65], pa.int64())],
+        "big": [pa.array([1, 2]), pa.array([None, 2**60], pa.int64())],
+        "size": [pa.array([1, 2], pa.uint64()), pa.array([3, 4], pa.uint64())],
+        "kind": [pa.array([7, 8]).dictionary_encode(), pa.array([8, 7]).dictionary_encode()],
+        "dose": [pa.array([0.5, 1.5]), pa.nulls(2)],
+        "ok": [pa.array([True, False]), pa.array([True, None])],
+        "none": [pa.nulls(2), pa.nulls(2)],
+    }
+    for n in range(2):
+        images = pa.array([d for _, _, d in rows[2 * n : 2 * n + 2]])
+        table = pa.table({"image": images, **{name: part[n] for name, part in parts.items()}})
+        pq.write_table(table, tmp_path / f"{n}.parquet")
+    source = open_source(tmp_path)
+    found = {name: values.tolist() for name, values in source.items.columns.items()}
+    np.testing.assert_array_equal(found.pop("age"), [63, 64, np.nan, 65])
+    np.testing.assert_array_equal(found.pop("dose"), [0.5, 1.5, np.nan, np.nan])
+    assert found == {
+        "big": ["1", "2", "", str(2**60)],
+        "size": [1, 2, 3, 4],
+        "kind": [7, 8, 8, 7],
+        "ok": ["true", "false", "true", ""],
+    }
+    assert not source.others
+
+
+def test_the_column_that_names_the_images_is_not_left_out(rows: list[Row], tmp_path: Path) -> None:
+    """Hugging Face's struct without bytes: a table of paths, and nothing of it is lost."""
+    key, _, data = rows[0]
+    (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / key).write_bytes(data)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array([{"bytes": None, "path": key}], kind)}), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    assert source.read(source.items[0]) == data
+    assert not source.others
+
+
+def test_other_images_under_the_same_keys_are_not_resumed(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
+    """A file that was written anew in another order has the same keys; a copy is the same."""
+    path, data = tmp_path / "x.parquet", [d for _, _, d in rows]
+    pq.write_table(pa.table({"image": data}), path, row_group_size=4)
+    run(tiny_graph, path, tmp_path / "s.zarr", shard=(1, 2))
+    copy = path.read_bytes()
+    path.unlink()
+    path.write_bytes(copy)
+    assert run(tiny_graph, path, tmp_path / "s.zarr", shard=(1, 2)).done.any()
+    pq.write_table(pa.table({"image": data[::-1]}), path, row_group_size=4)
+    with pytest.raises(AttlasError, match=r"holds another run \(content \w+ there, \w+ now\)"):
+        run(tiny_graph, path, tmp_path / "s.zarr")
+
+
+def test_a_file_that_is_gone_is_not_said_to_have_changed(rows: list[Row], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [rows[0][2]]}), tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        source.read(source.items[0])
+
+
+def test_paths_that_are_no_keys_stay_a_column(tiny_graph: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Two crops of one picture have its path; absolute ones are not stored."""
+    data = [d for _, _, d in rows[:2]]
+    pq.write_table(pa.table({"image": data, "path": ["a.png", "a.png"]}), tmp_path / "x.parquet")
+    store = run(tiny_graph, tmp_path / "x.parquet", tmp_path / "s.zarr")
+    assert list(store.read("path")) == ["x.parquet/0", "x.parquet/1"]
+    assert list(store.read("column_path")) == ["a.png", "a.png"]
+    pq.write_table(pa.table({"image": data, "path": ["/home/me/a.png"] * 2}), tmp_path / "y.parquet")
+    assert "path" not in open_source(tmp_path / "y.parquet").items.columns
