@@ -96,7 +96,7 @@ def show(source: str, pictures: tuple[Path, ...], output: Path | None, everythin
     path = _named(source, pictures, options["image"]) if output is None else output
     shown = attlas.show(source, list(pictures) or None, output=path, **options)
     note(shown.title)
-    say(shown.path)
+    say(shown.path or path)
 
 
 def _named(source: str, pictures: tuple[Path, ...], image: tuple[str, ...]) -> Path:

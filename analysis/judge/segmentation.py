@@ -173,11 +173,11 @@ def _mask_file(folder: Path, path: str) -> Path | None:
 def _read_mask(store: Store, folder: Path, image: int) -> Mask:
     file = _mask_file(folder, str(store.read("path", image)))
     assert file is not None
+    known = (int(store.read("height", image)), int(store.read("width", image)))
     try:
-        inside, size = decode_mask(file.read_bytes(), store.spec.recipe)
+        inside, size = decode_mask(file.read_bytes(), store.spec.recipe, known)
     except (OSError, DecodeError) as error:
         raise AttlasError(f"{file}: cannot be read as a mask ({error})") from None
-    known = (int(store.read("height", image)), int(store.read("width", image)))
     if size not in (known, store.spec.recipe.crop):
         raise AttlasError(f"{file}: has {size[1]}x{size[0]} pixels, its image {known[1]}x{known[0]}; make them equal")
     return inside

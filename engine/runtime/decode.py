@@ -194,24 +194,27 @@ def decode_into(
         raise DecodeError(text or type(error).__name__) from None
 
 
-def decode_mask(data: bytes, recipe: Recipe) -> tuple[npt.NDArray[np.bool_], tuple[int, int]]:
+def decode_mask(data: bytes, recipe: Recipe, known: tuple[int, int]) -> tuple[npt.NDArray[np.bool_], tuple[int, int]]:
     """A mask of an object in an encoded picture: (row, column) bool of the recipe's crop, and its own (height, width).
 
-    Every value but 0 is the object. A mask of the crop's size is taken as it is; any other is resized, by the nearest
-    pixel, and cropped as the picture is.
+    Every value but 0 is the object; transparency is no value. A mask of the picture's size `known` is resized, by the
+    nearest pixel, and cropped as the picture is; another one of the crop's size is taken as it is.
 
     Raises:
         DecodeError: Pillow cannot read it, or it is larger than `MAX_PIXELS`.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
-            size = (picture.height, picture.width)
-            _bounded(size, "has")
-            values = np.asarray(picture)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a bomb, which the next lines refuse
+            with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+                size, bands = (picture.height, picture.width), len(picture.getbands())
+                bands -= picture.getbands()[-1] == "A"
+                _bounded(size, "has")
+                values = np.asarray(picture)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DecodeError(" ".join(str(error).split("<_io.BytesIO")[0].split()) or type(error).__name__) from None
-    inside = (values.reshape(*size, -1)[..., :3] != 0).any(axis=-1)
-    if size == recipe.crop:
+    inside = (values.reshape(*size, -1)[..., :bands] != 0).any(axis=-1)
+    if size == recipe.crop and size != known:
         return inside, size
     white = Image.fromarray(255 * inside.astype(np.uint8)).convert("RGB")
     nearest = dataclasses.replace(recipe, interpolation="nearest", mean=(0.0, 0.0, 0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import attlas
 import numpy as np
 import pytest
 from attlas.analysis.formulas import boxes as formulas
-from attlas.engine.runtime.decode import crop_box, decode_mask
+from attlas.engine.runtime.decode import DecodeError, crop_box, decode_mask
 from attlas.engine.store.store import Store
 from attlas.errors import AttlasError, UsageError
 from PIL import Image
@@ -72,7 +73,8 @@ def test_counts_are_chefer_s(made: Any, masked: tuple[Path, Path]) -> None:
     store, rows = Store(path), []
     for i in np.flatnonzero(store.read("valid")):
         file = folder / Path(str(store.read("path", int(i)))).with_suffix(".png")
-        inside, _ = decode_mask(file.read_bytes(), store.spec.recipe)
+        known = (int(store.read("height", int(i))), int(store.read("width", int(i))))
+        inside, _ = decode_mask(file.read_bytes(), store.spec.recipe, known)
         wanted = slow(store.read("rollout", int(i)), inside)
         rows.append(wanted)
         found = store.read("segmentation.rollout", int(i))
@@ -110,15 +112,31 @@ def test_a_mask_is_cropped_as_its_picture_is(made: Any) -> None:
     recipe = dataclasses.replace(Store(made.store).spec.recipe, crop_mode="center", resize=(32, 32), crop=(16, 24))
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 32:] = 255
-    import io
-
     data = io.BytesIO()
     Image.fromarray(mask).save(data, "png")
-    inside, size = decode_mask(data.getvalue(), recipe)
+    inside, size = decode_mask(data.getvalue(), recipe, (64, 64))
     wanted = np.zeros((16, 24), bool)
     wanted[:, 12:] = True  # rows 8 to 24 of 32, columns 4 to 28
     assert size == (64, 64)
     np.testing.assert_array_equal(inside, wanted)
+
+
+def test_a_picture_as_large_as_the_crop_is_resized_and_so_is_its_mask(made: Any) -> None:
+    """224 of a crop of 224, but a resize to 248: only a mask of another picture's crop is taken as it is."""
+    recipe = dataclasses.replace(Store(made.store).spec.recipe, crop_mode="center", resize=(32, 32), crop=(16, 16))
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:8, 4:12] = 1
+    data = io.BytesIO()
+    Image.merge("LA", [Image.fromarray(mask), Image.new("L", (16, 16), 255)]).save(data, "png")
+    for known, wanted in (((16, 16), np.kron(mask, np.ones((2, 2)))[8:24, 8:24]), ((40, 30), mask)):
+        np.testing.assert_array_equal(decode_mask(data.getvalue(), recipe, known)[0], wanted)
+
+
+def test_a_mask_of_absurd_size_is_refused_in_one_line(made: Any) -> None:
+    data = io.BytesIO()
+    Image.new("1", (20000, 9000)).save(data, "png")
+    with pytest.raises(DecodeError, match="exceeds limit"):
+        decode_mask(data.getvalue(), Store(made.store).spec.recipe, (16, 24))
 
 
 def test_refuses_masks_that_are_missing_or_of_another_size(made: Any, masked: tuple[Path, Path]) -> None:
