@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
-from ...errors import AttlasError
+from ...errors import AttlasError, one_line
 from ...exporter.spec import METADATA_KEY, GraphSpec
 from .outputs import Form, Wanted
 
@@ -49,7 +49,7 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """The model without its external weights.
 
     Raises:
-        AttlasError: there is no such file, or it is not an ONNX model.
+        AttlasError: there is no such file, it may not be read, or it is not an ONNX model.
     """
     path = Path(path)
     if path.is_dir():
@@ -60,6 +60,8 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
         if not model.graph.output:
             raise ValueError("no outputs")
+    except OSError as error:
+        raise AttlasError(f"{path}: cannot be read ({error.strerror or one_line(error, 200)})") from None
     except Exception:  # protobuf and onnx raise many types
         raise AttlasError(f"{path}: is no ONNX model, or is cut off; `attlas export` makes one") from None
     return model
@@ -155,9 +157,12 @@ def prepare(
         AttlasError: the graph does not have a wanted output, or the model does not fit the graph.
     """
     model = load(path)
-    missing = sorted(name for name in _external(model) if not (Path(path).parent / name).is_file())
-    if missing:
-        raise AttlasError(f"{path}: its weights, {missing[0]}, are missing; keep them beside the graph")
+    for name, size in sorted(_external(model).items()):
+        file = Path(path).parent / name
+        if not file.is_file():
+            raise AttlasError(f"{path}: its weights, {name}, are missing; keep them beside the graph")
+        if (found := file.stat().st_size) < size:
+            raise AttlasError(f"{file}: is cut off (of {size:,} bytes {found:,} are there); copy or export it again")
     graph = model.graph
     have = {o.name: o for o in graph.output}
     made: dict[str, onnx.ValueInfoProto] = dict(have)
@@ -265,12 +270,13 @@ def _fix_heads(graph: onnx.GraphProto) -> None:
         graph.initializer.append(numpy_helper.from_array(np.full(shape, HEADS[entry.name], np.float32), entry.name))
 
 
-def _external(model: onnx.ModelProto) -> set[str]:
-    """The files with the model's external weights, relative to the model's folder."""
-    return {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+def _external(model: onnx.ModelProto) -> dict[str, int]:
+    """The files with the model's external weights, relative to the model's folder, and how long each is at least."""
+    found: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            told = {entry.key: entry.value for entry in tensor.external_data}
+            if name := told.get("location"):
+                end = int(told.get("offset", 0)) + int(told.get("length", 0))
+                found[name] = max(found.get(name, 0), end)
+    return found

@@ -16,10 +16,12 @@ import onnxruntime
 import pytest
 from attlas.engine.conform import write_cases
 from attlas.engine.conform.cases import _heads
+from attlas.engine.runtime.graph import load
+from attlas.engine.runtime.session import constants
 from attlas.errors import AttlasError, UsageError
 from attlas.exporter.spec import METADATA_KEY, GraphSpec, Output
 from onnx import TensorProto, helper, numpy_helper
-from support import make_picture, make_spec
+from support import make_graph, make_picture, make_spec
 from support_conform import results_of
 
 type Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -236,10 +238,30 @@ def test_more_that_is_refused_names_what_was_found(tiny_graph: Path, cases: Path
             write_cases(tiny_graph, output, images, overwrite=True)
     with pytest.raises(AttlasError, match="is a folder, not a graph"):
         attlas.conform(bad)
-    onnx.save(onnx.load(tiny_graph), bad / "w.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    onnx.save(onnx.load(tiny_graph), bad / "w.onnx", save_as_external_data=True, location="w.data", size_threshold=500)
+    attlas.conform(bad / "w.onnx", provider="cpu")
+    whole = (bad / "w.data").read_bytes()
+    (bad / "w.data").write_bytes(whole[:-1])
+    lost = rf"w\.data: is cut off \(of {len(whole):,} bytes {len(whole) - 1:,} are there\)"
+    with pytest.raises(AttlasError, match=lost):
+        attlas.conform(bad / "w.onnx", provider="cpu")
     (bad / "w.data").unlink()
     with pytest.raises(AttlasError, match=r"its weights, w\.data, are missing"):
         attlas.conform(bad / "w.onnx", provider="cpu")
+
+
+def test_a_graph_that_may_not_be_read_or_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before a run begins, which asks the graph for what does not depend on the picture."""
+    make_graph(tmp_path / "g.onnx", heads=3)  # of 16 channels
+    with pytest.raises(AttlasError, match=r"g\.onnx: onnxruntime fails \("):
+        constants(tmp_path / "g.onnx")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "g.onnx")
+
+    monkeypatch.setattr(onnx, "load", refuse)
+    with pytest.raises(AttlasError, match=r"g\.onnx: cannot be read \(Permission denied\)"):
+        load(tmp_path / "g.onnx")
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
