@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -27,6 +28,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
+# A million objects of imported libraries stay until the end, and the collector of garbage would go over them again and
+# again: a twentieth of the tests' time. It begins after them (`pytest_collection_finish`).
+gc.disable()
+
 # Stores sync every unit to the disk, and hundreds of them would have the tests wait for it: where there is room enough,
 # they lie in memory.
 MEMORY = Path("/dev/shm")
@@ -37,6 +42,12 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
 def pytest_xdist_auto_num_workers() -> int:
     """One more than cores: tests wait for processes, servers and browsers, and another can run meanwhile."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, but never look at what is there already: tests are imported, none has run."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -137,6 +137,7 @@ def test_what_is_drawn_are_those_numbers(store: Any) -> None:
         assert high >= max(float(x[np.flatnonzero(x)].max()) for x in (np.array(b) for b in bands))
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_the_page_has_the_figure_with_its_definitions(store: Any, tmp_path: Path) -> None:
     """After the distributions over images; printed with its numbers."""
     _, seen = read(page.report(store.path, tmp_path / "r.html", figures=tmp_path / "f", examples=0))
@@ -199,6 +200,7 @@ def test_a_head_that_counted_nothing_weighs_nothing(tmp_path: Path) -> None:
     assert rows[(1, "mean")][3] == 2 * rows[(1, 0)][3]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_missing_is_named_with_statistics_that_the_store_can_give(tmp_path: Path) -> None:
     """A model whose rows are no distributions is not told to ask for entropies."""
     for kind in ("probability", "mixed"):

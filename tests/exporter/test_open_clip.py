@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -17,10 +17,12 @@ open_clip = pytest.importorskip("open_clip", reason="needs open_clip: pip instal
 
 from attlas.cli import main  # noqa: E402
 from attlas.engine.runtime.decode import decode  # noqa: E402
+from attlas.engine.runtime.graph import read_spec  # noqa: E402
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import export  # noqa: E402
 from attlas.exporter.differences import row_variation  # noqa: E402
 from attlas.exporter.libraries.build import build  # noqa: E402
+from attlas.exporter.spec import GraphSpec  # noqa: E402
 from attlas.exporter.taps.pictures import pictures  # noqa: E402
 from PIL import Image  # noqa: E402
 from support import make_picture  # noqa: E402
@@ -80,20 +82,31 @@ def weights(tmp_path_factory: pytest.TempPathFactory, configs: None) -> dict[str
     return found
 
 
+class Graph(NamedTuple):
+    path: Path
+    spec: GraphSpec
+
+
 @pytest.fixture(scope="module")
-def graphs(weights: dict[str, tuple[Path, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def graphs(
+    weights: dict[str, tuple[Path, Any]], once: Callable[[str, Callable[[Path], Any]], Path]
+) -> Callable[[str], Graph]:
     """The exports: with texts and gradients, without texts, and a tower of timm's with texts."""
-    folder = tmp_path_factory.mktemp("graphs")
     choices: dict[str, dict[str, Any]] = {
         "tiny-clip": {"texts": TEXTS, "gradients": True}, "tiny-mean": {}, "tiny-timm": {"texts": TEXTS},
     }  # fmt: skip
-    return {
-        name: export(f"open_clip:{name}", folder / f"{name}.onnx", checkpoint=weights[name][0], **more)
-        for name, more in choices.items()
-    }
+
+    def make(name: str, folder: Path) -> None:
+        export(f"open_clip:{name}", folder / "graph.onnx", checkpoint=weights[name][0], **choices[name])
+
+    def get(name: str) -> Graph:
+        path = once(f"open_clip-{name}", lambda folder: make(name, folder)) / "graph.onnx"
+        return Graph(path, read_spec(path))
+
+    return get
 
 
-def run(result: Any, **given: Any) -> dict[str, np.ndarray]:
+def run(result: Graph, **given: Any) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(str(result.path), providers=["CPUExecutionProvider"])
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, given), strict=True))
 
@@ -124,11 +137,13 @@ def maps_of(model: Any, pixels: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-mean"])
-def test_attention_is_the_librarys_own(name: str, graphs: dict[str, Any], weights: dict[str, tuple[Path, Any]]) -> None:
+def test_attention_is_the_librarys_own(
+    name: str, graphs: Callable[[str], Graph], weights: dict[str, tuple[Path, Any]]
+) -> None:
     """Rows within 1e-5 on average, 1e-3 at most."""
-    spec, images = graphs[name].spec, pictures(3, (32, 32), seed=5)
+    spec, images = graphs(name).spec, pictures(3, (32, 32), seed=5)
     given: dict[str, Any] = {"target": np.array([-1, 0, 2])} if spec.gradients else {}
-    outputs = run(graphs[name], image=images, **given)
+    outputs = run(graphs(name), image=images, **given)
     maps = maps_of(weights[name][1], pixels_of(images, spec))
     rows = np.stack([row_variation(outputs[f"attention.{i}"], a) for i, a in enumerate(maps)])
     assert rows.mean() <= 1e-5
@@ -140,10 +155,10 @@ def test_attention_is_the_librarys_own(name: str, graphs: dict[str, Any], weight
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-timm"])
 def test_logits_are_the_cosines_of_texts_as_the_model_scales_them(
-    name: str, graphs: dict[str, Any], weights: dict[str, tuple[Path, Any]]
+    name: str, graphs: Callable[[str], Graph], weights: dict[str, tuple[Path, Any]]
 ) -> None:
     """`get_logits` of the library; the texts are the classes' names."""
-    result, model = graphs[name], weights[name][1]
+    result, model = graphs(name), weights[name][1]
     images = pictures(3, result.spec.image_size, seed=5)
     given: dict[str, Any] = {"target": np.full(3, -1)} if result.spec.gradients else {}
     logits = run(result, image=images, **given)["logits"]
@@ -157,15 +172,15 @@ def test_logits_are_the_cosines_of_texts_as_the_model_scales_them(
 
 
 def test_without_texts_the_embedding_is_the_output(
-    graphs: dict[str, Any], weights: dict[str, tuple[Path, Any]], tmp_path: Path
+    graphs: Callable[[str], Graph], weights: dict[str, tuple[Path, Any]], tmp_path: Path
 ) -> None:
     """And there are no classes whose gradient could be taken."""
     images = pictures(3, (32, 32), seed=5)
-    found = run(graphs["tiny-mean"], image=images)["features"]
+    found = run(graphs("tiny-mean"), image=images)["features"]
     with torch.no_grad():
-        expected = weights["tiny-mean"][1].encode_image(pixels_of(images, graphs["tiny-mean"].spec)).numpy()
+        expected = weights["tiny-mean"][1].encode_image(pixels_of(images, graphs("tiny-mean").spec)).numpy()
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert graphs["tiny-mean"].spec.classes == ()
+    assert graphs("tiny-mean").spec.classes == ()
     with pytest.raises(UsageError, match=r"^open_clip:local-dir:/absent: has no classes"):  # before it is looked for
         export("open_clip:local-dir:/absent", tmp_path / "g.onnx", gradients=True)
 
@@ -178,9 +193,9 @@ def test_scale_and_bias_of_logits_are_hashed_with_the_weights(weights: dict[str,
     assert built.weights().sha256 != before
 
 
-def test_gradients_are_those_of_autograd(graphs: dict[str, Any], weights: dict[str, tuple[Path, Any]]) -> None:
+def test_gradients_are_those_of_autograd(graphs: Callable[[str], Graph], weights: dict[str, tuple[Path, Any]]) -> None:
     """Of the logit by the last layer's map, through the library's own code."""
-    result = graphs["tiny-clip"]
+    result = graphs("tiny-clip")
     built = build("open_clip:tiny-clip", checkpoint=weights["tiny-clip"][0], texts=TEXTS)
     images = pictures(2, (32, 32), seed=5)
     seen: list[Any] = []
@@ -200,9 +215,11 @@ def test_gradients_are_those_of_autograd(graphs: dict[str, Any], weights: dict[s
     assert np.abs(found).max() > 0
 
 
-def test_pixels_are_those_of_its_own_transform(graphs: dict[str, Any], weights: dict[str, tuple[Path, Any]]) -> None:
+def test_pixels_are_those_of_its_own_transform(
+    graphs: Callable[[str], Graph], weights: dict[str, tuple[Path, Any]]
+) -> None:
     """On odd sizes, greyscale, with transparency and with a palette, which become RGB only in the end."""
-    spec, model = graphs["tiny-clip"].spec, weights["tiny-clip"][1]
+    spec, model = graphs("tiny-clip").spec, weights["tiny-clip"][1]
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)

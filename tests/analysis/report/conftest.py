@@ -27,19 +27,3 @@ def made(once: Callable[[str, Callable[[Path], Any]], Path]) -> tuple[Store, Pat
 
     folder = once("report", make)
     return Store(folder / "s.zarr"), folder / "r.html", folder / "figures"
-
-
-@pytest.fixture
-def quick_print(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty PDF and PNG files, for tests of numbers: with their fonts and pixels, they take half of a report's time."""
-    from matplotlib.figure import Figure
-
-    save = Figure.savefig
-
-    def quick(figure: Figure, target: Any, **options: Any) -> None:
-        if str(target).endswith((".pdf", ".png")):
-            Path(target).touch()
-        else:
-            save(figure, target, **options)
-
-    monkeypatch.setattr(Figure, "savefig", quick)

@@ -57,6 +57,7 @@ def test_a_pools_own_map_is_the_readout(tmp_path: Path) -> None:
     np.testing.assert_allclose(heads_of(store), wanted.ravel(), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", ["mean", "uint8"])
 def test_head_means_and_codes_show_what_they_can(tmp_path: Path, kind: str) -> None:
     """Codes give every figure and a warning."""

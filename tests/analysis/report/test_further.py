@@ -88,6 +88,7 @@ def test_maps_are_drawn_whatever_they_are_of(analysed: Store) -> None:
     assert "`firsts`: attention of the first token [1]" in figures["firsts"].caption
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_the_page_and_its_methods_name_them(analysed: Store, tmp_path: Path) -> None:
     _, seen = read(page.report(analysed.path, tmp_path / "r.html", examples=0, figures=tmp_path / "f"))
     assert "It cannot be drawn" not in seen.text

@@ -27,6 +27,7 @@ pytest.importorskip("matplotlib")
 page = pytest.importorskip("attlas.analysis.report.page")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_random_weights_and_an_unfinished_store_are_said_before_all_else(tmp_path: Path) -> None:
     """And once the run goes on, the statistics are made anew."""
     spec = spec_of(weights=Weights("random", "ab" * 32), classes=1)
@@ -43,6 +44,7 @@ def test_random_weights_and_an_unfinished_store_are_said_before_all_else(tmp_pat
     assert "n = 21 images" in seen.captions[0]
 
 
+@pytest.mark.usefixtures("quick_print")
 def test_where_attention_was_not_kept_the_prefix_rows_still_show_and_the_rest_names_the_option(tmp_path: Path) -> None:
     make_store(tmp_path / "s.zarr", keep=("none",), reduce=True)
     _, seen = read(page.report([tmp_path / "s.zarr"], tmp_path / "r.html", figures=tmp_path / "f"))

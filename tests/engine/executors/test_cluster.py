@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attlas
 import pytest
@@ -127,18 +128,22 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
 
 
 def test_a_cluster_of_two_workers_writes_what_one_process_does(
-    dask: Dask, tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
+    dask: Dask,
+    command: Callable[..., Any],
+    tiny_graph: Path,
+    pictures: Path,
+    tmp_path: Path,
+    whole: dict[str, bytes],
 ) -> None:
     """Through the command line; the same cluster then analyses the store as this process does."""
     dask.have(2)
-    process = command(tiny_graph, pictures, tmp_path / "s.zarr", "--scheduler", dask.address)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    assert f"Dask at {dask.address}" in err
+    done = command("run", tiny_graph, pictures, "-o", "s.zarr", "--scheduler", dask.address, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"Dask at {dask.address}" in done.stderr
     assert chunk_files(tmp_path / "s.zarr") == whole
     (record,) = attlas.inspect(tmp_path / "s.zarr")["runs"]
     assert (record["executor"], record["images"]) == ("dask", 50)
-    assert_analyzed_alike(tmp_path / "s.zarr", "--scheduler", dask.address)
+    assert_analyzed_alike(command, tmp_path / "s.zarr", "--scheduler", dask.address)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills with signal 9")

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from support_workers import PATIENCE, Marks, Unsteady, asked, assert_analyzed_al
 
 
 def test_two_processes_write_what_one_does(
-    tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
+    command: Callable[..., Any], tiny_graph: Path, pictures: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     """Every chunk file; and the record says who it was."""
     result = attlas.run(tiny_graph, pictures, tmp_path / "s.zarr", workers=2)
@@ -39,7 +40,7 @@ def test_two_processes_write_what_one_does(
     assert (record["executor"], record["workers"], record["images"]) == ("processes", 2, 50)
     assert set(record["stages"]) == {"decode", "inference", "reduce", "write", "commit"}
     assert not multiprocessing.active_children()
-    assert_analyzed_alike(tmp_path / "s.zarr", "--workers", "2")
+    assert_analyzed_alike(command, tmp_path / "s.zarr", "--workers", "2")
 
 
 def test_an_executor_of_one_s_own_is_given_as_the_scheduler(

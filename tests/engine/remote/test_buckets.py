@@ -54,7 +54,7 @@ def test_a_store_in_a_bucket_holds_the_same_files_as_in_a_folder(
     assert len(lists) == 2  # the marks, and everything
     assert opened.attention.chunks[:2] == ((4, 4), (2,))
     assert opened.identical(attlas.open(copy, chunks=cut).compute())
-    page = attlas.report([url], tmp_path / "r.html", examples=1)
+    page = attlas.report([url], tmp_path / "r.html", examples=1, only=["distance", "examples"])
     assert "tiny_test" in page.read_text("utf-8")
     storage_at(url).delete("entropy_patch/c.1.0.0")
     for reads in (lambda: attlas.analyze(url), lambda: attlas.open(url), lambda: Store(url).read("entropy_patch")):

@@ -77,7 +77,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tiny_graph: Pat
     command = [sys.executable, "-m", "attlas.cli", "run", str(tiny_graph), str(folder), "-o", str(tmp_path / "k.zarr")]
     rng = np.random.default_rng(0)
     kills = 0
-    for _ in range(8):
+    for _ in range(4):  # most of a round is a new process
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
         marks = tmp_path / "k.zarr" / "run" / "done"
         deadline = time.monotonic() + 60
@@ -108,7 +108,7 @@ def test_an_interrupt_ends_with_130_and_a_hint(tiny_graph: Path, tmp_path: Path)
     assert process.returncode == 130, err
     assert "the same command goes on" in err
     assert "Traceback" not in err
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert attlas.run(tiny_graph, folder, tmp_path / "s.zarr").finished
     assert Store(tmp_path / "s.zarr").done.all()
 
 
