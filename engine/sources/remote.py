@@ -72,7 +72,9 @@ def stamp(url: str) -> tuple[int, int] | None:
     with failures():
         try:
             info = system.info(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if isinstance(cause := error.__cause__, OSError) and not isinstance(cause, FileNotFoundError):
+                raise cause from None  # what fsspec says of a web server that does not answer
             return None
     return None if info["type"] == "directory" else (int(info["size"] or 0), _changed(info))
 

@@ -15,10 +15,10 @@ from attlas.words import counted, left_out, part_of, ranges
 
 INTERRUPTED = """
 import asyncio, signal, sys
+from attlas.engine.store.arrays import _Adapter
 from attlas.engine.store.verify import verify
-from zarr.storage import LocalStore
 
-get = LocalStore.get
+get = _Adapter.get
 
 async def slow(self, *arguments, **options):
     await asyncio.sleep(1.5)
@@ -28,7 +28,7 @@ def stop(*_):
     raise KeyboardInterrupt
 
 def begun(done, total):
-    LocalStore.get = slow
+    _Adapter.get = slow
     signal.setitimer(signal.ITIMER_REAL, 0.7)
 
 signal.signal(signal.SIGALRM, stop)

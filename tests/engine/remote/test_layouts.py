@@ -194,3 +194,10 @@ def test_an_unfinished_store_is_read_once(tiny_graph: Path, few: Path, monkeypat
     store.storage.delete("height/c.0")
     with pytest.raises(AttlasError, match=r"height lacks rows of unit 0, which is done \(height/c\.0 is missing\)"):
         read.read("height")
+
+
+def test_a_web_server_that_does_not_answer_has_no_missing_files() -> None:
+    """Its own kind of error is fsspec's word for a file that is not there."""
+    with pytest.raises(OSError, match="Cannot connect") as caught:
+        remote.stamp("http://127.0.0.1:9/list.csv")
+    assert not isinstance(caught.value, FileNotFoundError)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from attlas.engine import Session, Store, job
 from attlas.engine.runner import run
+from attlas.engine.sources import open_source
 from attlas.engine.store.schema import CODECS
 from attlas.engine.unit import Buffers
 from attlas.errors import AttlasError, UsageError
@@ -31,8 +32,9 @@ def test_another_graph_is_refused_with_the_difference(
     with pytest.raises(AttlasError, match="codec lz4 there, none now"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", codec="none")
     theirs = Store(tmp_path / "s.zarr").plan
+    ours, items = replace(theirs, identity={**theirs.identity, "precision": "bfloat16"}), open_source(pictures).items
     with pytest.raises(AttlasError, match="precision float32 there, bfloat16 now"):
-        job._compare(tmp_path, theirs, replace(theirs, identity={**theirs.identity, "precision": "bfloat16"}), None)
+        job._compare(tmp_path / "s.zarr", theirs, ours, None, items)
     with pytest.raises(AttlasError, match="images 50 there, 9 now"):
         run(tiny_graph, pictures, tmp_path / "s.zarr", limit=9)
     assert chunk_files(tmp_path / "s.zarr") == before
