@@ -20,6 +20,7 @@ from ..errors import AttlasError, UsageError
 from ..files import from_json
 
 __all__ = [
+    "BESIDE_KEY",
     "FORMAT",
     "LARGEST_FILE",
     "METADATA_KEY",
@@ -38,6 +39,7 @@ __all__ = [
 
 FORMAT = 1
 METADATA_KEY = "attlas"
+BESIDE_KEY = "attlas.weights"  # of the SHA-256 of the weights' own file, where they have one
 
 # Protobuf's limit is 2 GiB; some of it is left for the nodes. Larger weights go into a file next to the graph.
 LARGEST_FILE = 2**31 - 2**24

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from ...errors import AttlasError, one_line
-from ...exporter.spec import METADATA_KEY, GraphSpec
+from ...exporter.spec import BESIDE_KEY, METADATA_KEY, GraphSpec
 from .outputs import Form, Wanted
 
 __all__ = [
@@ -107,17 +107,27 @@ def _compare(spec: GraphSpec, graph: onnx.GraphProto, path: Path) -> None:
 
 
 def graph_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of the graph's file and of its external weights."""
+    """SHA-256 of the graph's file and of its external weights.
+
+    Raises:
+        AttlasError: there is no such graph, or its weights are missing or another graph's.
+    """
     path = Path(path)
-    hasher = hashlib.sha256()
+    said = [entry.value for entry in load(path).metadata_props if entry.key == BESIDE_KEY]
+    whole = hashlib.sha256()
     for file in (path, *weight_files(path)):
+        own = hashlib.sha256()
         try:
             with file.open("rb") as handle:
                 while block := handle.read(1 << 24):
-                    hasher.update(block)
+                    whole.update(block)
+                    if said:
+                        own.update(block)
         except OSError:
             raise AttlasError(f"{file}: the graph's weights are missing; keep them beside {path.name}") from None
-    return hasher.hexdigest()
+        if said and file != path and own.hexdigest() not in said:
+            raise AttlasError(f"{file}: is not the file of weights that {path.name} was exported with")
+    return whole.hexdigest()
 
 
 def antialiased(path: str | os.PathLike[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +13,28 @@ import onnx_ir as ir
 import torch
 
 from ...errors import AttlasError
-from ..spec import LARGEST_FILE
+from ..spec import BESIDE_KEY, LARGEST_FILE
 
 __all__ = ["save"]
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a graph; weights above the size of a protobuf go into `NAME.onnx.data` beside it.
+    """Write a graph; weights above the size of a protobuf go into `NAME.onnx.data` beside it, whose digest it holds.
 
-    The graph loses its weights.
+    The model loses its weights.
 
     Raises:
         AttlasError: the graph would hold a path of this machine.
     """
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if weights > LARGEST_FILE:
-        ir.save(model, path, external_data=f"{path.name}.data")
+        beside = path.with_name(f"{path.name}.data")
+        ir.save(model, path, external_data=beside.name)
+        with beside.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        graph = onnx.load(path, load_external_data=False)
+        graph.metadata_props.add(key=BESIDE_KEY, value=digest)
+        path.write_bytes(graph.SerializeToString())
         _refuse_paths(path.read_bytes(), path, model)
     else:
         _write(model, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import urllib.request
@@ -18,7 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 
-from attlas.engine.runtime.graph import read_spec  # noqa: E402
+from attlas.engine.runtime.graph import graph_digest, read_spec  # noqa: E402
 from attlas.errors import AttlasError, UsageError  # noqa: E402
 from attlas.exporter import export  # noqa: E402
 from attlas.exporter.libraries.build import build  # noqa: E402
@@ -50,6 +51,13 @@ def test_weights_above_the_limit_go_beside_the_graph(tmp_path: Path, monkeypatch
     tmp_path.rename(moved)
     images = pictures(1, built.image_size)
     compare(run(moved / "deit.onnx", images), reference(built)(images), result.spec)
+    digest, data = graph_digest(moved / "deit.onnx"), moved / "deit.onnx.data"
+    assert digest == hashlib.sha256((moved / "deit.onnx").read_bytes() + data.read_bytes()).hexdigest()
+    other = bytearray(data.read_bytes())
+    other[1000] ^= 1
+    data.write_bytes(other)
+    with pytest.raises(AttlasError, match=r"deit\.onnx\.data: is not the file of weights that deit\.onnx was exported"):
+        graph_digest(moved / "deit.onnx")
 
 
 def test_weights_beside_the_old_graph_stay_until_it_is_replaced(
