@@ -98,13 +98,13 @@ def url(serve: Callable[[list[Path]], str], stores: list[Path]) -> str:
 
 def test_from_the_grid_to_a_patch_of_a_picture(opened: Callable[..., Any], url: str) -> None:
     page = opened(url)
-    assert page.locator(".total").inner_text() == f"{IMAGES} pictures"
+    expect(page.locator(".total")).to_have_text(f"{IMAGES} pictures")
     page.keyboard.press("/")
     page.keyboard.type("answer:wrong")
     expect(page.locator(".total")).to_have_text("10 of 22 pictures")
     page.locator(".cell").first.click()
     page.wait_for_selector(".overlay[data-shows='1/1/attention']")
-    assert page.locator(".says").inner_text().startswith("Layer 1, mean of 2 heads: what the class token attends to;")
+    expect(page.locator(".says")).to_contain_text("Layer 1, mean of 2 heads: what the class token attends to;")
     page.locator(".box").click(position={"x": 200, "y": 100})
     expect(page.locator(".says").first).to_contain_text("what patch (1, 2) attends to")
     page.keyboard.press("ArrowRight")
@@ -113,11 +113,11 @@ def test_from_the_grid_to_a_patch_of_a_picture(opened: Callable[..., Any], url: 
     page.keyboard.press("1")
     expect(page.locator(".says").first).to_contain_text("head 1: who attends to patch (1, 3)")
     for part in ("image=1&", "layer=0&", "heads=1&", "at=0.7000%2C0.5000", "from=1"):
-        assert part in page.url
+        expect(page).to_have_url(re.compile(part))
     page.keyboard.press("n")
     page.wait_for_selector(".overlay[data-shows='3/0/attention']")  # the next of those that were found
     linked = opened(page.url)
-    assert "who attends to patch (1, 3)" in linked.locator(".says").inner_text()
+    expect(linked.locator(".says")).to_contain_text("who attends to patch (1, 3)")
     linked.keyboard.press("m")
     linked.wait_for_selector(".overlay[data-shows='3/0/rollout']")
     linked.keyboard.press("Escape")
@@ -210,7 +210,7 @@ def test_a_frame_of_a_report(opened: Callable[..., Any], stores: list[Path], tmp
 
 def test_the_single_file(opened: Callable[..., Any], stores: list[Path], tmp_path: Path) -> None:
     page = opened(write(stores, tmp_path / "atlas.html", count=3).as_uri())
-    assert page.locator(".cell").count() == 3
+    expect(page.locator(".cell")).to_have_count(3)
     page.locator(".cell").nth(1).click()
     expect(page.locator(".overlay[data-shows$=attention]")).to_have_count(2)
     image = int(str(page.locator(".overlay").first.get_attribute("data-shows")).partition("/")[0])
