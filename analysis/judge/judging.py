@@ -196,7 +196,9 @@ def _all(
         return pool.submit(segment_unit, where, str(plan.masks), task.maps, k, valid, wanted)
 
     done = _pass(plan, plan.lacking, judge_of, ahead, show)
-    _pass(plan, plan.unsegmented, segment_of, ahead, show)
+    # All of them: what is in the store may be of other masks, and counting costs little.
+    masked = {one.name: plan.source.done for one in task.maps} if plan.masks is not None else {}
+    _pass(plan, masked, segment_of, ahead, show)
     return done
 
 

@@ -61,7 +61,7 @@ class Plan:
         task: for its workers; `masks`: the folder of masks, or None.
         images: where pictures are read; `items`: the store's, in order; `targets`: (image), as of `targets.choose`.
         objects: by the boxes, or None without.
-        lacking: units without rows, by the name of the map; `unsegmented`: those to count against masks.
+        lacking: units without rows, by the name of the map.
         notes: what the user should know.
     """
 
@@ -72,7 +72,6 @@ class Plan:
     targets: npt.NDArray[np.int64]
     lacking: dict[str, Mask]
     masks: Path | None = None
-    unsegmented: dict[str, Mask] = field(default_factory=dict)
     objects: list[Objects] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -128,8 +127,6 @@ def planned(store: Store, graph: File, images: File | Source, choice: Choice) ->
             f"{Path(graph).name} has gradients, and gives logits at less than half the speed of a graph without; one "
             "of the same weights (`attlas export` without --gradients) judges the same maps"
         )
-    if masks is not None:  # all of them: what is in the store may be of other masks, and counting costs little
-        plan.unsegmented = {one.name: found.done.copy() for one in task.maps}
     return plan
 
 

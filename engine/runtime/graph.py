@@ -113,9 +113,9 @@ def graph_digest(path: str | os.PathLike[str]) -> str:
         AttlasError: there is no such graph, or its weights are missing or another graph's.
     """
     path = Path(path)
-    said = [entry.value for entry in load(path).metadata_props if entry.key == BESIDE_KEY]
-    whole = hashlib.sha256()
-    for file in (path, *weight_files(path)):
+    model, whole = load(path), hashlib.sha256()
+    said = [entry.value for entry in model.metadata_props if entry.key == BESIDE_KEY]
+    for file in (path, *_beside(model, path)):
         own = hashlib.sha256()
         try:
             with file.open("rb") as handle:
@@ -140,7 +140,11 @@ def antialiased(path: str | os.PathLike[str]) -> bool:
 
 def weight_files(path: str | os.PathLike[str]) -> list[Path]:
     """The files with a graph's external weights."""
-    return sorted({Path(path).parent / name for name in _external(load(path))})
+    return _beside(load(path), Path(path))
+
+
+def _beside(model: onnx.ModelProto, path: Path) -> list[Path]:
+    return sorted(path.parent / name for name in _external(model))
 
 
 def prepare(

@@ -34,8 +34,9 @@ def save(model: ir.Model, path: Path) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         graph = onnx.load(path, load_external_data=False)
         graph.metadata_props.add(key=BESIDE_KEY, value=digest)
-        path.write_bytes(graph.SerializeToString())
-        _refuse_paths(path.read_bytes(), path, model)
+        content = graph.SerializeToString()
+        _refuse_paths(content, path, model)
+        path.write_bytes(content)
     else:
         _write(model, path)
 
